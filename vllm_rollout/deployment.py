@@ -1,0 +1,159 @@
+"""The nouns everything else speaks of: deployment, build, revision, replica.
+
+They hold no behaviour beyond their own identity, so every layer may import them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from vllm_rollout.errors import UsageError
+
+DEFAULT_NAMESPACE = "system"
+_DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_HELM_RELEASE_MAX = 53
+
+
+def checked_name(kind: str, name: str, *, longest: int = _HELM_RELEASE_MAX) -> str:
+    """Return `name` if it is a DNS-1123 label of at most `longest` characters.
+
+    Names reach Helm, URLs and PromQL, so this is asked of every one before it goes anywhere.
+
+    Raises:
+        UsageError: it is not; the message says which character or length is wrong.
+    """
+    if not _DNS_1123.fullmatch(name) or len(name) > longest:
+        raise UsageError(
+            f"{kind} {name!r} is not a DNS-1123 label",
+            remedy=f"Use lower-case letters, digits and inner '-', {longest} characters at most, "
+            "for example llama-2-7b.",
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One model in one environment: the release `{model}-{environment}` in `namespace`."""
+
+    model: str
+    environment: str
+    namespace: str = DEFAULT_NAMESPACE
+
+    def __post_init__(self) -> None:
+        checked_name("model", self.model)
+        checked_name("environment", self.environment)
+        checked_name("namespace", self.namespace, longest=63)
+        checked_name("release", self.release)
+
+    @property
+    def release(self) -> str:
+        """The name of the release, of the Service and of the `app.kubernetes.io/instance` label."""
+        return f"{self.model}-{self.environment}"
+
+    def __str__(self) -> str:
+        return f"{self.environment}/{self.model}"
+
+
+def canonical_digest(value: Any) -> str:
+    """SHA-256 (`sha256:<hex>`) of `value` as JSON with sorted keys and no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """What is being rolled out: four digests, the environment's overlay left out.
+
+    A field is None where the platform has no such thing (the local platform has no chart).
+    """
+
+    chart_digest: str | None = None
+    values_digest: str | None = None
+    image_digest: str | None = None
+    model_revision: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """The build's own identity: the digest of its parts."""
+        return canonical_digest(asdict(self))
+
+    @property
+    def short(self) -> str:
+        """The first twelve hex digits of `digest`, for people."""
+        return self.digest.removeprefix("sha256:")[:12]
+
+    def differences(self, other: "Build") -> list[str]:
+        """One line for each part in which `other` differs, `part: here -> there`."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+class RevisionStatus(StrEnum):
+    """State of a revision, in Helm's words."""
+
+    DEPLOYED = "deployed"
+    SUPERSEDED = "superseded"
+    FAILED = "failed"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """One entry of a release's history.
+
+    `build` is the newest build in it. While a ramp is under way `replicas` of `capacity`
+    replicas run it and the rest still run the build before.
+    """
+
+    number: int
+    build: Build
+    status: RevisionStatus
+    created: datetime
+    description: str
+    replicas: int
+    capacity: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every replica runs `build`: no ramp is half way."""
+        return self.replicas >= self.capacity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One pod, or one process of the local platform.
+
+    `phase` uses Kubernetes' words (Pending, Running, Failed, …); `reason` is the waiting or
+    termination reason (CrashLoopBackOff, OOMKilled, …) or empty.
+    """
+
+    name: str
+    phase: str
+    ready: bool
+    restarts: int
+    build: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A build to serve and how much of a release it shall take.
+
+    `replicas` of `capacity` replicas run the build (`values` are what it was made of); the
+    others keep running what the release ran before.
+    """
+
+    build: Build
+    values: Mapping[str, Any] = field(default_factory=dict)
+    replicas: int
+    capacity: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= self.capacity:
+            raise ValueError(f"{self.replicas} of {self.capacity} replicas is not a ramp step")

@@ -1,0 +1,62 @@
+"""The verdict: what every gate ends in."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """Three values: a gate that cannot know says so, and that never promotes."""
+
+    PASS = "pass"  # noqa: S105 - the word, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """An outcome and all that is needed to check it by hand.
+
+    `measured`, `lower`, `upper` and `limit` share `unit` ("s", "ratio", "1/s", "count", or ""
+    for a plain yes or no, where they are None). `lower` and `upper` are confidence bounds at
+    `confidence` (one-sided each, a fraction) over `n` observations; a bound that does not exist
+    for this n is None. `remedy` says what to do when the outcome is not a pass.
+    """
+
+    outcome: Outcome
+    reason: str
+    measured: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    limit: float | None = None
+    confidence: float | None = None
+    n: int = 0
+    remedy: str = ""
+    unit: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outcome is a pass."""
+        return self.outcome is Outcome.PASS
+
+    def because(self, reason: str, remedy: str = "") -> "Verdict":
+        """The same figures, made inconclusive for `reason` (a verdict is only ever weakened)."""
+        return replace(self, outcome=Outcome.INCONCLUSIVE, reason=reason, remedy=remedy)
+
+
+def check(holds: bool | None, reason: str, *, remedy: str = "", n: int = 1) -> Verdict:
+    """A verdict about a plain fact: True passes, False fails, None (unknown) is inconclusive."""
+    if holds is None:
+        outcome = Outcome.INCONCLUSIVE
+    else:
+        outcome = Outcome.PASS if holds else Outcome.FAIL
+    return Verdict(
+        outcome=outcome, reason=reason, n=n, remedy="" if outcome is Outcome.PASS else remedy
+    )
+
+
+_ORDER = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS)
+
+
+def worst(outcomes: "list[Outcome]") -> Outcome:
+    """The outcome of many: a fail outweighs inconclusive, which outweighs a pass; none is inconclusive."""
+    return min(outcomes, key=_ORDER.index, default=Outcome.INCONCLUSIVE)

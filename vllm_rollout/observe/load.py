@@ -1,0 +1,143 @@
+"""What a load run is asked for and what it found.
+
+A `LoadPlan` goes to `loadtests/` and a `LoadResult` comes back. Latency runs from the *intended*
+send time of the schedule, so a stall of the server or of the generator is never hidden
+(coordinated omission). No request is dropped from the result: one that failed, timed out or was
+never sent is there, by name.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RequestOutcome(StrEnum):
+    """How one request ended."""
+
+    OK = "ok"
+    HTTP_ERROR = "http_error"
+    """An error status, or an error event inside a 200 stream (vLLM overloaded while streaming)."""
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    """Refused, reset, DNS or TLS failure."""
+    MALFORMED = "malformed"
+    """A body that does not parse, or parses and is not a completion."""
+    TRUNCATED = "truncated"
+    """A stream that ended without a finish reason or without [DONE]."""
+    UNSENT = "unsent"
+    """Planned, and the generator ended before it was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPlan:
+    """An open-loop load: `rate_per_second` arrivals for `warmup_seconds` + `duration_seconds`."""
+
+    base_url: str
+    model: str
+    rate_per_second: float
+    duration_seconds: float
+    warmup_seconds: float = 0.0
+    arrivals: str = "poisson"
+    timeout_seconds: float = 30.0
+    prompt: str = "Hello"
+    max_tokens: int = 64
+    stream: bool = True
+    workers: int = 1
+    seed: int = 1
+
+    @property
+    def expected_requests(self) -> float:
+        """Mean number of judged requests the plan makes."""
+        return self.rate_per_second * self.duration_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request. Times are seconds since the start of the run; a missing one is NaN.
+
+    `latency_seconds` and `ttft_seconds` are measured from `intended`.
+    """
+
+    intended: float
+    sent: float = math.nan
+    first_token: float = math.nan
+    end: float = math.nan
+    outcome: RequestOutcome
+    status: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether a whole, valid answer came."""
+        return self.outcome is RequestOutcome.OK
+
+    @property
+    def latency_seconds(self) -> float:
+        """From intended send to the last byte; NaN when it never ended."""
+        return self.end - self.intended
+
+    @property
+    def ttft_seconds(self) -> float:
+        """Time to first token, from intended send."""
+        return self.first_token - self.intended
+
+    @property
+    def lag_seconds(self) -> float:
+        """How late the generator sent it: schedule lag."""
+        return self.sent - self.intended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """All judged requests of one run (warm-up left out), in order of intended time.
+
+    `incomplete` is empty, or says why this result does not show the whole run (a worker died, the
+    generator was killed, fewer arrivals than planned); no verdict may pass on an incomplete result.
+    """
+
+    plan: LoadPlan
+    started_at: float
+    """Unix time of the schedule's zero."""
+    requests: tuple[RequestRecord, ...]
+    incomplete: str = ""
+
+    @property
+    def total(self) -> int:
+        """Number of judged requests, whatever became of them."""
+        return len(self.requests)
+
+    @property
+    def failures(self) -> int:
+        """Requests without a whole, valid answer."""
+        return sum(not r.ok for r in self.requests)
+
+    @property
+    def latencies_seconds(self) -> tuple[float, ...]:
+        """Latencies of the requests that were answered; the others are `censored`."""
+        return tuple(r.latency_seconds for r in self.requests if r.ok)
+
+    @property
+    def censored(self) -> int:
+        """Requests slower than everything: failed, timed out or never sent."""
+        return self.failures
+
+    @property
+    def failures_by_kind(self) -> dict[str, int]:
+        """Failure count by outcome, HTTP errors split by status (`http_error 503`), most first."""
+        counts: dict[str, int] = {}
+        for request in self.requests:
+            if not request.ok:
+                kind = str(request.outcome)
+                if request.outcome is RequestOutcome.HTTP_ERROR:
+                    kind += f" {request.status}"
+                counts[kind] = counts.get(kind, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def lag_percentile(self, percentile: float) -> float:
+        """Schedule lag at `percentile` (nearest rank) over the requests sent; NaN when none was."""
+        lags = sorted(r.lag_seconds for r in self.requests if not math.isnan(r.sent))
+        if not lags:
+            return math.nan
+        return lags[max(0, math.ceil(len(lags) * percentile / 100) - 1)]

@@ -1,0 +1,118 @@
+"""The seam between the suite and where it runs.
+
+Nothing above `platform/` asks which platform it has. A platform manages releases (`Platform`)
+and keeps what must outlive a job (`Store`), next to the releases themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
+from vllm_rollout.errors import RolloutError
+
+
+class ConflictError(RolloutError):
+    """Someone else wrote the entry first (compare-and-set failed) or holds the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored JSON document and the version to name when replacing it."""
+
+    key: str
+    value: Any
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who may change a model's releases, and until when unless renewed."""
+
+    name: str
+    holder: str
+    expires: datetime
+
+
+class Store(Protocol):
+    """Small JSON documents with compare-and-set, and leases. Survives the process and the job."""
+
+    def read(self, key: str) -> Entry | None:
+        """The entry, or None."""
+
+    def write(self, key: str, value: Any, *, expect: str | None) -> str:
+        """Write `value`; return its version.
+
+        `expect` is the version being replaced, or None if the key must be new.
+
+        Raises:
+            ConflictError: the key is at another version.
+        """
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+
+    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        """Take or renew the lease: free, expired or `holder`'s own.
+
+        Raises:
+            ConflictError: another holder's lease is valid; the message says whose and until when.
+        """
+
+    def release(self, name: str, holder: str) -> None:
+        """Give the lease up if `holder` has it; otherwise do nothing."""
+
+
+class Platform(Protocol):
+    """Releases and their revisions. Each change makes a new revision, as Helm does."""
+
+    @property
+    def name(self) -> str:
+        """`kubernetes` or `local`."""
+
+    @property
+    def store(self) -> Store:
+        """Where evidence, journal and lock are kept."""
+
+    def base_url(self, deployment: Deployment) -> str:
+        """The URL at which the deployment is reached, without a trailing slash."""
+
+    def history(self, deployment: Deployment) -> Sequence[Revision]:
+        """All revisions, oldest first; empty when the release does not exist."""
+
+    def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
+        """The values the revision's build was made of, the environment's overlay left out."""
+
+    def build(self, deployment: Deployment, values: dict[str, Any]) -> Build:
+        """The build that `values` make, resolved to digests as far as the platform can."""
+
+    def apply(
+        self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
+    ) -> Revision:
+        """Bring the release to `target` in a new revision and wait until its replicas are ready.
+
+        Raises:
+            DeployError: not ready within `timeout`; the failed revision stays in the history.
+            UnreachableError: the platform did not answer.
+        """
+
+    def rollback(
+        self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
+    ) -> Revision:
+        """Make a new revision with the state of `revision` and wait until it is ready.
+
+        Raises: as `apply`.
+        """
+
+    def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
+        """Remove the release and everything that serves it. Removing nothing is no error."""
+
+    def recover(self, deployment: Deployment) -> str:
+        """Clear what a killed client left half done (a pending revision); say what was found, or ""."""
+
+    def replicas(self, deployment: Deployment) -> Sequence[Replica]:
+        """The replicas that exist now, with what is known of their health."""
+
+    def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
+        """The last `tail` log lines of each replica, secrets redacted."""
