@@ -1,0 +1,233 @@
+"""Evidence: all verdicts and observations of one run, with the build they are about.
+
+`evidence.json` is the one source of every report: HTML, JUnit and the deployment record are
+rendered from it, so they cannot disagree. It is addressed by the SHA-256 of its content.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_rollout.deployment import Build, Deployment, canonical_digest
+from vllm_rollout.errors import UsageError
+from vllm_rollout.judge.verdict import Outcome, Verdict, worst
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """Text shown beside a gate (a model's answer, log lines). Untrusted: escaped where shown."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """What one gate found about one deployment.
+
+    `error` is the exception that kept the gate from a verdict, `unreachable` the address that did
+    not answer, `skipped` why it was not run; each of them makes the outcome inconclusive.
+    """
+
+    gate: str
+    item: str
+    title: str
+    verdicts: tuple[Verdict, ...] = ()
+    error: str = ""
+    unreachable: str = ""
+    skipped: str = ""
+    load: str = ""
+    """Name of the load run (a key of `GateRun.loads`) the gate judged, or empty."""
+    attachments: tuple[Attachment, ...] = ()
+    started: datetime
+    duration_seconds: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """A fail stands; without one, anything that kept the gate from knowing is inconclusive."""
+        judged = worst([v.outcome for v in self.verdicts])
+        if judged is not Outcome.FAIL and (self.error or self.unreachable or self.skipped):
+            return Outcome.INCONCLUSIVE
+        return judged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyBin:
+    """`count` answered requests with latency above the bin before and at most `upper_seconds`."""
+
+    upper_seconds: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadMoment:
+    """One slice of a load run, by intended send time, `at_seconds` after its start."""
+
+    at_seconds: float
+    requests: int
+    failures: int
+    p50_seconds: float | None
+    p95_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSummary:
+    """What a report shows of a load run; the verdicts were reached on the exact records."""
+
+    rate_per_second: float
+    duration_seconds: float
+    total: int
+    failures: int
+    failures_by_kind: dict[str, int]
+    p50_seconds: float | None
+    p95_seconds: float | None
+    p99_seconds: float | None
+    ttft_p50_seconds: float | None
+    ttft_p95_seconds: float | None
+    output_tokens_per_second: float
+    lag_p99_seconds: float | None
+    histogram: tuple[LatencyBin, ...]
+    timeline: tuple[LoadMoment, ...]
+    incomplete: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRun:
+    """The gates of one environment, about one build at one revision.
+
+    `changed` is empty, or says what changed under the gates while they ran (another revision or
+    build appeared); the run is inconclusive then, whatever its gates said.
+    """
+
+    deployment: Deployment
+    base_url: str
+    platform: str
+    revision: int | None
+    build: Build | None
+    policy_digest: str
+    started: datetime
+    finished: datetime
+    expected: tuple[str, ...]
+    """Gates the policy asks for in this environment, whether or not they ran."""
+    gates: tuple[GateResult, ...]
+    loads: dict[str, LoadSummary]
+    changed: str = ""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Gates the policy asks for and the run has no result of."""
+        ran = {g.gate for g in self.gates}
+        return tuple(g for g in self.expected if g not in ran)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Pass only if every expected gate ran and passed on one unchanged build."""
+        outcomes = [g.outcome for g in self.gates]
+        if self.missing or self.changed:
+            outcomes.append(Outcome.INCONCLUSIVE)
+        return worst(outcomes)
+
+    @property
+    def unreachable(self) -> str:
+        """The first address that did not answer, or empty."""
+        return next((g.unreachable for g in self.gates if g.unreachable), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Something the rollout did or saw, in order of time. `outcome` is None for plain progress."""
+
+    at: datetime
+    title: str
+    detail: str = ""
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One run: the gate runs in order, and, for a rollout, its steps and end."""
+
+    schema: int = SCHEMA
+    run_id: str
+    model: str
+    suite_version: str
+    started: datetime
+    finished: datetime
+    runs: tuple[GateRun, ...]
+    steps: tuple[Step, ...] = ()
+    conclusion: str = ""
+    """One sentence: how the run ended. Empty for gates run alone."""
+    exit_code: int | None = None
+    """Exit code of the rollout (see `ExitCode`), None for gates run alone."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the rollout if it was one (only exit code 0 is a pass), else of its gate runs."""
+        gated = worst([run.outcome for run in self.runs])
+        if self.exit_code is None or (self.exit_code != 0 and gated is not Outcome.PASS):
+            return gated
+        return gated if self.exit_code == 0 else Outcome.FAIL
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the content."""
+        return canonical_digest(as_json(self))
+
+
+_ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
+
+
+def as_json(evidence: Evidence) -> dict[str, Any]:
+    """The evidence as JSON-ready data."""
+    data: dict[str, Any] = _ADAPTER.dump_python(evidence, mode="json")
+    return data
+
+
+def from_json(data: Any) -> Evidence:
+    """The evidence in JSON-ready data.
+
+    Raises:
+        ValidationError: it is not evidence of this schema.
+    """
+    return _ADAPTER.validate_python(data)
+
+
+def write_evidence(evidence: Evidence, path: Path) -> None:
+    """Write `evidence` with its digest to `path`, whole or not at all."""
+    document = {"digest": evidence.digest, "evidence": as_json(evidence)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read an `evidence.json` and check it against its digest.
+
+    Raises:
+        UsageError: no such file, not evidence, or changed since it was written.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        evidence = from_json(document["evidence"])
+        digest = document["digest"]
+    except OSError as error:
+        raise UsageError(f"cannot read evidence {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UsageError(
+            f"{path} is not evidence of schema {SCHEMA}: {error}",
+            remedy="Run the gates again; they write evidence.json into the report folder.",
+        ) from error
+    if evidence.digest != digest:
+        raise UsageError(
+            f"{path} was changed after it was written: its content is {evidence.digest}, "
+            f"it claims {digest}",
+            remedy="Use the original file, or run the gates again.",
+        )
+    return evidence
