@@ -129,7 +129,8 @@ class Replica:
     """One pod, or one process of the local platform.
 
     `phase` uses Kubernetes' words (Pending, Running, Failed, …); `reason` is the waiting or
-    termination reason (CrashLoopBackOff, OOMKilled, …) or empty.
+    termination reason (CrashLoopBackOff, OOMKilled, …) or empty; `address` is the URL of this
+    one replica, or empty where it has none that can be reached from here.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Replica:
     build: str = ""
     reason: str = ""
     message: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The verdict: what every gate ends in."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -45,10 +46,7 @@ class Verdict:
 
 def check(holds: bool | None, reason: str, *, remedy: str = "", n: int = 1) -> Verdict:
     """A verdict about a plain fact: True passes, False fails, None (unknown) is inconclusive."""
-    if holds is None:
-        outcome = Outcome.INCONCLUSIVE
-    else:
-        outcome = Outcome.PASS if holds else Outcome.FAIL
+    outcome = {True: Outcome.PASS, False: Outcome.FAIL, None: Outcome.INCONCLUSIVE}[holds]
     return Verdict(
         outcome=outcome, reason=reason, n=n, remedy="" if outcome is Outcome.PASS else remedy
     )
@@ -57,6 +55,9 @@ def check(holds: bool | None, reason: str, *, remedy: str = "", n: int = 1) -> V
 _ORDER = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS)
 
 
-def worst(outcomes: "list[Outcome]") -> Outcome:
-    """The outcome of many: a fail outweighs inconclusive, which outweighs a pass; none is inconclusive."""
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome of many: any fail, else anything inconclusive, else a pass.
+
+    Of none it is inconclusive: nothing was judged.
+    """
     return min(outcomes, key=_ORDER.index, default=Outcome.INCONCLUSIVE)

@@ -10,11 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
-from vllm_rollout.errors import RolloutError
+from vllm_rollout.errors import ExitCode, RolloutError
 
 
 class ConflictError(RolloutError):
     """Someone else wrote the entry first (compare-and-set failed) or holds the lease."""
+
+    exit_code = ExitCode.INCONCLUSIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Platform(Protocol):
         """Remove the release and everything that serves it. Removing nothing is no error."""
 
     def recover(self, deployment: Deployment) -> str:
-        """Clear what a killed client left half done (a pending revision); say what was found, or ""."""
+        """Clear what a killed client left half done; say what was found, or ""."""
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist now, with what is known of their health."""

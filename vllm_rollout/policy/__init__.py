@@ -1,0 +1,67 @@
+"""What must hold: YAML to a typed, validated `Policy`; the defaults are the workflow's numbers."""
+
+from vllm_rollout.policy.dump import dump_policy
+from vllm_rollout.policy.gates import (
+    Environment,
+    ErrorRate,
+    Gates,
+    Health,
+    Inference,
+    Latency,
+    Load,
+    LoadCapacity,
+    Pods,
+    ResponseTime,
+    Smoke,
+    Soak,
+)
+from vllm_rollout.policy.load import Override, load_policy
+from vllm_rollout.policy.models import ModelRules, Policy, Rules
+from vllm_rollout.policy.ramp import RampStep
+from vllm_rollout.policy.startup import Local, StartupProbe, StartupThreshold
+from vllm_rollout.policy.watch import (
+    CrashLoop,
+    ErrorSpike,
+    HealthTrigger,
+    LatencyTrigger,
+    ShareTrigger,
+    Triggers,
+    Watch,
+    WatchSlo,
+)
+from vllm_rollout.policy.windows import Hours, Windows
+
+__all__ = [
+    "CrashLoop",
+    "Environment",
+    "ErrorRate",
+    "ErrorSpike",
+    "Gates",
+    "Health",
+    "HealthTrigger",
+    "Hours",
+    "Inference",
+    "Latency",
+    "LatencyTrigger",
+    "Load",
+    "LoadCapacity",
+    "Local",
+    "ModelRules",
+    "Override",
+    "Pods",
+    "Policy",
+    "RampStep",
+    "ResponseTime",
+    "Rules",
+    "ShareTrigger",
+    "Smoke",
+    "Soak",
+    "StartupProbe",
+    "StartupThreshold",
+    "Triggers",
+    "Watch",
+    "WatchSlo",
+    "Windows",
+    "dump_policy",
+    "load_policy",
+]

@@ -5,6 +5,7 @@ rendered from it, so they cannot disagree. It is addressed by the SHA-256 of its
 """
 
 import json
+import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +14,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_rollout.deployment import Build, Deployment, canonical_digest
-from vllm_rollout.errors import UsageError
+from vllm_rollout.errors import ExitCode, UsageError
 from vllm_rollout.judge.verdict import Outcome, Verdict, worst
 
 SCHEMA = 1
+
+
+def new_run_id(now: datetime) -> str:
+    """A run's name: when it began (UTC) and four hex digits against collisions."""
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +174,13 @@ class Evidence:
 
     @property
     def outcome(self) -> Outcome:
-        """Of the rollout if it was one (only exit code 0 is a pass), else of its gate runs."""
-        gated = worst([run.outcome for run in self.runs])
-        if self.exit_code is None or (self.exit_code != 0 and gated is not Outcome.PASS):
-            return gated
-        return gated if self.exit_code == 0 else Outcome.FAIL
+        """Of the rollout, by its exit code, if it was one; else of its gate runs."""
+        if self.exit_code is None:
+            return worst([run.outcome for run in self.runs])
+        if self.exit_code == ExitCode.OK:
+            return Outcome.PASS
+        unknown = (ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE, ExitCode.INTERRUPTED)
+        return Outcome.INCONCLUSIVE if self.exit_code in unknown else Outcome.FAIL
 
     @property
     def digest(self) -> str:
@@ -196,6 +204,20 @@ def from_json(data: Any) -> Evidence:
         ValidationError: it is not evidence of this schema.
     """
     return _ADAPTER.validate_python(data)
+
+
+_RESULT: TypeAdapter[GateResult] = TypeAdapter(GateResult)
+
+
+def result_as_json(result: GateResult) -> dict[str, Any]:
+    """A gate's result as JSON-ready data (it travels from xdist workers on reports)."""
+    data: dict[str, Any] = _RESULT.dump_python(result, mode="json")
+    return data
+
+
+def result_from_json(data: Any) -> GateResult:
+    """The gate's result in JSON-ready data."""
+    return _RESULT.validate_python(data)
 
 
 def write_evidence(evidence: Evidence, path: Path) -> None:

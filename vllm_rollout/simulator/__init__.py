@@ -1,0 +1,1 @@
+"""A stand-in model server: vLLM's wire behaviour, with a dial for every fault."""

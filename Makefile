@@ -1,0 +1,58 @@
+# Two commands do everything on a fresh machine that has Python 3.11 or newer:
+#   make demo    the main job, on this machine, no cluster
+#   make test    all tests this machine can run
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv || echo $(BIN)/uv)
+TESTS ?= tests
+
+.PHONY: help demo demo-rollback demo-clean test lint format lock schema wheel clean
+.DEFAULT_GOAL := help
+
+help: ## say what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.venv/installed: requirements/uv.txt requirements/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: .venv/installed ## take a model through its gates to production, on this machine
+	$(BIN)/python examples/demo.py
+
+demo-rollback: .venv/installed ## the same with a second build that breaks after promotion
+	$(BIN)/python examples/demo.py --rollback
+
+demo-clean: .venv/installed ## stop what the demo left serving and forget it
+	$(BIN)/python examples/demo.py --clean
+
+test: .venv/installed ## all tests this machine can run; says what it skips and why
+	$(BIN)/python -m pytest $(TESTS) -n auto --dist loadgroup -W error --timeout 300 -rs
+
+lint: .venv/installed ## style, types and the layers of the house
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: .venv/installed ## resolve the lock files again
+	$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		--upgrade pyproject.toml -o requirements/run.txt
+	$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		--upgrade pyproject.toml --group dev -c requirements/run.txt -o requirements/dev.txt
+	grep -A 1000 '^uv==' requirements/dev.txt | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > requirements/uv.txt
+
+schema: .venv/installed ## generate the JSON Schema of rollout.yaml again
+	$(BIN)/python -m vllm_rollout.policy.schema
+
+wheel: .venv/installed ## build the wheel into dist/
+	$(UV) build --quiet --wheel --python $(BIN)/python --no-build-isolation --out-dir dist
+
+clean: ## remove the environment and everything generated
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,23 @@
+"""Response time: every sample request answers within the limit (workflow: "< 5s")."""
+
+from vllm_rollout.gating.verdicts import VerdictRecorder
+from vllm_rollout.judge.samples import every_sample_within
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.policy import Gates
+
+
+def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictRecorder) -> None:
+    sample, gate = slo.inference, slo.response_time
+    answers = [
+        client.complete(
+            sample.prompt, max_tokens=sample.max_tokens, timeout_seconds=sample.timeout_seconds
+        )
+        for _ in range(gate.requests)
+    ]
+    verdict(
+        every_sample_within(
+            [a.seconds for a in answers if a.ok],
+            limit_seconds=gate.limit_seconds,
+            failed=sum(not a.ok for a in answers),
+        )
+    )

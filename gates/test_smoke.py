@@ -1,0 +1,48 @@
+"""Smoke test: production answers through its router, with a bearer key."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.gating.verdicts import VerdictRecorder
+from vllm_rollout.judge import check
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.policy import Gates
+from vllm_rollout.settings import Settings
+
+
+@pytest.fixture
+def router(settings: Settings, deployment: Deployment, slo: Gates) -> Iterator[InferenceClient]:
+    """A client that takes the users' way in: the router's URL, or where the platform routes."""
+    url = slo.smoke.url or settings.url_of(deployment)
+    with InferenceClient(url, model=deployment.model, api_key=settings.api_key) as client:
+        yield client
+
+
+def test_smoke(
+    router: InferenceClient, settings: Settings, slo: Gates, verdict: VerdictRecorder
+) -> None:
+    key = settings.policy.api_key_env
+    verdict(
+        check(
+            None if settings.api_key is None else True,
+            f"a bearer key is in {key}" if settings.api_key else f"no bearer key in {key}",
+            remedy=f"Put the production key into the environment variable {key}.",
+        )
+    )
+    gate = slo.smoke
+    result = router.complete(
+        gate.prompt, max_tokens=gate.max_tokens, timeout_seconds=gate.timeout_seconds
+    )
+    verdict.attach("answer", result.answer.text if result.answer else result.error)
+    verdict(
+        check(
+            result.ok,
+            f"{router.base_url} answered with {result.answer.completion_tokens} tokens"
+            if result.answer
+            else f"{router.base_url} gave no valid answer "
+            f"(HTTP {result.status}, {result.outcome}): {result.error}",
+            remedy=f"401 means the key in {key} is not the router's; otherwise see its log.",
+        )
+    )

@@ -1,0 +1,243 @@
+"""Open-loop load on an OpenAI-compatible server, on Locust.
+
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 \\
+        --model llama-2-7b --rate 10 --run-time 1m
+
+works alone, with or without `--headless`, and with `--processes` or `--master` and `--worker`; the
+gates run the same file. Requests are sent by a schedule, not by Locust's users: the number of users
+has no influence. Latencies run from the time at which a request was due. Locust's own table rounds
+them; `--results` writes each request down exactly. A bearer key is read from the environment
+variable VLLM_ROLLOUT_API_KEY.
+"""
+
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+from locust import User, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.runners import MasterRunner, WorkerRunner
+
+# Locust takes index 0 away again after the import.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from loadtests.completions import PATH
+from loadtests.generator import Generator
+from vllm_rollout.errors import RolloutError, UsageError
+from vllm_rollout.observe.load import ARRIVALS, LoadPlan, RequestRecord
+
+API_KEY = "VLLM_ROLLOUT_API_KEY"
+_DONE = "schedule_done"
+_HEAD_START_SECONDS = 0.2
+_HEAD_START_OF_WORKERS_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
+_log = logging.getLogger(__name__)
+
+
+class Schedule(User):
+    """Locust runs as long as it has a user; this one does nothing."""
+
+    @task
+    def wait_for_the_end(self) -> None:
+        """Sleep until Locust ends the run."""
+        gevent.sleep(_LOOK_SECONDS)
+
+
+def add_options(parser: LocustArgumentParser) -> None:
+    """Add the options of a load plan."""
+    group = parser.add_argument_group(
+        "Load plan", "What is sent, how often, and how long it may take."
+    )
+    group.add_argument("--model", default="", help="Model to ask, e.g. llama-2-7b")
+    group.add_argument("--rate", type=float, default=10.0, help="Requests per second")
+    group.add_argument("--arrivals", choices=ARRIVALS, default="poisson", help="Law of arrivals")
+    group.add_argument("--timeout", type=float, default=30.0, help="Seconds a request may take")
+    group.add_argument("--prompt", default="Write one sentence about the sea.", help="Prompt")
+    group.add_argument("--max-tokens", type=int, default=64, help="Tokens to ask for at most")
+    group.add_argument("--no-stream", action="store_true", help="Ask for the answer in one piece")
+    group.add_argument("--seed", type=int, default=1, help="Seed of the schedule")
+    group.add_argument("--results", default="", metavar="DIR", help="Log every request here")
+    group.add_argument(
+        "--plan",
+        default="",
+        metavar="FILE",
+        help="Load plan as JSON, in place of the options above",
+    )
+    group.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="End when the process that started this one is gone",
+    )
+
+
+def plan_of(options: Any, *, host: str | None, duration_seconds: float) -> LoadPlan:
+    """The plan that the options ask for.
+
+    Raises:
+        UsageError: they make no plan.
+    """
+    if options.plan:
+        try:
+            return LoadPlan.from_json(Path(options.plan).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read the load plan: {error}") from error
+    return LoadPlan(
+        base_url=host or "",
+        model=options.model,
+        rate_per_second=options.rate,
+        duration_seconds=duration_seconds,
+        arrivals=options.arrivals,
+        timeout_seconds=options.timeout,
+        prompt=options.prompt,
+        max_tokens=options.max_tokens,
+        stream=not options.no_stream,
+        seed=options.seed,
+    )
+
+
+class LoadRun:
+    """Ties the generator to Locust's start and stop, in each of its processes.
+
+    The master (or the only process) makes the plan and the time to start, and Locust hands both to
+    the workers among its options. Workers say when their share is done; when all that are left
+    have, the master ends the run.
+    """
+
+    def __init__(self, environment: Any, runner: Any) -> None:
+        self._environment = environment
+        self._options = environment.parsed_options
+        self._runner = runner
+        self._duration_seconds = math.inf
+        self._generator: Generator | None = None
+        self._running = False
+        self._workers_done = 0
+        environment.events.test_start.add_listener(self._start)
+        environment.events.test_stopping.add_listener(self._stop)
+        if isinstance(runner, MasterRunner):
+            runner.register_message(_DONE, self._count_worker)
+        if self._options.end_with_parent:
+            gevent.spawn(self._end_with_parent, os.getppid())
+        if self._options.headless and not isinstance(runner, WorkerRunner):
+            self._limit_run_time()
+
+    def _limit_run_time(self) -> None:
+        """Let the schedule end the run: Locust's own limit cuts off the requests under way."""
+        if self._options.run_time:
+            self._duration_seconds = self._options.run_time
+            self._options.run_time = None
+        try:
+            self._plan()
+        except RolloutError as error:
+            sys.exit(f"{error}\n{error.remedy}")
+
+    def _plan(self) -> LoadPlan:
+        return plan_of(
+            self._options, host=self._environment.host, duration_seconds=self._duration_seconds
+        )
+
+    def _start(self, **_: Any) -> None:
+        self._running, self._workers_done = True, 0
+        try:
+            if not isinstance(self._runner, WorkerRunner):
+                self._prepare()
+            if isinstance(self._runner, MasterRunner):
+                gevent.spawn(self._end_with_workers)
+            else:
+                self._generate()
+        except RolloutError as error:
+            _log.error("%s\n%s", error, error.remedy)
+            gevent.spawn(self._end)
+
+    def _prepare(self) -> None:
+        """Decide what the workers need to know, where Locust passes it on to them."""
+        if isinstance(self._runner, MasterRunner):
+            clients = self._runner.clients
+            workers = [node.id for node in clients.ready + clients.running + clients.spawning]
+            head_start = _HEAD_START_OF_WORKERS_SECONDS
+        else:
+            workers, head_start = [self._runner.client_id], _HEAD_START_SECONDS
+        self._options.load_plan = self._plan().to_json()
+        self._options.load_workers = workers
+        self._options.load_started_at = time.time() + head_start
+
+    def _generate(self) -> None:
+        workers = self._options.load_workers
+        self._generator = Generator(
+            LoadPlan.from_json(self._options.load_plan),
+            index=workers.index(self._runner.client_id),
+            count=len(workers),
+            started_at=self._options.load_started_at,
+            api_key=os.environ.get(API_KEY),
+            results=Path(self._options.results) if self._options.results else None,
+            on_request=self._show,
+            on_end=self._share_done,
+        )
+
+    def _show(self, record: RequestRecord, received: int) -> None:
+        """Tell Locust's tables and web page about a request."""
+        fire = self._environment.events.request.fire
+        fire(
+            request_type="POST",
+            name=PATH,
+            response_time=record.latency_seconds * 1000,
+            response_length=received,
+            exception=None if record.ok else f"{record.outcome}: {record.error}",
+            context={},
+        )
+        if not math.isnan(record.first_token):
+            fire(
+                request_type="TTFT",
+                name=PATH,
+                response_time=record.ttft_seconds * 1000,
+                response_length=0,
+                exception=None,
+                context={},
+            )
+
+    def _share_done(self) -> None:
+        if isinstance(self._runner, WorkerRunner):
+            self._runner.send_message(_DONE)
+        else:
+            self._end()
+
+    def _count_worker(self, **_: Any) -> None:
+        self._workers_done += 1
+
+    def _end_with_workers(self) -> None:
+        # A worker that went missing is not waited for: its log has no end, and that is noticed.
+        while self._running and self._workers_done < self._runner.worker_count:
+            gevent.sleep(_LOOK_SECONDS)
+        if self._running:
+            self._end()
+
+    def _end_with_parent(self, parent: int) -> None:
+        while os.getppid() == parent:
+            gevent.sleep(_LOOK_SECONDS)
+        self._runner.quit()
+
+    def _end(self) -> None:
+        if self._options.headless:
+            self._runner.quit()
+        else:
+            self._runner.stop()
+
+    def _stop(self, **_: Any) -> None:
+        self._running = False
+        if self._generator is not None:
+            self._generator.stop()
+            self._generator = None
+
+
+def attach(environment: Any, runner: Any, **_: Any) -> None:
+    """Attach the load run to this process's Locust."""
+    LoadRun(environment, runner)
+
+
+_events: Any = events
+_events.init_command_line_parser.add_listener(add_options)
+_events.init.add_listener(attach)

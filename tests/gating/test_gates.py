@@ -1,0 +1,256 @@
+"""The gates as a user runs them: real pytest, a real server, real load."""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.report.evidence import Evidence, read_evidence
+from vllm_rollout.resources import GATES
+from vllm_rollout.simulator.running import RunningSimulator
+
+MODEL = "llama-2-7b"
+SHORT = ("load.rate=100/s", "load.duration=2s", "load.warmup=0s", "load.max_tokens=2")
+ONE_IN_FIFTY = (
+    "gates.error_rate.limit=2%",
+    "gates.load_capacity.expected_rate=90/s",
+    "gates.load_capacity.unserved=2%",
+)
+FAST = {"ttft_seconds": "0.005", "inter_token_seconds": "0.001"}
+
+
+def run_gates(
+    tmp_path: Path, *arguments: str, changes: tuple[str, ...] = (*SHORT, *ONE_IN_FIFTY)
+) -> "subprocess.CompletedProcess[str]":
+    """Run pytest in an empty folder, `changes` made to staging's policy."""
+    command = [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider", "-rA"]
+    for change in changes:
+        command += ["--policy-set", f"environments.staging.{change}"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
+    return subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
+    )
+
+
+def staging(url: str) -> tuple[str, ...]:
+    return ("-m", "staging", "--model", MODEL, "--base-url", url)
+
+
+def evidence_in(tmp_path: Path, model: str = MODEL) -> Evidence:
+    (file,) = tmp_path.glob(f"reports/{model}/*/evidence.json")
+    return read_evidence(file)
+
+
+def outcomes(evidence: Evidence) -> dict[str, Outcome]:
+    found: dict[str, Outcome] = {}
+    for gate in evidence.runs[0].gates:
+        found.setdefault(gate.gate, gate.outcome)
+    return found
+
+
+def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = run_gates(tmp_path, *staging(server.url))
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    evidence = evidence_in(tmp_path)
+    found = outcomes(evidence)
+    assert found.pop("pods") is Outcome.INCONCLUSIVE  # a URL has no replicas to ask about
+    assert found == dict.fromkeys(
+        ["health", "inference", "response_time", "latency", "error_rate", "load_capacity"],
+        Outcome.PASS,
+    )
+    assert evidence.outcome is Outcome.INCONCLUSIVE  # so nothing may be promoted on it
+    folder = tmp_path / "reports" / MODEL / evidence.run_id
+    assert "test_p95_latency[staging-llama-2-7b]" in (folder / "report.html").read_text()
+    assert ET.parse(folder / "junit.xml").getroot() is not None
+
+
+def test_a_slow_deployment_fails_with_its_bound(tmp_path: Path) -> None:
+    with RunningSimulator(model=MODEL, ttft_seconds="4", inter_token_seconds="0.001") as server:
+        run = run_gates(
+            tmp_path,
+            *staging(server.url),
+            "-k",
+            "latency",
+            changes=(*SHORT, "load.rate=50/s", *ONE_IN_FIFTY),
+        )
+
+    assert run.returncode == 1
+    (latency,) = evidence_in(tmp_path).runs[0].gates
+    assert latency.outcome is Outcome.FAIL
+    assert latency.verdicts[0].lower is not None
+    assert latency.verdicts[0].lower > 3
+    assert "1 failed" in run.stdout
+
+
+def test_too_few_requests_are_inconclusive_and_not_a_pass(tmp_path: Path) -> None:
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = run_gates(tmp_path, *staging(server.url), "-k", "error_rate", changes=SHORT)
+
+    assert run.returncode == 1
+    assert "1 inconclusive" in run.stdout
+    assert "INCONCLUSIVE" in run.stdout
+    (gate,) = evidence_in(tmp_path).runs[0].gates
+    assert gate.outcome is Outcome.INCONCLUSIVE
+    assert "2,995" in gate.verdicts[0].remedy
+
+
+def test_a_hung_engine_behind_a_healthy_front_fails_and_gets_no_load(tmp_path: Path) -> None:
+    with RunningSimulator(model=MODEL, hang=True) as server:
+        run = run_gates(
+            tmp_path,
+            *staging(server.url),
+            changes=(
+                *SHORT,
+                "gates.health.timeout=1s",
+                "gates.inference.timeout=1s",
+                "gates.response_time.requests=1",
+            ),
+        )
+
+    assert run.returncode == 1
+    found = outcomes(evidence_in(tmp_path))
+    assert found["health"] is Outcome.FAIL
+    assert found["inference"] is Outcome.FAIL
+    assert found["latency"] is Outcome.INCONCLUSIVE
+    assert "no load was sent" in run.stdout
+
+
+def test_nothing_listening_is_named_and_never_passes(tmp_path: Path) -> None:
+    run = run_gates(tmp_path, *staging("http://127.0.0.1:9"))
+
+    assert run.returncode == 1
+    evidence = evidence_in(tmp_path)
+    assert evidence.runs[0].unreachable == "http://127.0.0.1:9"
+    assert evidence.outcome is Outcome.INCONCLUSIVE
+    assert "http://127.0.0.1:9" in run.stdout
+
+
+def test_two_models_side_by_side_leave_a_report_each(tmp_path: Path) -> None:
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = run_gates(
+            tmp_path,
+            *staging(server.url),
+            "--model",
+            "other",
+            "-n",
+            "2",
+            changes=(
+                *SHORT,
+                "load.rate=60/s",
+                "gates.error_rate.limit=5%",
+                "gates.load_capacity.expected_rate=50/s",
+                "gates.load_capacity.unserved=5%",
+            ),
+        )
+
+    assert outcomes(evidence_in(tmp_path))["latency"] is Outcome.PASS, run.stdout + run.stderr
+    assert outcomes(evidence_in(tmp_path, "other"))["inference"] is Outcome.FAIL  # not served there
+    assert run.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no environment selected"),
+        (("-n", "1"), "no environment selected"),
+        (("--model", MODEL), "pytest -m staging --model llama-2-7b"),
+        (("-m", "not production", "--model", MODEL), "no environment selected"),
+        (("-m", "staging"), "no model given"),
+        (("-m", "staging", "--model", "LLama 2"), "DNS-1123"),
+        (("-m", "staging", "--model", MODEL, "--base-url", "nowhere"), "not an http(s) URL"),
+        (("-m", "staging", "--model", MODEL, "--policy-set", "confidence=200%"), "confidence"),
+    ],
+)
+def test_a_run_that_names_too_little_is_a_usage_error_that_teaches(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    run = run_gates(tmp_path, str(GATES), *arguments, changes=())
+
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR, run.stdout + run.stderr
+    assert words in run.stdout + run.stderr
+    assert not (tmp_path / "reports").exists()
+
+
+def test_collect_only_lists_the_gates_of_each_environment(tmp_path: Path) -> None:
+    run = run_gates(
+        tmp_path,
+        str(GATES),
+        "--collect-only",
+        "-q",
+        "--model",
+        MODEL,
+        "--base-url",
+        "http://x",
+        changes=(),
+    )
+
+    assert run.returncode == 0
+    ids = [line.rpartition("::")[2] for line in run.stdout.splitlines() if "::" in line]
+    assert "test_p95_latency[staging-llama-2-7b]" in ids
+    assert "test_p95_latency[development-llama-2-7b]" not in ids
+    assert "test_smoke[production-llama-2-7b]" in ids
+    assert "test_load_capacity[production-llama-2-7b]" not in ids  # off by policy
+    assert ids.index("test_pods_running_and_ready[development-llama-2-7b]") == 0
+
+
+TEAM_GATES = '''
+"""Our own gates."""
+import pytest
+from vllm_rollout.judge import check
+
+def test_ours(deployment, verdict):
+    verdict(check(True, "fine"))
+
+@pytest.mark.staging
+def test_only_staging(deployment):
+    assert deployment.environment == "staging"
+
+def test_judges_nothing(deployment, verdict):
+    pass
+
+def test_breaks(deployment, verdict):
+    raise ValueError("no idea")
+
+def test_has_nothing_to_do_with_deployments():
+    pass
+'''
+
+
+def test_a_teams_own_gates_use_the_same_fixtures_and_fail_closed(tmp_path: Path) -> None:
+    (tmp_path / "test_ours.py").write_text(TEAM_GATES)
+
+    run = run_gates(
+        tmp_path,
+        "test_ours.py",
+        "-m",
+        "staging or development",
+        "--model",
+        MODEL,
+        "--base-url",
+        "http://127.0.0.1:9",
+        changes=(),
+    )
+
+    assert run.returncode == 1
+    runs = {run.deployment.environment: run for run in evidence_in(tmp_path).runs}
+    found = {gate.item.partition("[")[0]: gate for gate in runs["staging"].gates}
+    assert found["test_ours"].outcome is Outcome.PASS
+    assert found["test_judges_nothing"].outcome is Outcome.INCONCLUSIVE
+    assert found["test_breaks"].outcome is Outcome.INCONCLUSIVE
+    assert "no idea" in found["test_breaks"].error
+    assert "test_only_staging" not in {g.item.partition("[")[0] for g in runs["development"].gates}
+    assert runs["staging"].outcome is Outcome.INCONCLUSIVE  # the policy's own gates did not run
+
+
+def test_the_evidence_option_writes_evidence_and_no_report(tmp_path: Path) -> None:
+    run_gates(tmp_path, *staging("http://127.0.0.1:9"), "-k", "health", "--evidence", "out/e.json")
+
+    assert json.loads((tmp_path / "out/e.json").read_text())["digest"].startswith("sha256:")
+    assert not (tmp_path / "reports").exists()

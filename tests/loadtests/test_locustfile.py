@@ -1,0 +1,119 @@
+"""`locust -f loadtests/locustfile.py` works alone, without the suite around it."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+
+from vllm_rollout.resources import LOADTESTS
+
+NOAUTH = Path(__file__).parents[1] / "data" / "vllm-0.32.0" / "noauth"
+
+
+class ModelServer(BaseHTTPRequestHandler):
+    """Answers every completion with a recorded one, streamed or whole as asked; HTTP/1.0."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name, kind = ("completion", "application/json")
+        if body["stream"]:
+            name, kind = ("completion_stream_usage", "text/event-stream")
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write((NOAUTH / f"{name}.body").read_bytes())
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def base_url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), ModelServer) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def locust(*options: str) -> list[str]:
+    return [sys.executable, "-m", "locust", "-f", str(LOADTESTS / "locustfile.py"), *options]
+
+
+@pytest.mark.parametrize("options", [[], ["--no-stream"]], ids=["streamed", "whole"])
+def test_the_run_time_is_the_schedule_and_the_table_shows_ttft_apart(
+    tmp_path: Path, base_url: str, options: list[str]
+) -> None:
+    command = locust("--headless", "--host", base_url, "--model", "llama-2-7b", "--rate", "20")
+    command += ["--arrivals", "constant", "--run-time", "1s", "--results", "log", *options]
+    done = subprocess.run(
+        [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == ({"POST"} if options else {"POST", "TTFT"})
+    for row in rows.values():
+        assert (row["num_requests"], row["num_failures"]) == (20, 0)
+    log = (tmp_path / "log" / "worker-0.jsonl").read_text().splitlines()
+    assert log[-1] == '{"end":{}}'
+    assert sum(line.startswith("[") for line in log) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--host", "http://127.0.0.1:9"], "model is not empty"),
+        (["--model", "llama-2-7b"], "base_url is http:// or https://"),
+        (["--plan", "absent.json"], "cannot read the load plan"),
+        (["--model", "m", "--arrivals", "uniform"], "invalid choice: 'uniform'"),
+    ],
+)
+def test_options_that_make_no_plan_end_it_at_once_with_one_clear_message(
+    tmp_path: Path, options: list[str], complaint: str
+) -> None:
+    done = subprocess.run(
+        locust("--headless", *options), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in (1, 2)
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_web_page_starts_and_stops_an_endless_load_whatever_the_number_of_users(
+    tmp_path: Path, base_url: str
+) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = locust("--web-host", "127.0.0.1", "--web-port", str(port), "--model", "llama-2-7b")
+    command += ["--rate", "50", "--arrivals", "constant", "--results", "log"]
+    form = {"user_count": 7, "spawn_rate": 7, "host": base_url}
+    transport = httpx.HTTPTransport(retries=10)  # connects again while the page is not up yet
+    with (
+        (tmp_path / "output").open("wb") as output,
+        subprocess.Popen(command, cwd=tmp_path, stderr=output) as locust_process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport) as page,
+    ):
+        try:
+            assert page.post("/swarm", data=form, timeout=30).json()["success"]
+            while len(rows := page.get("/stats/requests").json()["stats"]) < 3:
+                time.sleep(0.1)
+            assert page.post("/stop", timeout=30).json()["success"]
+        finally:
+            locust_process.terminate()
+    assert [row["method"] for row in rows] == ["POST", "TTFT", ""]
+    assert not re.search("Traceback|ERROR", (tmp_path / "output").read_text())
+    log = (tmp_path / "log" / "worker-0.jsonl").read_text().splitlines()
+    numbers = [json.loads(line)[0] for line in log if line.startswith("[")]
+    assert sorted(numbers) == list(range(len(numbers))), "each arrival once, though 7 users ran"
+    assert log[-1] == '{"end":{}}'

@@ -1,0 +1,95 @@
+"""A result says of itself what it lacks, and nothing that was planned is left out of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vllm_rollout.observe.load import LoadPlan, LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load_collect import LoadCollector
+from vllm_rollout.observe.load_log import LOG_NAME, LogWriter
+
+PLAN = LoadPlan(
+    base_url="http://127.0.0.1:8000",
+    model="llama-2-7b",
+    rate_per_second=10,
+    warmup_seconds=0.5,
+    duration_seconds=1,
+    arrivals="constant",
+    workers=2,
+)
+
+
+def collected(folder: Path, spoil: Callable[[Path], object] = Path.exists) -> LoadResult:
+    """The result of a whole run whose first log was spoilt."""
+    collector = LoadCollector(PLAN, folder)
+    for index in range(2):
+        writer = LogWriter(folder / LOG_NAME.format(index=index), started_at=1.5e9)
+        for number in range(index, 15, 2):
+            due = number / 10
+            writer.record(
+                number,
+                RequestRecord(intended=due, sent=due, end=due + 0.2, outcome=RequestOutcome.OK),
+            )
+        writer.tick(sent=8 - index, cpu=0.25 * (index + 1))
+        writer.end()
+    spoil(folder / LOG_NAME.format(index=0))
+    collector.read(to_the_end=True)
+    return collector.result()
+
+
+def without_line(number: int) -> Callable[[Path], object]:
+    def spoil(log: Path) -> None:
+        lines = log.read_text().splitlines(keepends=True)
+        del lines[number]
+        log.write_text("".join(lines))
+
+    return spoil
+
+
+NO_END = "only 1 of 2 load workers ended by themselves"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "incomplete", "unsent"),
+    [
+        (without_line(-1), NO_END, 0),
+        (without_line(-3), "1 of 15 requests were not sent or left no record", 1),
+        (without_line(1), "1 of 15 requests were not sent or left no record", 0),
+        (
+            lambda log: log.write_text(log.read_text() + "nonsense\n"),
+            "1 lines of the request log cannot be read",
+            0,
+        ),
+        (
+            lambda log: log.write_text(log.read_text()[:-4]),
+            f"{NO_END}; 1 lines of the request log cannot be read",
+            0,
+        ),
+        (Path.unlink, f"{NO_END}; 8 of 15 requests were not sent or left no record", 5),
+    ],
+    ids=["no end", "a request lost", "one lost in the warm-up", "a bad line", "cut", "no log"],
+)
+def test_whatever_a_log_lacks_makes_the_result_incomplete(
+    tmp_path: Path, spoil: Callable[[Path], object], incomplete: str, unsent: int
+) -> None:
+    result = collected(tmp_path, spoil)
+    assert result.incomplete == incomplete
+    assert result.total == 10
+    assert result.failures_by_kind == ({"unsent": unsent} if unsent else {})
+
+
+def test_a_whole_run_is_complete_in_order_and_without_the_warm_up(tmp_path: Path) -> None:
+    (tmp_path / LOG_NAME.format(index=0)).write_text("left by an earlier run\n")
+    result = collected(tmp_path)
+    assert result.incomplete == ""
+    assert [request.intended for request in result.requests] == [
+        number / 10 for number in range(5, 15)
+    ]
+    assert (result.started_at, result.generator_cpu, result.failures) == (1.5e9, 0.5, 0)
+
+
+def test_a_problem_seen_from_outside_is_told_first(tmp_path: Path) -> None:
+    result = LoadCollector(PLAN, tmp_path).result(problem="killed by signal 9")
+    assert result.incomplete.startswith("killed by signal 9; only 0 of 2")
+    assert result.failures_by_kind == {"unsent": 10}

@@ -1,0 +1,106 @@
+"""The request log says everything about a worker, also that it did not end by itself."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from vllm_rollout.observe.load import LoadPlan, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load_log import LogReader, LogWriter
+from vllm_rollout.observe.load_progress import ProgressMeter
+
+OK = RequestRecord(
+    intended=0.25,
+    sent=0.2501,
+    first_token=0.3,
+    end=1.000001,
+    outcome=RequestOutcome.OK,
+    status=200,
+    prompt_tokens=2,
+    completion_tokens=8,
+)
+FAILED = RequestRecord(
+    intended=1.0, sent=1.0, end=31.0, outcome=RequestOutcome.TIMEOUT, error='"quoted"\nlines'
+)
+
+
+def test_what_is_written_is_read_while_the_log_grows(tmp_path: Path) -> None:
+    path = tmp_path / "requests" / "worker-0.jsonl"
+    reader = LogReader(path)
+    assert reader.read() == [], "before the worker has started"
+    writer = LogWriter(path, started_at=1.5e9)
+    writer.record(0, OK)
+    writer.tick(sent=2, cpu=0.5)
+    assert reader.read() == [(0, OK)]
+    writer.record(1, FAILED)
+    writer.tick(sent=2, cpu=0.25)
+    [(number, failed)] = reader.read()
+    assert (number, failed.outcome, failed.error) == (1, FAILED.outcome, FAILED.error)
+    assert math.isnan(failed.first_token)
+    assert (reader.started_at, reader.sent, reader.cpu) == (1.5e9, 2, 0.5)
+    assert not reader.ended
+    writer.end()
+    assert reader.read(to_the_end=True) == []
+    assert reader.ended
+    assert reader.unparsable == 0
+
+
+def test_a_line_cut_by_a_kill_is_unparsable_only_once_nobody_writes_any_more(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "worker-0.jsonl"
+    writer = LogWriter(path, started_at=0.0)
+    writer.record(0, OK)
+    writer.end()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    reader = LogReader(path)
+    reader.read()
+    assert reader.unparsable == 0
+    reader.read(to_the_end=True)
+    assert reader.unparsable == 1
+    assert not reader.ended
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "nonsense",
+        "7",
+        "{}",
+        '{"start": 7}',
+        '{"other": {}}',
+        '{"tick": {"sent": Infinity, "cpu": 0}}',
+        "[]",
+        '[0, 0.1, 0.1, null, 0.2, "splendid", 200, 1, 1, ""]',
+        '[0, null, 0.1, null, 0.2, "ok", 200, 1, 1, ""]',
+    ],
+)
+def test_a_line_of_no_known_form_is_counted_and_never_a_request(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "worker-0.jsonl"
+    path.write_text(line + "\n")
+    reader = LogReader(path)
+    assert reader.read() == []
+    assert reader.unparsable == 1
+
+
+def test_progress_never_looks_better_for_failures_or_the_warm_up() -> None:
+    plan = LoadPlan(
+        base_url="http://h", model="m", rate_per_second=1, duration_seconds=9, warmup_seconds=1
+    )
+    meter = ProgressMeter(plan, planned=10)
+    start = meter.progress(elapsed_seconds=-0.1, sent=0)
+    assert math.isnan(start.latency_p50_seconds)
+    assert (start.elapsed_seconds, start.remaining_seconds, start.planned) == (0, 10, 10)
+    meter.add([OK])
+    assert math.isnan(meter.progress(elapsed_seconds=1, sent=1).latency_p50_seconds), "warm-up"
+    good = RequestRecord(
+        intended=2.0, sent=2.0, first_token=2.1, end=2.5, outcome=RequestOutcome.OK
+    )
+    meter.add([good, good, FAILED])
+    now = meter.progress(elapsed_seconds=4, sent=3)
+    assert (now.sent, now.done, now.failures) == (4, 4, 1)
+    assert now.latency_p50_seconds == pytest.approx(0.5, rel=1e-3)
+    assert now.ttft_p50_seconds == pytest.approx(0.1, rel=1e-3)
+    assert now.latency_p95_seconds == now.ttft_p95_seconds == math.inf

@@ -1,0 +1,305 @@
+"""A real Locust sends the plan's load, and nothing that happens is lost or made to look better."""
+
+import asyncio
+import itertools
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from aiohttp import web
+
+from vllm_rollout.errors import UnreachableError, UsageError
+from vllm_rollout.observe.arrivals import arrivals
+from vllm_rollout.observe.load import LoadPlan, LoadResult
+from vllm_rollout.observe.load_run import LoadProgress, run_load
+
+NOAUTH = Path(__file__).parents[1] / "data" / "vllm-0.32.0" / "noauth"
+OVERLOAD = NOAUTH.parent / "overload503"
+STREAM = (NOAUTH / "completion_stream_usage.body").read_bytes()
+EVENTS = [event + b"\n\n" for event in STREAM.split(b"\n\n") if event]
+WHOLE = (NOAUTH / "completion.body").read_bytes()
+
+Serve = Callable[..., str]
+
+
+def a_plan(base_url: str, **changes: object) -> LoadPlan:
+    plan = LoadPlan(
+        base_url=base_url,
+        model="llama-2-7b",
+        rate_per_second=100,
+        duration_seconds=1,
+        arrivals="constant",
+        timeout_seconds=10,
+    )
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    """Answer as vLLM does, streamed when asked to."""
+    body = await request.json()
+    if not body["stream"]:
+        return web.Response(body=WHOLE, content_type="application/json")
+    assert body["stream_options"] == {"include_usage": True}
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    for event in EVENTS:
+        await response.write(event)
+    return response
+
+
+def of_this_test(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if "locust" in child.cmdline()]
+
+
+def outcomes(result: LoadResult) -> Counter[str]:
+    return Counter(str(request.outcome) for request in result.requests)
+
+
+class Misbehaving:
+    """Treats its n-th request in the n-th way, and begins again after the last."""
+
+    def __init__(self) -> None:
+        self._ways = itertools.cycle(
+            (
+                self.overloaded,
+                self.unavailable,
+                self.broken,
+                self.cut,
+                self.reset,
+                self.silent,
+                answer,
+            )
+        )
+
+    async def treat(self, request: web.Request) -> web.StreamResponse:
+        return await next(self._ways)(request)
+
+    async def stream(self, request: web.Request, *pieces: bytes) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+        return response
+
+    async def overloaded(self, request: web.Request) -> web.StreamResponse:
+        body = (OVERLOAD / "completion_stream_overload_http200.body").read_bytes()
+        return await self.stream(request, body)
+
+    async def unavailable(self, request: web.Request) -> web.StreamResponse:
+        key = request.headers["Authorization"].removeprefix("Bearer ")
+        return web.json_response({"error": {"message": f"no room for {key}"}}, status=500)
+
+    async def broken(self, request: web.Request) -> web.StreamResponse:
+        return await self.stream(request, EVENTS[0], b'data: {"id": "cmpl\n\n')
+
+    async def cut(self, request: web.Request) -> web.StreamResponse:
+        response = await self.stream(request, *EVENTS[:2])
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async def reset(self, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def silent(self, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+
+def test_every_bad_end_has_its_name_and_none_is_a_success(serve: Serve, tmp_path: Path) -> None:
+    plan = a_plan(serve(Misbehaving().treat), rate_per_second=35, timeout_seconds=1)
+    result = run_load(plan, work_dir=tmp_path, api_key="sk-hush")
+    assert outcomes(result) == {
+        "http_error": 10,
+        "malformed": 5,
+        "truncated": 5,
+        "connection": 5,
+        "timeout": 5,
+        "ok": 5,
+    }
+    assert result.failures_by_kind["http_error 503"] == 5, "the code inside the 200 stream"
+    assert result.failures_by_kind["http_error 500"] == 5
+    assert result.incomplete == ""
+    assert result.censored == 30
+    errors = {request.error for request in result.requests}
+    assert "500 no room for ***" in errors
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"sk-hush" not in file.read_bytes(), file
+
+
+def test_a_server_that_is_not_there_refuses_every_request(tmp_path: Path) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # bound, so nobody else listens there, but not listening
+        url = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        result = run_load(a_plan(url, rate_per_second=20), work_dir=tmp_path)
+    assert outcomes(result) == {"connection": 20}
+    assert result.latencies_seconds == ()
+
+
+def test_a_server_that_never_answers_ends_in_timeouts_by_the_deadline(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        plan = a_plan(url, rate_per_second=20, timeout_seconds=0.5, stream=False)
+        result = run_load(plan, work_dir=tmp_path)
+    assert outcomes(result) == {"timeout": 20}
+    assert all(request.latency_seconds >= 0.5 for request in result.requests)
+    assert result.incomplete == ""
+
+
+def test_constant_arrivals_are_all_sent_and_the_warm_up_is_not_judged(
+    serve: Serve, tmp_path: Path
+) -> None:
+    seen: list[LoadProgress] = []
+    plan = a_plan(serve(answer), warmup_seconds=0.5, duration_seconds=3)
+    result = run_load(plan, work_dir=tmp_path, on_progress=seen.append)
+    assert outcomes(result) == {"ok": 300}
+    assert [request.intended for request in result.requests] == [
+        number / 100 for number in range(50, 350)
+    ]
+    assert result.incomplete == ""
+    for request in result.requests:
+        assert request.intended <= request.sent <= request.first_token <= request.end
+        assert (request.status, request.prompt_tokens, request.completion_tokens) == (200, 2, 4)
+    assert 0 < result.generator_cpu < 2
+    assert abs(result.started_at - time.time()) < 60
+    last = seen[-1]
+    assert last.planned == 350
+    assert 0 < last.done <= last.sent <= 350
+    assert last.failures == 0
+    assert last.ttft_p50_seconds <= last.latency_p50_seconds <= last.latency_p95_seconds < 60
+    assert [look.elapsed_seconds for look in seen] == sorted(look.elapsed_seconds for look in seen)
+
+
+def test_poisson_arrivals_are_the_schedule_of_the_seed_and_answers_may_come_whole(
+    serve: Serve, tmp_path: Path
+) -> None:
+    plan = a_plan(serve(answer), arrivals="poisson", seed=3, stream=False)
+    result = run_load(plan, work_dir=tmp_path)
+    assert outcomes(result) == {"ok": len(list(arrivals(plan)))}
+    assert [request.intended for request in result.requests] == pytest.approx(
+        list(arrivals(plan)), abs=1e-6
+    )
+    assert all(math.isnan(request.first_token) for request in result.requests)
+    assert {request.completion_tokens for request in result.requests} == {8}
+
+
+def test_a_frozen_server_is_charged_for_every_request_that_was_due_meanwhile(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """No coordinated omission: the freeze is seen by all that were due in it, the last least."""
+    numbers = itertools.count()
+
+    async def freezing(request: web.Request) -> web.StreamResponse:
+        if next(numbers) == 50:
+            time.sleep(0.5)  # the whole server stands still
+        return await answer(request)
+
+    result = run_load(a_plan(serve(freezing), duration_seconds=2), work_dir=tmp_path)
+    assert outcomes(result) == {"ok": 200}
+    latencies = result.latencies_seconds
+    assert latencies[50] >= 0.5
+    # Due 10 ms apart and answered when the freeze ends: 45 of them waited more than 50 ms of it.
+    assert sum(latency > 0.05 for latency in latencies[50:100]) >= 45
+    thirds = [sum(latencies[start : start + 15]) for start in (50, 65, 80)]
+    assert thirds == sorted(thirds, reverse=True)
+
+
+def test_two_workers_share_the_schedule_exactly(serve: Serve, tmp_path: Path) -> None:
+    result = run_load(a_plan(serve(answer), workers=2), work_dir=tmp_path)
+    assert outcomes(result) == {"ok": 100}
+    assert result.incomplete == ""
+    logs = sorted((tmp_path / "requests").iterdir())
+    assert [log.name for log in logs] == ["worker-0.jsonl", "worker-1.jsonl"]
+    assert [log.read_text().count('"ok"') for log in logs] == [50, 50]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_killed_while_it_runs_leaves_the_result_incomplete_and_nothing_out(
+    serve: Serve, tmp_path: Path, workers: int
+) -> None:
+    def kill_the_last(progress: LoadProgress) -> None:
+        processes = of_this_test(psutil.Process())
+        if progress.done and len(processes) > workers - 1 and not killed:
+            killed.append(max(processes, key=lambda process: process.pid).pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    killed: list[int] = []
+    plan = a_plan(serve(answer), duration_seconds=3, workers=workers)
+    result = run_load(plan, work_dir=tmp_path, on_progress=kill_the_last)
+    assert f"only {workers - 1} of {workers} load workers ended by themselves" in result.incomplete
+    assert ("killed by signal 9" in result.incomplete) == (workers == 1)
+    assert result.total == 300
+    assert outcomes(result)["ok"] + outcomes(result)["unsent"] == 300
+    assert outcomes(result)["unsent"] > 0
+    assert f"{outcomes(result)['unsent']} of 300 requests" in result.incomplete
+
+
+def test_an_interrupted_run_leaves_no_process(serve: Serve, tmp_path: Path) -> None:
+    def interrupt(_: LoadProgress) -> None:
+        started.extend(of_this_test(psutil.Process()))
+        raise KeyboardInterrupt
+
+    started: list[psutil.Process] = []
+    plan = a_plan(serve(answer), duration_seconds=60, workers=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_load(plan, work_dir=tmp_path, on_progress=interrupt)
+    assert len(started) == 3
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
+def test_load_ends_when_the_process_that_asked_for_it_is_killed(
+    serve: Serve, tmp_path: Path
+) -> None:
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from vllm_rollout.observe.load import LoadPlan
+        from vllm_rollout.observe.load_run import run_load
+        plan, folder = LoadPlan.from_json(sys.argv[1]), Path(sys.argv[2])
+        run_load(plan, work_dir=folder, on_progress=lambda _: print("running", flush=True))
+    """)
+    plan = a_plan(serve(answer), duration_seconds=60)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, plan.to_json(), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"running\n"
+        started = of_this_test(psutil.Process(owner.pid))
+        owner.kill()
+    assert started
+    _, alive = psutil.wait_procs(started, timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+def test_a_generator_that_cannot_start_says_why(tmp_path: Path) -> None:
+    plan = a_plan("http://127.0.0.1:9", duration_seconds=60)
+    with pytest.raises(UnreachableError, match="an HTTP header cannot carry") as caught:
+        run_load(plan, work_dir=tmp_path, api_key="two\nlines")
+    assert caught.value.remedy
+    assert "two" not in str(caught.value)
+
+
+def test_nothing_to_judge_is_incomplete_and_no_end_is_refused(serve: Serve, tmp_path: Path) -> None:
+    plan = a_plan(serve(answer), rate_per_second=0.5, warmup_seconds=0.1, duration_seconds=0.1)
+    result = run_load(plan, work_dir=tmp_path)
+    assert (result.total, result.incomplete) == (0, "the schedule holds no request")
+    with pytest.raises(UsageError, match="without an end"):
+        run_load(replace(plan, duration_seconds=math.inf), work_dir=tmp_path)

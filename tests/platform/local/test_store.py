@@ -1,0 +1,128 @@
+"""Compare-and-set and leases hold between processes, and time is the store's clock."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from vllm_rollout.errors import UnreachableError, UsageError
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.local.database import SCHEMA_VERSION, Database
+from vllm_rollout.platform.local.store import SqliteStore
+
+MINUTE = timedelta(minutes=1)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> SqliteStore:
+    return SqliteStore(Database(tmp_path / "state.db"), now=clock)
+
+
+def test_a_write_against_another_version_is_refused_and_changes_nothing(store: SqliteStore) -> None:
+    first = store.write("journal/a", {"step": 1}, expect=None)
+    with pytest.raises(ConflictError, match="journal/a"):
+        store.write("journal/a", {"step": 2}, expect=None)
+    with pytest.raises(ConflictError):
+        store.write("journal/new", {}, expect=first)
+
+    second = store.write("journal/a", {"step": 2}, expect=first)
+    with pytest.raises(ConflictError):
+        store.write("journal/a", {"step": 3}, expect=first)
+
+    entry = store.read("journal/a")
+    assert entry is not None
+    assert (entry.value, entry.version) == ({"step": 2}, second)
+    assert store.read("journal/new") is None
+
+
+def test_one_of_many_writers_wins_each_version(tmp_path: Path, store: SqliteStore) -> None:
+    script = """
+import sys
+from pathlib import Path
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.local.database import Database
+from vllm_rollout.platform.local.store import SqliteStore
+store = SqliteStore(Database(Path(sys.argv[1])))
+added = 0
+while added < 25:
+    entry = store.read("count")
+    try:
+        store.write("count", entry.value + 1, expect=entry.version)
+        added += 1
+    except ConflictError:
+        pass
+"""
+    store.write("count", 0, expect=None)
+    command = [sys.executable, "-c", script, str(tmp_path / "state.db")]
+    writers = [subprocess.Popen(command) for _ in range(3)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    entry = store.read("count")
+    assert entry is not None
+    assert entry.value == 75
+
+
+def test_keys_take_a_prefix_literally(store: SqliteStore) -> None:
+    for key in ("run/b", "run/a", "run%", "other"):
+        store.write(key, None, expect=None)
+    assert store.keys("run/") == ["run/a", "run/b"]
+    assert store.keys("run%") == ["run%"]
+    assert store.keys("r_n") == []
+
+
+def test_what_is_not_json_is_not_stored(store: SqliteStore) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        store.write("a", {"p95": float("nan")}, expect=None)
+    assert store.read("a") is None
+
+
+def test_a_lease_is_one_holders_until_it_expires(store: SqliteStore, clock: Clock) -> None:
+    store.acquire("llama", "ci-1", ttl=MINUTE)
+    with pytest.raises(ConflictError, match="ci-1 until 2026-01-01T00:01:00"):
+        store.acquire("llama", "ci-2", ttl=MINUTE)
+
+    clock.time += timedelta(seconds=50)
+    assert store.acquire("llama", "ci-1", ttl=MINUTE).expires == clock.time + MINUTE
+    clock.time += timedelta(seconds=59)
+    with pytest.raises(ConflictError):
+        store.acquire("llama", "ci-2", ttl=MINUTE)
+
+    clock.time += timedelta(seconds=1)
+    assert store.acquire("llama", "ci-2", ttl=MINUTE).holder == "ci-2"
+    with pytest.raises(ConflictError, match="ci-2"):
+        store.acquire("llama", "ci-1", ttl=MINUTE)
+
+
+def test_only_the_holder_can_give_a_lease_up(store: SqliteStore) -> None:
+    store.acquire("llama", "ci-1", ttl=MINUTE)
+    store.release("llama", "ci-2")
+    with pytest.raises(ConflictError):
+        store.acquire("llama", "ci-2", ttl=MINUTE)
+    store.release("llama", "ci-1")
+    store.acquire("llama", "ci-2", ttl=MINUTE)
+
+
+def test_a_file_that_is_no_state_file_is_an_error_with_its_path(tmp_path: Path) -> None:
+    broken = tmp_path / "state.db"
+    broken.write_bytes(b"not a database, and long enough to be looked at" * 40)
+    with pytest.raises(UnreachableError, match=str(broken)):
+        Database(broken)
+
+    newer = Database(tmp_path / "newer.db")
+    newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(UsageError, match="schema"):
+        Database(tmp_path / "newer.db")

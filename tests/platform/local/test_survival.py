@@ -1,0 +1,149 @@
+"""Killed at any point, the state is whole, every process is found, and nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from support.local_release import LocalRelease, tiny, until
+
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.local import processes
+from vllm_rollout.platform.local.lock import RouterLock
+
+CLIENT = """
+import json, sys
+from datetime import timedelta
+from pathlib import Path
+from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.platform.local import LocalPlatform
+platform = LocalPlatform(Path(sys.argv[1]), startup_timeout=timedelta(seconds=30), max_restarts=1)
+deployment = Deployment("llama-2-7b", "staging")
+values = json.loads(sys.argv[2])
+target = Target(build=platform.build(deployment, values), values=values, replicas=1, capacity=2)
+platform.apply(deployment, target, description="killed", timeout=timedelta(seconds=60))
+"""
+
+
+@contextmanager
+def client(state_dir: Path, values: dict[str, object]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process that applies `values`, killed (SIGKILL) at the end of the block."""
+    command = [sys.executable, "-c", CLIENT, str(state_dir), json.dumps(values)]
+    with subprocess.Popen(command) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def kill(identity: processes.Identity | None) -> None:
+    assert identity is not None
+    os.kill(identity.pid, signal.SIGKILL)
+    until(lambda: not processes.is_running(identity))
+
+
+def pending(release: LocalRelease) -> bool:
+    return "pending" in release.statuses
+
+
+def spawned(release: LocalRelease) -> bool:
+    return pending(release) and any(
+        row.process is not None and row.revision == 2 for row in release.rows
+    )
+
+
+@pytest.mark.parametrize("moment", [pending, spawned])
+def test_a_client_killed_in_a_change_is_undone_by_recover(
+    release: LocalRelease, tmp_path: Path, moment: Callable[[LocalRelease], bool]
+) -> None:
+    release.apply(tiny("a"), 2, 2)
+    with client(tmp_path / "state", tiny("b", "--never-ready")) as other:
+        until(lambda: moment(release))
+        with pytest.raises(ConflictError, match=f"process {other.pid}"):
+            release.platform.recover(release.deployment)
+    with pytest.raises(ConflictError, match="revision 2 is still pending"):
+        release.apply(tiny("c"), 2, 2)
+
+    found = release.platform.recover(release.deployment)
+
+    assert "revision 2 was pending" in found
+    assert str(other.pid) in found
+    assert found.endswith("revision 1 serves")
+    assert release.statuses == ["deployed", "failed"]
+    assert release.served(4) == {"a": 4}
+    until(lambda: len(release.carried()) == 2)
+    assert release.platform.recover(release.deployment) == ""
+    assert release.apply(tiny("c"), 2, 2).number == 3
+
+
+@pytest.mark.parametrize("with_router", [True, False])
+def test_a_client_killed_in_a_first_install_leaves_nothing_running(
+    release: LocalRelease, tmp_path: Path, with_router: bool
+) -> None:
+    with client(tmp_path / "state", tiny("a", "--never-ready")):
+        until(lambda: len(release.carried()) == 1)
+    router, ids = release.router, [row.id for row in release.rows]
+    if not with_router:
+        kill(router)
+
+    assert "revision 1 was pending" in release.platform.recover(release.deployment)
+
+    until(lambda: not processes.is_running(router) and not release.rows)
+    assert [processes.carrying(each) for each in ids] == [[]]
+    assert release.apply(tiny("b")).number == 2
+
+
+def test_replicas_outlive_a_killed_router_and_are_adopted_by_the_next(
+    release: LocalRelease,
+) -> None:
+    release.apply(tiny("a", "--fork"), 3, 3)
+    before, url, ids = release.pids(), release.url, [row.id for row in release.rows]
+    kill(release.router)
+    assert {each.reason for each in release.platform.replicas(release.deployment)} == {"RouterGone"}
+    assert not any(each.ready for each in release.platform.replicas(release.deployment))
+    # One replica dies with nobody there to see; of another the process was never written down.
+    died, unknown, _ = release.rows
+    kill(died.process)
+    release.platform._state.database.execute(
+        "UPDATE replicas SET pid = NULL, created = NULL WHERE id = ?", (unknown.id,)
+    )
+
+    found = release.platform.recover(release.deployment)
+
+    assert found == "the router was not running: started again; revision 1 serves"
+    assert release.url == url
+    assert release.served(6) == {"a": 6}
+    assert len(release.pids() & before) == 1
+    assert [row.restarts for row in release.rows] == [1, 0, 0]
+    # A server and its child each, and no stray of the two that were started anew.
+    until(lambda: [len(processes.carrying(each)) for each in ids] == [2, 2, 2])
+
+
+def test_uninstall_after_a_killed_router_ends_its_replicas(release: LocalRelease) -> None:
+    release.apply(tiny("a", "--fork"), 2, 2)
+    ids = [row.id for row in release.rows]
+    kill(release.router)
+    release.platform.uninstall(release.deployment, timeout=timedelta(seconds=5))
+    assert [processes.carrying(each) for each in ids] == [[], []]
+    assert release.statuses == []
+
+
+def test_a_release_has_one_router_at_most(release: LocalRelease, tmp_path: Path) -> None:
+    release.apply(tiny("a"))
+    lock = RouterLock(tmp_path / "state", release.key)
+    assert not lock.take(within_seconds=0)
+    lock.release()
+
+
+def test_a_process_is_not_taken_for_another_with_its_id() -> None:
+    me = processes.current()
+    assert processes.is_running(me)
+    earlier = processes.Identity(me.pid, me.created - 60)
+    assert not processes.is_running(earlier)
+    processes.end_process(earlier, grace_seconds=0)

@@ -1,0 +1,71 @@
+"""Values are checked before anything starts, and secrets stay out of them."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from vllm_rollout.errors import UsageError
+from vllm_rollout.platform.local.values import parse_values
+
+COMMAND = ["{python}", "-m", "server", "--port", "{port}"]
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({}, "command: Field required"),
+        ({"command": []}, "command"),
+        ({"command": "vllm serve --port {port}"}, "command"),
+        ({"command": COMMAND, "replica": 2}, "replica: Extra inputs"),
+        ({"command": [*COMMAND, "{host}"]}, r"unknown placeholder \{host\}"),
+        ({"command": ["{python}", "--port", "8000"]}, r"no \{port\}"),
+        ({"command": ["no-such-program-here", "{port}"]}, "no-such-program-here is not a program"),
+        ({"command": COMMAND, "env": {"HF_TOKEN": "hf_x"}}, "HF_TOKEN would put a secret"),
+        ({"command": [*COMMAND, "--api-key", "sk-1"]}, "--api-key would put a secret"),
+        ({"command": [*COMMAND, "--api-key=sk-1"]}, "--api-key would put a secret"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_place_and_no_secret(
+    values: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint) as caught:
+        parse_values(values)
+    assert caught.value.remedy
+    assert "sk-1" not in f"{caught.value} {caught.value.remedy}"
+    assert "hf_x" not in f"{caught.value} {caught.value.remedy}"
+
+
+def test_a_listed_secret_that_is_not_exported_is_named() -> None:
+    values = parse_values({"command": COMMAND, "secrets": ["VLLM_API_KEY"]})
+    with pytest.raises(UsageError, match="VLLM_API_KEY"):
+        values.environment({"PATH": "/bin", "VLLM_API_KEY": ""})
+
+
+def test_a_replica_gets_only_the_secrets_that_are_listed() -> None:
+    values = parse_values(
+        {"command": COMMAND, "secrets": ["VLLM_API_KEY"], "env": {"OMP_NUM_THREADS": "2"}}
+    )
+    inherited = {
+        "PATH": "/bin",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_API_KEY": "k",
+        "GITHUB_TOKEN": "t",
+        "DB_PASSWORD": "p",
+    }
+    assert values.environment(inherited) == {
+        "PATH": "/bin",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_API_KEY": "k",
+        "OMP_NUM_THREADS": "2",
+    }
+
+
+def test_placeholders_are_filled_in_and_other_braces_left_alone() -> None:
+    values = parse_values(
+        {"command": [*COMMAND, "/models/{model}", '{"temperature": 0}', "$HOME;x"]}
+    )
+    assert values.argv(port=20001, model="llama-2-7b") == [
+        *(sys.executable, "-m", "server", "--port", "20001"),
+        *("/models/llama-2-7b", '{"temperature": 0}', "$HOME;x"),
+    ]

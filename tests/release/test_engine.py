@@ -1,0 +1,322 @@
+"""What a rollout does, and what it must never do."""
+
+from dataclasses import replace
+
+import pytest
+from support.world import MODEL, PRODUCTION, STAGING, Killed, World
+
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.judge import Outcome
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.journal import Phase
+
+RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]
+
+
+def changes(world: World) -> list[str]:
+    return world.platform.calls
+
+
+def builds(world: World) -> tuple[str, str]:
+    """Digests of the build in production at first, and of the one in staging."""
+    first = world.platform.build(PRODUCTION, {"version": 1})
+    second = world.platform.build(STAGING, {"version": 2})
+    return first.digest, second.digest
+
+
+def test_a_passing_build_reaches_production_step_by_step(world: World) -> None:
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.OK
+    assert changes(world) == RAMP
+    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
+    assert [run.deployment.environment for run in evidence.runs] == ["staging", "production"]
+    held = world.overrides.get("ramp", None)
+    assert held is None
+    assert world.clock.seconds >= 2 * 3600 + 600  # two holds of an hour, and the watch
+
+
+@pytest.mark.parametrize(
+    ("outcome", "unreachable", "code"),
+    [
+        (Outcome.FAIL, "", ExitCode.GATE_FAILED),
+        (Outcome.INCONCLUSIVE, "", ExitCode.INCONCLUSIVE),
+        (Outcome.PASS, "http://nowhere:1", ExitCode.UNREACHABLE),
+    ],
+)
+def test_nothing_is_promoted_unless_every_staging_gate_passes(
+    world: World, outcome: Outcome, unreachable: str, code: ExitCode
+) -> None:
+    world.gates.outcomes["staging"] = outcome
+    world.gates.unreachable = unreachable
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == code
+    assert evidence.outcome is not Outcome.PASS
+    assert changes(world) == []
+    assert "nothing promoted" in evidence.conclusion
+
+
+def test_a_build_that_replaced_the_gated_one_is_not_promoted(world: World) -> None:
+    world.gates.during = lambda deployment: (
+        world.platform.deploy(STAGING, {"version": 3}) if deployment == STAGING else None
+    )
+    real_values = world.platform.values
+    world.platform.values = lambda deployment, revision: {  # type: ignore[method-assign]
+        **real_values(deployment, revision),
+        "edited": True,
+    }
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "not what was gated" in evidence.conclusion
+    assert changes(world) == []
+
+
+def test_plan_runs_the_gates_and_changes_nothing(world: World) -> None:
+    evidence = gate_and_promote(world.context(), plan_only=True)
+
+    assert evidence.exit_code == ExitCode.OK
+    assert changes(world) == []
+    story = "\n".join(step.title for step in evidence.steps)
+    assert "would bring 1 of 4 replicas" in story
+    assert "return to revision 1" in story
+
+
+def test_a_soak_that_is_not_over_waits(world: World) -> None:
+    world.overrides["environments.staging.soak.minimum"] = "31h"
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "1h are left" in evidence.conclusion
+    assert changes(world) == []
+
+
+def test_outside_the_deployment_window_nothing_is_promoted(world: World) -> None:
+    world.clock.seconds = 2 * 24 * 3600  # Friday
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "friday is not a deployment day" in evidence.conclusion
+    assert "Monday 2026-11-23 09:00" in evidence.conclusion
+    assert changes(world) == []
+
+
+def test_errors_during_the_ramp_bring_the_old_build_back(world: World) -> None:
+    def probes(_seconds: float) -> ProbeSample:
+        bad = len(changes(world)) >= 2
+        return ProbeSample(
+            total=10, failures=2 if bad else 0, latencies_seconds=(0.1,) * 8, healthy=True
+        )
+
+    world.probes = probes
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "error rate" in evidence.conclusion
+    assert changes(world) == [*RAMP[:2], "rollback production 1"]
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_an_outage_after_promotion_rolls_back(world: World) -> None:
+    world.probes = lambda _seconds: ProbeSample(
+        total=10,
+        failures=10 if len(world.gates.outcomes) or len(changes(world)) == 3 else 0,
+        latencies_seconds=(),
+        healthy=True,
+    )
+    world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
+
+    def break_after_gates(deployment: object) -> None:
+        if deployment == PRODUCTION:
+            world.gates.outcomes["marker"] = Outcome.PASS
+
+    world.gates.during = break_after_gates
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "complete outage" in evidence.conclusion
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.INCONCLUSIVE])
+def test_production_gates_that_do_not_pass_roll_back(world: World, outcome: Outcome) -> None:
+    world.gates.outcomes["production"] = outcome
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_a_first_step_that_never_gets_ready_promotes_nothing(world: World) -> None:
+    world.platform.fail_apply_at = 1
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.GATE_FAILED
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+@pytest.mark.parametrize("how", ["helm fails", "old build does not serve"])
+def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
+    world: World, how: str
+) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    if how == "helm fails":
+        world.platform.fail_rollback = True
+    else:
+        world.gates.outcomes["verify"] = Outcome.INCONCLUSIVE
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.NEEDS_PERSON
+    assert evidence.outcome is Outcome.FAIL
+    entry = world.context().journal.read()
+    assert entry is not None
+    assert entry.unfinished  # the next run takes the rollback up again
+
+
+def test_a_model_that_never_was_in_production_is_removed_again(world: World) -> None:
+    del world.platform.releases[PRODUCTION.release]
+    world.gates.outcomes["production"] = Outcome.FAIL
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) is None
+
+
+@pytest.mark.parametrize("kill_at", RAMP)
+def test_a_run_killed_in_the_ramp_is_undone_and_the_rollout_done_anew(
+    world: World, kill_at: str
+) -> None:
+    world.platform.kill_at = kill_at
+    with pytest.raises(Killed):
+        gate_and_promote(world.context())
+    world.platform.calls.clear()
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.OK
+    assert "was under way and did not finish" in evidence.steps[0].title
+    assert changes(world) == ["rollback production 1", *RAMP]
+    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
+
+
+def test_a_run_killed_while_watching_is_watched_to_its_end(world: World) -> None:
+    class KilledWatching(BaseException):
+        pass
+
+    def probes(_seconds: float) -> ProbeSample:
+        if len(changes(world)) == 3 and world.gates.during is None:
+            entry = world.context().journal.read()
+            if entry is not None and entry.phase is Phase.WATCH:
+                world.gates.during = lambda _deployment: None
+                raise KilledWatching
+        return ProbeSample(total=10, failures=0, latencies_seconds=(0.1,) * 10, healthy=True)
+
+    world.probes = probes
+    with pytest.raises(KilledWatching):
+        gate_and_promote(world.context())
+    before = world.clock.seconds
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.OK
+    assert changes(world) == RAMP  # nothing was changed again
+    assert world.clock.seconds - before >= 600
+
+
+def test_a_second_run_finds_nothing_to_do(world: World) -> None:
+    gate_and_promote(world.context())
+    world.platform.calls.clear()
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.OK
+    assert "already runs build" in evidence.conclusion
+    assert changes(world) == []
+
+
+def test_another_run_that_keeps_its_lease_is_left_alone(world: World) -> None:
+    real = world.platform.store.acquire
+
+    def held_by_another(name: str, holder: str, **rest: object) -> object:
+        raise ConflictError(f"other:1 holds {name}")
+
+    world.platform.store.acquire = held_by_another  # type: ignore[assignment]
+    evidence = gate_and_promote(world.context())
+    world.platform.store.acquire = real  # type: ignore[method-assign]
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "other:1 holds" in evidence.conclusion
+    assert changes(world) == []
+
+
+def test_a_lost_lease_stops_every_change(world: World) -> None:
+    def freeze(deployment: object) -> None:
+        world.clock.seconds += 10  # less than the lease's life: fine
+        held = context.held
+        assert held is not None
+        held._renewed = world.clock.seconds - 3600
+
+    context = world.context()
+    world.gates.during = freeze
+
+    evidence = gate_and_promote(context)
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "lease" in evidence.conclusion
+    assert changes(world) == []
+
+
+def test_ctrl_c_says_what_state_production_is_in(world: World) -> None:
+    def interrupt(_seconds: float) -> ProbeSample:
+        raise KeyboardInterrupt
+
+    world.probes = interrupt
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.INTERRUPTED
+    assert "1 of 4 replicas on build" in evidence.conclusion
+    assert "again" in evidence.conclusion
+
+
+def test_rollback_goes_to_the_newest_revision_with_passing_evidence(world: World) -> None:
+    gate_and_promote(world.context())  # revisions 2-4: the second build, with evidence
+    world.platform.deploy(PRODUCTION, {"version": 99}, replicas=4)  # somebody's helm upgrade
+    world.platform.deploy(STAGING, {"version": 3})
+    world.gates.outcomes["production"] = Outcome.FAIL
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
+
+
+def test_rollback_by_hand_returns_to_the_build_before(world: World) -> None:
+    gate_and_promote(world.context())
+    context = replace(world.context(), source=PRODUCTION)
+
+    evidence = roll_back_by_hand(context, to=None, reason="customers complain")
+
+    assert evidence.exit_code == ExitCode.OK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_a_model_that_is_not_in_staging_is_a_usage_error(world: World) -> None:
+    del world.platform.releases[STAGING.release]
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.USAGE
+    assert f"{MODEL} is not deployed in staging" in evidence.conclusion

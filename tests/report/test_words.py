@@ -1,0 +1,109 @@
+"""The words of verdicts and ends."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.report.evidence import Evidence, GateResult
+from vllm_rollout.report.words import (
+    bound_text,
+    cut,
+    headline,
+    one_line,
+    report_title,
+    short_title,
+    verdict_text,
+)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "word", "outcome"),
+    [
+        (0, "PASS", Outcome.PASS),
+        (1, "FAIL", Outcome.FAIL),
+        (2, "INCONCLUSIVE", Outcome.INCONCLUSIVE),
+        (3, "INCONCLUSIVE", Outcome.INCONCLUSIVE),
+        (4, "INCONCLUSIVE", Outcome.INCONCLUSIVE),
+        (5, "ROLLED BACK", Outcome.FAIL),
+        (6, "NEEDS A PERSON", Outcome.FAIL),
+        (130, "INTERRUPTED", Outcome.FAIL),
+        (77, "FAIL", Outcome.FAIL),
+    ],
+)
+def test_the_banner_says_how_the_rollout_ended(
+    exit_code: int,
+    word: str,
+    outcome: Outcome,
+    make_gate: Callable[..., GateResult],
+    make_evidence: Callable[..., Evidence],
+    passing: Verdict,
+) -> None:
+    """One word per exit code; an unknown code is a fail."""
+    evidence = make_evidence(make_gate("latency", passing), exit_code=exit_code, conclusion="So.")
+    end = headline(evidence)
+    assert (end.word, end.outcome, end.sentence) == (word, outcome, "So.")
+    assert report_title(evidence) == f"llama-2-7b: rollout {word}"
+
+
+def test_exit_code_0_over_gates_that_did_not_pass_is_no_pass(
+    make_gate: Callable[..., GateResult], make_evidence: Callable[..., Evidence], failing: Verdict
+) -> None:
+    """The gates outweigh the exit code."""
+    evidence = make_evidence(make_gate("latency", failing), exit_code=0)
+    assert headline(evidence).word == "FAIL"
+
+
+def test_gates_alone_are_named_by_environment_and_counted(
+    make_gate: Callable[..., GateResult],
+    make_evidence: Callable[..., Evidence],
+    passing: Verdict,
+    unknown: Verdict,
+) -> None:
+    """A gate that never ran is counted as inconclusive."""
+    gates = (make_gate("latency", passing), make_gate("error_rate", unknown))
+    evidence = make_evidence(*gates, expected=("latency", "error_rate", "soak"))
+    assert report_title(evidence) == "llama-2-7b: staging gates INCONCLUSIVE"
+    assert headline(evidence).sentence == "3 gates: 1 pass, 2 inconclusive."
+    empty = make_evidence()
+    assert headline(empty).word == "INCONCLUSIVE"
+    assert headline(empty).sentence == "No gate ran."
+
+
+def test_a_verdict_reads_with_the_bound_that_decided(passing: Verdict, failing: Verdict) -> None:
+    """A pass by its upper bound, a fail by its lower one, neither by both."""
+    assert verdict_text(passing) == "1.21 s (≤ 1.3 s at 95%)  limit 3 s  n=3,750"
+    assert verdict_text(failing).split("\n") == [
+        "4.02 s (≥ 3.91 s at 95%)  limit 3 s  n=3,750",
+        "P95 is above the limit",
+        "→ Add replicas or lower max-num-seqs.",
+    ]
+    between = replace(passing, outcome=Outcome.INCONCLUSIVE, limit=1.2, reason="too close")
+    assert "(1.13 s – 1.3 s at 95%)" in verdict_text(between)
+
+
+def test_a_missing_bound_is_not_invented(passing: Verdict) -> None:
+    """One bound reads as one bound; none as a dash."""
+    assert bound_text(replace(passing, upper=None)) == "≥ 1.13 s at 95%"
+    assert bound_text(replace(passing, lower=None, upper=None)) == "–"
+    plain = Verdict(outcome=Outcome.PASS, reason="2 of 2 replicas ready")
+    assert verdict_text(plain) == "2 of 2 replicas ready"
+
+
+def test_untrusted_text_is_one_printable_line() -> None:
+    """No escape sequence, direction override, NUL or half a surrogate pair gets through."""
+    assert one_line("a\x1b[31m\n b\u202e\x00\ud83d") == "a�[31m b���"
+    assert one_line("Hellö 世界 😀") == "Hellö 世界 😀"
+
+
+def test_long_text_is_cut_and_says_so() -> None:
+    """What was left out is counted."""
+    assert cut("x" * 2_000, 2_000) == "x" * 2_000
+    assert cut("x" * 2_500, 2_000).endswith("\n… cut: 2,000 of 2,500 characters shown")
+
+
+def test_a_title_is_short_up_to_its_explanation() -> None:
+    """A gate's first docstring line names it before the colon or comma."""
+    assert short_title("P95 latency: 95 of 100 requests, at most") == "P95 latency"
+    assert short_title("Pods Running and Ready.") == "Pods Running and Ready"

@@ -1,0 +1,288 @@
+"""A simulated world for the engine: platform, clock and gates that a test turns by hand.
+
+Everything else is the real engine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from vllm_rollout.deployment import (
+    Build,
+    Deployment,
+    Replica,
+    Revision,
+    RevisionStatus,
+    Target,
+    canonical_digest,
+)
+from vllm_rollout.errors import DeployError
+from vllm_rollout.judge import Outcome, Verdict
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.platform.base import ConflictError, Entry, Lease
+from vllm_rollout.policy import load_policy
+from vllm_rollout.release.context import Context
+from vllm_rollout.release.journal import Journal
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.report.evidence import GateResult, GateRun, Step
+from vllm_rollout.settings import Settings
+
+MODEL = "llama-2-7b"
+STAGING = Deployment(MODEL, "staging")
+PRODUCTION = Deployment(MODEL, "production")
+WEDNESDAY = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
+
+
+class FakeClock:
+    """Sleeping moves the clock and costs nothing."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return WEDNESDAY + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, duration: timedelta) -> None:
+        self.seconds += duration.total_seconds()
+
+
+class MemoryStore:
+    """The store's contract, in memory."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.leases: dict[str, Lease] = {}
+        self.clock = clock
+
+    def read(self, key: str) -> Entry | None:
+        return self.entries.get(key)
+
+    def write(self, key: str, value: Any, *, expect: str | None) -> str:
+        known = self.entries.get(key)
+        if (known.version if known else None) != expect:
+            raise ConflictError(f"{key} is at another version")
+        version = str(int(known.version) + 1) if known else "1"
+        self.entries[key] = Entry(key, value, version)
+        return version
+
+    def keys(self, prefix: str) -> list[str]:
+        return sorted(key for key in self.entries if key.startswith(prefix))
+
+    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        held = self.leases.get(name)
+        if held and held.holder != holder and held.expires > self.clock.now():
+            raise ConflictError(f"{held.holder} holds {name} until {held.expires}")
+        self.leases[name] = Lease(name, holder, self.clock.now() + ttl)
+        return self.leases[name]
+
+    def release(self, name: str, holder: str) -> None:
+        if name in self.leases and self.leases[name].holder == holder:
+            del self.leases[name]
+
+
+class Killed(BaseException):
+    """The process ends here, as by SIGKILL: nothing after this runs."""
+
+
+@dataclass
+class SimulatedPlatform:
+    """Releases as Helm keeps them. `before_change` is called first and may raise what it likes."""
+
+    store: MemoryStore
+    clock: FakeClock
+    releases: dict[str, list[Revision]] = field(default_factory=dict)
+    made_of: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    fail_apply_at: int | None = None
+    fail_rollback: bool = False
+    kill_at: str = ""
+    name: str = "simulated"
+
+    def base_url(self, deployment: Deployment) -> str:
+        return f"http://{deployment.release}"
+
+    def history(self, deployment: Deployment) -> Sequence[Revision]:
+        return list(self.releases.get(deployment.release, []))
+
+    def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
+        build = self.releases[deployment.release][revision - 1].build
+        return self.made_of[build.digest]
+
+    def build(self, deployment: Deployment, values: dict[str, Any]) -> Build:
+        build = Build(values_digest=canonical_digest(values))
+        self.made_of[build.digest] = values
+        return build
+
+    def apply(
+        self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
+    ) -> Revision:
+        self._call(f"apply {deployment.environment} {target.replicas}/{target.capacity}")
+        if self.fail_apply_at == target.replicas:
+            raise DeployError("not ready in time")
+        return self._add(deployment, target.build, target.replicas, target.capacity, description)
+
+    def rollback(
+        self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
+    ) -> Revision:
+        self._call(f"rollback {deployment.environment} {revision}")
+        if self.fail_rollback:
+            raise DeployError("helm rollback timed out")
+        old = self.releases[deployment.release][revision - 1]
+        return self._add(deployment, old.build, old.replicas, old.capacity, description)
+
+    def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
+        self._call(f"uninstall {deployment.environment}")
+        self.releases.pop(deployment.release, None)
+
+    def recover(self, deployment: Deployment) -> str:
+        return ""
+
+    def replicas(self, deployment: Deployment) -> Sequence[Replica]:
+        return [Replica(name="r0", phase="Running", ready=True, restarts=0)]
+
+    def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
+        return ""
+
+    def deploy(self, deployment: Deployment, values: dict[str, Any], *, replicas: int = 1) -> Build:
+        """Put a whole build in place, as if long ago."""
+        build = self.build(deployment, values)
+        self._add(deployment, build, replicas, replicas, "deployed by the test")
+        return build
+
+    def serving(self, deployment: Deployment) -> tuple[str, int, int] | None:
+        """The build that serves, and how many of the replicas run it."""
+        history = self.releases.get(deployment.release)
+        newest = history[-1] if history else None
+        return (newest.build.digest, newest.replicas, newest.capacity) if newest else None
+
+    def _call(self, call: str) -> None:
+        self.calls.append(call)
+        if self.kill_at == call:
+            self.kill_at = ""
+            raise Killed
+
+    def _add(
+        self, deployment: Deployment, build: Build, replicas: int, capacity: int, description: str
+    ) -> Revision:
+        history = self.releases.setdefault(deployment.release, [])
+        history[:] = [replace(r, status=RevisionStatus.SUPERSEDED) for r in history]
+        history.append(
+            Revision(
+                number=len(history) + 1,
+                build=build,
+                status=RevisionStatus.DEPLOYED,
+                created=self.clock.now() - timedelta(hours=30),
+                description=description,
+                replicas=replicas,
+                capacity=capacity,
+            )
+        )
+        return history[-1]
+
+
+class ScriptedGates:
+    """Gates that end as the test says; what they say is about the build that really serves."""
+
+    def __init__(self, platform: SimulatedPlatform) -> None:
+        self.platform = platform
+        self.outcomes: dict[str, Outcome] = {}
+        self.unreachable = ""
+        self.during: Any = None
+
+    def run(
+        self,
+        deployment: Deployment,
+        folder: Path,
+        *,
+        only: Sequence[str] = (),
+        base_url: str | None = None,
+    ) -> GateRun:
+        history = self.platform.history(deployment)
+        if self.during:
+            self.during(deployment)
+        kind = "verify" if only else deployment.environment
+        outcome = self.outcomes.get(kind, Outcome.PASS)
+        now = self.platform.clock.now()
+        gates = only or ("health",)
+        return GateRun(
+            deployment=deployment,
+            base_url=f"http://{deployment.release}",
+            platform="simulated",
+            revision=history[-1].number if history else None,
+            build=history[-1].build if history else None,
+            policy_digest="sha256:0",
+            started=now,
+            finished=now,
+            expected=tuple(gates),
+            gates=tuple(
+                GateResult(
+                    gate=gate,
+                    item=gate,
+                    title=gate,
+                    verdicts=()
+                    if self.unreachable
+                    else (Verdict(outcome=outcome, reason="the test says so"),),
+                    error="no answer" if self.unreachable else "",
+                    unreachable=self.unreachable,
+                    started=now,
+                    duration_seconds=0.0,
+                )
+                for gate in gates
+            ),
+            loads={},
+        )
+
+
+class ListReporter:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def gate(self, text: str) -> None: ...
+
+    def progress(self, text: str) -> None: ...
+
+
+@dataclass
+class World:
+    """One simulated world, and `context()` for each run in it."""
+
+    tmp_path: Path
+    clock: FakeClock
+    platform: SimulatedPlatform
+    gates: ScriptedGates
+    probes: Any
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def context(self) -> Context:
+        policy = load_policy(None, overrides=self.overrides)
+        settings = Settings(
+            policy=policy, platform=self.platform, base_url=None, report_dir=self.tmp_path
+        )
+        return Context(
+            run_id=f"run-{len(self.platform.calls)}",
+            source=STAGING,
+            target=PRODUCTION,
+            settings=settings,
+            policy=policy,
+            clock=self.clock,
+            reporter=ListReporter(),
+            runner=self.gates,  # type: ignore[arg-type]
+            folder=self.tmp_path,
+            journal=Journal(self.platform.store, MODEL),
+            ledger=Ledger(self.platform.store),
+        )
+
+
+def healthy(_seconds: float) -> ProbeSample:
+    """All is well."""
+    return ProbeSample(total=10, failures=0, latencies_seconds=(0.1,) * 10, healthy=True)

@@ -1,0 +1,1 @@
+"""The commands behind `vllm-rollout` and `gate-and-promote`, one module for each concern."""

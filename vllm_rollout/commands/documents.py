@@ -1,0 +1,43 @@
+"""`vllm-rollout policy` and `vllm-rollout report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vllm_rollout.commands import options
+from vllm_rollout.policy import dump_policy, load_policy
+from vllm_rollout.report.evidence import read_evidence
+from vllm_rollout.report.render import write_reports
+from vllm_rollout.resources import POLICY_SCHEMA
+
+_console = Console()
+
+policy_app = typer.Typer(help="The numbers everything is judged by.", no_args_is_help=True)
+
+
+@policy_app.command("show")
+def show(policy: options.PolicyFile = None, changes: options.PolicySet = None) -> None:
+    """Print the policy that applies: defaults, the file's overrides and --set."""
+    with options.errors_shown(_console):
+        path = Path(policy) if policy else None
+        typer.echo(dump_policy(load_policy(path, overrides=options.pairs(changes))))
+
+
+@policy_app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of rollout.yaml, for editors."""
+    typer.echo(POLICY_SCHEMA.read_text(encoding="utf-8"))
+
+
+def report_command(
+    evidence: Annotated[Path, typer.Argument(help="an evidence.json")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder to write to (default: the file's own)")
+    ] = None,
+) -> None:
+    """Render the HTML and JUnit reports of an evidence file again."""
+    with options.errors_shown(_console):
+        paths = write_reports(read_evidence(evidence), out or evidence.parent)
+        _console.print(f"{paths.html}\n{paths.junit}", soft_wrap=True, highlight=False)

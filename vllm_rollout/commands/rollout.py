@@ -1,0 +1,208 @@
+"""`gate-and-promote` and `vllm-rollout rollback`."""
+
+import getpass
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vllm_rollout.commands import options
+from vllm_rollout.console import LiveReporter
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.errors import UsageError
+from vllm_rollout.release.clock import SystemClock
+from vllm_rollout.release.context import Context
+from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.gates import GateRunner
+from vllm_rollout.release.journal import Journal
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.report.evidence import Evidence, new_run_id
+from vllm_rollout.report.record import write_record
+from vllm_rollout.report.render import write_reports
+from vllm_rollout.report.terminal import gates_table
+from vllm_rollout.settings import Settings, load_settings
+
+_console = Console()
+
+Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
+ReportDir = Annotated[
+    str | None, typer.Option("--report-dir", help="where reports go (default: reports)")
+]
+
+
+def promote_command(
+    model: options.Model,
+    to: Annotated[
+        str | None, typer.Option("--to", help="environment to promote to (default: the last)")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="run the gates, show what would be done, change nothing")
+    ] = False,
+    reason: Reason = "not given",
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", help="where the gated deployment is reached from here"),
+    ] = None,
+    gates: Annotated[
+        list[Path] | None,
+        typer.Option("--gates", help="file or folder with gates of your own; repeatable"),
+    ] = None,
+    policy: options.PolicyFile = None,
+    changes: options.PolicySet = None,
+    platform: options.PlatformName = None,
+    namespace: options.Namespace = None,
+    kube_context: options.KubeContext = None,
+    report_dir: ReportDir = None,
+) -> None:
+    """Gate MODEL where it is, promote exactly what was gated, watch it, roll back on a trigger.
+
+    By default the staging deployment is gated and production is promoted. Each run leaves
+    report.html, junit.xml and evidence.json in reports/MODEL/RUN.
+
+    Exit codes: 0 promoted (or nothing to do; or, with --plan, all gates passed), 1 a gate failed,
+    2 usage or policy error, 3 inconclusive, 4 something could not be reached, 5 promoted and
+    rolled back, 6 rollback did not restore service, 130 interrupted.
+    """
+    with options.errors_shown(_console):
+        settings = load_settings(
+            policy_file=policy,
+            overrides=options.pairs(changes),
+            platform=platform,
+            namespace=namespace,
+            kube_context=kube_context,
+            base_url=base_url,
+            report_dir=report_dir,
+            needs_platform=True,
+        )
+        target = settings.deployment(model, to or settings.policy.order[-1])
+        before = settings.policy.previous(target.environment)
+        if before is None:
+            raise UsageError(
+                f"nothing comes before {target.environment}",
+                remedy=f"Deploy there directly: vllm-rollout deploy {model} --values FILE",
+            )
+        _run(
+            settings,
+            source=settings.deployment(model, before),
+            target=target,
+            gate_options=_gate_options(settings, policy, changes, kube_context),
+            own_gates=gates or [],
+            reason=reason,
+            work=lambda context: gate_and_promote(context, plan_only=plan),
+        )
+
+
+def rollback_command(
+    model: options.Model,
+    environment: options.Environment = None,
+    to: Annotated[
+        int | None,
+        typer.Option("--to", help="revision (default: the newest with passing evidence before)"),
+    ] = None,
+    reason: Reason = "by hand",
+    policy: options.PolicyFile = None,
+    changes: options.PolicySet = None,
+    platform: options.PlatformName = None,
+    namespace: options.Namespace = None,
+    kube_context: options.KubeContext = None,
+    report_dir: ReportDir = None,
+) -> None:
+    """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
+    with options.errors_shown(_console):
+        settings = load_settings(
+            policy_file=policy,
+            overrides=options.pairs(changes),
+            platform=platform,
+            namespace=namespace,
+            kube_context=kube_context,
+            report_dir=report_dir,
+            needs_platform=True,
+        )
+        target = settings.deployment(model, environment or settings.policy.order[-1])
+        _run(
+            settings,
+            source=target,
+            target=target,
+            gate_options=_gate_options(settings, policy, changes, kube_context),
+            own_gates=[],
+            reason=reason,
+            work=lambda context: roll_back_by_hand(context, to=to, reason=reason),
+        )
+
+
+def _gate_options(
+    settings: Settings, policy: str | None, changes: list[str] | None, kube_context: str | None
+) -> list[str]:
+    """The same choices, as the gates' own pytest options."""
+    passed_on = ["--platform", settings.policy.platform, "--namespace", settings.policy.namespace]
+    for change in changes or []:
+        passed_on += ["--policy-set", change]
+    if policy:
+        passed_on += ["--policy", policy]
+    if kube_context:
+        passed_on += ["--kube-context", kube_context]
+    return passed_on
+
+
+def _run(
+    settings: Settings,
+    *,
+    source: Deployment,
+    target: Deployment,
+    gate_options: Sequence[str],
+    own_gates: Sequence[Path],
+    reason: str,
+    work: Callable[[Context], Evidence],
+) -> None:
+    """Do `work`, then write its reports and record, and exit with its code."""
+    clock = SystemClock()
+    run_id = new_run_id(clock.now())
+    folder = settings.report_dir / target.model / run_id
+    store = settings.require_platform().store
+    with LiveReporter(_console) as reporter:
+        context = Context(
+            run_id=run_id,
+            source=source,
+            target=target,
+            settings=settings,
+            policy=settings.policy.for_model(target.model),
+            clock=clock,
+            reporter=reporter,
+            runner=GateRunner(
+                options=gate_options,
+                own_gates=own_gates,
+                on_event=lambda kind, text: (
+                    reporter.gate(text) if kind == "gate" else reporter.progress(text)
+                ),
+            ),
+            folder=folder,
+            journal=Journal(store, target.model),
+            ledger=Ledger(store),
+        )
+        evidence = work(context)
+        paths = write_reports(evidence, folder)
+    for run in evidence.runs:
+        _console.print(gates_table(run))
+    if context.touched and target.environment == settings.policy.order[-1]:
+        record = write_record(
+            evidence,
+            folder=Path("deployments"),
+            deployer=_deployer(),
+            reason=reason,
+            rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
+            report_path=paths.html,
+        )
+        _console.print(f"record: {record}", soft_wrap=True)
+    _console.print(f"report: {paths.html}", soft_wrap=True, highlight=False)
+    _console.print(evidence.conclusion, soft_wrap=True, highlight=False, markup=False)
+    raise typer.Exit(evidence.exit_code or 0)
+
+
+def _deployer() -> str:
+    """Who deploys: the CI's user, else this machine's."""
+    return (
+        os.environ.get("GITLAB_USER_LOGIN") or os.environ.get("GITHUB_ACTOR") or getpass.getuser()
+    )

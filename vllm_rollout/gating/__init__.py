@@ -1,0 +1,1 @@
+"""How gates become pytest items and pytest items become evidence (used by `plugin.py`)."""

@@ -1,0 +1,169 @@
+"""The fixtures a gate is written with. They are public: a team's own gates use them too.
+
+`deployment`  the deployment under test
+`policy`      what must hold, for this model
+`slo`         the gates' numbers in this environment, e.g. `slo.latency.limit_seconds`
+`client`      an `InferenceClient` of the deployment
+`cluster`     its release: replicas, revisions, logs
+`load`        the result of one load run, shared by every gate of the deployment that asks for it
+`verdict`     call it with a `Verdict` to end the gate
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vllm_rollout.deployment import Deployment, Replica, Revision
+from vllm_rollout.gating.progress import Progress
+from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
+from vllm_rollout.judge import Outcome
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.load import LoadPlan, LoadResult
+from vllm_rollout.observe.load_run import run_load
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Gates, Policy
+from vllm_rollout.settings import Settings
+
+SETTINGS = pytest.StashKey[Settings]()
+LOADS = pytest.StashKey[dict[Deployment, LoadResult]]()
+RECORDER = pytest.StashKey[VerdictRecorder]()
+OUTCOMES = pytest.StashKey[dict[Deployment, dict[str, Outcome]]]()
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The release under test, as its platform shows it."""
+
+    platform: Platform
+    deployment: Deployment
+
+    def replicas(self) -> list[Replica]:
+        """The replicas that exist now."""
+        return list(self.platform.replicas(self.deployment))
+
+    def revision(self) -> Revision | None:
+        """The newest revision, or None when the release does not exist."""
+        history = self.platform.history(self.deployment)
+        return history[-1] if history else None
+
+    def logs(self, *, tail: int = 20) -> str:
+        """The last log lines of each replica."""
+        return self.platform.logs(self.deployment, tail=tail)
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """What the run works with."""
+    return request.config.stash[SETTINGS]
+
+
+@pytest.fixture(scope="session")
+def deployment(request: pytest.FixtureRequest) -> Deployment:
+    """The deployment under test: one model in one environment."""
+    parameter: Deployment = request.param
+    return parameter
+
+
+@pytest.fixture(scope="session")
+def policy(settings: Settings, deployment: Deployment) -> Policy:
+    """The policy as it applies to the model under test."""
+    return settings.policy.for_model(deployment.model)
+
+
+@pytest.fixture(scope="session")
+def slo(policy: Policy, deployment: Deployment) -> Gates:
+    """The numbers of the gates in the environment under test."""
+    return policy.environments[deployment.environment].gates
+
+
+@pytest.fixture(scope="session")
+def client(settings: Settings, deployment: Deployment) -> Iterator[InferenceClient]:
+    """An inference client of the deployment."""
+    with InferenceClient(
+        settings.url_of(deployment), model=deployment.model, api_key=settings.api_key
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def cluster(settings: Settings, deployment: Deployment) -> Cluster:
+    """The release of the deployment; skips when only a URL is known, and a skip never promotes."""
+    if settings.platform is None:
+        pytest.skip(
+            "--base-url names a server, not a release: add --platform to ask for its replicas"
+        )
+    return Cluster(settings.platform, deployment)
+
+
+@pytest.fixture
+def verdict(request: pytest.FixtureRequest) -> VerdictRecorder:
+    """Call it with a `Verdict`; the gate ends there unless it is a pass."""
+    recorder = VerdictRecorder()
+    request.node.stash[RECORDER] = recorder
+    return recorder
+
+
+@pytest.fixture(scope="session")
+def _load_result(
+    request: pytest.FixtureRequest, settings: Settings, deployment: Deployment, policy: Policy
+) -> LoadResult:
+    """One load run per deployment, whatever becomes of the fixture's cache."""
+    loads = request.config.stash[LOADS]
+    if deployment not in loads:
+        bad = [
+            f"{gate} ({outcome})"
+            for gate, outcome in request.config.stash[OUTCOMES].get(deployment, {}).items()
+            if outcome is not Outcome.PASS
+        ]
+        if bad:
+            raise GateInconclusiveError(
+                f"no load was sent: {', '.join(bad)} did not pass", pytrace=False
+            )
+        plan = load_plan(policy, deployment, base_url=settings.url_of(deployment))
+        progress = Progress(request.config, deployment)
+        with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
+            loads[deployment] = run_load(
+                plan, api_key=settings.api_key, on_progress=progress.load, work_dir=Path(folder)
+            )
+    return loads[deployment]
+
+
+@pytest.fixture
+def load(_load_result: LoadResult, policy: Policy, deployment: Deployment) -> LoadResult:
+    """The load run of the deployment; inconclusive when it does not show the whole run."""
+    if _load_result.incomplete:
+        raise GateInconclusiveError(
+            f"the load run is incomplete: {_load_result.incomplete}", pytrace=False
+        )
+    longest = policy.environments[deployment.environment].load.max_lag_seconds
+    lag = _load_result.lag_percentile(99)
+    if not lag <= longest:
+        raise GateInconclusiveError(
+            f"the generator was the bottleneck: at P99 requests left {lag * 1000:.0f} ms late, "
+            f"more than `load.max_lag` ({longest * 1000:.0f} ms)\n"
+            "Raise `load.workers`, or give the generator a machine of its own.",
+            pytrace=False,
+        )
+    return _load_result
+
+
+def load_plan(policy: Policy, deployment: Deployment, *, base_url: str) -> LoadPlan:
+    """The load the policy asks for against `base_url`."""
+    load = policy.environments[deployment.environment].load
+    return LoadPlan(
+        base_url=base_url,
+        model=deployment.model,
+        rate_per_second=load.rate,
+        duration_seconds=load.duration.total_seconds(),
+        warmup_seconds=load.warmup.total_seconds(),
+        arrivals=load.arrivals,
+        timeout_seconds=load.timeout.total_seconds(),
+        prompt=load.prompt,
+        max_tokens=load.max_tokens,
+        stream=load.stream,
+        workers=load.workers,
+        seed=load.seed,
+    )

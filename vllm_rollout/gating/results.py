@@ -1,0 +1,203 @@
+"""From pytest reports to evidence.
+
+Each gate's report carries its result as plain JSON (`report.gate_result`), so it crosses from
+xdist workers to the controller, which alone writes evidence and reports.
+"""
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from vllm_rollout import __version__
+from vllm_rollout.deployment import Build, Deployment
+from vllm_rollout.errors import RolloutError, UnreachableError
+from vllm_rollout.gating.fixtures import LOADS, RECORDER
+from vllm_rollout.gating.select import deployment_of, gate_name
+from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
+from vllm_rollout.judge import check
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.report.evidence import (
+    Evidence,
+    GateResult,
+    GateRun,
+    LoadSummary,
+    new_run_id,
+    result_as_json,
+    result_from_json,
+)
+from vllm_rollout.report.summary import summarize_load
+from vllm_rollout.settings import Settings
+
+BEFORE = pytest.StashKey[dict[str, Any]]()
+"""What the deployment ran before the gate, as `identity` gives it."""
+
+_LOAD_NAME = "load"
+_BUILD: TypeAdapter[Build | None] = TypeAdapter(Build | None)
+_LOAD: TypeAdapter[LoadSummary] = TypeAdapter(LoadSummary)
+
+
+def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any]:
+    """Revision and build that the deployment runs now, as JSON; what cannot be read is said."""
+    if platform is None:
+        return {"revision": None, "build": None}
+    try:
+        history = platform.history(deployment)
+    except RolloutError as error:
+        return {"revision": None, "build": None, "unknown": str(error)}
+    if not history:
+        return {"revision": None, "build": None}
+    newest = history[-1]
+    return {
+        "revision": newest.number,
+        "build": _BUILD.dump_python(newest.build, mode="json"),
+        "complete": newest.complete,
+    }
+
+
+def record_result(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, settings: Settings
+) -> None:
+    """Put the gate's result on `report`, if this phase decides it."""
+    deployment = deployment_of(item)
+    if deployment is None or (report.when != "call" and report.passed):
+        return
+    recorder = item.stash.get(RECORDER, None) or VerdictRecorder()
+    raised = call.excinfo.value if call.excinfo else None
+    error, unreachable = "", ""
+    if isinstance(raised, UnreachableError):
+        error, unreachable = str(raised), raised.address
+    elif isinstance(raised, GateInconclusiveError) and not recorder.verdicts:
+        error = str(raised)
+    elif (
+        raised is not None
+        and not report.skipped
+        and not isinstance(raised, GateFailedError | GateInconclusiveError)
+    ):
+        error = f"{type(raised).__name__}: {raised}"
+    elif report.passed and RECORDER in item.stash and not recorder.verdicts:
+        error = "the gate ended without a verdict: it judged nothing"
+    verdicts = list(recorder.verdicts)
+    if report.passed and RECORDER not in item.stash:
+        verdicts.append(check(True, "the test passed"))
+    elif isinstance(raised, AssertionError):
+        verdicts.append(check(False, str(raised)))
+    load = item.config.stash[LOADS].get(deployment)
+    uses_load = load is not None and "load" in getattr(item, "fixturenames", ())
+    result = GateResult(
+        gate=gate_name(item.path),
+        item=item.name,
+        title=_title(item),
+        verdicts=tuple(verdicts),
+        error=error,
+        unreachable=unreachable,
+        skipped=_skip_reason(report),
+        load=_LOAD_NAME if uses_load else "",
+        attachments=tuple(recorder.attachments),
+        started=datetime.fromtimestamp(call.start, UTC),
+        duration_seconds=call.duration,
+    )
+    if isinstance(raised, RolloutError):
+        report.longrepr = f"{raised}\n{raised.remedy}".rstrip()
+    if error and report.passed:
+        report.outcome = "failed"
+        report.longrepr = error
+    # pytest carries a report's attributes from xdist's workers to the controller as they are.
+    vars(report)["gate_result"] = {
+        "deployment": [deployment.model, deployment.environment, deployment.namespace],
+        "base_url": _url(settings, deployment),
+        "identities": [item.stash[BEFORE], identity(settings.platform, deployment)],
+        "result": result_as_json(result),
+        "load": _LOAD.dump_python(summarize_load(load), mode="json")
+        if load is not None and uses_load
+        else None,
+    }
+
+
+def _skip_reason(report: pytest.TestReport) -> str:
+    if not report.skipped:
+        return ""
+    place_and_reason = report.longrepr
+    reason = place_and_reason[2] if isinstance(place_and_reason, tuple) else "skipped"
+    return reason.removeprefix("Skipped: ")
+
+
+def _title(item: pytest.Item) -> str:
+    doc = getattr(getattr(item, "module", None), "__doc__", None) or item.name
+    return doc.strip().splitlines()[0]
+
+
+def _url(settings: Settings, deployment: Deployment) -> str:
+    try:
+        return settings.url_of(deployment)
+    except RolloutError as error:
+        return f"unknown ({error})"
+
+
+class Results:
+    """Collects the gate results of a session (on the controller) into evidence."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._started = datetime.now(UTC)
+        self._records: dict[Deployment, list[dict[str, Any]]] = defaultdict(list)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take one report's result."""
+        self._records[Deployment(*record["deployment"])].append(record)
+
+    def evidence(self) -> list[Evidence]:
+        """One evidence per model, its environments in the policy's order."""
+        finished = datetime.now(UTC)
+        by_model: dict[str, list[GateRun]] = defaultdict(list)
+        order = self._settings.policy.order
+        for deployment in sorted(
+            self._records, key=lambda d: (d.model, order.index(d.environment))
+        ):
+            by_model[deployment.model].append(self._run(deployment, finished))
+        return [
+            Evidence(
+                run_id=new_run_id(self._started),
+                model=model,
+                suite_version=__version__,
+                started=self._started,
+                finished=finished,
+                runs=tuple(runs),
+            )
+            for model, runs in by_model.items()
+        ]
+
+    def _run(self, deployment: Deployment, finished: datetime) -> GateRun:
+        records = self._records[deployment]
+        policy = self._settings.policy.for_model(deployment.model)
+        identities = [found for record in records for found in record["identities"]]
+        load = next((r["load"] for r in records if r["load"] is not None), None)
+        return GateRun(
+            deployment=deployment,
+            base_url=records[0]["base_url"],
+            platform=self._settings.platform.name if self._settings.platform else "url",
+            revision=identities[0]["revision"],
+            build=_BUILD.validate_python(identities[0]["build"]),
+            policy_digest=policy.digest,
+            started=self._started,
+            finished=finished,
+            expected=tuple(policy.environments[deployment.environment].gates.enabled),
+            gates=tuple(result_from_json(record["result"]) for record in records),
+            loads={} if load is None else {_LOAD_NAME: _LOAD.validate_python(load)},
+            changed=_change(identities),
+        )
+
+
+def _change(identities: list[dict[str, Any]]) -> str:
+    for before, after in pairwise(identities):
+        if before != after:
+            return (
+                f"revision {before['revision']} became revision {after['revision']} "
+                "while the gates ran"
+                if before["revision"] != after["revision"]
+                else "the build changed, or could not be read, while the gates ran"
+            )
+    return next((i["unknown"] for i in identities if "unknown" in i), "")

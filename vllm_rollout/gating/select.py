@@ -1,0 +1,122 @@
+"""Which gates run against which deployments.
+
+A test that uses the `deployment` fixture is a gate. It is parametrized over environment × model,
+and each parameter carries its environment's marker, so `-m staging` selects by ordinary marker
+selection. Gates of this suite run where the policy lists them; a team's own gate runs in every
+environment, or in those it is marked with.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.policy import Policy
+from vllm_rollout.resources import GATES
+from vllm_rollout.settings import Settings
+
+NO_MODEL = "no-model-given"
+
+
+def gate_name(path: Path) -> str:
+    """The gate a test module holds: `gates/test_error_rate.py` is `error_rate`."""
+    return path.stem.removeprefix("test_")
+
+
+def is_bundled(path: Path) -> bool:
+    """Whether the module is one of the suite's own gates."""
+    return path.resolve().parent == GATES.resolve()
+
+
+def environments_of(policy: Policy, path: Path, marks: Iterable[pytest.Mark]) -> list[str]:
+    """The environments in which a gate runs, in the policy's order."""
+    marked = {mark.name for mark in marks} & set(policy.order)
+    if marked:
+        return [name for name in policy.order if name in marked]
+    if is_bundled(path):
+        gate = gate_name(path)
+        return [name for name in policy.order if gate in policy.environments[name].gates.enabled]
+    return list(policy.order)
+
+
+def parametrize(metafunc: pytest.Metafunc, settings: Settings, models: Sequence[str]) -> None:
+    """Parametrize a gate over the deployments it runs against."""
+    path = Path(metafunc.definition.path)
+    parameters = [
+        pytest.param(
+            settings.deployment(model, environment),
+            id=f"{environment}-{model}",
+            marks=[
+                getattr(pytest.mark, environment),
+                pytest.mark.xdist_group(f"{model}-{environment}"),
+            ],
+        )
+        for model in models or [NO_MODEL]
+        for environment in environments_of(
+            settings.policy.for_model(model), path, metafunc.definition.iter_markers()
+        )
+    ]
+    metafunc.parametrize("deployment", parameters, indirect=True, scope="session")
+
+
+def deployment_of(item: pytest.Item) -> Deployment | None:
+    """The deployment a gate is about, or None if the item is not a gate."""
+    callspec = getattr(item, "callspec", None)
+    deployment = callspec.params.get("deployment") if callspec else None
+    return deployment if isinstance(deployment, Deployment) else None
+
+
+def in_order(items: list[pytest.Item], policy: Policy) -> list[pytest.Item]:
+    """Gates deployment by deployment, cheap ones first as the policy lists them; the rest after."""
+
+    def place(item: pytest.Item) -> tuple[int, str, int]:
+        deployment = deployment_of(item)
+        if deployment is None:
+            return (len(policy.order), "", 0)
+        gates = policy.environments[deployment.environment].gates.enabled
+        gate = gate_name(item.path)
+        return (
+            policy.order.index(deployment.environment),
+            deployment.model,
+            gates.index(gate) if gate in gates else len(gates),
+        )
+
+    return sorted(items, key=place)
+
+
+def selection_problem(
+    items: Sequence[pytest.Item], *, marker_expression: str, arguments: Sequence[str]
+) -> str:
+    """What is wrong with the selection of gates, in words that say what to type; "" if nothing.
+
+    Each selected gate's environment must have been named, in `-m` or in a test id: production is
+    never gated because somebody left something out.
+    """
+    deployments = [d for item in items if (d := deployment_of(item)) is not None]
+    if not deployments:
+        return ""
+    named = set(re.findall(r"[\w-]+", marker_expression))
+    ids = " ".join(argument.partition("[")[2] for argument in arguments)
+    silent = sorted(
+        {
+            d.environment
+            for d in deployments
+            if d.environment not in named and d.environment not in ids
+        }
+    )
+    model = next((d.model for d in deployments if d.model != NO_MODEL), "llama-2-7b")
+    if silent:
+        return (
+            f"no environment selected: these gates would run against {', '.join(silent)}.\n"
+            f"Name the environment, for example:  pytest -m staging --model {model}"
+        )
+    if any(d.model == NO_MODEL for d in deployments):
+        environment = deployments[0].environment
+        return (
+            "no model given.\n"
+            f"Name the model, for example:  pytest -m {environment} --model llama-2-7b\n"
+            "(--model may be repeated; VLLM_ROLLOUT_MODEL works too)"
+        )
+    return ""

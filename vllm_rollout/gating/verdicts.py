@@ -1,0 +1,49 @@
+"""The `verdict` fixture: where a gate hands over what it found."""
+
+from _pytest.outcomes import Failed
+
+from vllm_rollout.judge import Outcome, Verdict, worst
+from vllm_rollout.report.evidence import Attachment
+from vllm_rollout.report.terminal import verdict_text
+
+
+class GateFailedError(Failed):
+    """What must hold does not."""
+
+
+class GateInconclusiveError(Failed):
+    """Whether it holds cannot be known. Counted apart from failures; never a pass."""
+
+
+class VerdictRecorder:
+    """Records the verdicts of one gate and ends it at the first that is not a pass.
+
+    Call it with a `Verdict`. A gate may call it more than once; it passes only if every verdict
+    does, and a gate that never calls it is inconclusive: it judged nothing.
+    """
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+        self.attachments: list[Attachment] = []
+
+    def __call__(self, verdict: Verdict) -> None:
+        """Record `verdict`.
+
+        Raises:
+            GateFailedError: it is a fail.
+            GateInconclusiveError: it is inconclusive.
+        """
+        self.verdicts.append(verdict)
+        if verdict.outcome is Outcome.FAIL:
+            raise GateFailedError(verdict_text(verdict), pytrace=False)
+        if verdict.outcome is Outcome.INCONCLUSIVE:
+            raise GateInconclusiveError(verdict_text(verdict), pytrace=False)
+
+    def attach(self, title: str, text: str) -> None:
+        """Show `text` (a model's answer, say) beside the gate in the report."""
+        self.attachments.append(Attachment(title=title, text=text))
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst so far; inconclusive when nothing was judged."""
+        return worst([verdict.outcome for verdict in self.verdicts])

@@ -1,0 +1,104 @@
+"""Is the share of failed requests below a limit? Judged by its exact confidence bounds."""
+
+import math
+from dataclasses import replace
+
+from vllm_rollout.judge.binomial import share_bounds
+from vllm_rollout.judge.planning import (
+    check_confidence,
+    format_confidence,
+    more_load,
+    requests_needed,
+)
+from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.units import format_share
+
+__all__ = ["rate_verdict", "requests_needed"]
+
+
+def rate_verdict(
+    failures: int,
+    total: int,
+    *,
+    limit: float,
+    confidence: float,
+    rate_per_second: float | None = None,
+) -> Verdict:
+    """Judge `failures` of `total` requests against `limit`, a fraction to stay below.
+
+    Passes when the upper Clopper–Pearson bound is below the limit, fails when the lower bound is
+    above it, and is inconclusive between; a bound equal to the limit decides nothing. Either is
+    wrong with a chance of at most 1 - `confidence`, requests being independent.
+    `rate_per_second` is the load's, to name the duration a pass would take.
+
+    No request, or a count that is not a finite number (a broken counter reads NaN), is
+    inconclusive.
+
+    Raises:
+        ValueError: more failures than requests, a negative or a fractional count, a limit outside
+            0 to 1 or at 0, a confidence not between 0.5 and 1.
+    """
+    check_confidence(confidence)
+    if not 0 < limit <= 1:
+        raise ValueError(f"limit must be above 0 and at most 1, not {limit}")
+    unknown = Verdict(
+        outcome=Outcome.INCONCLUSIVE,
+        reason="",
+        limit=limit,
+        confidence=confidence,
+        unit="ratio",
+    )
+    if not (math.isfinite(failures) and math.isfinite(total)):
+        return unknown.because(
+            f"the counts cannot be used: {failures} failures of {total} requests",
+            "Find out why the counter reads no finite number, and measure again.",
+        )
+    if not 0 <= failures <= total or failures != int(failures) or total != int(total):
+        raise ValueError(f"not a count of failures among requests: {failures} of {total}")
+    failures, total = int(failures), int(total)
+    if total == 0:
+        return unknown.because(
+            "no request was judged",
+            f"Check that the load reaches the server. {_needs(limit, confidence, 0)}.",
+        )
+
+    lower, upper = share_bounds(failures, total, confidence)
+    seen = replace(unknown, n=total, measured=failures / total, lower=lower, upper=upper)
+    counted = f"{failures:,} of {total:,} requests failed"
+    against = f"(limit: below {format_share(float(limit))})"
+    sure = f"at {format_confidence(confidence)} confidence"
+    if upper < limit:
+        reason = f"{counted}: at most {_share(upper)} fail, {sure} {against}"
+        return replace(seen, outcome=Outcome.PASS, reason=reason)
+    if lower > limit:
+        return replace(
+            seen,
+            outcome=Outcome.FAIL,
+            reason=f"{counted}: at least {_share(lower)} fail, {sure} {against}",
+            remedy="See how the requests failed and what the replicas logged at that time; "
+            "mend that before the next attempt.",
+        )
+    needed = requests_needed(limit, confidence, failures)
+    return seen.because(
+        f"{counted}: up to {_share(upper)} may fail, {sure} {against}",
+        f"{_needs(limit, confidence, failures)}; you sent {total:,}: "
+        f"{more_load(needed, rate_per_second)}.",
+    )
+
+
+def _needs(limit: float, confidence: float, failures: int) -> str:
+    """What a pass takes: "2,995 error-free requests are needed to claim < 0.1% at 95%"."""
+    needed = f"{requests_needed(limit, confidence, failures):,}"
+    if failures == 0:
+        requests = f"{needed} error-free requests"
+    elif failures == 1:
+        requests = f"{needed} requests with no second failure"
+    else:
+        requests = f"{needed} requests with no more than these {failures:,} failures"
+    claim = f"< {format_share(float(limit))} at {format_confidence(confidence)}"
+    return f"{requests} are needed to claim {claim}"
+
+
+def _share(bound: float) -> str:
+    """Four digits, so that a bound just inside the limit does not read like the limit."""
+    return format_share(float(f"{bound:.4g}"))

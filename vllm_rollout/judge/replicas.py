@@ -1,0 +1,45 @@
+"""Whether a deployment's replicas are all running and ready."""
+
+from collections.abc import Sequence
+
+from vllm_rollout.deployment import Replica
+from vllm_rollout.judge.verdict import Outcome, Verdict
+
+
+def replicas_verdict(replicas: Sequence[Replica], *, expected: int | None) -> Verdict:
+    """Pass if `expected` replicas exist and every replica that exists is Running and Ready.
+
+    `expected` None means that nobody could say how many there should be: inconclusive.
+    """
+    ready = [r for r in replicas if r.ready and r.phase == "Running"]
+    names = {r.name for r in ready}
+    bad = [r for r in replicas if r.name not in names]
+    if expected is None:
+        return Verdict(
+            outcome=Outcome.INCONCLUSIVE,
+            reason="the release does not exist",
+            remedy="Deploy it first: vllm-rollout deploy MODEL --environment ENVIRONMENT.",
+        )
+    holds = expected > 0 and len(ready) >= expected and not bad
+    return Verdict(
+        outcome=Outcome.PASS if holds else Outcome.FAIL,
+        measured=float(len(ready)),
+        limit=float(expected),
+        n=len(replicas),
+        unit="count",
+        reason="; ".join([f"{len(ready)} of {expected} replicas ready", *map(_trouble, bad)]),
+        remedy="" if holds else "Read the log of the replicas named: the last lines say why.",
+    )
+
+
+def _trouble(replica: Replica) -> str:
+    words = [f"{replica.name} is {replica.phase}"]
+    if replica.phase == "Running":
+        words.append("but not ready")
+    if replica.reason:
+        words.append(f"({replica.reason})")
+    if replica.restarts:
+        words.append(f"after {replica.restarts} restarts")
+    if replica.message:
+        words.append(f"- {replica.message}")
+    return " ".join(words)

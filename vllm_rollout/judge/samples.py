@@ -1,0 +1,44 @@
+"""A plain check of a few samples: every one of them within the limit. No statistics are claimed."""
+
+import math
+from collections.abc import Sequence
+
+from vllm_rollout.judge.verdict import Outcome, Verdict
+
+
+def every_sample_within(
+    seconds: Sequence[float], *, limit_seconds: float, failed: int = 0
+) -> Verdict:
+    """Pass if no sample failed and the slowest took less than `limit_seconds`.
+
+    No sample at all, or one that is not a finite time, is inconclusive.
+    """
+    total = len(seconds) + failed
+    slowest = max(seconds, default=None)
+    if failed:
+        outcome, reason = Outcome.FAIL, f"{failed} of {total} sample requests were not answered"
+    elif slowest is None or not all(math.isfinite(s) and s >= 0 for s in seconds):
+        return Verdict(
+            outcome=Outcome.INCONCLUSIVE,
+            reason="no usable sample was taken",
+            limit=limit_seconds,
+            n=total,
+            unit="s",
+            remedy="Ask for at least one sample request in the policy.",
+        )
+    elif slowest < limit_seconds:
+        outcome, reason = Outcome.PASS, f"the slowest of {total} sample requests was in time"
+    else:
+        late = sum(s >= limit_seconds for s in seconds)
+        outcome, reason = Outcome.FAIL, f"{late} of {total} sample requests were too slow"
+    return Verdict(
+        outcome=outcome,
+        reason=reason,
+        measured=slowest,
+        limit=limit_seconds,
+        n=total,
+        unit="s",
+        remedy=""
+        if outcome is Outcome.PASS
+        else "Compare with the server's own queue and batch metrics; give it more room or GPUs.",
+    )

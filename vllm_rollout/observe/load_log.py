@@ -1,0 +1,156 @@
+"""The log in which one load worker writes down every request: JSON lines, readable while it grows.
+
+    {"start": {"at": <unix time of the schedule's zero>}}
+    [number, intended, sent, first_token, end,
+     outcome, status, prompt_tokens, completion_tokens, error]     (on one line)
+    {"tick": {"sent": <requests sent so far>, "cpu": <fraction of one core since the last tick>}}
+    {"end": {}}
+
+Times are seconds since the schedule's zero, null where there is none; `number` is the request's
+place in the schedule. A log without its end line is of a worker that did not end by itself.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from vllm_rollout.observe.load import RequestOutcome, RequestRecord
+
+LOG_NAME = "worker-{index}.jsonl"
+_MICROSECONDS = 6
+
+
+class LogWriter:
+    """Writes the log of one worker. Lines reach the file at `tick` and `end`, or when many wait."""
+
+    def __init__(self, path: Path, *, started_at: float) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8", buffering=1 << 16)
+        self._write({"start": {"at": started_at}})
+        self._file.flush()
+
+    def record(self, number: int, record: RequestRecord) -> None:
+        """Write one finished request."""
+        times = (record.intended, record.sent, record.first_token, record.end)
+        self._write(
+            [
+                number,
+                *(_to_json(time) for time in times),
+                record.outcome,
+                record.status,
+                record.prompt_tokens,
+                record.completion_tokens,
+                record.error,
+            ]
+        )
+
+    def tick(self, *, sent: int, cpu: float) -> None:
+        """Write how far the worker is; `cpu` is NaN where it was not measured yet."""
+        self._write({"tick": {"sent": sent, "cpu": _to_json(cpu)}})
+        self._file.flush()
+
+    def end(self) -> None:
+        """Write that the worker ended by itself, and close the log."""
+        self._write({"end": {}})
+        self._file.close()
+
+    def _write(self, line: Any) -> None:
+        self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+class LogReader:
+    """Follows the log of one worker.
+
+    `started_at` is None until the worker has started; `sent` and `cpu` (its highest, NaN before
+    the first) come from the ticks; `unparsable` counts the lines that are none of the four.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.started_at: float | None = None
+        self.sent = 0
+        self.cpu = math.nan
+        self.ended = False
+        self.unparsable = 0
+        self._offset = 0
+
+    def read(self, *, to_the_end: bool = False) -> list[tuple[int, RequestRecord]]:
+        """The requests written since the last call, with their numbers.
+
+        A last line without its newline is left for the next call, or with `to_the_end` (nobody
+        writes any more) counted as unparsable.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        whole, newline, rest = new.rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        self.unparsable += bool(rest) and to_the_end
+        records = []
+        for line in whole.split(b"\n") if newline else []:
+            try:
+                record = self._take(json.loads(line))
+            except (ValueError, TypeError, KeyError, OverflowError):
+                self.unparsable += 1
+                continue
+            if record is not None:
+                records.append(record)
+        return records
+
+    def _take(self, line: Any) -> tuple[int, RequestRecord] | None:
+        if isinstance(line, list):
+            return _decode(*line)
+        if not isinstance(line, dict):
+            raise TypeError(line)
+        [(kind, fields)] = line.items()
+        match kind:
+            case "start":
+                self.started_at = float(fields["at"])
+            case "tick":
+                self.sent = int(fields["sent"])
+                cpu = _from_json(fields["cpu"])
+                if math.isnan(self.cpu) or cpu > self.cpu:
+                    self.cpu = cpu
+            case "end":
+                self.ended = True
+            case _:
+                raise ValueError(kind)
+        return None
+
+
+def _to_json(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else round(value, _MICROSECONDS)
+
+
+def _from_json(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _decode(
+    number: int,
+    intended: float,
+    sent: float | None,
+    first_token: float | None,
+    end: float | None,
+    outcome: str,
+    status: int,
+    prompt_tokens: int,
+    completion_tokens: int,
+    error: str,
+) -> tuple[int, RequestRecord]:
+    return int(number), RequestRecord(
+        intended=float(intended),
+        sent=_from_json(sent),
+        first_token=_from_json(first_token),
+        end=_from_json(end),
+        outcome=RequestOutcome(outcome),
+        status=int(status),
+        prompt_tokens=int(prompt_tokens),
+        completion_tokens=int(completion_tokens),
+        error=str(error),
+    )

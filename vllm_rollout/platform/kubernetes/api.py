@@ -1,0 +1,127 @@
+"""The Kubernetes API: one connection, and its failures in the suite's words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.platform.base import ConflictError
+
+TIMEOUT_SECONDS = (5.0, 30.0)
+"""For connecting, and for each answer."""
+
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _TOO_MANY, _SERVER = 401, 403, 404, 409, 429, 500
+
+
+class NotFoundError(DeployError):
+    """The API server has no such object."""
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesApi:
+    """The typed-by-hand part of the untyped client: two API groups and the server's address."""
+
+    core: Any
+    coordination: Any
+    address: str
+
+    @contextmanager
+    def doing(self, verb: str, resource: str) -> Iterator[None]:
+        """Turn the client's exceptions into the suite's, saying what was being done.
+
+        Raises:
+            UnreachableError: no answer, or no permission to `verb` the `resource`.
+            ConflictError: someone else changed the object first.
+            NotFoundError: there is no such object.
+            DeployError: the server refuses the request.
+        """
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ApiException as error:
+            raise self._refused(
+                error.status, str(error.body or error.reason), verb, resource
+            ) from error
+        except (HTTPError, OSError) as error:
+            raise UnreachableError(
+                f"cannot {verb} {resource}: {self.address} does not answer ({error})",
+                address=self.address,
+                remedy="Check the kube context (--kube-context, KUBECONFIG) and the network.",
+            ) from error
+
+    def _refused(self, status: int, body: str, verb: str, resource: str) -> Exception:
+        message = f"cannot {verb} {resource}: the API server answers {status}: {_message(body)}"
+        if status in (_UNAUTHORIZED, _FORBIDDEN):
+            return UnreachableError(
+                message,
+                address=self.address,
+                remedy="The credentials have expired: log in again."
+                if status == _UNAUTHORIZED
+                else f"Ask for a Role that allows the verb {verb!r} on {resource!r}.",
+            )
+        if status == _NOT_FOUND:
+            return NotFoundError(message)
+        if status == _CONFLICT:
+            return ConflictError(message, remedy="Read it again and decide anew.")
+        if status == _TOO_MANY or status >= _SERVER:
+            return UnreachableError(
+                message, address=self.address, remedy="The API server is overloaded: try again."
+            )
+        return DeployError(message)
+
+
+def _message(body: str) -> str:
+    """The `message` of a Kubernetes Status object, or the body as it is."""
+    import json
+
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:500]
+
+
+def connect(context: str | None) -> KubernetesApi:
+    """Connect by `context`, or by the current one, or from within a pod. Sends nothing yet.
+
+    Raises:
+        UsageError: there is no such context.
+        UnreachableError: neither a kubeconfig nor a pod's service account.
+    """
+    from kubernetes import client, config
+
+    try:
+        connection = config.new_client_from_config(  # type: ignore[no-untyped-call]
+            context=context, persist_config=False
+        )
+    except (config.ConfigException, OSError) as error:
+        if context is not None:
+            raise UsageError(
+                f"kube context {context!r}: {error}",
+                remedy="kubectl config get-contexts lists them.",
+            ) from error
+        connection = _in_cluster(error)
+    return KubernetesApi(
+        core=client.CoreV1Api(connection),
+        coordination=client.CoordinationV1Api(connection),
+        address=connection.configuration.host,
+    )
+
+
+def _in_cluster(kubeconfig_error: Exception) -> Any:
+    from kubernetes import client, config
+
+    configuration = client.Configuration()
+    try:
+        config.load_incluster_config(  # type: ignore[no-untyped-call]
+            client_configuration=configuration
+        )
+    except config.ConfigException as error:
+        raise UnreachableError(
+            f"no cluster: {kubeconfig_error}; and {error}",
+            address="kubeconfig",
+            remedy="Set KUBECONFIG or --kube-context, or use the local platform.",
+        ) from error
+    return client.ApiClient(configuration)

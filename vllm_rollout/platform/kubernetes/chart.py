@@ -1,0 +1,119 @@
+"""A chart folder: what it is, its digest, and how values files lie over one another."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_rollout.deployment import canonical_digest
+from vllm_rollout.errors import UsageError
+
+_RAMP = "vllm-rollout/ramp"
+_OF_THE_BUILD = ("image", "model", "rollout", "canary")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """What the suite needs to know of a chart.
+
+    `ramps` is whether it understands `canary.replicaCount` and `canary.stablePodTemplate`.
+    """
+
+    path: Path
+    digest: str
+    defaults: Mapping[str, Any]
+    ramps: bool
+
+
+def load_chart(path: Path) -> Chart:
+    """Read the chart folder at `path`.
+
+    Raises:
+        UsageError: it is no chart, or a file of it cannot be read.
+    """
+    about = read_mapping(path / "Chart.yaml", remedy="Name a folder that holds a Helm chart.")
+    values = path / "values.yaml"
+    annotations = about.get("annotations") or {}
+    return Chart(
+        path=path,
+        digest=chart_digest(path),
+        defaults=read_mapping(values) if values.is_file() else {},
+        ramps=annotations.get(_RAMP) == "canary",
+    )
+
+
+def chart_digest(path: Path) -> str:
+    """Digest of every file's path and content.
+
+    Left out are `values-<environment>.yaml`, which are no part of a build, and hidden files,
+    which editors and desktops leave behind.
+    """
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not (file.parent == path and file.match("values-*.yaml"))
+    )
+    return canonical_digest(
+        {
+            file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in files
+        }
+    )
+
+
+def overlay(folder: Path, environment: str) -> Path:
+    """The environment's values file in `folder`.
+
+    Raises:
+        UsageError: it is missing, is no mapping, or sets what belongs to the build: then what is
+            deployed would not be what was gated.
+    """
+    path = folder / f"values-{environment}.yaml"
+    values = read_mapping(
+        path, remedy=f"Write {path.name}; it may be empty where the environment has nothing own."
+    )
+    taken = [key for key in _OF_THE_BUILD if key in values]
+    if taken:
+        raise UsageError(
+            f"{path} sets {', '.join(taken)}, which belongs to the build and not to an environment",
+            remedy="Move it to the values of the deployment, so that it passes the gates.",
+        )
+    return path
+
+
+def read_mapping(path: Path, *, remedy: str = "") -> dict[str, Any]:
+    """The YAML mapping in `path`; an empty file is an empty mapping.
+
+    Raises:
+        UsageError: missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", remedy=remedy) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}", remedy=remedy) from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is not a mapping of keys to values", remedy=remedy)
+    return value
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, as Helm does it: mappings merge, null removes, all else replaces."""
+    result = dict(below)
+    for key, value in above.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping):
+            under = result.get(key)
+            result[key] = merged(under if isinstance(under, Mapping) else {}, value)
+        else:
+            result[key] = value
+    return result

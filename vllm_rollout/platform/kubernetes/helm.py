@@ -1,0 +1,193 @@
+"""The verbs of the `helm` command line that the platform needs, under Helm 3 and Helm 4."""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError, run
+
+_QUICK_SECONDS = 60.0
+_DESCRIPTION_MAX = 256
+"""Helm 4 refuses longer ones on rollback."""
+
+
+class HelmVersion(BaseModel, frozen=True):
+    """Version of the command line, `3.22` for v3.22.0."""
+
+    major: int
+    minor: int
+
+
+class HelmRevision(BaseModel, frozen=True):
+    """One line of `helm history`."""
+
+    revision: int
+    updated: datetime
+    status: str
+    chart: str
+    description: str = ""
+
+
+_T = TypeVar("_T")
+_HISTORY = TypeAdapter(list[HelmRevision])
+_VALUES = TypeAdapter(dict[str, Any] | None)
+
+
+class Helm:
+    """The `helm` command line against one cluster (`context` None: the current one).
+
+    Every method raises as `command.run` does. No secret is passed to it: values name Secrets.
+    """
+
+    def __init__(self, binary: str = "helm", *, context: str | None = None) -> None:
+        self._binary = binary
+        self._context = context
+
+    @cached_property
+    def version(self) -> HelmVersion:
+        """The version found.
+
+        Raises:
+            UsageError: neither Helm 3 nor Helm 4.
+        """
+        text = self._run("version", "--template", "{{.Version}}").strip()
+        match = re.match(r"v?([34])\.(\d+)", text)
+        if match is None:
+            raise UsageError(
+                f"{self._binary} is version {text!r}", remedy="Helm 3 and Helm 4 are supported."
+            )
+        return HelmVersion(major=int(match[1]), minor=int(match[2]))
+
+    @cached_property
+    def _describes_rollbacks(self) -> bool:
+        # Came with a minor version of Helm 4; distributions backport, so the help text decides.
+        return "--description" in self._run("rollback", "--help")
+
+    def upgrade(
+        self,
+        release: str,
+        chart: Path,
+        *,
+        namespace: str,
+        values: Sequence[Path],
+        description: str,
+        timeout: timedelta,
+    ) -> None:
+        """Install or upgrade, with exactly these values files, and wait until pods are ready."""
+        self._run(
+            "upgrade",
+            *("--install", release, str(chart)),
+            *("--namespace", namespace, "--reset-values", *_files(values)),
+            *("--description", _shortened(description)),
+            *self._waiting(timeout),
+            timeout=timeout,
+        )
+
+    def rollback(
+        self, release: str, revision: int, *, namespace: str, description: str, timeout: timedelta
+    ) -> None:
+        """Make a new revision with the state of `revision` and wait until pods are ready.
+
+        Helm 3 takes no description for a rollback and writes its own.
+        """
+        described = ["--description", _shortened(description)] if self._describes_rollbacks else []
+        self._run(
+            *("rollback", release, str(revision), "--namespace", namespace),
+            *described,
+            *self._waiting(timeout),
+            timeout=timeout,
+        )
+
+    def uninstall(self, release: str, *, namespace: str, timeout: timedelta) -> None:
+        """Remove the release, its history too, and wait until its objects are gone."""
+        try:
+            self._run(
+                *("uninstall", release, "--namespace", namespace, "--cascade", "foreground"),
+                *self._waiting(timeout),
+                timeout=timeout,
+            )
+        except ReleaseNotFoundError:
+            return
+
+    def history(self, release: str, *, namespace: str) -> list[HelmRevision]:
+        """All revisions, oldest first; none when there is no such release."""
+        try:
+            text = self._run(
+                *("history", release, "--namespace", namespace, "--max", "100000"), "-o", "json"
+            )
+        except ReleaseNotFoundError:
+            return []
+        entries = _parsed(_HISTORY, text, "history")
+        return sorted(entries, key=lambda entry: entry.revision)
+
+    def values(self, release: str, revision: int, *, namespace: str) -> dict[str, Any]:
+        """The values given to that revision, the chart's defaults left out."""
+        arguments = ("get", "values", release, "--namespace", namespace)
+        text = self._run(*arguments, "--revision", str(revision), "-o", "json")
+        return _parsed(_VALUES, text, "get values") or {}
+
+    def manifest(self, release: str, revision: int, *, namespace: str) -> list[dict[str, Any]]:
+        """The objects of that revision."""
+        arguments = ("get", "manifest", release, "--namespace", namespace)
+        return _objects(self._run(*arguments, "--revision", str(revision)))
+
+    def template(
+        self, release: str, chart: Path, *, namespace: str, values: Sequence[Path] = ()
+    ) -> list[dict[str, Any]]:
+        """The objects that the chart makes of the values; asks no cluster."""
+        arguments = ("template", release, str(chart), "--namespace", namespace)
+        return _objects(self._run(*arguments, *_files(values)))
+
+    def lint(self, chart: Path, *, values: Sequence[Path] = ()) -> str:
+        """What `helm lint --strict` says of a chart that passes.
+
+        Raises:
+            UsageError: it does not pass.
+        """
+        return self._run("lint", "--strict", str(chart), *_files(values))
+
+    def _waiting(self, timeout: timedelta) -> list[str]:
+        # Helm 4 without it is content when the objects are made; bare `--wait` is 3's spelling.
+        wait = "--wait" if self.version.major == 3 else "--wait=watcher"
+        return [wait, "--timeout", f"{timeout.total_seconds():.0f}s"]
+
+    def _run(self, *arguments: str, timeout: timedelta | None = None) -> str:
+        context = ["--kube-context", self._context] if self._context else []
+        seconds = _QUICK_SECONDS + (timeout.total_seconds() if timeout else 0)
+        return run(
+            self._binary,
+            [*arguments, *context],
+            timeout_seconds=seconds,
+            where=f"kube context {self._context}" if self._context else "the current kube context",
+        )
+
+
+def _files(paths: Sequence[Path]) -> list[str]:
+    return [argument for path in paths for argument in ("--values", str(path))]
+
+
+def _shortened(description: str) -> str:
+    if len(description) <= _DESCRIPTION_MAX:
+        return description
+    return description[: _DESCRIPTION_MAX - 1] + "…"
+
+
+def _parsed(adapter: TypeAdapter[_T], text: str, verb: str) -> _T:
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise DeployError(f"helm {verb} answered what is not its JSON: {error}") from error
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    try:
+        return [document for document in yaml.safe_load_all(text) if document]
+    except yaml.YAMLError as error:
+        raise DeployError(f"a manifest is not YAML: {error}") from error

@@ -1,0 +1,277 @@
+"""Releases driven through Helm, replicas read through the API, state kept in the cluster."""
+
+import shutil
+import tempfile
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
+from vllm_rollout.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
+from vllm_rollout.platform.kubernetes.build import check_same, make_build
+from vllm_rollout.platform.kubernetes.chart import load_chart, overlay
+from vllm_rollout.platform.kubernetes.composition import is_ours, next_rollout, release_values
+from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
+from vllm_rollout.platform.kubernetes.pods import list_pods, pod_log, replica_of
+from vllm_rollout.platform.kubernetes.releases import Releases, newest_served, revision_of
+from vllm_rollout.platform.kubernetes.store import KubernetesStore
+
+_RECOVERY_TIMEOUT = timedelta(minutes=15)
+_DIAGNOSIS_LINES = 20
+_NOT_READY = "Read what the pods say; a model that loads slowly needs a longer start-up probe."
+
+
+class KubernetesPlatform:
+    """The `Platform` of a cluster.
+
+    `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
+    folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
+    `{model}`, `{environment}` and `{namespace}`.
+    """
+
+    name = "kubernetes"
+
+    def __init__(
+        self,
+        *,
+        namespace: str,
+        context: str | None,
+        chart: Path,
+        service_url: str,
+        overlays: Path | None = None,
+        helm: str = "helm",
+    ) -> None:
+        self._namespace = namespace
+        self._context = context
+        self._chart = chart
+        self._overlays = overlays or chart
+        self._service_url = service_url
+        self._helm = Helm(helm, context=context)
+        self._releases = Releases(self._helm)
+
+    @cached_property
+    def _api(self) -> KubernetesApi:
+        return connect(self._context)
+
+    @cached_property
+    def store(self) -> KubernetesStore:
+        """ConfigMaps and Leases in `namespace`."""
+        return KubernetesStore(self._api, self._namespace)
+
+    def base_url(self, deployment: Deployment) -> str:
+        """The Service's URL, without a trailing slash."""
+        return self._service_url.format(
+            model=deployment.model,
+            environment=deployment.environment,
+            namespace=deployment.namespace,
+        ).rstrip("/")
+
+    def history(self, deployment: Deployment) -> list[Revision]:
+        """All revisions, oldest first; empty when the release does not exist."""
+        return [
+            revision_of(entry, self._releases.rollout(deployment, entry))
+            for entry in self._releases.entries(deployment)
+        ]
+
+    def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
+        """The values the revision's build was made of, the environment's overlay left out.
+
+        Raises:
+            UsageError: there is no such revision, or other hands made it: its own values and its
+                environment's cannot be told apart then.
+        """
+        for entry in self._releases.entries(deployment):
+            if entry.revision == revision:
+                rollout = self._releases.rollout(deployment, entry)
+                if not is_ours(rollout):
+                    raise UsageError(
+                        f"revision {revision} of {deployment.release} was not made by vllm-rollout",
+                        remedy="Deploy it with `vllm-rollout deploy`; then its values are known.",
+                    )
+                return rollout.values
+        raise UsageError(f"{deployment.release} has no revision {revision}")
+
+    def build(self, deployment: Deployment, values: dict[str, Any]) -> Build:
+        """The build that the chart folder and `values` make.
+
+        Raises:
+            UsageError: the chart cannot be read, or the values serve another model.
+        """
+        return make_build(self._chart, deployment, values)
+
+    def apply(
+        self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
+    ) -> Revision:
+        """Bring the release to `target` in a new revision and wait until its pods are ready.
+
+        When they are not within `timeout`, the release goes back to the revision that served
+        before (which may take as long again), and the failed one stays in the history.
+
+        Raises:
+            DeployError: not ready, or the chart is not the one `target.build` was made of.
+            UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
+            UnreachableError: Helm or the cluster did not answer.
+        """
+        entries = self._releases.entries(deployment)
+        served = newest_served(entries)
+        with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
+            # A copy, so that what is compared with the target is what Helm then reads.
+            chart = Path(shutil.copytree(self._chart, Path(folder) / "chart"))
+            check_same(target.build, make_build(chart, deployment, dict(target.values)))
+            values = [
+                _write(Path(folder) / "build.yaml", dict(target.values)),
+                overlay(self._overlays, deployment.environment),
+                _write(
+                    Path(folder) / "rollout.yaml",
+                    self._rollout_values(deployment, target, served, ramps=load_chart(chart).ramps),
+                ),
+            ]
+            try:
+                self._helm.upgrade(
+                    deployment.release,
+                    chart,
+                    namespace=deployment.namespace,
+                    values=values,
+                    description=description,
+                    timeout=timeout,
+                )
+            except DeployError as error:
+                if self._releases.entries(deployment)[-1:] == entries[-1:]:
+                    # Helm refused before it changed anything, perhaps because another client is
+                    # at work: then nothing here is ours to undo.
+                    raise
+                raise self._undone(deployment, served, error, timeout) from error
+        return self.history(deployment)[-1]
+
+    def rollback(
+        self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
+    ) -> Revision:
+        """Make a new revision with the state of `revision` and wait until its pods are ready.
+
+        Raises: as `apply`.
+        """
+        self._helm.rollback(
+            deployment.release,
+            revision,
+            namespace=deployment.namespace,
+            description=description,
+            timeout=timeout,
+        )
+        return self.history(deployment)[-1]
+
+    def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
+        """Remove the release and its history. The store's documents stay."""
+        self._helm.uninstall(deployment.release, namespace=deployment.namespace, timeout=timeout)
+
+    def recover(self, deployment: Deployment) -> str:
+        """Clear a `pending-*` revision that a killed client left; say what was found, or "".
+
+        Only for the holder of the model's lease: Helm cannot tell a dead client from a slow one.
+
+        Raises:
+            DeployError: no revision is known to have served.
+        """
+        entries = self._releases.entries(deployment)
+        if not entries or not entries[-1].status.startswith("pending"):
+            return ""
+        pending = entries[-1]
+        found = (
+            f"{deployment.release} revision {pending.revision} was left {pending.status} "
+            f"since {pending.updated:%Y-%m-%d %H:%M:%S %Z}"
+        )
+        served = newest_served(entries)
+        if served is not None:
+            self._helm.rollback(
+                deployment.release,
+                served.revision,
+                namespace=deployment.namespace,
+                description=f"vllm-rollout recovery: back to revision {served.revision}",
+                timeout=_RECOVERY_TIMEOUT,
+            )
+            return f"{found}; rolled back to revision {served.revision}"
+        if pending.status == "pending-install":
+            self.uninstall(deployment, timeout=_RECOVERY_TIMEOUT)
+            return f"{found}; nothing had served before, so it was uninstalled"
+        raise DeployError(
+            f"{found}, and no earlier revision was ever deployed",
+            remedy=f"Look at `helm history {deployment.release} -n {deployment.namespace}` and "
+            "uninstall the release if it serves nobody.",
+        )
+
+    def replicas(self, deployment: Deployment) -> list[Replica]:
+        """The pods that are meant to serve, by name."""
+        return [replica_of(pod) for pod in list_pods(self._api, deployment)]
+
+    def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
+        """The last `tail` log lines of each pod, secrets redacted."""
+        return "\n".join(
+            f"==> {pod.metadata.name} <==\n{pod_log(self._api, deployment, pod, tail=tail)}"
+            for pod in list_pods(self._api, deployment)
+        )
+
+    def _rollout_values(
+        self,
+        deployment: Deployment,
+        target: Target,
+        served: HelmRevision | None,
+        *,
+        ramps: bool,
+    ) -> dict[str, Any]:
+        """The values that make the release, which runs `served`, run `target`."""
+        before = self._releases.rollout(deployment, served) if served else None
+        rollout = next_rollout(target, before)
+        if served is None or rollout.previous is None:
+            return release_values(rollout, None)
+        if not ramps:
+            raise UsageError(
+                f"the chart {self._chart} cannot run two builds side by side",
+                remedy="Ramp in one step (`ramp: [{share: 100%}]`), or use the chart "
+                "vllm-deployment, whose README says what a chart needs for it.",
+            )
+        stable = self._releases.stable_pod_template(deployment, served.revision)
+        return release_values(rollout, stable)
+
+    def _undone(
+        self,
+        deployment: Deployment,
+        served: HelmRevision | None,
+        error: DeployError,
+        timeout: timedelta,
+    ) -> DeployError:
+        """`error` with what the pods said while they were still there, once the release is back."""
+        parts = [str(error), self._diagnosis(deployment)]
+        if served is not None:
+            try:
+                self._helm.rollback(
+                    deployment.release,
+                    served.revision,
+                    namespace=deployment.namespace,
+                    description=f"vllm-rollout: not ready, back to revision {served.revision}",
+                    timeout=timeout,
+                )
+                parts.append(f"{deployment.release} is back at revision {served.revision}.")
+            except RolloutError as failure:
+                parts.append(f"Going back to revision {served.revision} failed as well: {failure}")
+        return DeployError("\n".join(filter(None, parts)), remedy=error.remedy or _NOT_READY)
+
+    def _diagnosis(self, deployment: Deployment) -> str:
+        try:
+            lines = [
+                f"{replica.name}: {replica.phase} {replica.reason} {replica.message}".rstrip()
+                for replica in self.replicas(deployment)
+                if not replica.ready
+            ]
+            return (
+                "\n".join([*lines, self.logs(deployment, tail=_DIAGNOSIS_LINES)]) if lines else ""
+            )
+        except RolloutError as error:
+            return f"(what the pods say is unknown: {error})"
+
+
+def _write(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return path

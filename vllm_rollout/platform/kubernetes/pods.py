@@ -1,0 +1,181 @@
+"""Pods as replicas: what the API server says of a pod, and what that means."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from vllm_rollout.deployment import Deployment, Replica
+from vllm_rollout.errors import DeployError, RolloutError
+from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
+from vllm_rollout.platform.redact import redact, secrets_in
+
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+BUILD_ANNOTATION = "vllm-rollout/build"
+_HOOK_ANNOTATION = "helm.sh/hook"
+_STARTING = {"ContainerCreating", "PodInitializing"}
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True)
+
+
+class _State(_Wire):
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+
+
+class _States(_Wire):
+    waiting: _State | None = None
+    running: Mapping[str, Any] | None = None
+    terminated: _State | None = None
+
+
+class _Container(_Wire):
+    name: str
+    ready: bool = False
+    restart_count: int = 0
+    state: _States = _States()
+    last_state: _States = _States()
+
+
+class _Condition(_Wire):
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+class _Status(_Wire):
+    phase: str = "Unknown"
+    reason: str = ""
+    message: str = ""
+    conditions: Sequence[_Condition] = ()
+    init_container_statuses: Sequence[_Container] = ()
+    container_statuses: Sequence[_Container] = ()
+
+
+class _Owner(_Wire):
+    kind: str
+
+
+class _Metadata(_Wire):
+    name: str
+    annotations: Mapping[str, str] = Field(default_factory=dict)
+    owner_references: Sequence[_Owner] = ()
+    deletion_timestamp: str | None = None
+
+
+class Pod(_Wire):
+    """The fields of a pod's JSON that the suite reads."""
+
+    metadata: _Metadata
+    status: _Status = _Status()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is meant to serve: not on its way out, no Helm hook and no Job's pod."""
+        return (
+            self.metadata.deletion_timestamp is None
+            and _HOOK_ANNOTATION not in self.metadata.annotations
+            and all(owner.kind != "Job" for owner in self.metadata.owner_references)
+        )
+
+
+def parse_pod(document: Mapping[str, Any]) -> Pod:
+    """The pod in the API server's JSON.
+
+    Raises:
+        DeployError: it is not a pod.
+    """
+    try:
+        return Pod.model_validate(document)
+    except ValidationError as error:
+        raise DeployError(f"the API server's pod cannot be read: {error}") from error
+
+
+def replica_of(pod: Pod) -> Replica:
+    """The replica that `pod` is. It is ready only if its Ready condition says True."""
+    status = pod.status
+    reason, message = _trouble(status)
+    return Replica(
+        name=pod.metadata.name,
+        phase=status.phase,
+        ready=any(c.type == "Ready" and c.status == "True" for c in status.conditions),
+        restarts=sum(container.restart_count for container in status.container_statuses),
+        build=pod.metadata.annotations.get(BUILD_ANNOTATION, ""),
+        reason=reason,
+        message=message,
+    )
+
+
+def _trouble(status: _Status) -> tuple[str, str]:
+    """Why the pod is not ready, the cause nearest to its root; empty when nothing is wrong."""
+    if status.reason:
+        return status.reason, status.message
+    for container in (*status.init_container_statuses, *status.container_statuses):
+        waiting, terminated = container.state.waiting, container.state.terminated
+        if waiting and waiting.reason and waiting.reason not in _STARTING:
+            return waiting.reason, "; ".join(filter(None, [waiting.message, _last_end(container)]))
+        if terminated and terminated.exit_code != 0:
+            return terminated.reason, _ended(container.name, terminated)
+        if not container.ready and container.restart_count and _last_end(container):
+            return "Restarted", _last_end(container)
+    for condition in status.conditions:
+        if condition.status != "True" and condition.type in ("PodScheduled", "Ready"):
+            return condition.reason, condition.message
+    return "", ""
+
+
+def _last_end(container: _Container) -> str:
+    ended = container.last_state.terminated
+    return _ended(container.name, ended) if ended else ""
+
+
+def _ended(name: str, state: _State) -> str:
+    text = f"{name} ended with {state.reason or 'no reason given'}, exit code {state.exit_code}"
+    return f"{text}: {state.message}" if state.message else text
+
+
+def list_pods(api: KubernetesApi, deployment: Deployment) -> list[Pod]:
+    """The release's pods that are meant to serve, by name.
+
+    Raises: as `KubernetesApi.doing`.
+    """
+    with api.doing("list", f"pods in namespace {deployment.namespace}"):
+        found = api.core.list_namespaced_pod(
+            deployment.namespace,
+            label_selector=f"{INSTANCE_LABEL}={deployment.release}",
+            _request_timeout=TIMEOUT_SECONDS,
+        )
+    documents = [api.core.api_client.sanitize_for_serialization(item) for item in found.items]
+    pods = [pod for pod in map(parse_pod, documents) if pod.serves]
+    return sorted(pods, key=lambda pod: pod.metadata.name)
+
+
+def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:
+    """The last `tail` lines of the pod's first container, secrets redacted.
+
+    Of a container that waits to be started again it is what the one before said; empty where
+    nothing has run yet. A log that cannot be had is said in its place: one lost node must not
+    hide what the other pods say.
+    """
+    first = next(iter(pod.status.container_statuses), None)
+    if first is None:
+        return ""
+    ended = first.state.running is None and first.restart_count > 0
+    try:
+        with api.doing("get", f"pods/log in namespace {deployment.namespace}"):
+            text = api.core.read_namespaced_pod_log(
+                pod.metadata.name,
+                deployment.namespace,
+                container=first.name,
+                previous=ended,
+                tail_lines=tail,
+                _request_timeout=TIMEOUT_SECONDS,
+            )
+    except RolloutError as error:
+        return f"(no log: {error})"
+    return redact(str(text), secrets_in())

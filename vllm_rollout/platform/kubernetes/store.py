@@ -1,0 +1,233 @@
+"""Documents as ConfigMaps and leases as Leases, beside the releases they are about."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from vllm_rollout.errors import DeployError
+from vllm_rollout.platform.base import ConflictError, Entry, Lease
+from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
+
+KEY_ANNOTATION = "vllm-rollout/key"
+_LABELS = {"app.kubernetes.io/managed-by": "vllm-rollout"}
+_SELECTOR = "app.kubernetes.io/managed-by=vllm-rollout"
+_DATA = "value.json"
+_MAX_BYTES = 1_000_000
+"""A ConfigMap holds 1 MiB with all its metadata."""
+_PAGE = 500
+
+
+def object_name(key: str) -> str:
+    """The name of the object that holds `key`: any text becomes a DNS-1123 label.
+
+    The digest may not be undone, so the key itself is kept in an annotation.
+    """
+    return "vllm-rollout-" + hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+class KubernetesStore:
+    """The `Store` in one namespace. `now` is the clock by which leases expire.
+
+    Every method raises as `KubernetesApi.doing`, besides what it names itself.
+    """
+
+    def __init__(
+        self, api: KubernetesApi, namespace: str, *, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._now = now
+
+    def read(self, key: str) -> Entry | None:
+        """The entry, or None.
+
+        Raises:
+            DeployError: the object was edited by other hands and cannot be read.
+        """
+        name = object_name(key)
+        try:
+            with self._api.doing("get", f"configmaps in namespace {self._namespace}"):
+                found = self._api.core.read_namespaced_config_map(
+                    name, self._namespace, _request_timeout=TIMEOUT_SECONDS
+                )
+        except NotFoundError:
+            return None
+        try:
+            value = json.loads(found.data[_DATA])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(key, str(error)) from error
+        if (found.metadata.annotations or {}).get(KEY_ANNOTATION) != key:
+            raise self._damaged(key, f"its annotation {KEY_ANNOTATION} names another key")
+        return Entry(key, value, str(found.metadata.resource_version))
+
+    def write(self, key: str, value: Any, *, expect: str | None) -> str:
+        """Write `value` if the key is still at version `expect` (None: new); return its version.
+
+        Raises:
+            ConflictError: the key is at another version.
+            DeployError: larger than a ConfigMap may be.
+            ValueError, TypeError: `value` is not JSON.
+        """
+        text = json.dumps(value, allow_nan=False)
+        if len(text.encode()) > _MAX_BYTES:
+            raise DeployError(
+                f"{key} has {len(text.encode()):,} bytes; a ConfigMap holds {_MAX_BYTES:,}",
+                remedy="Shorten the attachments that the gates keep.",
+            )
+        name = object_name(key)
+        body = {
+            "metadata": {
+                "name": name,
+                "labels": _LABELS,
+                "annotations": {KEY_ANNOTATION: key},
+                "resourceVersion": expect,
+            },
+            "data": {_DATA: text},
+        }
+        written = self._put("config_map", "configmaps", name, body, new=expect is None, what=key)
+        return str(written.metadata.resource_version)
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+        keys: list[str | None] = []
+        more: str | None = None
+        while True:
+            with self._api.doing("list", f"configmaps in namespace {self._namespace}"):
+                page = self._api.core.list_namespaced_config_map(
+                    self._namespace,
+                    label_selector=_SELECTOR,
+                    limit=_PAGE,
+                    _continue=more,
+                    _request_timeout=TIMEOUT_SECONDS,
+                )
+            keys += [(item.metadata.annotations or {}).get(KEY_ANNOTATION) for item in page.items]
+            more = page.metadata._continue  # noqa: SLF001 - the client's name for `continue`
+            if not more:
+                return sorted(key for key in keys if key and key.startswith(prefix))
+
+    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        """Take or renew the lease: free, expired or `holder`'s own.
+
+        Raises:
+            ConflictError: another holder's lease is valid, or another took it at this moment.
+        """
+        now = self._now()
+        seconds = max(1, round(ttl.total_seconds()))
+        held = self._read_lease(name)
+        spec = held.spec if held else None
+        renews = bool(spec and spec.holder_identity == holder)
+        if spec and spec.holder_identity and not renews:
+            self._check_expired(name, spec, now)
+        body: dict[str, Any] = {
+            "metadata": {
+                "name": object_name(name),
+                "labels": _LABELS,
+                "annotations": {KEY_ANNOTATION: name},
+                "resourceVersion": held.metadata.resource_version if held else None,
+            },
+            "spec": {
+                "holderIdentity": holder,
+                "leaseDurationSeconds": seconds,
+                "acquireTime": _micro_time(spec.acquire_time if spec and renews else now),
+                "renewTime": _micro_time(now),
+                "leaseTransitions": _transitions(spec) + (0 if renews else 1),
+            },
+        }
+        self._put("lease", "leases", object_name(name), body, new=held is None, what=name)
+        return Lease(name, holder, now + timedelta(seconds=seconds))
+
+    def release(self, name: str, holder: str) -> None:
+        """Give the lease up if `holder` has it; otherwise do nothing."""
+        held = self._read_lease(name)
+        if held is None or held.spec.holder_identity != holder:
+            return
+        # The version makes sure that what is deleted is what was just read.
+        version = {"preconditions": {"resourceVersion": held.metadata.resource_version}}
+        try:
+            with self._api.doing("delete", f"leases in namespace {self._namespace}"):
+                self._api.coordination.delete_namespaced_lease(
+                    object_name(name),
+                    self._namespace,
+                    body=version,
+                    _request_timeout=TIMEOUT_SECONDS,
+                )
+        except (NotFoundError, ConflictError):
+            return
+
+    def _damaged(self, key: str, why: str) -> DeployError:
+        return DeployError(
+            f"ConfigMap {self._namespace}/{object_name(key)} should hold {key}: {why}",
+            remedy="Restore it from a backup, or delete it if what it held may be lost.",
+        )
+
+    def _check_expired(self, name: str, spec: Any, now: datetime) -> None:
+        if spec.renew_time is None or spec.lease_duration_seconds is None:
+            raise ConflictError(
+                f"the lease of {name} is held by {spec.holder_identity} and says not until when",
+                remedy=f"kubectl delete lease {object_name(name)} -n {self._namespace}, if that "
+                "holder is gone.",
+            )
+        expires = spec.renew_time + timedelta(seconds=spec.lease_duration_seconds)
+        if now < expires:
+            raise ConflictError(
+                f"{name} is being changed by {spec.holder_identity} until "
+                f"{expires:%Y-%m-%d %H:%M:%S} UTC unless renewed",
+                remedy="Wait for it to end, or until its lease expires.",
+            )
+
+    def _read_lease(self, name: str) -> Any:
+        try:
+            with self._api.doing("get", f"leases in namespace {self._namespace}"):
+                return self._api.coordination.read_namespaced_lease(
+                    object_name(name), self._namespace, _request_timeout=TIMEOUT_SECONDS
+                )
+        except NotFoundError:
+            return None
+
+    def _put(
+        self, kind: str, resource: str, name: str, body: dict[str, Any], *, new: bool, what: str
+    ) -> Any:
+        """Create or replace; a conflict is told in terms of `what` was to be written."""
+        group = self._api.coordination if kind == "lease" else self._api.core
+        where = f"{resource} in namespace {self._namespace}"
+        try:
+            if new:
+                with self._api.doing("create", where):
+                    return getattr(group, f"create_namespaced_{kind}")(
+                        self._namespace, body, _request_timeout=TIMEOUT_SECONDS
+                    )
+            with self._api.doing("update", where):
+                return getattr(group, f"replace_namespaced_{kind}")(
+                    name, self._namespace, body, _request_timeout=TIMEOUT_SECONDS
+                )
+        except ConflictError as error:
+            raise _written_first(what) from error
+        except NotFoundError as error:
+            # To create needs the namespace; to replace needs the object, which someone deleted.
+            if new:
+                raise
+            raise _written_first(what) from error
+
+
+def _written_first(what: str) -> ConflictError:
+    return ConflictError(
+        f"{what} is not at the version expected: someone else wrote it",
+        remedy="Read it again and decide anew.",
+    )
+
+
+def _transitions(spec: Any) -> int:
+    """How often the lease has changed hands."""
+    return int(spec.lease_transitions or 0) if spec else 0
+
+
+def _micro_time(time: datetime) -> str:
+    """RFC 3339 with microseconds, as a Lease's times are written."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,190 @@
+"""A change of a release: begun as a pending revision, waited for, then deployed or withdrawn."""
+
+import time
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+
+from vllm_rollout.deployment import Build, RevisionStatus
+from vllm_rollout.errors import DeployError
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.local import processes
+from vllm_rollout.platform.local.composition import Composition
+from vllm_rollout.platform.local.control import Routers
+from vllm_rollout.platform.local.release_logs import ReleaseLogs
+from vllm_rollout.platform.local.replica import GIVEN_UP
+from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State
+from vllm_rollout.platform.local.values import LocalValues
+
+_POLL_SECONDS = 0.05
+_ROUTER_STARTS = 3
+_LOG_LINES = 10
+_RETURN_TIMEOUT = timedelta(seconds=15)
+
+Compose = Callable[[int, Composition | None], Composition]
+"""From a new revision's number and the composition that serves to the new composition."""
+
+
+class Changes:
+    """Makes revisions. Whatever interrupts one, the revision that served before is desired again;
+    only a client killed outright leaves it pending, for `withdraw_pending`."""
+
+    def __init__(self, state: State, routers: Routers, logs: ReleaseLogs) -> None:
+        self._state = state
+        self._routers = routers
+        self._logs = logs
+
+    def begin(
+        self,
+        name: str,
+        *,
+        build: Build,
+        values: LocalValues,
+        description: str,
+        created: datetime,
+        composed: Compose,
+    ) -> RevisionRow:
+        """Write a pending revision down and ask the router for its composition.
+
+        Raises:
+            ConflictError: another revision is pending.
+        """
+        with self._state.database.transaction():
+            history = self._state.revisions(name)
+            for earlier in history:
+                if earlier.status is RevisionStatus.PENDING:
+                    raise ConflictError(
+                        f"{name}: revision {earlier.number} is still pending, "
+                        f"made by process {earlier.client.pid}",
+                        remedy="Wait for that command; if it was killed, recover the release.",
+                    )
+            number = history[-1].number + 1 if history else 1
+            serving = _deployed(history)
+            row = RevisionRow(
+                number=number,
+                status=RevisionStatus.PENDING,
+                created=created,
+                description=description,
+                build=build,
+                values=values.model_dump(),
+                composition=composed(number, None if serving is None else serving.composition),
+                client=processes.current(),
+            )
+            self._state.add_revision(name, row)
+            self._state.desire(name, number)
+        return row
+
+    def finish(self, name: str, row: RevisionRow, *, timeout: timedelta) -> None:
+        """Wait until the revision is in place and call it deployed.
+
+        Raises:
+            DeployError: it is not within `timeout`; it has failed, and the one before is back.
+        """
+        try:
+            secrets = self._secrets(name, row.composition)
+            self.wait(name, row, timeout=timeout, secrets=secrets)
+            self._deployed(name, row.number)
+        except DeployError as error:
+            back = self._withdraw(name, row.number)
+            raise DeployError(
+                f"{error}\n{self._return(name, back)}", remedy=error.remedy
+            ) from error
+        except BaseException:
+            self._withdraw(name, row.number)
+            raise
+
+    def withdraw_pending(self, name: str) -> RevisionRow | None:
+        """Call a pending revision failed and desire the one before; return it if there was one.
+
+        Raises:
+            ConflictError: another process, still running, is making it.
+        """
+        with self._state.database.transaction():
+            for row in self._state.revisions(name):
+                if row.status is RevisionStatus.PENDING:
+                    if row.client != processes.current() and processes.is_running(row.client):
+                        raise ConflictError(
+                            f"{name}: process {row.client.pid} is making revision {row.number}",
+                            remedy="Let it finish, or end it first.",
+                        )
+                    self._withdraw(name, row.number)
+                    return row
+        return None
+
+    def serving(self, name: str) -> RevisionRow | None:
+        """The newest revision that is deployed."""
+        return _deployed(self._state.revisions(name))
+
+    def wait(
+        self, name: str, row: RevisionRow, *, timeout: timedelta, secrets: Collection[str] = ()
+    ) -> None:
+        """Wait until the router has the revision's composition in place, starting it if need be.
+
+        Raises:
+            DeployError: not within `timeout`, a replica was given up, or the router keeps ending.
+        """
+        deadline = time.monotonic() + timeout.total_seconds()
+        starts_left = _ROUTER_STARTS
+        while True:
+            release = self._state.release(name)
+            if release is None or release.desired != row.number:
+                raise DeployError(f"{name}: revision {row.number} was withdrawn by another command")
+            if release.settled == row.number and self._routers.running(name) is not None:
+                return
+            if any(each.phase == GIVEN_UP for each in self._members(name, row)):
+                raise self._not_ready(name, row, "was given up")
+            if time.monotonic() > deadline:
+                raise self._not_ready(name, row, f"is not ready after {timeout}")
+            if self._routers.ensure(name, secrets=secrets):
+                starts_left -= 1
+                if not starts_left:
+                    raise self._not_ready(name, row, "has a router that keeps ending")
+            time.sleep(_POLL_SECONDS)
+
+    def _deployed(self, name: str, number: int) -> None:
+        with self._state.database.transaction():
+            for row in self._state.revisions(name):
+                if row.status is RevisionStatus.DEPLOYED:
+                    self._state.set_status(name, row.number, RevisionStatus.SUPERSEDED)
+            self._state.set_status(name, number, RevisionStatus.DEPLOYED)
+
+    def _withdraw(self, name: str, number: int) -> RevisionRow | None:
+        """Call the revision failed; return the one that is desired again."""
+        with self._state.database.transaction():
+            back = self.serving(name)
+            self._state.set_status(name, number, RevisionStatus.FAILED)
+            self._state.desire(name, None if back is None else back.number)
+        return back
+
+    def _return(self, name: str, back: RevisionRow | None) -> str:
+        if back is None:
+            return "Nothing served before, so nothing serves now."
+        try:
+            self.wait(name, back, timeout=_RETURN_TIMEOUT)
+        except DeployError as error:
+            return f"Revision {back.number} is desired again and not in place: {error}"
+        return f"Revision {back.number} serves as before."
+
+    def _members(self, name: str, row: RevisionRow) -> list[ReplicaRow]:
+        builds = {part.build for part in row.composition.parts}
+        replicas = self._state.replicas(name)
+        return [each for each in replicas if each.build in builds and each.phase != LEAVING]
+
+    def _not_ready(self, name: str, row: RevisionRow, what: str) -> DeployError:
+        lines = [f"{name}: revision {row.number} {what}"]
+        for each in self._members(name, row):
+            if not each.ready:
+                why = " ".join(filter(None, [each.phase, each.reason, each.message]))
+                lines += [f"{each.name}: {why}, {each.restarts} restarts"]
+                lines += [self._logs.read(each, lines=_LOG_LINES)]
+        return DeployError(
+            "\n".join(lines), remedy="The log lines above are the replica's last; they say why."
+        )
+
+    def _secrets(self, name: str, composition: Composition) -> set[str]:
+        rows = [self._state.revision(name, part.revision) for part in composition.parts]
+        return {secret for row in rows if row for secret in row.values.get("secrets", [])}
+
+
+def _deployed(history: list[RevisionRow]) -> RevisionRow | None:
+    found = [row for row in history if row.status is RevisionStatus.DEPLOYED]
+    return found[-1] if found else None

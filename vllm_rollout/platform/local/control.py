@@ -1,0 +1,114 @@
+"""The routers, seen from a command: is there one, start it, stop it with all it runs."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+
+from vllm_rollout.errors import DeployError
+from vllm_rollout.platform.local import processes
+from vllm_rollout.platform.local.lock import RouterLock
+from vllm_rollout.platform.local.logs import log_folder, tail
+from vllm_rollout.platform.local.processes import Identity
+from vllm_rollout.platform.local.state import State
+
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+_REPLICA_GRACE_SECONDS = 5.0
+_LOCK_SECONDS = 10.0
+_LOG_LINES = 5
+
+
+class Routers:
+    """The router processes of one state directory."""
+
+    def __init__(self, state_dir: Path, state: State) -> None:
+        self._state_dir = state_dir
+        self._state = state
+
+    def running(self, name: str) -> Identity | None:
+        """The release's router, if it runs."""
+        release = self._state.release(name)
+        router = None if release is None else release.router
+        return router if processes.is_running(router) else None
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The environment the release's router was started in; empty when there is none."""
+        router = self.running(name)
+        try:
+            return {} if router is None else psutil.Process(router.pid).environ()
+        except psutil.Error:
+            return {}
+
+    def ensure(self, name: str, *, secrets: Collection[str] = ()) -> bool:
+        """See to it that a router runs; return whether one had to be started.
+
+        A router that has another value of one of `secrets` than this process hands over to a new
+        one: replicas are started with what their router has. The replicas there are stay.
+
+        Raises:
+            DeployError: it does not come up; the message has the last lines of its log.
+        """
+        env = dict(os.environ)
+        if (router := self.running(name)) is not None:
+            theirs = self.environment(name)
+            ours = {secret: os.environ[secret] for secret in secrets if secret in os.environ}
+            if ours.items() <= theirs.items():
+                return False
+            # What this command does not have, the replicas still need.
+            env = {secret: theirs[secret] for secret in secrets if secret in theirs} | env
+            os.kill(router.pid, signal.SIGHUP)
+        log = log_folder(self._state_dir, name) / "router.log"
+        started = processes.spawn(
+            [
+                *(sys.executable, "-m", "vllm_rollout.platform.local.router"),
+                *("--state", str(self._state_dir), "--release", name),
+            ],
+            env=env,
+            log=log,
+        )
+        deadline = time.monotonic() + _START_SECONDS
+        while (now := self.running(name)) is None or now == router:
+            # Ours may have ended because another command started one at the same moment.
+            if not processes.is_running(started) and self.running(name) is None:
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        else:
+            return True
+        raise DeployError(
+            "\n".join([f"the router of {name} does not start:", *tail(log, _LOG_LINES)]),
+            remedy=f"Its whole log is {log}.",
+        )
+
+    def stop(self, name: str, *, timeout: timedelta, forget: bool) -> None:
+        """End the release's router and replicas; with `forget`, the release is removed as well.
+
+        The router gets `timeout` to let open requests finish.
+
+        Raises:
+            DeployError: a process does not end, or another command keeps starting routers.
+        """
+        if (router := self.running(name)) is not None:
+            processes.end_process(router, grace_seconds=timeout.total_seconds())
+        lock = RouterLock(self._state_dir, name)
+        try:
+            if not lock.take(within_seconds=_LOCK_SECONDS):
+                raise DeployError(
+                    f"another router of {name} was started meanwhile",
+                    remedy="See which other command works on this release, and run this again.",
+                )
+            for replica in self._state.replicas(name):
+                processes.end_replica(replica.id, grace_seconds=_REPLICA_GRACE_SECONDS)
+                self._state.delete_replica(replica.id)
+            self._state.set_router(name, None)
+            if forget:
+                self._state.delete_release(name)
+        finally:
+            lock.release()

@@ -1,0 +1,155 @@
+"""The one SQLite file of a state directory: its schema, its connection, its transactions."""
+
+import fcntl
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vllm_rollout.errors import UnreachableError, UsageError
+
+SCHEMA_VERSION = 1
+_BUSY_SECONDS = 10.0
+
+# A release cannot be deleted while a replica row names it: the row is all that is known of a
+# process that may still run.
+_SCHEMA = """
+CREATE TABLE releases (
+    name TEXT PRIMARY KEY,
+    model TEXT NOT NULL,
+    port INTEGER NOT NULL UNIQUE,
+    desired INTEGER,
+    settled INTEGER,
+    startup_timeout_seconds REAL NOT NULL,
+    max_restarts INTEGER NOT NULL,
+    router_pid INTEGER,
+    router_created REAL
+);
+CREATE TABLE revisions (
+    release TEXT NOT NULL REFERENCES releases ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    created TEXT NOT NULL,
+    description TEXT NOT NULL,
+    build TEXT NOT NULL,
+    made_of TEXT NOT NULL,
+    composition TEXT NOT NULL,
+    client_pid INTEGER NOT NULL,
+    client_created REAL NOT NULL,
+    PRIMARY KEY (release, number)
+);
+CREATE TABLE replicas (
+    id TEXT PRIMARY KEY,
+    release TEXT NOT NULL REFERENCES releases,
+    name TEXT NOT NULL,
+    build TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    ready INTEGER NOT NULL,
+    restarts INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    port INTEGER,
+    pid INTEGER,
+    created REAL
+);
+CREATE TABLE documents (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL,
+    version INTEGER NOT NULL
+);
+CREATE TABLE leases (
+    name TEXT PRIMARY KEY,
+    holder TEXT NOT NULL,
+    expires TEXT NOT NULL
+);
+"""
+
+
+class Database:
+    """One connection to the file, shared by the threads of this process.
+
+    With `durable` every commit reaches the disk before it returns; without, a commit survives the
+    death of any process but the last ones may be lost when the machine loses power (the router
+    writes only what it would find out again).
+
+    Raises:
+        UnreachableError: the file cannot be opened, is no database, or stays locked.
+        UsageError: a newer version of this program wrote it.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        with self._errors():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            weakref.finalize(self, self._connection.close)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._create()
+
+    def _create(self) -> None:
+        # Two processes that switch a new file to WAL at once get "locked" without any wait.
+        with self.path.with_suffix(".create").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise UsageError(
+                    f"{self.path} has schema {version}; this version knows {SCHEMA_VERSION}",
+                    remedy="Use the newer vllm-rollout that wrote it, or another state directory.",
+                )
+            if version == 0:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.executescript(
+                    f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;"
+                )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError) as error:
+            if isinstance(error, sqlite3.IntegrityError):
+                raise
+            raise UnreachableError(
+                f"the state file {self.path} cannot be used: {error}",
+                address=str(self.path),
+                remedy="Check that the directory is writable and on a local disk.",
+            ) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, alone among writers; one begun inside another joins it."""
+        with self._lock, self._errors():
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """The rows a query finds."""
+        with self._lock, self._errors():
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def row(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
+        """The first row a query finds, or None."""
+        found = self.rows(sql, parameters)
+        return found[0] if found else None
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement in a transaction; return how many rows it changed."""
+        with self.transaction():
+            return self._connection.execute(sql, parameters).rowcount

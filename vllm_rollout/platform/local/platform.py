@@ -1,0 +1,276 @@
+"""The local platform: what a command asks for is written down, and the routers bring it about."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target, canonical_digest
+from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.platform.local.changes import Changes, Compose
+from vllm_rollout.platform.local.composition import Composition, compose
+from vllm_rollout.platform.local.control import Routers
+from vllm_rollout.platform.local.ports import LOOPBACK
+from vllm_rollout.platform.local.release_logs import ReleaseLogs
+from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
+from vllm_rollout.platform.local.store import SqliteStore, utc_now
+from vllm_rollout.platform.local.values import LocalValues, parse_values
+
+
+class LocalPlatform:
+    """Releases as processes of this machine, kept under `state_dir` (see `Platform`).
+
+    Nothing is opened before the first question. `startup_timeout` is how long a replica may take
+    to become healthy, or stay unhealthy, before it is restarted; after `max_restarts` it is given
+    up. `now` dates revisions and leases.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        startup_timeout: timedelta,
+        max_restarts: int,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._state_dir = state_dir.absolute()
+        self._startup_timeout = startup_timeout
+        self._max_restarts = max_restarts
+        self._now = now
+
+    @cached_property
+    def _state(self) -> State:
+        return open_state(self._state_dir)
+
+    @cached_property
+    def _routers(self) -> Routers:
+        return Routers(self._state_dir, self._state)
+
+    @cached_property
+    def _logs(self) -> ReleaseLogs:
+        return ReleaseLogs(self._state_dir, self._state, self._routers)
+
+    @cached_property
+    def _changes(self) -> Changes:
+        return Changes(self._state, self._routers, self._logs)
+
+    @cached_property
+    def store(self) -> SqliteStore:
+        """Where evidence, journal and lock are kept: the same file as the releases."""
+        return SqliteStore(self._state.database, now=self._now)
+
+    @property
+    def name(self) -> str:
+        """`local`."""
+        return "local"
+
+    def base_url(self, deployment: Deployment) -> str:
+        """The router's URL; it stays the same for as long as the release exists.
+
+        Raises:
+            UsageError: there is no such release.
+        """
+        release = self._state.release(_key(deployment))
+        if release is None:
+            raise UsageError(
+                f"there is no release {deployment.release} in {self._state_dir}",
+                remedy=f"Deploy it first: vllm-rollout deploy {deployment.model} "
+                f"--environment {deployment.environment}.",
+            )
+        return f"http://{LOOPBACK}:{release.port}"
+
+    def history(self, deployment: Deployment) -> Sequence[Revision]:
+        """All revisions, oldest first; empty when the release does not exist."""
+        return [row.public() for row in self._state.revisions(_key(deployment))]
+
+    def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
+        """The values of the revision's build.
+
+        Raises:
+            UsageError: there is no such revision.
+        """
+        return dict(self._revision(deployment, revision).values)
+
+    def build(self, deployment: Deployment, values: dict[str, Any]) -> Build:  # noqa: ARG002 - the Protocol's
+        """The build that `values` make: their digest and the model revision they name.
+
+        Raises:
+            UsageError: the values are wrong.
+        """
+        return _build_of(parse_values(values))
+
+    def apply(
+        self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
+    ) -> Revision:
+        """Bring the release to `target` in a new revision and wait until its replicas are ready.
+
+        Replicas that run the build already go on; those that are too many leave when all others
+        are ready. A target that is not ready in time is withdrawn: the revision has failed and
+        the one before serves on.
+
+        Raises:
+            UsageError: the values are wrong, are not those of the build, or a secret they list is
+                not in the environment.
+            DeployError: not ready within `timeout`, with the reason and the last log lines.
+            ConflictError: another revision is pending.
+            UnreachableError: the state file cannot be used.
+        """
+        values = parse_values(target.values)
+        made = _build_of(values)
+        if made != target.build:
+            raise UsageError(
+                f"{deployment}: the values are not those of build {target.build.short}: "
+                + "; ".join(target.build.differences(made)),
+                remedy="Gate the build that these values make, and apply that.",
+            )
+
+        def composed(number: int, before: Composition | None) -> Composition:
+            return compose(
+                made.digest,
+                number,
+                replicas=target.replicas,
+                capacity=target.capacity,
+                before=before,
+            )
+
+        return self._change(deployment, made, values, composed, description, timeout)
+
+    def rollback(
+        self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
+    ) -> Revision:
+        """Make a new revision with the composition of `revision` and wait until it is ready.
+
+        Raises: as `apply`; UsageError also when there is no such revision.
+        """
+        row = self._revision(deployment, revision)
+        values = parse_values(row.values)
+        return self._change(
+            deployment, row.build, values, lambda *_: row.composition, description, timeout
+        )
+
+    def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
+        """Remove the release, its history, its processes and its port. Documents stay.
+
+        Open requests get `timeout` to finish. Removing nothing is no error.
+
+        Raises:
+            DeployError: a process does not end.
+        """
+        if self._state.release(_key(deployment)) is not None:
+            self._routers.stop(_key(deployment), timeout=timeout, forget=True)
+
+    def stop_all(self, *, timeout: timedelta = timedelta(seconds=10)) -> None:
+        """End every router and replica of this state directory, and of no other.
+
+        Releases keep their history; `recover` starts one again.
+
+        Raises:
+            DeployError: a process does not end.
+        """
+        for name in self._state.releases():
+            self._routers.stop(name, timeout=timeout, forget=False)
+
+    def recover(self, deployment: Deployment) -> str:
+        """Withdraw a revision whose client was killed and restart a router that was.
+
+        Returns what was found in words, "" when nothing was. It waits for the replicas up to the
+        startup timeout and says so when they are not ready by then.
+
+        Raises:
+            ConflictError: the pending revision's client still runs.
+            UnreachableError: the state file cannot be used.
+        """
+        name = _key(deployment)
+        found: list[str] = []
+        if (pending := self._changes.withdraw_pending(name)) is not None:
+            found.append(
+                f"revision {pending.number} was pending and its client (process "
+                f"{pending.client.pid}) gone: it has failed"
+            )
+        serving = self._changes.serving(name)
+        router_gone = self._routers.running(name) is None
+        if serving is None:
+            if router_gone and self._state.replicas(name):
+                self._routers.stop(name, timeout=timedelta(0), forget=False)
+                found.append("replicas without a router were ended")
+            return "; ".join(found)
+        if router_gone:
+            found.append("the router was not running: started again")
+        if found:
+            try:
+                self._changes.wait(name, serving, timeout=self._startup_timeout)
+                found.append(f"revision {serving.number} serves")
+            except DeployError as error:
+                found.append(f"revision {serving.number} does not serve yet: {error}")
+        return "; ".join(found)
+
+    def replicas(self, deployment: Deployment) -> Sequence[Replica]:
+        """The replicas that exist, those about to leave aside. None is ready without a router."""
+        members = [row.public() for row in self._members(deployment)]
+        if members and self._routers.running(_key(deployment)) is None:
+            gone = "the release's router is not running"
+            return [
+                replace(each, ready=False, reason="RouterGone", message=gone) for each in members
+            ]
+        return members
+
+    def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
+        """The last `tail` log lines of each replica, secrets redacted."""
+        return "\n".join(self._logs.read(row, lines=tail) for row in self._members(deployment))
+
+    def _members(self, deployment: Deployment) -> list[ReplicaRow]:
+        rows = self._state.replicas(_key(deployment))
+        return [row for row in rows if row.phase != LEAVING]
+
+    def _revision(self, deployment: Deployment, number: int) -> RevisionRow:
+        row = self._state.revision(_key(deployment), number)
+        if row is None:
+            known = ", ".join(str(each.number) for each in self.history(deployment))
+            raise UsageError(
+                f"{deployment} has no revision {number}",
+                remedy=f"Revisions: {known}." if known else "The release does not exist.",
+            )
+        return row
+
+    def _change(
+        self,
+        deployment: Deployment,
+        build: Build,
+        values: LocalValues,
+        composed: Compose,
+        description: str,
+        timeout: timedelta,
+    ) -> Revision:
+        # Its secrets must be here: replicas get theirs from the router, and it from this process.
+        values.environment(os.environ)
+        name = _key(deployment)
+        self._state.put_release(
+            name,
+            deployment.model,
+            startup_timeout_seconds=self._startup_timeout.total_seconds(),
+            max_restarts=self._max_restarts,
+        )
+        row = self._changes.begin(
+            name,
+            build=build,
+            values=values,
+            description=description,
+            created=self._now(),
+            composed=composed,
+        )
+        self._changes.finish(name, row, timeout=timeout)
+        return self._revision(deployment, row.number).public()
+
+
+def _key(deployment: Deployment) -> str:
+    """The release's name in the state file; no name has a dot, so no two are the same."""
+    return f"{deployment.namespace}.{deployment.release}"
+
+
+def _build_of(values: LocalValues) -> Build:
+    return Build(
+        values_digest=canonical_digest(values.model_dump()), model_revision=values.model_revision
+    )

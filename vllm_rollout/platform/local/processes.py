@@ -1,0 +1,172 @@
+"""Start, recognise and end the processes of this platform, each by its own identity.
+
+A router is known by its process id and start time. A replica and whatever it forks carry the
+replica's id in their environment, so they are found even if whoever started them was killed before
+it could write their process ids down. Nothing is ever ended by name.
+"""
+
+import atexit
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from vllm_rollout.errors import DeployError
+
+REPLICA_VARIABLE = "VLLM_ROLLOUT_REPLICA"
+
+# vLLM renames its processes (setproctitle), which by default overwrites the environment that
+# /proc shows; with this set it leaves the environment readable.
+MARKS_STAY_READABLE = {"SPT_NOENV": "1"}
+
+# The start time is derived from the wall clock, which may be set while a process runs.
+_CLOCK_TOLERANCE_SECONDS = 2.0
+_KILL_SECONDS = 10.0
+
+# Kept so that a child that ended is reaped and can be asked how it ended.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@atexit.register
+def _let_go() -> None:
+    # A router outlives the command that started it, which subprocess would warn about.
+    for child in _children.values():
+        child.returncode = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process and no later one with the same id: `created` is its start in Unix seconds."""
+
+    pid: int
+    created: float
+
+
+def current() -> Identity:
+    """This process."""
+    me = psutil.Process()
+    return Identity(me.pid, me.create_time())
+
+
+def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Identity:
+    """Start `argv` in a session of its own, its output appended to `log`.
+
+    Raises:
+        OSError: the program cannot be run.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(  # noqa: S603 - the release's own command, no shell
+            argv,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _children[child.pid] = child
+    # Not reaped yet, so even a child that has already ended still has its entry.
+    return Identity(child.pid, psutil.Process(child.pid).create_time())
+
+
+def how_ended(identity: Identity) -> str | None:
+    """None while the process runs; else how it ended, as far as its parent can know."""
+    child = _children.get(identity.pid)
+    if child is not None and child.poll() is not None:
+        del _children[identity.pid]
+        code = child.returncode
+        return f"exited with code {code}" if code >= 0 else f"killed by signal {-code}"
+    return None if _find(identity) is not None else "ended"
+
+
+def is_running(identity: Identity | None) -> bool:
+    """Whether there is an identity and its process runs."""
+    return identity is not None and how_ended(identity) is None
+
+
+def _find(identity: Identity) -> psutil.Process | None:
+    try:
+        process = psutil.Process(identity.pid)
+        same = abs(process.create_time() - identity.created) < _CLOCK_TOLERANCE_SECONDS
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def end_process(identity: Identity, *, grace_seconds: float) -> None:
+    """SIGTERM, and SIGKILL after `grace_seconds`; returns when the process is gone.
+
+    Raises:
+        DeployError: it is still there.
+    """
+    process = _find(identity)
+    if process is not None:
+        _signal([process], signal.SIGTERM)
+        _, alive = psutil.wait_procs([process], timeout=grace_seconds)
+        _kill(alive, f"process {identity.pid}")
+
+
+def carrying(replica_id: str) -> list[psutil.Process]:
+    """Every process of this user that carries the replica's id in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(REPLICA_VARIABLE) == replica_id:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # ended meanwhile, or another user's
+    return found
+
+
+def end_replica(replica_id: str, *, grace_seconds: float) -> None:
+    """End every process of the replica; returns when none is left.
+
+    The first process is asked (SIGTERM) and has `grace_seconds` to end; what it leaves behind is
+    killed, as in a container.
+
+    Raises:
+        DeployError: one is still there.
+    """
+    members = carrying(replica_id)
+    pids = {process.pid for process in members}
+    first = [process for process in members if _parent(process) not in pids]
+    _signal(first, signal.SIGTERM)
+    psutil.wait_procs(first, timeout=grace_seconds)
+    deadline = time.monotonic() + _KILL_SECONDS
+    while members := carrying(replica_id):
+        # Asked anew each time: what is being killed may fork once more.
+        _kill(members, f"replica {replica_id}")
+        if time.monotonic() > deadline:
+            raise DeployError(
+                f"replica {replica_id} keeps starting processes while it is being ended",
+                remedy=f"Look at process {members[0].pid}.",
+            )
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _kill(processes: Sequence[psutil.Process], what: str) -> None:
+    _signal(processes, signal.SIGKILL)
+    _, alive = psutil.wait_procs(processes, timeout=_KILL_SECONDS)
+    if alive:
+        raise DeployError(
+            f"{what}: process {alive[0].pid} does not end",
+            remedy="It may be stuck in the kernel (a device or a network disk); look at it.",
+        )

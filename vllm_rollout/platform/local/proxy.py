@@ -1,0 +1,148 @@
+"""Passes requests on to ready replicas and answers back, chunk by chunk, hiding no failure."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import aiohttp
+from aiohttp import hdrs, web
+from multidict import CIMultiDict
+from yarl import URL
+
+from vllm_rollout.platform.local.balancer import Balancer
+
+_BUFFERED_BODY_BYTES = 1_000_000
+_CONNECT_SECONDS = 5.0
+
+# A connection that the replica closes for idleness just as a request is sent on it would make an
+# error of our own. vLLM's server closes after 5 s, so ours are not kept that long.
+_KEEPALIVE_SECONDS = 2.0
+
+# RFC 9110 section 7.6.1: these speak of one connection and are not passed on.
+_HOP_BY_HOP = frozenset(
+    {
+        hdrs.CONNECTION,
+        hdrs.KEEP_ALIVE,
+        hdrs.PROXY_AUTHENTICATE,
+        hdrs.PROXY_AUTHORIZATION,
+        "Proxy-Connection",
+        hdrs.TE,
+        hdrs.TRAILER,
+        hdrs.TRANSFER_ENCODING,
+        hdrs.UPGRADE,
+    }
+)
+_NOT_FORWARDED = (*_HOP_BY_HOP, hdrs.HOST, hdrs.EXPECT)
+_RETRIED = (hdrs.METH_GET, hdrs.METH_HEAD)
+_ADDED_BY_CLIENT = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
+
+
+class Upstream(Protocol):
+    """Where requests go: `url` has no trailing slash, `open_requests` is counted here."""
+
+    open_requests: int
+
+    @property
+    def url(self) -> str:
+        """Scheme, host and port."""
+
+
+def make_session() -> aiohttp.ClientSession:
+    """The connections to the replicas: no limit, no cookies, no decoding, no read timeout.
+
+    A replica that hangs is for the gates to see, so it is not cut off here.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=_ADDED_BY_CLIENT,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+    )
+
+
+class Proxy:
+    """The request handler of a release's router.
+
+    503 when no replica is ready, 502 when the chosen one does not answer. Only a GET or HEAD that
+    found no connection is tried once more, on another replica. A client that goes away ends its
+    request at the replica; an answer that breaks off breaks off for the client too.
+    """
+
+    def __init__(
+        self, release: str, balancer: Balancer[Upstream], session: aiohttp.ClientSession
+    ) -> None:
+        self._release = release
+        self._balancer = balancer
+        self._session = session
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+        upstream = self._balancer.pick()
+        if upstream is None:
+            return _error(503, "ServiceUnavailable", f"{self._release}: no replica is ready")
+        try:
+            try:
+                return await self._forward(request, upstream)
+            except aiohttp.ClientConnectorError:
+                other = self._balancer.pick(besides=upstream)
+                if request.method not in _RETRIED or request.body_exists or other is None:
+                    raise
+                return await self._forward(request, other)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return _error(502, "BadGateway", f"{self._release}: a replica failed: {error!r}")
+
+    async def _forward(self, request: web.Request, upstream: Upstream) -> web.StreamResponse:
+        upstream.open_requests += 1
+        try:
+            async with self._session.request(
+                request.method,
+                URL(upstream.url + request.raw_path, encoded=True),
+                headers=_passed_on(request.headers, _NOT_FORWARDED),
+                data=await _body(request),
+                allow_redirects=False,
+            ) as answer:
+                return await _relay(request, answer)
+        finally:
+            upstream.open_requests -= 1
+
+
+async def _body(request: web.Request) -> bytes | aiohttp.StreamReader | None:
+    if not request.body_exists:
+        return None
+    length = request.content_length
+    if length is not None and length <= _BUFFERED_BODY_BYTES:
+        return await request.read()
+    return request.content
+
+
+async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    response = web.StreamResponse(
+        status=answer.status, reason=answer.reason, headers=_passed_on(answer.headers, _HOP_BY_HOP)
+    )
+    await response.prepare(request)
+    try:
+        async for chunk in answer.content.iter_any():
+            await response.write(chunk)
+    except (aiohttp.ClientError, TimeoutError, ConnectionError):
+        # The status is out already; only a connection cut short can still say "not whole".
+        if request.transport is not None:
+            request.transport.abort()
+        return response
+    await response.write_eof()
+    return response
+
+
+def _passed_on(
+    headers: Mapping[str, str], dropped: "frozenset[str] | tuple[str, ...]"
+) -> CIMultiDict[str]:
+    kept = CIMultiDict(headers)
+    named = headers.get(hdrs.CONNECTION, "").split(",")
+    for name in (*dropped, *filter(None, map(str.strip, named))):
+        kept.popall(name, None)
+    return kept
+
+
+def _error(status: int, kind: str, message: str) -> web.Response:
+    return web.json_response(
+        {"error": {"message": message, "type": kind, "param": None, "code": status}}, status=status
+    )

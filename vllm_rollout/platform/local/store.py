@@ -1,0 +1,94 @@
+"""Documents and leases in the state file."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from vllm_rollout.platform.base import ConflictError, Entry, Lease
+from vllm_rollout.platform.local.database import Database
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+class SqliteStore:
+    """The `Store` of the local platform. `now` is the clock by which leases expire."""
+
+    def __init__(self, database: Database, *, now: Callable[[], datetime] = utc_now) -> None:
+        self._database = database
+        self._now = now
+
+    def read(self, key: str) -> Entry | None:
+        """The entry, or None."""
+        row = self._database.row("SELECT value, version FROM documents WHERE key = ?", (key,))
+        return None if row is None else Entry(key, json.loads(row["value"]), str(row["version"]))
+
+    def write(self, key: str, value: Any, *, expect: str | None) -> str:
+        """Write `value` if the key is still at version `expect` (None: new); return its version.
+
+        Raises:
+            ConflictError: the key is at another version.
+            ValueError, TypeError: `value` is not JSON.
+        """
+        text = json.dumps(value, allow_nan=False)
+        with self._database.transaction():
+            row = self._database.row("SELECT version FROM documents WHERE key = ?", (key,))
+            current = None if row is None else str(row["version"])
+            if current != expect:
+                raise ConflictError(
+                    f"{key} is {_at(current)}, not {_at(expect)}: someone else wrote it",
+                    remedy="Read it again and decide anew.",
+                )
+            version = 1 if row is None else int(row["version"]) + 1
+            self._database.execute(
+                "INSERT INTO documents VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
+                " SET value = excluded.value, version = excluded.version",
+                (key, text, version),
+            )
+        return str(version)
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+        rows = self._database.rows(
+            "SELECT key FROM documents WHERE substr(key, 1, ?) = ? ORDER BY key",
+            (len(prefix), prefix),
+        )
+        return [row["key"] for row in rows]
+
+    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        """Take or renew the lease for `ttl`: free, expired or `holder`'s own.
+
+        Raises:
+            ConflictError: another holder's lease is valid; the message says whose and until when.
+            ValueError: `ttl` is not positive.
+        """
+        if ttl <= timedelta(0):
+            raise ValueError(f"a lease of {ttl} is none")
+        with self._database.transaction():
+            now = self._now()
+            row = self._database.row("SELECT holder, expires FROM leases WHERE name = ?", (name,))
+            if row is not None and row["holder"] != holder:
+                until = datetime.fromisoformat(row["expires"])
+                if until > now:
+                    raise ConflictError(
+                        f"{name} is held by {row['holder']} until {until.isoformat()}",
+                        remedy="Wait for it to end, or for the lease to expire.",
+                    )
+            lease = Lease(name, holder, now + ttl)
+            self._database.execute(
+                "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+                " SET holder = excluded.holder, expires = excluded.expires",
+                (name, holder, lease.expires.isoformat()),
+            )
+        return lease
+
+    def release(self, name: str, holder: str) -> None:
+        """Give the lease up if `holder` has it; otherwise do nothing."""
+        self._database.execute("DELETE FROM leases WHERE name = ? AND holder = ?", (name, holder))
+
+
+def _at(version: str | None) -> str:
+    return "absent" if version is None else f"at version {version}"

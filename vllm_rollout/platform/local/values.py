@@ -1,0 +1,119 @@
+"""The values of a local release: the command of one replica, checked before anything starts.
+
+    {"command": ["vllm", "serve", "/models/{model}", "--port", "{port}"],
+     "env": {"HF_HUB_OFFLINE": "1"}, "secrets": ["VLLM_API_KEY"], "model_revision": "v2"}
+
+A secret is named here and never written: its value is taken from the environment of the command
+that started the release's router.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_rollout.errors import UsageError
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]+)\}")
+_PLACEHOLDERS = ("port", "model", "python")
+_SECRET_WORDS = frozenset(
+    {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
+)
+_SECRET_OPTION = re.compile(r"--(api[-_]?key|password|token)(=|$)")
+
+
+class LocalValues(BaseModel):
+    """How one replica is started."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    command: list[str] = Field(min_length=1)
+    env: dict[str, str] = Field(default_factory=dict)
+    secrets: list[str] = Field(default_factory=list)
+    model_revision: str | None = None
+
+    def argv(self, *, port: int, model: str) -> list[str]:
+        """The command with `{port}`, `{model}` and `{python}` filled in, element by element."""
+        known = {"port": str(port), "model": model, "python": sys.executable}
+        return [_PLACEHOLDER.sub(lambda m: known[m.group(1)], part) for part in self.command]
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """`inherited` with `env` over it; of its secrets only those that are listed.
+
+        Raises:
+            UsageError: a listed secret is missing from `inherited`; the message names it.
+        """
+        missing = [name for name in self.secrets if not inherited.get(name)]
+        if missing:
+            raise UsageError(
+                f"the environment has no {', '.join(missing)}, which the values list under secrets",
+                remedy="Export it in the shell that deploys; its value is stored nowhere.",
+            )
+        kept = {
+            name: value
+            for name, value in inherited.items()
+            if name in self.secrets or not is_secret(name)
+        }
+        return {**kept, **self.env}
+
+
+def is_secret(variable: str) -> bool:
+    """Whether an environment variable's name says that it holds a secret."""
+    return not _SECRET_WORDS.isdisjoint(variable.upper().split("_"))
+
+
+def parse_values(values: Mapping[str, Any]) -> LocalValues:
+    """Check the values of a release.
+
+    Raises:
+        UsageError: an unknown key or placeholder, a wrong type, no `{port}`, a command that is
+            not there, or a secret written out.
+    """
+    try:
+        parsed = LocalValues.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise UsageError(
+            f"values of the release: {where or 'values'}: {first['msg']}",
+            remedy=f"Known keys: {', '.join(LocalValues.model_fields)}; "
+            'for example command: ["vllm", "serve", "/models/{model}", "--port", "{port}"].',
+        ) from None
+    _check_placeholders(parsed)
+    _check_secrets(parsed)
+    program = parsed.argv(port=0, model="")[0]
+    if shutil.which(program) is None:
+        raise UsageError(
+            f"values of the release: command: {program} is not a program that can be run",
+            remedy="Install it or write its full path; {python} stands for this Python.",
+        )
+    return parsed
+
+
+def _check_placeholders(values: LocalValues) -> None:
+    used = {name for part in values.command for name in _PLACEHOLDER.findall(part)}
+    for name in sorted(used.difference(_PLACEHOLDERS)):
+        raise UsageError(
+            f"values of the release: command: unknown placeholder {{{name}}}",
+            remedy="Known: " + ", ".join(f"{{{known}}}" for known in _PLACEHOLDERS) + ".",
+        )
+    if "port" not in used:
+        raise UsageError(
+            "values of the release: command: no {port}, so replicas would share one port",
+            remedy='Add for example "--port", "{port}".',
+        )
+
+
+def _check_secrets(values: LocalValues) -> None:
+    written = [name for name in values.env if is_secret(name)]
+    written += [part.split("=")[0] for part in values.command if _SECRET_OPTION.match(part)]
+    if written:
+        raise UsageError(
+            f"values of the release: {written[0]} would put a secret into the state file"
+            " and the process list",
+            remedy='List its environment variable instead, for example secrets: ["VLLM_API_KEY"], '
+            "and export it.",
+        )

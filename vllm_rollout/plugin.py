@@ -1,0 +1,250 @@
+"""The pytest plugin: options, markers, parametrized gates, and evidence at the end.
+
+A thin front: what it does is in `vllm_rollout.gating`.
+"""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_rollout.errors import RolloutError
+from vllm_rollout.gating import fixtures
+from vllm_rollout.gating.fixtures import LOADS, OUTCOMES, SETTINGS
+from vllm_rollout.gating.progress import emit, end_with_parent
+from vllm_rollout.gating.results import BEFORE, Results, identity, record_result
+from vllm_rollout.gating.select import (
+    deployment_of,
+    in_order,
+    parametrize,
+    selection_problem,
+)
+from vllm_rollout.judge import Outcome, worst
+from vllm_rollout.report.evidence import GateResult, result_from_json, write_evidence
+from vllm_rollout.report.render import write_reports
+from vllm_rollout.report.terminal import verdict_line
+from vllm_rollout.resources import GATES
+from vllm_rollout.settings import Settings, load_settings, option_or_environment
+
+_USAGE = "vllm_rollout_usage_error"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the gate options; each is an environment variable `VLLM_ROLLOUT_*` too."""
+    group = parser.getgroup("vllm-rollout", "gates of a vLLM deployment")
+    group.addoption(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="model whose deployment is gated, e.g. llama-2-7b; may be repeated",
+    )
+    for option, metavar, text in (
+        ("--policy", "FILE", "policy file that overrides the defaults (default: ./rollout.yaml)"),
+        ("--platform", "NAME", "kubernetes or local (default: the policy's)"),
+        ("--base-url", "URL", "address of the model server, instead of the platform's own"),
+        ("--namespace", "NAME", "namespace of the releases (default: the policy's)"),
+        ("--kube-context", "NAME", "context of the kubeconfig to use"),
+        ("--report-dir", "DIR", "where reports are written (default: reports)"),
+    ):
+        group.addoption(option, metavar=metavar, help=text)
+    group.addoption(
+        "--policy-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one policy value, e.g. environments.staging.load.rate=20/s; repeatable",
+    )
+    group.addoption(
+        "--evidence",
+        metavar="FILE",
+        help="write the evidence of the one model to FILE and render no report",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    """Without paths, `pytest -m staging --model M` means this folder's tests and the suite's gates.
+
+    Only where no `testpaths` say otherwise. Early, because the gates' conftest must be found too.
+    """
+    known = early_config.known_args_namespace
+    given = known.model or option_or_environment("model", None)
+    if given and not known.file_or_dir and not early_config.getini("testpaths"):
+        known.file_or_dir = [str(early_config.invocation_params.dir), str(GATES)]
+        args += known.file_or_dir
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Resolve the settings and declare the environments' markers."""
+    try:
+        settings = load_settings(
+            policy_file=config.getoption("policy"),
+            overrides=dict(_pair(text) for text in config.getoption("policy_set")),
+            platform=config.getoption("platform"),
+            namespace=config.getoption("namespace"),
+            kube_context=config.getoption("kube_context"),
+            base_url=config.getoption("base_url"),
+            report_dir=config.getoption("report_dir"),
+        )
+        for model in _models(config):
+            settings.deployment(model, settings.policy.order[0])
+    except RolloutError as error:
+        raise pytest.UsageError(f"{error}\n{error.remedy}".rstrip()) from error
+    end_with_parent()
+    config.stash[SETTINGS] = settings
+    config.stash[LOADS] = {}
+    config.stash[OUTCOMES] = {}
+    for environment in settings.policy.order:
+        config.addinivalue_line(
+            "markers", f"{environment}: gates of the {environment} environment (vllm-rollout)"
+        )
+    config.pluginmanager.register(fixtures, "vllm_rollout.gating.fixtures")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Under xdist keep a deployment's gates on one worker, so that they share one load run."""
+    if getattr(config.option, "numprocesses", None) and config.getoption("dist", "no") == "no":
+        config.option.dist = "loadgroup"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize every test that uses `deployment`."""
+    if "deployment" in metafunc.fixturenames:
+        parametrize(metafunc, metafunc.config.stash[SETTINGS], _models(metafunc.config))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the gates, and refuse a selection that names no environment or no model."""
+    items[:] = in_order(items, config.stash[SETTINGS].policy)
+    problem = selection_problem(
+        items, marker_expression=config.getoption("markexpr", ""), arguments=config.args
+    )
+    if not problem or config.getoption("collectonly"):
+        return
+    if hasattr(config, "workeroutput"):
+        # An xdist worker cannot end the session: it hands the message to the controller.
+        config.workeroutput[_USAGE] = problem
+        items.clear()
+    else:
+        raise pytest.UsageError(problem)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note which revision and build the gate starts on."""
+    deployment = deployment_of(item)
+    if deployment is not None:
+        item.stash[BEFORE] = identity(item.config.stash[SETTINGS].platform, deployment)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the gate's result on its report."""
+    report = yield
+    record_result(item, call, report, item.config.stash[SETTINGS])
+    result, deployment = _result(report), deployment_of(item)
+    if result is not None and deployment is not None and not result.skipped:
+        outcomes = item.config.stash[OUTCOMES].setdefault(deployment, {})
+        outcomes[result.gate] = worst([outcomes.get(result.gate, Outcome.PASS), result.outcome])
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Tell a listening parent how each gate ended."""
+    result = _result(report)
+    if result is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        emit("gate", outcome=result.outcome.value, text=verdict_line(result))
+
+
+def pytest_report_teststatus(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    """Show inconclusive as an outcome of its own: `?`, INCONCLUSIVE, counted apart."""
+    result = _result(report)
+    if result is not None and report.failed and result.outcome is Outcome.INCONCLUSIVE:
+        return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
+    return None
+
+
+class _Controller:
+    """What only the controlling process does: gather results, write reports, say where they are."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._settings: Settings = config.stash[SETTINGS]
+        self._results = Results(self._settings)
+        self._usage = ""
+        self._lines: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        record = getattr(report, "gate_result", None)
+        if record is not None:
+            self._results.add(record)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self._usage = getattr(node, "workeroutput", {}).get(_USAGE, "") or self._usage
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._usage:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            return
+        target = session.config.getoption("evidence")
+        for evidence in self._results.evidence():
+            if target:
+                write_evidence(evidence, Path(target))
+                continue
+            folder = self._settings.report_dir / evidence.model / evidence.run_id
+            self._lines += [verdict_line(gate) for run in evidence.runs for gate in run.gates]
+            for run in evidence.runs:
+                if run.missing:
+                    self._lines.append(
+                        f"{run.deployment}: not run, so nothing may be promoted on this: "
+                        + ", ".join(run.missing)
+                    )
+                if run.changed:
+                    self._lines.append(f"{run.deployment}: {run.changed}")
+            try:
+                paths = write_reports(evidence, folder)
+                self._lines.append(f"{evidence.model}: {evidence.outcome.upper()}  {paths.html}")
+            except (RolloutError, OSError) as error:
+                self._lines.append(f"the report could not be written: {error}")
+                session.exitstatus = session.exitstatus or pytest.ExitCode.INTERNAL_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._usage:
+            terminalreporter.write_line(f"ERROR: {self._usage}", red=True)
+        if self._lines:
+            terminalreporter.section("gates")
+            for line in self._lines:
+                terminalreporter.write_line(line)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Gather results where the session is controlled."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_Controller(session.config))
+
+
+def _models(config: pytest.Config) -> list[str]:
+    given: list[str] = config.getoption("model")
+    return given or [m for m in (option_or_environment("model", None) or "").split(",") if m]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise pytest.UsageError(f"--policy-set {text!r}: write KEY=VALUE")
+    return key, value
+
+
+def _result(report: pytest.CollectReport | pytest.TestReport) -> GateResult | None:
+    record = getattr(report, "gate_result", None)
+    return None if record is None else result_from_json(record["result"])

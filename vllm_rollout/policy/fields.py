@@ -1,0 +1,253 @@
+"""What the policy's fields are made of: units as people write them, and rules that teach.
+
+A field is given as text (`15m`, `0.1%`, `10/s`) and holds SI units and fractions.
+"""
+
+import re
+import string
+from collections.abc import Hashable, Iterable
+from datetime import UTC, timedelta, tzinfo
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
+
+from vllm_rollout.deployment import checked_name
+from vllm_rollout.errors import UsageError
+from vllm_rollout.units import (
+    DURATION_PATTERN,
+    RATE_PATTERN,
+    SHARE_PATTERN,
+    format_duration,
+    format_rate,
+    format_share,
+    parse_duration,
+    parse_rate,
+    parse_share,
+)
+
+BROKEN_RULE = "policy_rule"
+# In the JSON Schema: to an editor that follows YAML 1.2, an unquoted off is text.
+SWITCH: JsonSchemaValue = {"enum": [False, True, None, "off", "on"]}
+_T = TypeVar("_T")
+_H = TypeVar("_H", bound=Hashable)
+
+
+def broken_rule(text: str, *keys: str) -> PydanticCustomError:
+    """The error of a rule about several keys.
+
+    `keys` are dotted names below the model that raises it; the report points at the one of them
+    that was written last (a rollout.yaml before the defaults).
+    """
+    return PydanticCustomError(BROKEN_RULE, "{text}", {"text": text, "keys": keys})
+
+
+class Block(BaseModel):
+    """A mapping of the policy: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def _duration(value: object) -> timedelta:
+    return value if isinstance(value, timedelta) else parse_duration(value)
+
+
+def _above_zero(value: _T) -> _T:
+    if not value:  # the parsers refuse what is negative
+        raise broken_rule("must be more than zero")
+    return value
+
+
+def _confidence(value: float) -> float:
+    if not 0.5 < value < 1:
+        raise broken_rule(
+            f"must be above 50% and below 100%, for example 95%, not {format_share(value)}"
+        )
+    return value
+
+
+def _short(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema(
+        {"type": "string", "pattern": DURATION_PATTERN, "examples": ["500ms", "15m", "1h30m"]}
+    ),
+]
+"""Zero or longer."""
+
+Span = Annotated[Duration, AfterValidator(_above_zero)]
+"""A duration longer than zero."""
+
+Share = Annotated[
+    float,
+    BeforeValidator(parse_share),
+    PlainSerializer(format_share, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": SHARE_PATTERN, "examples": ["0.1%", "50%"]}),
+]
+"""A fraction from 0 to 1."""
+
+Limit = Annotated[Share, AfterValidator(_above_zero)]
+"""A fraction above 0, up to 1."""
+
+Confidence = Annotated[Share, AfterValidator(_confidence)]
+"""A fraction between 0.5 and 1, both left out."""
+
+Rate = Annotated[
+    float,
+    BeforeValidator(parse_rate),
+    AfterValidator(_above_zero),
+    PlainSerializer(format_rate, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": RATE_PATTERN, "examples": ["10/s", "600/m"]}),
+]
+"""A number per second, above 0."""
+
+Number = Annotated[float, Field(strict=True), PlainSerializer(_short)]
+"""A plain number, whole ones written without a fraction."""
+
+Percentile = Annotated[Number, Field(gt=0, lt=100)]
+Count = Annotated[int, Field(strict=True, gt=0)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+Switch = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _name(value: str) -> str:
+    try:
+        return checked_name("name", value)
+    except UsageError as error:
+        raise broken_rule(f"{error}: {error.remedy}") from None
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""A DNS-1123 label: a namespace, an environment or a model."""
+
+
+def _http_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not re.search(r"\s", value)
+        )
+    except ValueError:
+        good = False
+    if not good:
+        raise broken_rule(f"{value!r} is not a URL: write http://host:port or https://host")
+    if parts.username or parts.password:
+        # The value is kept out of the message: it holds a secret.
+        raise broken_rule("holds a user name or password: give keys through api_key_env")
+    return value.rstrip("/")
+
+
+_PLACEHOLDERS = {"model": "m", "environment": "e", "namespace": "n"}
+
+
+def _url_template(value: str) -> str:
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        filled = value.format(**_PLACEHOLDERS) if names <= _PLACEHOLDERS.keys() else ""
+    except (ValueError, KeyError, IndexError):
+        filled = ""
+    if not filled:
+        raise broken_rule(
+            f"{value!r} may hold {{model}}, {{environment}} and {{namespace}}, and nothing else "
+            "in braces"
+        )
+    _http_url(filled)
+    return value.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url), WithJsonSchema({"type": "string"})]
+"""An http or https URL without credentials and without a trailing slash."""
+
+UrlTemplate = Annotated[str, AfterValidator(_url_template)]
+"""The same, with {model}, {environment} and {namespace} in it."""
+
+
+def _environment_variable(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        # Someone may have pasted the key itself: it must not come back in a message.
+        raise broken_rule(
+            "must be the name of an environment variable (letters, digits, '_'), not the key itself"
+        )
+    return value
+
+
+VariableName = Annotated[str, AfterValidator(_environment_variable)]
+
+
+def find_zone(name: str) -> tzinfo:
+    """The time zone called `name`; UTC is known even where no time zone database is installed.
+
+    Raises:
+        ZoneInfoNotFoundError, ValueError, OSError: there is none.
+    """
+    return UTC if name == "UTC" else ZoneInfo(name)
+
+
+def _zone_name(value: str) -> str:
+    try:
+        find_zone(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise broken_rule(
+            f"{value!r} is not a time zone: write UTC or one like Europe/Berlin"
+        ) from None
+    return value
+
+
+ZoneName = Annotated[str, AfterValidator(_zone_name)]
+
+
+def once_each(values: tuple[_H, ...]) -> tuple[_H, ...]:
+    """The values, unless one is there twice."""
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise broken_rule(f"has {', '.join(twice)} more than once")
+    return values
+
+
+def ascending(values: Iterable[Any]) -> bool:
+    """Whether each value is greater than the one before it."""
+    return all(earlier < later for earlier, later in pairwise(values))
+
+
+class MayBeOff:
+    """Marks a field `X | None` that `off` (or null) leaves out.
+
+    An empty value is no `off`: the loader refuses it.
+    """
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: None if value is False else value, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), SWITCH]}

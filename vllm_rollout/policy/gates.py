@@ -1,0 +1,233 @@
+"""What an environment asks of a deployment: its gates, the load they judge, the soak."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import model_validator
+
+from vllm_rollout.policy.fields import (
+    Block,
+    Count,
+    CountOrZero,
+    Duration,
+    HttpUrl,
+    Limit,
+    MayBeOff,
+    Percentile,
+    Rate,
+    Span,
+    Switch,
+    Text,
+    broken_rule,
+)
+from vllm_rollout.units import format_duration
+
+
+class Pods(Block):
+    """Every pod (or process) is Running and Ready."""
+
+
+class Health(Block):
+    """`/health` answers 200 and the model gives a token."""
+
+    timeout: Span
+    """How long an answer may take."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """`timeout` in seconds."""
+        return self.timeout.total_seconds()
+
+
+class Inference(Block):
+    """A sample inference completes."""
+
+    prompt: Text
+    """What is sent."""
+    max_tokens: Count
+    """Tokens asked for."""
+    timeout: Span
+    """How long the whole answer may take."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """`timeout` in seconds."""
+        return self.timeout.total_seconds()
+
+
+class ResponseTime(Block):
+    """Each of a few requests, sent one after the other, answers within the limit."""
+
+    limit: Span
+    """The longest an answer may take."""
+    requests: Count
+    """How many are sent."""
+
+    @property
+    def limit_seconds(self) -> float:
+        """`limit` in seconds."""
+        return self.limit.total_seconds()
+
+
+class Latency(Block):
+    """A percentile of latency under load is below the limit."""
+
+    percentile: Percentile
+    """Which percentile, for example 95."""
+    limit: Span
+    """What it must stay below."""
+
+    @property
+    def limit_seconds(self) -> float:
+        """`limit` in seconds."""
+        return self.limit.total_seconds()
+
+
+class ErrorRate(Block):
+    """The share of failed requests under load is below the limit."""
+
+    limit: Limit
+    """What it must stay below, for example 0.1%."""
+
+
+class LoadCapacity(Block):
+    """The deployment serves the traffic expected of production."""
+
+    expected_rate: Rate
+    """Requests that arrive, for example 10/s."""
+    unserved: Limit
+    """Share of them that may fail or go unanswered."""
+
+
+class Smoke(Block):
+    """A completion comes through the router, with a bearer key."""
+
+    url: Annotated[HttpUrl | None, MayBeOff()]
+    """The router's URL, without a path to the API; off means where the platform itself routes."""
+    prompt: Text
+    """What is sent."""
+    max_tokens: Count
+    """Tokens asked for."""
+    timeout: Span
+    """How long the whole answer may take."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """`timeout` in seconds."""
+        return self.timeout.total_seconds()
+
+
+class Gates(Block):
+    """The gates of an environment. One that is off, or named nowhere, is not run (None)."""
+
+    pods: Annotated[Pods | None, MayBeOff()] = None
+    """Pods Running and Ready."""
+    health: Annotated[Health | None, MayBeOff()] = None
+    """Health endpoint returns 200, and a token comes."""
+    inference: Annotated[Inference | None, MayBeOff()] = None
+    """Sample inference completes."""
+    response_time: Annotated[ResponseTime | None, MayBeOff()] = None
+    """Response time of single requests."""
+    latency: Annotated[Latency | None, MayBeOff()] = None
+    """A percentile of latency under load."""
+    error_rate: Annotated[ErrorRate | None, MayBeOff()] = None
+    """Share of failed requests under load."""
+    load_capacity: Annotated[LoadCapacity | None, MayBeOff()] = None
+    """Handles the traffic expected of production."""
+    smoke: Annotated[Smoke | None, MayBeOff()] = None
+    """A completion through the router."""
+
+    @property
+    def enabled(self) -> tuple[str, ...]:
+        """Names of the gates that are run, cheap ones first."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class Load(Block):
+    """The load that latency, error rate and load capacity are judged by."""
+
+    rate: Rate
+    """Arrivals, whether or not earlier requests were answered, for example 10/s."""
+    duration: Span
+    """How long arrivals are judged."""
+    arrivals: Literal["poisson", "constant"]
+    """How they are spaced."""
+    timeout: Span
+    """A request unanswered for longer counts as failed."""
+    warmup: Duration
+    """Sent before `duration` begins, and not judged."""
+    prompt: Text
+    """What is sent."""
+    max_tokens: Count
+    """Tokens asked for."""
+    stream: Switch
+    """Whether answers are streamed, which is what time to first token is measured on."""
+    workers: Count
+    """Load generator processes."""
+    max_lag: Span
+    """Requests that leave later than this after their time (P99) leave the run without verdict."""
+    seed: CountOrZero
+    """Seed of the arrival schedule: the same seed sends at the same times."""
+
+    @property
+    def duration_seconds(self) -> float:
+        """`duration` in seconds."""
+        return self.duration.total_seconds()
+
+    @property
+    def timeout_seconds(self) -> float:
+        """`timeout` in seconds."""
+        return self.timeout.total_seconds()
+
+    @property
+    def warmup_seconds(self) -> float:
+        """`warmup` in seconds."""
+        return self.warmup.total_seconds()
+
+    @property
+    def max_lag_seconds(self) -> float:
+        """`max_lag` in seconds."""
+        return self.max_lag.total_seconds()
+
+
+class Soak(Block):
+    """How long a revision stays unchanged and healthy before the next environment."""
+
+    minimum: Duration
+    """The least time."""
+    maximum: Duration
+    """After this its evidence is stale."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.minimum > self.maximum:
+            least, most = format_duration(self.minimum), format_duration(self.maximum)
+            raise broken_rule(
+                f"minimum ({least}) is longer than maximum ({most})", "minimum", "maximum"
+            )
+        return self
+
+
+class Environment(Block):
+    """One environment, with what it inherited already in it."""
+
+    replicas: Count
+    """Replicas of a complete release: its capacity."""
+    gates: Gates
+    """What must hold here; inherited from the environment before."""
+    load: Load
+    """How load is made here; inherited from the environment before."""
+    soak: Annotated[Soak | None, MayBeOff()] = None
+    """Time to spend here before the next environment; not inherited."""
+
+    @model_validator(mode="after")
+    def _waits_for_the_limit(self) -> Self:
+        latency = self.gates.latency
+        if latency and self.load.timeout <= latency.limit:
+            raise broken_rule(
+                f"load.timeout ({format_duration(self.load.timeout)}) must be longer than "
+                f"gates.latency.limit ({format_duration(latency.limit)}): a request given up "
+                "earlier cannot be told from one that would have met it",
+                "load.timeout",
+                "gates.latency.limit",
+            )
+        return self

@@ -1,0 +1,139 @@
+"""The policy as a whole: what holds for every model, and what differs for some."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from vllm_rollout.deployment import canonical_digest
+from vllm_rollout.errors import UsageError
+from vllm_rollout.policy.fields import (
+    Block,
+    Confidence,
+    Name,
+    Number,
+    Span,
+    UrlTemplate,
+    VariableName,
+    broken_rule,
+    once_each,
+)
+from vllm_rollout.policy.gates import Environment
+from vllm_rollout.policy.problems import did_you_mean
+from vllm_rollout.policy.ramp import Ramp, falling_step
+from vllm_rollout.policy.startup import Local, StartupProbe, guess_parameters
+from vllm_rollout.policy.watch import Triggers, Watch
+from vllm_rollout.policy.windows import Windows
+
+
+class Rules(Block):
+    """Everything that may differ from model to model."""
+
+    confidence: Confidence
+    """Chance that a percentile or rate verdict is right, for passes and for fails alike."""
+    namespace: Name
+    """Namespace of the releases."""
+    service_url: UrlTemplate
+    """Where a deployment is reached; {model}, {environment} and {namespace} are filled in."""
+    api_key_env: VariableName
+    """Name of the environment variable that holds the bearer key."""
+    environments: dict[Name, Environment]
+    """What each environment asks for, in order."""
+    ramp: Ramp
+    """Steps by which production is reached."""
+    deploy_timeout: Span
+    """How long Helm (or the local platform) may take to bring a revision up."""
+    watch: Watch
+    """The watch after promotion."""
+    triggers: Triggers
+    """Rollback triggers."""
+    startup_probe: StartupProbe
+    """How long a model may take to load, by its size."""
+    windows: Windows
+    """When production may be deployed to."""
+
+    @model_validator(mode="after")
+    def _ramp_only_climbs(self) -> Self:
+        last = list(self.environments.values())[-1:]
+        fall = falling_step(self.ramp, last[0].replicas) if last else ""
+        if fall:
+            raise broken_rule(f"the ramp goes down: {fall}", "ramp")
+        return self
+
+
+class ModelRules(Rules):
+    """What holds for one model: the policy with the model's own block merged over it."""
+
+    parameters: Annotated[Number, Field(gt=0)] | None = None
+    """Billions of parameters; guessed from the model's name when not given."""
+
+
+class Policy(Rules):
+    """What must hold before a deployment takes its next step. Made by `load_policy`."""
+
+    platform: Literal["kubernetes", "local"]
+    """Where releases run."""
+    order: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(once_each)]
+    """The environments a model passes through, one after the other."""
+    local: Local
+    """Settings of the local platform."""
+    models: dict[Name, ModelRules]
+    """What differs for single models; any other model follows the rest of the policy."""
+
+    def environment(self, name: str) -> Environment:
+        """The environment called `name`.
+
+        Raises:
+            UsageError: there is none; the message names the nearest, the remedy all.
+        """
+        if name in self.environments:
+            return self.environments[name]
+        raise UsageError(
+            f"no environment is called {name!r}{did_you_mean(name, self.order)}",
+            remedy=f"Environments of this policy: {', '.join(self.order)}.",
+        )
+
+    def previous(self, environment: str) -> str | None:
+        """The environment before `environment`; None for the first.
+
+        Raises:
+            UsageError: no environment has that name.
+        """
+        self.environment(environment)
+        at = self.order.index(environment)
+        return self.order[at - 1] if at else None
+
+    def for_model(self, model: str) -> "Policy":
+        """The policy as it holds for `model`, without the blocks of other models."""
+        own = self.models.get(model)
+        if own is None:
+            return self.model_copy(update={"models": {}})
+        rules = {name: getattr(own, name) for name in Rules.model_fields}
+        return self.model_copy(update={**rules, "models": {model: own}})
+
+    def parameters(self, model: str) -> float | None:
+        """Billions of parameters of `model`, as given or as its name says; None when unknown."""
+        own = self.models.get(model)
+        return own.parameters if own and own.parameters else guess_parameters(model)
+
+    def startup_failure_threshold(self, parameters: float | None) -> int | None:
+        """failureThreshold of the startup probe for a model of `parameters` billions.
+
+        None when the size is unknown or larger than every row: the policy then has no number,
+        and the chart's own values decide.
+        """
+        return self.startup_probe.failure_threshold(parameters)
+
+    def as_written(self) -> Mapping[str, Any]:
+        """Plain JSON data with the policy's own key names and units as people write them."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def deploy_timeout_seconds(self) -> float:
+        """`deploy_timeout` in seconds."""
+        return self.deploy_timeout.total_seconds()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the effective policy: equal for equal rules, however they were written."""
+        return canonical_digest(self.as_written())

@@ -1,0 +1,61 @@
+"""JSON Schema of a rollout.yaml, generated from the models.
+
+`python -m vllm_rollout.policy.schema` writes the file that ships with the package. The schema is
+for editors: everything is optional there, since a rollout.yaml says only what differs. The rules
+about several keys are the models' own.
+"""
+
+import json
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from vllm_rollout.policy.models import Policy
+from vllm_rollout.policy.ramp import RampStep
+from vllm_rollout.policy.startup import StartupThreshold
+from vllm_rollout.resources import POLICY_SCHEMA
+
+# A list is replaced whole, so a block that only lists hold keeps the keys it cannot do without.
+_WHOLE = {RampStep.__name__, StartupThreshold.__name__}
+
+
+class _Generator(GenerateJsonSchema):
+    """Without what only Python sees: generated titles, defaults, None."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def policy_schema() -> dict[str, Any]:
+    """The schema as JSON data."""
+    generated = Policy.model_json_schema(by_alias=True, schema_generator=_Generator)
+    definitions = generated["$defs"]
+    for name, definition in definitions.items():
+        del definition["title"]
+        if name not in _WHOLE:
+            definition.pop("required", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "rollout.yaml",
+        "description": "What a rollout.yaml of vllm-rollout may override.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": generated["properties"],
+        "$defs": definitions,
+    }
+
+
+def schema_text() -> str:
+    """The shipped file's content."""
+    return json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    POLICY_SCHEMA.write_text(schema_text(), encoding="utf-8")

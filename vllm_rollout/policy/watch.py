@@ -1,0 +1,184 @@
+"""The watch over production, and the triggers that roll it back."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from vllm_rollout.policy.fields import Block, Count, Duration, Limit, Percentile, Span, broken_rule
+from vllm_rollout.units import format_duration
+
+
+class WatchSlo(Block):
+    """What must hold right after promotion."""
+
+    within: Span
+    """How long after promotion it is judged."""
+    percentile: Percentile
+    """Percentile of latency."""
+    limit: Span
+    """What the percentile must stay below."""
+    error_rate: Limit
+    """What the share of failed requests must stay below."""
+
+    @property
+    def within_seconds(self) -> float:
+        """`within` in seconds."""
+        return self.within.total_seconds()
+
+    @property
+    def limit_seconds(self) -> float:
+        """`limit` in seconds."""
+        return self.limit.total_seconds()
+
+
+class ErrorSpike(Block):
+    """A burst of errors soon after promotion."""
+
+    within: Span
+    """How long after promotion it is looked for."""
+    rate: Limit
+    """Share of failed requests above which it is a spike."""
+    for_: Span = Field(alias="for")
+    """How long the share must stay above."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.for_ > self.within:
+            raise broken_rule("for is longer than within", "for", "within")
+        return self
+
+    @property
+    def within_seconds(self) -> float:
+        """`within` in seconds."""
+        return self.within.total_seconds()
+
+    @property
+    def for_seconds(self) -> float:
+        """`for` in seconds."""
+        return self.for_.total_seconds()
+
+
+class Watch(Block):
+    """The watch over production after each step and after promotion."""
+
+    duration: Span
+    """How long production is watched after promotion."""
+    interval: Span
+    """Time between observations."""
+    probes: Count
+    """Inference requests per observation."""
+    probe_timeout: Span
+    """How long a probe may take."""
+    slo: WatchSlo
+    """Metrics within SLO."""
+    error_spike: ErrorSpike
+    """No error spike."""
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> Self:
+        for name, needed in (
+            ("interval", self.interval),
+            ("slo.within", self.slo.within),
+            ("error_spike.within", self.error_spike.within),
+        ):
+            if needed > self.duration:
+                raise broken_rule(
+                    f"{name} ({format_duration(needed)}) is longer than the watch's duration "
+                    f"({format_duration(self.duration)})",
+                    name,
+                    "duration",
+                )
+        return self
+
+    @property
+    def duration_seconds(self) -> float:
+        """`duration` in seconds."""
+        return self.duration.total_seconds()
+
+    @property
+    def interval_seconds(self) -> float:
+        """`interval` in seconds."""
+        return self.interval.total_seconds()
+
+    @property
+    def probe_timeout_seconds(self) -> float:
+        """`probe_timeout` in seconds."""
+        return self.probe_timeout.total_seconds()
+
+
+class ShareTrigger(Block):
+    """Fires when the share of failed requests stays above a limit."""
+
+    above: Limit
+    """The share; at 100% the trigger asks for all requests to fail."""
+    for_: Duration = Field(alias="for")
+    """How long."""
+
+    @property
+    def for_seconds(self) -> float:
+        """`for` in seconds."""
+        return self.for_.total_seconds()
+
+
+class LatencyTrigger(Block):
+    """Fires when a percentile of latency stays above a limit."""
+
+    percentile: Percentile
+    """Which percentile."""
+    above: Span
+    """The limit."""
+    for_: Duration = Field(alias="for")
+    """How long."""
+
+    @property
+    def above_seconds(self) -> float:
+        """`above` in seconds."""
+        return self.above.total_seconds()
+
+    @property
+    def for_seconds(self) -> float:
+        """`for` in seconds."""
+        return self.for_.total_seconds()
+
+
+class CrashLoop(Block):
+    """Fires when every pod of the release fails."""
+
+    restarts: Count
+    """Restarts of a pod that count as failing."""
+
+
+class HealthTrigger(Block):
+    """Fires when health checks fail in a row."""
+
+    consecutive: Count
+    """It fires at more failures in a row than this."""
+
+
+class Triggers(Block):
+    """Rollback triggers: each leads to immediate rollback."""
+
+    error_rate: ShareTrigger
+    """Error rate spike."""
+    latency: LatencyTrigger
+    """Latency percentile too high."""
+    outage: ShareTrigger
+    """Complete outage."""
+    crash_loop: CrashLoop
+    """Pod crash loop."""
+    health: HealthTrigger
+    """Health check failures."""
+    window: Span
+    """Time whose observations make up one rate or percentile."""
+    max_gap: Span
+    """Longer without data, and the watch says that it cannot observe."""
+
+    @property
+    def window_seconds(self) -> float:
+        """`window` in seconds."""
+        return self.window.total_seconds()
+
+    @property
+    def max_gap_seconds(self) -> float:
+        """`max_gap` in seconds."""
+        return self.max_gap.total_seconds()

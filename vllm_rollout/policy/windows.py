@@ -1,0 +1,93 @@
+"""When production may be deployed to."""
+
+import re
+from datetime import date, time, tzinfo
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+
+from vllm_rollout.policy.fields import (
+    Block,
+    CountOrZero,
+    Switch,
+    ZoneName,
+    broken_rule,
+    find_zone,
+    once_each,
+)
+
+
+def _time_of_day(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"([01]?[0-9]|2[0-3]):[0-5][0-9]", value):
+        hour, minute = value.split(":")
+        return time(int(hour), int(minute))
+    if isinstance(value, time):
+        return value
+    raise broken_rule(f'{value!r} is not a time of day: write "09:00"')
+
+
+TimeOfDay = Annotated[
+    time,
+    BeforeValidator(_time_of_day),
+    PlainSerializer(lambda value: f"{value:%H:%M}", return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^([01]?[0-9]|2[0-3]):[0-5][0-9]$"}),
+]
+
+
+def _date(value: object) -> object:
+    if isinstance(value, date):
+        return value
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise broken_rule(f"{value!r} is not a date: write 2026-12-25") from None
+
+
+Date = Annotated[date, BeforeValidator(_date)]
+Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+
+
+class Hours(Block):
+    """A part of a day, in the windows' time zone."""
+
+    from_: TimeOfDay = Field(alias="from")
+    """Its first minute."""
+    to: TimeOfDay
+    """The minute after its last."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Self:
+        if self.from_ >= self.to:
+            raise broken_rule("from must be earlier than to", "from", "to")
+        return self
+
+
+class Windows(Block):
+    """When production may be deployed to. Rollback is never windowed."""
+
+    timezone: ZoneName
+    """Time zone of everything here: UTC or one like Europe/Berlin."""
+    days: Annotated[tuple[Weekday, ...], Field(min_length=1), AfterValidator(once_each)]
+    """Days on which it may."""
+    hours: Hours
+    """Hours in which it may."""
+    peak_hours: tuple[Hours, ...]
+    """Hours in which it may not."""
+    holidays: Annotated[tuple[Date, ...], AfterValidator(once_each)]
+    """Dates on which it may not."""
+    avoid_last_days_of_month: Annotated[CountOrZero, Field(le=27)]
+    """How many days before a month's end it may not."""
+    enforce: Switch
+    """Whether a deployment outside the windows is refused or only warned of."""
+
+    @property
+    def zone(self) -> tzinfo:
+        """`timezone` as a tzinfo."""
+        return find_zone(self.timezone)

@@ -1,0 +1,183 @@
+"""What every part of a rollout works with."""
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from vllm_rollout.deployment import Build, Deployment
+from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.judge import Outcome
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.probe import probe
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy
+from vllm_rollout.release.clock import Clock
+from vllm_rollout.release.gates import GateRunner
+from vllm_rollout.release.journal import Journal, JournalEntry, Phase
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.lock import Held
+from vllm_rollout.release.watch import Sight, WatchEnd, Watcher
+from vllm_rollout.report.evidence import GateRun, Step
+from vllm_rollout.report.terminal import sight_line
+from vllm_rollout.settings import Settings
+
+
+class Reporter(Protocol):
+    """Shows a rollout to people while it runs."""
+
+    def step(self, step: Step) -> None:
+        """Something was done or seen."""
+
+    def gate(self, text: str) -> None:
+        """A gate ended."""
+
+    def progress(self, text: str) -> None:
+        """Something takes its time: where it stands now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a rollout, or a part of it, ended."""
+
+    code: ExitCode
+    conclusion: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """One rollout's tools and its story so far."""
+
+    run_id: str
+    source: Deployment
+    target: Deployment
+    settings: Settings
+    policy: Policy
+    clock: Clock
+    reporter: Reporter
+    runner: GateRunner
+    folder: Path
+    journal: Journal
+    ledger: Ledger
+    held: Held | None = None
+    steps: list[Step] = field(default_factory=list)
+    runs: list[GateRun] = field(default_factory=list)
+    touched: bool = False
+    """Whether the target was changed, or was about to be."""
+
+    @property
+    def platform(self) -> Platform:
+        """Where the releases are."""
+        return self.settings.require_platform()
+
+    def say(self, title: str, detail: str = "", outcome: Outcome | None = None) -> None:
+        """Note a step of the story and show it."""
+        step = Step(at=self.clock.now(), title=title, detail=detail, outcome=outcome)
+        self.steps.append(step)
+        self.reporter.step(step)
+
+    def still_ours(self) -> None:
+        """Return only while this run surely holds the model's lease; asked before every change.
+
+        Raises:
+            LeaseLostError: it does not.
+        """
+        if self.held is None:
+            raise AssertionError("a change without the lease")
+        self.held.ensure()
+
+    def begin(self, build: Build, *, before: int | None, note: str) -> JournalEntry:
+        """Open the journal of a change that is about to begin; `before` is where to return to."""
+        self.still_ours()
+        self.touched = True
+        now = self.clock.now()
+        return self.journal.write(
+            JournalEntry(
+                run_id=self.run_id,
+                model=self.target.model,
+                source=self.source.environment,
+                target=self.target.environment,
+                build=build,
+                before=before,
+                phase=Phase.RAMP,
+                note=note,
+                holder=self.held.holder if self.held else "",
+                started=now,
+                updated=now,
+            )
+        )
+
+    def reach(self, deployment: Deployment) -> None:
+        """Return if something answers at the deployment's address.
+
+        Raises:
+            UnreachableError: nothing does; it names the address.
+        """
+        with self._client(deployment) as client:
+            client.health(timeout_seconds=self.policy.watch.probe_timeout_seconds)
+
+    def gate(self, deployment: Deployment, label: str) -> GateRun:
+        """Run all gates of the deployment's environment and add them to the story."""
+        self.say(f"{label} gates of {deployment}")
+        run = self.runner.run(
+            deployment,
+            self._subfolder(f"{label}-gates"),
+            base_url=self.settings.base_url if deployment == self.source else None,
+        )
+        self.runs.append(run)
+        self.say(f"{label} gates: {run.outcome}", trouble_of(run), run.outcome)
+        return run
+
+    def verify(self, deployment: Deployment, gates: tuple[str, ...]) -> GateRun:
+        """Run only `gates` against the deployment; the result holds for those alone."""
+        run = self.runner.run(deployment, self._subfolder("verify-rollback"), only=gates)
+        return replace(run, expected=gates)
+
+    def watch(
+        self, deployment: Deployment, duration: timedelta, *, after_promotion: bool = False
+    ) -> WatchEnd:
+        """Watch the deployment's triggers for `duration`."""
+        with self._client(deployment) as client:
+            watcher = Watcher(
+                policy=self.policy,
+                clock=self.clock,
+                look=lambda: self._look(client, deployment),
+                on_tick=lambda elapsed, sight: self.reporter.progress(
+                    f"watching {deployment}: {sight_line(elapsed, duration, sight)}"
+                ),
+            )
+            return watcher.watch(duration, after_promotion=after_promotion)
+
+    def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
+        probes = probe(
+            client,
+            count=self.policy.watch.probes,
+            timeout_seconds=self.policy.watch.probe_timeout_seconds,
+        )
+        try:
+            return Sight(probes=probes, replicas=self.platform.replicas(deployment))
+        except RolloutError:
+            return Sight(
+                probes=probes, replicas=None
+            )  # a gap: the trigger says when it is too long
+
+    def _client(self, deployment: Deployment) -> InferenceClient:
+        # --base-url names the source; what is promoted is always watched where its platform says.
+        url = (
+            self.settings.url_of(deployment)
+            if deployment == self.source
+            else self.platform.base_url(deployment)
+        )
+        return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
+
+    def _subfolder(self, name: str) -> Path:
+        return self.folder / f"{len(self.runs) + 1}-{name}"
+
+
+def trouble_of(run: GateRun) -> str:
+    """The gates that did not pass and what else is wrong with the run, in one line; or ""."""
+    parts = [f"{g.gate} ({g.outcome})" for g in run.gates if g.outcome is not Outcome.PASS]
+    parts += [f"{name} (not run)" for name in run.missing]
+    if run.changed:
+        parts.append(run.changed)
+    return ", ".join(dict.fromkeys(parts))

@@ -1,0 +1,232 @@
+"""The rollout, from the first question to the last: finish what was under way, gate, promote."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from vllm_rollout import __version__
+from vllm_rollout.deployment import Revision, RevisionStatus
+from vllm_rollout.errors import ExitCode, RolloutError, UsageError
+from vllm_rollout.judge import Outcome
+from vllm_rollout.release.context import Context, End, trouble_of
+from vllm_rollout.release.journal import Phase
+from vllm_rollout.release.lock import hold
+from vllm_rollout.release.promotion import Promotion, describe, promote, watch_to_the_end
+from vllm_rollout.release.rollback import roll_back
+from vllm_rollout.release.windows import closed_because, next_opening
+from vllm_rollout.report.evidence import Evidence, GateRun
+from vllm_rollout.units import format_duration
+
+
+def gate_and_promote(context: Context, *, plan_only: bool = False) -> Evidence:
+    """Gate the source, promote exactly what was gated, watch it, and roll back on a trigger."""
+
+    def work(started: datetime) -> End:
+        return _finish_what_was_under_way(context) or _gate_then_promote(
+            context, started, plan_only=plan_only
+        )
+
+    return _conduct(context, work)
+
+
+def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evidence:
+    """Return the target to revision `to`, or to the newest good one before what serves now."""
+
+    def work(_started: datetime) -> End:
+        target = context.target
+        if found := context.platform.recover(target):
+            context.say(f"recovered {target}", found)
+        history = context.platform.history(target)
+        serving = next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
+        earlier = [r for r in history if serving is None or r.build != serving.build]
+        good = context.ledger.good_revision(target, earlier)
+        number = to if to is not None else good.number if good else None
+        if number is None or number not in {r.number for r in history}:
+            raise UsageError(
+                f"{target} has no revision {to}"
+                if to
+                else f"{target} has no earlier good revision",
+                remedy=f"vllm-rollout history {target.model} -e {target.environment} lists them.",
+            )
+        context.journal.read()
+        entry = context.begin(history[-1].build, before=number, note="rollback by hand")
+        return roll_back(context, entry, reason, code=ExitCode.OK)
+
+    return _conduct(context, work)
+
+
+def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:
+    """Do `work` under the model's lease; every expected trouble, and Ctrl-C, ends in evidence."""
+    started = context.clock.now()
+    try:
+        with hold(
+            context.platform.store,
+            context.target.model,
+            clock=context.clock,
+            on_wait=lambda text: context.say("waiting for the lease", text),
+        ) as held:
+            context.held = held
+            end = work(started)
+    except RolloutError as error:
+        end = End(code=error.exit_code, conclusion=f"{error} {error.remedy}".rstrip())
+    except KeyboardInterrupt:
+        end = End(code=ExitCode.INTERRUPTED, conclusion=_state_when_interrupted(context))
+    context.say(f"exit {end.code.value}", end.conclusion)
+    evidence = _evidence(context, started, end)
+    try:
+        context.ledger.keep(evidence)
+    except RolloutError as error:
+        context.reporter.progress(f"the evidence is only in the report folder: {error}")
+    return evidence
+
+
+def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) -> End:
+    source, target, platform = context.source, context.target, context.platform
+    revision = _served(context)
+    values = platform.values(source, revision.number)
+    if _already_promoted(context, revision):
+        return End(
+            code=ExitCode.OK,
+            conclusion=f"Nothing to do: {target} already runs build {revision.build.short}",
+        )
+    context.reach(source)
+    run = context.gate(source, source.environment)
+    if refusal := _refusal(run):
+        return refusal
+    build = platform.build(target, values)
+    if run.build is None or build != run.build:
+        differences = run.build.differences(build) if run.build else ["the gates saw no build"]
+        return End(
+            code=ExitCode.INCONCLUSIVE,
+            conclusion=f"What would be promoted is not what was gated: {'; '.join(differences)}",
+        )
+    if wait := _not_yet(context, revision):
+        return End(code=ExitCode.INCONCLUSIVE, conclusion=f"All gates passed, and {wait}")
+    gated = _evidence(context, started, None)
+    promotion = Promotion(
+        build=build, values=values, source_revision=revision.number, evidence=gated
+    )
+    if plan_only:
+        for line in describe(context, promotion):
+            context.say(f"would {line}")
+        return End(code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing")
+    context.ledger.passed(source, revision, context.ledger.keep(gated))
+    return promote(context, promotion)
+
+
+def _served(context: Context) -> Revision:
+    """The source's newest revision, which must be whole and deployed."""
+    source = context.source
+    history = context.platform.history(source)
+    if not history:
+        raise UsageError(
+            f"{source.model} is not deployed in {source.environment}",
+            remedy=f"Deploy it first: vllm-rollout deploy {source.model} "
+            f"--environment {source.environment} --values FILE",
+        )
+    newest = next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
+    if newest is None or not newest.complete:
+        raise UsageError(
+            f"{source} has no complete revision: its newest is {history[-1].status}, "
+            f"{history[-1].replicas} of {history[-1].capacity} replicas",
+            remedy="Deploy it again, or finish the rollout that is under way there.",
+        )
+    return newest
+
+
+def _already_promoted(context: Context, revision: Revision) -> bool:
+    history = context.platform.history(context.target)
+    serving = next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
+    return serving is not None and serving.complete and serving.build == revision.build
+
+
+def _refusal(run: GateRun) -> End | None:
+    if run.outcome is Outcome.PASS:
+        return None
+    trouble = trouble_of(run)
+    if run.outcome is Outcome.FAIL:
+        return End(
+            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {trouble}"
+        )
+    if run.unreachable:
+        return End(
+            code=ExitCode.UNREACHABLE,
+            conclusion=f"Nothing answered at {run.unreachable}, nothing promoted: {trouble}",
+        )
+    return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")
+
+
+def _not_yet(context: Context, revision: Revision) -> str:
+    """Why the promotion must wait although every gate passed; "" if it need not."""
+    now = context.clock.now()
+    soak = context.policy.environments[context.source.environment].soak
+    if soak is not None and (left := revision.created + soak.minimum - now).total_seconds() > 0:
+        return (
+            f"the soak is not over: revision {revision.number} of {context.source} must stand for "
+            f"{format_duration(soak.minimum)}, {format_duration(left)} are left"
+        )
+    if context.target.environment == context.policy.order[-1]:
+        windows = context.policy.windows
+        if reason := closed_because(windows, now):
+            opening = next_opening(windows, now)
+            when = f"{opening:%A %Y-%m-%d %H:%M %Z}" if opening else "not within a year"
+            return f"outside the deployment windows ({reason}); the next opens {when}"
+    return ""
+
+
+def _finish_what_was_under_way(context: Context) -> End | None:
+    """Undo or finish what a killed run left behind; an end if that was all there is to do."""
+    entry = context.journal.read()
+    if entry is None or not entry.unfinished:
+        return None
+    context.say(
+        f"run {entry.run_id} was under way and did not finish",
+        f"{entry.source} to {entry.target}, phase {entry.phase}: {entry.note}",
+    )
+    if entry.target != context.target.environment:
+        raise UsageError(
+            f"run {entry.run_id} left a rollout to {entry.target} unfinished",
+            remedy=f"Run gate-and-promote {entry.model} --to {entry.target} first: it finishes or "
+            "undoes that one.",
+        )
+    context.still_ours()
+    if found := context.platform.recover(context.target):
+        context.say(f"recovered {context.target}", found)
+    if entry.phase is Phase.WATCH:
+        return watch_to_the_end(context, entry)
+    end = roll_back(context, entry, f"run {entry.run_id} stopped in the {entry.phase} phase")
+    return end if end.code is ExitCode.NEEDS_PERSON else None
+
+
+def _state_when_interrupted(context: Context) -> str:
+    try:
+        history = context.platform.history(context.target)
+        entry = context.journal.read()
+    except RolloutError as error:
+        return f"Interrupted; the state of {context.target} could not be read: {error}"
+    if entry is None or not entry.unfinished:
+        return f"Interrupted; {context.target} was not changed"
+    newest = history[-1] if history else None
+    state = (
+        f"revision {newest.number}, {newest.replicas} of {newest.capacity} replicas on build "
+        f"{newest.build.short} ({newest.status})"
+        if newest
+        else "not deployed"
+    )
+    return (
+        f"Interrupted in the {entry.phase} phase; {context.target}: {state}. Run gate-and-promote "
+        "again: it finishes or undoes this rollout"
+    )
+
+
+def _evidence(context: Context, started: datetime, end: End | None) -> Evidence:
+    return Evidence(
+        run_id=context.run_id,
+        model=context.source.model,
+        suite_version=__version__,
+        started=started,
+        finished=context.clock.now(),
+        runs=tuple(context.runs),
+        steps=tuple(context.steps),
+        conclusion=end.conclusion if end else "",
+        exit_code=int(end.code) if end else None,
+    )

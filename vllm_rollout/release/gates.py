@@ -1,0 +1,108 @@
+"""Run an environment's gates as pytest does, in a process of their own, and read the evidence."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.report.evidence import Evidence, GateRun, read_evidence
+from vllm_rollout.resources import GATES
+
+_POLL_SECONDS = 0.2
+
+
+class GatesCrashedError(RolloutError):
+    """The gates ended without evidence; nothing is known of the deployment."""
+
+    exit_code = ExitCode.INCONCLUSIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRunner:
+    """Runs gates with the options of the rollout that asks for them."""
+
+    options: Sequence[str]
+    """pytest options that name policy, platform and so on, the same for every run."""
+    own_gates: Sequence[Path] = ()
+    """The team's own gates, run beside the suite's."""
+    on_event: Callable[[str, str], None]
+    """Told of each event as it happens: its kind (`gate`, `progress`) and its text."""
+
+    def run(
+        self,
+        deployment: Deployment,
+        folder: Path,
+        *,
+        only: Sequence[str] = (),
+        base_url: str | None = None,
+    ) -> GateRun:
+        """Run the deployment's gates, or `only` some, leaving log and evidence in `folder`.
+
+        They ask the server at `base_url`, or else where the platform says.
+
+        Raises:
+            GatesCrashedError: pytest ended without usable evidence.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        evidence_file, events_file = folder / "evidence.json", folder / "events.jsonl"
+        events_file.touch()
+        paths = [str(GATES / f"test_{gate}.py") for gate in only] or [
+            str(path) for path in (GATES, *self.own_gates)
+        ]
+        command = [sys.executable, "-m", "pytest", *paths, "-m", deployment.environment]
+        command += ["--model", deployment.model, "--evidence", str(evidence_file), *self.options]
+        command += ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
+        command += ["--base-url", base_url] if base_url else []
+        environment = {**os.environ, "VLLM_ROLLOUT_EVENTS": str(events_file)}
+        for inherited in ("PYTEST_ADDOPTS", "VLLM_ROLLOUT_BASE_URL", "VLLM_ROLLOUT_MODEL"):
+            environment.pop(inherited, None)
+        with (
+            (folder / "pytest.log").open("w", encoding="utf-8") as log,
+            events_file.open(encoding="utf-8") as events,
+            # The pipe is the gates' lifeline: when this process dies, however it dies, it closes
+            # and the gates end themselves and their load.
+            subprocess.Popen(  # noqa: S603 - our own interpreter, argv list, no shell
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            ) as process,
+        ):
+            try:
+                self._follow(process, events)
+            finally:
+                if process.stdin:
+                    process.stdin.close()
+                process.wait()
+        return self._read(evidence_file, folder / "pytest.log", process.returncode)
+
+    def _follow(self, process: "subprocess.Popen[bytes]", events: IO[str]) -> None:
+        unfinished = ""
+        running = True
+        while running:
+            try:
+                process.wait(_POLL_SECONDS)
+                running = False
+            except subprocess.TimeoutExpired:
+                pass
+            *lines, unfinished = (unfinished + events.read()).split("\n")
+            for line in lines:
+                event = json.loads(line)
+                self.on_event(event["event"], event["text"])
+
+    def _read(self, evidence_file: Path, log: Path, status: int) -> GateRun:
+        if not evidence_file.exists():
+            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise GatesCrashedError(
+                f"the gates ended (exit {status}) without evidence:\n{tail}",
+                remedy=f"The whole output is in {log}.",
+            )
+        evidence: Evidence = read_evidence(evidence_file)
+        return evidence.runs[0]

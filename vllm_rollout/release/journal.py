@@ -1,0 +1,86 @@
+"""The journal: what a rollout is about to do is written before it is done.
+
+One document per model, next to the releases. Whoever finds it unfinished knows what was under
+way and where to return to.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from vllm_rollout.deployment import Build
+from vllm_rollout.platform.base import Store
+
+
+class Phase(StrEnum):
+    """How far a rollout got. Everything but DONE is unfinished."""
+
+    RAMP = "ramp"
+    GATES = "gates"
+    WATCH = "watch"
+    ROLLBACK = "rollback"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """The rollout of one model, as last written down.
+
+    `before` is the target's revision to return to, None when nothing was deployed there.
+    """
+
+    run_id: str
+    model: str
+    source: str
+    target: str
+    build: Build
+    before: int | None
+    phase: Phase
+    note: str
+    holder: str
+    started: datetime
+    updated: datetime
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether somebody must still finish or undo it."""
+        return self.phase is not Phase.DONE
+
+
+_ADAPTER: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
+
+
+class Journal:
+    """Reads and writes a model's journal with compare-and-set: two writers never mix."""
+
+    def __init__(self, store: Store, model: str) -> None:
+        self._store = store
+        self._key = f"rollout/{model}"
+        self._version: str | None = None
+
+    def read(self) -> JournalEntry | None:
+        """The last entry, or None."""
+        entry = self._store.read(self._key)
+        if entry is None:
+            return None
+        self._version = entry.version
+        return _ADAPTER.validate_python(entry.value)
+
+    def write(self, entry: JournalEntry) -> JournalEntry:
+        """Write `entry` down before doing what it says.
+
+        Raises:
+            ConflictError: somebody else has written since this journal was read.
+        """
+        value: dict[str, Any] = _ADAPTER.dump_python(entry, mode="json")
+        self._version = self._store.write(self._key, value, expect=self._version)
+        return entry
+
+    def advance(
+        self, entry: JournalEntry, phase: Phase, note: str, *, now: datetime
+    ) -> JournalEntry:
+        """Write that `entry` goes into `phase`."""
+        return self.write(replace(entry, phase=phase, note=note, updated=now))

@@ -1,0 +1,53 @@
+"""Which revisions have passing evidence: where a rollback may return to."""
+
+from collections.abc import Sequence
+
+from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
+from vllm_rollout.platform.base import Store
+from vllm_rollout.report.evidence import Evidence, as_json
+
+
+class Ledger:
+    """Keeps evidence in the platform's store, by digest, and notes the revisions it speaks for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def keep(self, evidence: Evidence) -> str:
+        """Store the evidence under its digest; storing it again changes nothing."""
+        key = f"evidence/{evidence.model}/{evidence.digest.removeprefix('sha256:')}"
+        if self._store.read(key) is None:
+            self._store.write(key, as_json(evidence), expect=None)
+        return evidence.digest
+
+    def passed(self, deployment: Deployment, revision: Revision, evidence_digest: str) -> None:
+        """Note that `revision` passed its gates, by that evidence."""
+        key = self._key(deployment, revision)
+        known = self._store.read(key)
+        self._store.write(
+            key,
+            {"build": revision.build.digest, "evidence": evidence_digest},
+            expect=known.version if known else None,
+        )
+
+    def good_revision(self, deployment: Deployment, history: Sequence[Revision]) -> Revision | None:
+        """Where to return to: the newest complete revision with passing evidence.
+
+        Where none has any (the release is older than this suite), the newest complete revision
+        that was deployed; None when the release has never served.
+        """
+        served = [
+            revision
+            for revision in reversed(history)
+            if revision.complete
+            and revision.status in (RevisionStatus.DEPLOYED, RevisionStatus.SUPERSEDED)
+        ]
+        for revision in served:
+            entry = self._store.read(self._key(deployment, revision))
+            if entry is not None and entry.value["build"] == revision.build.digest:
+                return revision
+        return served[0] if served else None
+
+    @staticmethod
+    def _key(deployment: Deployment, revision: Revision) -> str:
+        return f"passed/{deployment.release}/{revision.number:08d}"

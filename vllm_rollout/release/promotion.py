@@ -1,0 +1,129 @@
+"""Promotion: the ramp, the target's own gates, and the watch that follows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_rollout.deployment import Build, Revision, Target
+from vllm_rollout.errors import DeployError, ExitCode
+from vllm_rollout.judge import Outcome
+from vllm_rollout.release.context import Context, End, trouble_of
+from vllm_rollout.release.journal import JournalEntry, Phase
+from vllm_rollout.release.rollback import roll_back
+from vllm_rollout.report.evidence import Evidence
+from vllm_rollout.units import format_duration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """A build that passed the source's gates, and the evidence that says so."""
+
+    build: Build
+    values: Mapping[str, Any]
+    source_revision: int
+    evidence: Evidence
+
+    def targets(self, context: Context) -> list[Target]:
+        """The steps of the ramp, in replicas."""
+        capacity = context.policy.environments[context.target.environment].replicas
+        return [
+            Target(
+                build=self.build,
+                values=self.values,
+                replicas=step.replicas_of(capacity),
+                capacity=capacity,
+            )
+            for step in context.policy.ramp
+        ]
+
+
+def describe(context: Context, promotion: Promotion) -> list[str]:
+    """What `promote` would do, one line each."""
+    history = context.platform.history(context.target)
+    before = context.ledger.good_revision(context.target, history)
+    lines = [
+        f"bring {target.replicas} of {target.capacity} replicas of {context.target} to build "
+        f"{target.build.short}, then watch for {format_duration(step.hold)}"
+        for target, step in zip(promotion.targets(context), context.policy.ramp, strict=True)
+    ]
+    lines.append(f"run the {context.target.environment} gates")
+    lines.append(f"watch for {format_duration(context.policy.watch.duration)}")
+    back = (
+        f"revision {before.number} (build {before.build.short})" if before else "nothing deployed"
+    )
+    lines.append(f"if a gate fails or a trigger fires: return to {back}")
+    return lines
+
+
+def promote(context: Context, promotion: Promotion) -> End:
+    """Bring the target to the build, step by step, gate it and watch it."""
+    target = context.target
+    before = context.ledger.good_revision(target, context.platform.history(target))
+    entry = context.begin(
+        promotion.build, before=before.number if before else None, note="about to begin"
+    )
+    revision: Revision | None = None
+    for step, wanted in zip(context.policy.ramp, promotion.targets(context), strict=True):
+        what = f"{wanted.replicas} of {wanted.capacity} replicas on build {wanted.build.short}"
+        context.still_ours()
+        entry = context.journal.advance(entry, Phase.RAMP, what, now=context.clock.now())
+        context.say(f"{target}: {what}")
+        try:
+            revision = context.platform.apply(
+                target,
+                wanted,
+                description=f"vllm-rollout {context.run_id}: {what}",
+                timeout=context.policy.deploy_timeout,
+            )
+        except DeployError as error:
+            code = ExitCode.ROLLED_BACK if revision else ExitCode.GATE_FAILED
+            return roll_back(context, entry, str(error), code=code)
+        context.say(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
+        end = context.watch(target, step.hold)
+        if end.fired:
+            return roll_back(context, entry, end.fired)
+    if revision is None:
+        raise AssertionError("the policy has no ramp")
+    return gate_and_watch(context, entry, revision, evidence_digest=promotion.evidence.digest)
+
+
+def gate_and_watch(
+    context: Context, entry: JournalEntry, revision: Revision, *, evidence_digest: str
+) -> End:
+    """Gate the fully promoted target, then watch it for as long as the policy says."""
+    context.still_ours()
+    entry = context.journal.advance(
+        entry, Phase.GATES, f"gating revision {revision.number}", now=context.clock.now()
+    )
+    run = context.gate(context.target, context.target.environment)
+    if run.outcome is not Outcome.PASS:
+        return roll_back(context, entry, f"gates after promotion: {trouble_of(run)}")
+    context.still_ours()
+    context.ledger.passed(context.target, revision, evidence_digest)
+    entry = context.journal.advance(
+        entry, Phase.WATCH, f"watching revision {revision.number}", now=context.clock.now()
+    )
+    return watch_to_the_end(context, entry)
+
+
+def watch_to_the_end(context: Context, entry: JournalEntry) -> End:
+    """The watch after promotion; closes the journal."""
+    duration = context.policy.watch.duration
+    context.say(f"watching {context.target} for {format_duration(duration)}")
+    end = context.watch(context.target, duration, after_promotion=True)
+    for verdict in end.verdicts:
+        context.say(f"SLO after promotion: {verdict.outcome}", verdict.reason)
+    if end.fired:
+        return roll_back(context, entry, end.fired)
+    if end.unobservable:
+        return End(
+            code=ExitCode.UNREACHABLE,
+            conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}): run "
+            "gate-and-promote again to go on watching",
+        )
+    context.journal.advance(entry, Phase.DONE, "promoted", now=context.clock.now())
+    context.say(f"{context.target}: no trigger fired", outcome=Outcome.PASS)
+    return End(
+        code=ExitCode.OK,
+        conclusion=f"Promoted build {entry.build.short} to {context.target.environment}, 100%",
+    )

@@ -1,0 +1,169 @@
+"""What a report has a row for, drawn from evidence: gates, gates that never ran, steps, the end."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vllm_rollout.judge.verdict import Outcome, Verdict, worst
+from vllm_rollout.report.evidence import (
+    Attachment,
+    Evidence,
+    GateResult,
+    GateRun,
+    LoadSummary,
+    Step,
+)
+from vllm_rollout.report.words import headline, one_line, short_title
+
+ROLLOUT = "rollout"
+"""Where a row belongs that is about no single environment."""
+
+CONCLUSION = f"{ROLLOUT}::conclusion"
+"""Node id of the row that says how the rollout ended, as the banner does."""
+
+_NOT_IN_NODE_ID = re.compile(r"[^A-Za-z0-9_.,:=\[\]-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportItem:
+    """One row. `node_id` is unique in the report; `verdicts` is never empty."""
+
+    node_id: str
+    title: str
+    item: str
+    environment: str
+    verdicts: tuple[Verdict, ...]
+    duration_seconds: float = 0.0
+    attachments: tuple[Attachment, ...] = ()
+    load: LoadSummary | None = None
+    load_verdict: Verdict | None = None
+    """The latency verdict reached on `load`, whichever gate reached it."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst of the verdicts."""
+        return worst([verdict.outcome for verdict in self.verdicts])
+
+
+def findings(result: GateResult) -> tuple[Verdict, ...]:
+    """The gate's verdicts and an inconclusive one for each thing that kept it from knowing."""
+    found = list(result.verdicts)
+    if result.unreachable:
+        found.append(
+            _unknown(
+                f"nothing answered at {result.unreachable}"
+                + (f": {_last_line(result.error)}" if result.error else ""),
+                "Check that the deployment is up and the address is right.",
+            )
+        )
+    elif result.error:
+        found.append(
+            _unknown(_last_line(result.error), "Fix what is named and run the gate again.")
+        )
+    if result.skipped:
+        found.append(_unknown(f"not run: {one_line(result.skipped)}", "Run the gate."))
+    if not found:
+        found.append(_unknown("the gate reached no verdict", "Run the gate again."))
+    return tuple(found)
+
+
+def report_items(evidence: Evidence) -> list[ReportItem]:
+    """All rows, in order of the runs. They pass together only if the evidence passes."""
+    items: list[ReportItem] = []
+    for number, run in enumerate(evidence.runs, start=1):
+        # The same environment may be gated twice in one rollout.
+        earlier = [r.deployment.environment for r in evidence.runs[: number - 1]]
+        group = run.deployment.environment
+        if group in earlier:
+            group += f"-{earlier.count(group) + 1}"
+        items += _run_items(run, group)
+    items += [
+        _step_item(number, step, step.outcome)
+        for number, step in enumerate(evidence.steps, start=1)
+        if step.outcome is not None
+    ]
+    end = headline(evidence)
+    if evidence.exit_code is not None or not items:
+        items.append(
+            ReportItem(
+                node_id=CONCLUSION,
+                title="Conclusion",
+                item=end.word,
+                environment=ROLLOUT,
+                verdicts=(Verdict(outcome=end.outcome, reason=end.sentence, n=1),),
+            )
+        )
+    return items
+
+
+def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:
+    environment = run.deployment.environment
+    names: set[str] = set()
+    for gate in run.gates:
+        name = _NOT_IN_NODE_ID.sub("_", gate.item.rpartition("::")[2]) or "gate"
+        while name in names:
+            name += "_"
+        names.add(name)
+        yield ReportItem(
+            node_id=f"{group}::{name}",
+            title=short_title(gate.title),
+            item=gate.item,
+            environment=environment,
+            verdicts=findings(gate),
+            duration_seconds=gate.duration_seconds,
+            attachments=_attachments(gate),
+            load=run.loads.get(gate.load),
+            load_verdict=_latency_verdict(run, gate.load),
+        )
+    for gate_name in run.missing:
+        verdict = _unknown("the policy asks for this gate and it did not run", "Run it, too.")
+        yield _run_item(run, group, f"missing-{gate_name}", gate_name, verdict)
+    if not run.gates and not run.missing:
+        verdict = _unknown("no gate ran, so nothing is known", "Select gates and run them.")
+        yield _run_item(run, group, "gates", "Gates", verdict)
+    if run.changed:
+        verdict = _unknown(run.changed, "Run the gates again while the deployment stands still.")
+        yield _run_item(run, group, "unchanged", "One unchanged build", verdict)
+
+
+def _run_item(run: GateRun, group: str, name: str, title: str, verdict: Verdict) -> ReportItem:
+    """A row about the run as a whole or about a gate that left no result."""
+    return ReportItem(
+        node_id=f"{group}::{_NOT_IN_NODE_ID.sub('_', name)}",
+        title=one_line(title),
+        item="",
+        environment=run.deployment.environment,
+        verdicts=(verdict,),
+    )
+
+
+def _step_item(number: int, step: Step, outcome: Outcome) -> ReportItem:
+    title = one_line(step.title)
+    reason = one_line(step.detail) or title
+    return ReportItem(
+        node_id=f"{ROLLOUT}::{number:02}-{_NOT_IN_NODE_ID.sub('_', title)}",
+        title=title,
+        item=f"step {number}",
+        environment=ROLLOUT,
+        verdicts=(Verdict(outcome=outcome, reason=reason, n=1),),
+    )
+
+
+def _attachments(gate: GateResult) -> tuple[Attachment, ...]:
+    if "\n" in gate.error.strip():
+        return (*gate.attachments, Attachment(title="Error", text=gate.error))
+    return gate.attachments
+
+
+def _latency_verdict(run: GateRun, load: str) -> Verdict | None:
+    verdicts = (v for gate in run.gates if gate.load == load for v in gate.verdicts)
+    return next((v for v in verdicts if v.unit == "s" and v.limit is not None), None)
+
+
+def _last_line(text: str) -> str:
+    """The line of an error that names it: the last of a traceback, the only one of a message."""
+    return one_line(text.strip().rpartition("\n")[2])
+
+
+def _unknown(reason: str, remedy: str) -> Verdict:
+    return Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason, remedy=remedy)

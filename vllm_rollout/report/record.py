@@ -1,0 +1,112 @@
+"""The deployment record: one Markdown file per production deployment."""
+
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC
+from itertools import count
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from vllm_rollout.deployment import Build, checked_name
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.report import words
+from vllm_rollout.report.evidence import Evidence
+from vllm_rollout.report.items import ROLLOUT, report_items
+
+# What would make text more than text: code, links, images, emphasis, table cells, escapes.
+_MARKDOWN = re.compile(r"([\\`*\[\]|~])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def write_record(
+    evidence: Evidence,
+    *,
+    folder: Path,
+    deployer: str,
+    reason: str,
+    rollback_command: str,
+    report_path: Path,
+    version: str = "",
+    previous: str = "",
+    environment: str = "production",
+) -> Path:
+    """Write `<model>-<YYYYmmdd-HHMMSS>.md` (UTC, when the run finished) into `folder`.
+
+    Args:
+        evidence: the rollout's.
+        folder: made if it does not exist. No record is ever overwritten.
+        deployer: who deployed.
+        reason: why.
+        rollback_command: what to type to undo the deployment.
+        report_path: the HTML report; the record links to it relative to `folder`.
+        version: what was deployed; the build when empty.
+        previous: what served before, for people.
+        environment: where it was deployed to.
+
+    Raises:
+        UsageError: the evidence's model is no name to make a file of.
+    """
+    model = checked_name("model", evidence.model)
+    build = next((run.build for run in evidence.runs if run.build), None)
+    code, end = evidence.exit_code, words.headline(evidence)
+    text = _template().render(
+        evidence=evidence,
+        sentence=end.sentence,
+        outcome=end.word if code is None else f"{end.word} (exit code {code})",
+        environment=environment,
+        deployer=deployer,
+        version=version or _version(build),
+        reason=reason,
+        rollback_command=rollback_command,
+        build=build.digest if build else "unknown",
+        previous=previous or "not recorded",
+        report_link=quote(os.path.relpath(report_path, folder)),
+        rolled_back=code in {ExitCode.ROLLED_BACK, ExitCode.NEEDS_PERSON},
+        gates=[item for item in report_items(evidence) if item.environment != ROLLOUT],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{model}-{evidence.finished.astimezone(UTC):%Y%m%d-%H%M%S}"
+    for path in _names(folder, stem):
+        try:
+            with path.open("x", encoding="utf-8") as record:
+                record.write(text)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("unreachable: the names never end")
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line, with nothing in it that Markdown or HTML would act on."""
+    plain = "".join(_HTML.get(char, char) for char in words.one_line(text))
+    return _MARKDOWN.sub(r"\\\1", plain)
+
+
+def _names(folder: Path, stem: str) -> Iterator[Path]:
+    yield folder / f"{stem}.md"
+    yield from (folder / f"{stem}-{number}.md" for number in count(2))
+
+
+def _version(build: Build | None) -> str:
+    if build is None:
+        return "unknown"
+    revision = f", model revision {build.model_revision}" if build.model_revision else ""
+    return f"build {build.short}{revision}"
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("vllm_rollout.report"),
+        # Every value passes through `markdown_text`: that is this format's escaping.
+        autoescape=False,  # noqa: S701
+        finalize=lambda value: markdown_text(value) if isinstance(value, str) else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["time"] = words.time_text
+    environment.filters["found"] = lambda verdict: words.verdict_text(verdict).replace("\n", "; ")
+    return environment.get_template("record.md.jinja")

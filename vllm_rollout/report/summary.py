@@ -1,0 +1,109 @@
+"""What a report shows of a load run: percentiles, a histogram and the course over time."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from vllm_rollout.observe.load import LoadResult, RequestRecord
+from vllm_rollout.report.evidence import LatencyBin, LoadMoment, LoadSummary
+
+_BINS = 60
+_MOST_SLICES = 120
+# A slice's P95 is its slowest request when it holds fewer than this.
+_REQUESTS_PER_SLICE = 20
+_SHORTEST_SECONDS = 1e-6
+
+
+def summarize_load(result: LoadResult) -> LoadSummary:
+    """Sum up `result` for people; no verdict is reached on this.
+
+    Percentiles are exact (nearest rank) and over the answered requests alone; the others are in
+    `failures`. A figure nobody could measure is None. Tokens per second are those of answered
+    requests, from the first intended send to the last answer.
+    """
+    answered = [r for r in result.requests if r.ok]
+    latencies = _sorted(r.latency_seconds for r in answered)
+    ttfts = _sorted(r.ttft_seconds for r in answered)
+    lag = result.lag_percentile(99)
+    return LoadSummary(
+        rate_per_second=result.plan.rate_per_second,
+        duration_seconds=result.plan.duration_seconds,
+        total=result.total,
+        failures=result.failures,
+        failures_by_kind=result.failures_by_kind,
+        p50_seconds=_nearest_rank(latencies, 50),
+        p95_seconds=_nearest_rank(latencies, 95),
+        p99_seconds=_nearest_rank(latencies, 99),
+        ttft_p50_seconds=_nearest_rank(ttfts, 50),
+        ttft_p95_seconds=_nearest_rank(ttfts, 95),
+        output_tokens_per_second=_tokens_per_second(result, answered),
+        lag_p99_seconds=lag if math.isfinite(lag) else None,
+        histogram=_histogram(latencies),
+        timeline=_timeline(result),
+        incomplete=result.incomplete,
+    )
+
+
+def _sorted(values: Iterable[float]) -> list[float]:
+    return sorted(v for v in values if math.isfinite(v))
+
+
+def _nearest_rank(ordered: Sequence[float], percentile: float) -> float | None:
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(len(ordered) * percentile / 100) - 1)]
+
+
+def _tokens_per_second(result: LoadResult, answered: Sequence[RequestRecord]) -> float:
+    ends = _sorted(r.end for r in answered)
+    if not ends:
+        return 0.0
+    seconds = ends[-1] - result.requests[0].intended
+    tokens = sum(r.completion_tokens for r in answered)
+    return tokens / seconds if seconds > 0 else 0.0
+
+
+def _histogram(ordered: Sequence[float]) -> tuple[LatencyBin, ...]:
+    """Bins of equal width on a logarithmic axis, from the fastest request to the slowest."""
+    if not ordered:
+        return ()
+    lowest = max(ordered[0], _SHORTEST_SECONDS)
+    highest = max(ordered[-1], lowest)
+    if lowest == highest:
+        return (LatencyBin(upper_seconds=highest, count=len(ordered)),)
+    per_bin = math.log(highest / lowest) / _BINS
+    counts = [0] * _BINS
+    for latency in ordered:
+        rank = math.ceil(math.log(max(latency, lowest) / lowest) / per_bin) - 1
+        counts[min(max(rank, 0), _BINS - 1)] += 1
+    uppers = [lowest * math.exp(per_bin * (i + 1)) for i in range(_BINS - 1)] + [highest]
+    return tuple(
+        LatencyBin(upper_seconds=upper, count=count)
+        for upper, count in zip(uppers, counts, strict=True)
+    )
+
+
+def _timeline(result: LoadResult) -> tuple[LoadMoment, ...]:
+    """Slices of equal length by intended send time, as many as hold enough requests each."""
+    if not result.requests:
+        return ()
+    plan = result.plan
+    begin = min(plan.warmup_seconds, result.requests[0].intended)
+    end = max(plan.warmup_seconds + plan.duration_seconds, result.requests[-1].intended)
+    count = min(max(result.total // _REQUESTS_PER_SLICE, 1), _MOST_SLICES)
+    length = (end - begin) / count
+    slices: list[list[RequestRecord]] = [[] for _ in range(count)]
+    for request in result.requests:
+        index = int((request.intended - begin) / length) if length > 0 else 0
+        slices[min(index, count - 1)].append(request)
+    return tuple(_moment(begin + i * length, requests) for i, requests in enumerate(slices))
+
+
+def _moment(at_seconds: float, requests: Sequence[RequestRecord]) -> LoadMoment:
+    latencies = _sorted(r.latency_seconds for r in requests if r.ok)
+    return LoadMoment(
+        at_seconds=at_seconds,
+        requests=len(requests),
+        failures=sum(not r.ok for r in requests),
+        p50_seconds=_nearest_rank(latencies, 50),
+        p95_seconds=_nearest_rank(latencies, 95),
+    )

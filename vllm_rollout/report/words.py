@@ -1,0 +1,163 @@
+"""A verdict's figures and an evidence's end in the words every report uses."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.report.evidence import Evidence
+from vllm_rollout.units import format_value
+
+NONE = "–"
+"""Shown where there is no figure."""
+
+# What a terminal or a parser could take for an instruction: control characters but tab and
+# newline, line separators, text-direction overrides, and halves of surrogate pairs, which UTF-8
+# cannot hold.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+_END_WORDS: dict[int, str] = {
+    ExitCode.GATE_FAILED: "FAIL",
+    ExitCode.USAGE: "INCONCLUSIVE",
+    ExitCode.INCONCLUSIVE: "INCONCLUSIVE",
+    ExitCode.UNREACHABLE: "INCONCLUSIVE",
+    ExitCode.ROLLED_BACK: "ROLLED BACK",
+    ExitCode.NEEDS_PERSON: "NEEDS A PERSON",
+    ExitCode.INTERRUPTED: "INTERRUPTED",
+}
+_TONES = {"PASS": Outcome.PASS, "INCONCLUSIVE": Outcome.INCONCLUSIVE}
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """How a run ended: the word of the banner, its outcome (the colour) and one sentence."""
+
+    word: str
+    outcome: Outcome
+    sentence: str
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, bidirectional overrides and lone surrogates shown as �."""
+    return _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """`text` made printable, on one line."""
+    return " ".join(printable(text).split())
+
+
+def cut(text: str, longest: int) -> str:
+    """The first `longest` characters, and how many there were if some were left out."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}\n… cut: {longest:,} of {len(text):,} characters shown"
+
+
+def short_title(title: str) -> str:
+    """A gate's title up to its first colon or comma."""
+    return one_line(re.split(r"[:,] ", title, maxsplit=1)[0]).rstrip(".")
+
+
+def measured_text(verdict: Verdict) -> str:
+    """The measured value with its unit, or a dash for a plain yes or no."""
+    return NONE if verdict.measured is None else format_value(verdict.measured, verdict.unit)
+
+
+def limit_text(verdict: Verdict) -> str:
+    """The limit with its unit, or a dash."""
+    return NONE if verdict.limit is None else format_value(verdict.limit, verdict.unit)
+
+
+def count_text(verdict: Verdict) -> str:
+    """How many observations, with thousands set apart."""
+    return f"{verdict.n:,}"
+
+
+def bound_text(verdict: Verdict) -> str:
+    """Both confidence bounds: `1.1 s – 1.3 s at 95%`; one of them when the other does not exist."""
+    lower, upper = verdict.lower, verdict.upper
+    if lower is None and upper is None:
+        return NONE
+    if lower is None:
+        text = f"≤ {format_value(upper, verdict.unit)}"
+    elif upper is None:
+        text = f"≥ {format_value(lower, verdict.unit)}"
+    else:
+        text = f"{format_value(lower, verdict.unit)} – {format_value(upper, verdict.unit)}"
+    return text + _confidence(verdict)
+
+
+def deciding_bound_text(verdict: Verdict) -> str:
+    """The bound that decided: the upper below the limit or the lower above it, else both."""
+    lower, upper, limit = verdict.lower, verdict.upper, verdict.limit
+    if limit is not None and upper is not None and upper <= limit:
+        return f"≤ {format_value(upper, verdict.unit)}{_confidence(verdict)}"
+    if limit is not None and lower is not None and lower >= limit:
+        return f"≥ {format_value(lower, verdict.unit)}{_confidence(verdict)}"
+    return bound_text(verdict)
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """A verdict's figures and, unless it passed, why and what to do on lines of their own."""
+    if verdict.passed:
+        return _figures(verdict)
+    lines = [_figures(verdict) if verdict.measured is not None else "", one_line(verdict.reason)]
+    if verdict.remedy:
+        lines.append(f"→ {one_line(verdict.remedy)}")
+    return "\n".join(line for line in lines if line)
+
+
+def time_text(at: datetime) -> str:
+    """`at` in UTC to the second."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def outcome_counts(evidence: Evidence) -> str:
+    """How many gates ended how: `9 gates: 7 pass, 1 fail, 1 inconclusive`."""
+    counts = Counter(gate.outcome for run in evidence.runs for gate in run.gates)
+    counts[Outcome.INCONCLUSIVE] += sum(len(run.missing) for run in evidence.runs)
+    total = counts.total()
+    kinds = ", ".join(f"{counts[kind]} {kind}" for kind in Outcome if counts[kind])
+    noun = "gate" if total == 1 else "gates"
+    return f"{total} {noun}: {kinds}" if total else "no gate ran"
+
+
+def headline(evidence: Evidence) -> Headline:
+    """How `evidence` ended. Exit code 0 is a pass only if the gates passed, too."""
+    sentence = one_line(evidence.conclusion) or f"{outcome_counts(evidence).capitalize()}."
+    word = evidence.outcome.upper()
+    if evidence.exit_code is not None and evidence.exit_code != ExitCode.OK:
+        word = _END_WORDS.get(evidence.exit_code, "FAIL")
+    return Headline(word, _TONES.get(word, Outcome.FAIL), sentence)
+
+
+def report_title(evidence: Evidence) -> str:
+    """One line that names the run: `llama-2-7b: staging gates PASS`."""
+    word = headline(evidence).word
+    if evidence.exit_code is not None:
+        return f"{evidence.model}: rollout {word}"
+    environments = dict.fromkeys(run.deployment.environment for run in evidence.runs)
+    subject = " and ".join(environments) + " gates" if environments else "gates"
+    return f"{evidence.model}: {subject} {word}"
+
+
+def _figures(verdict: Verdict) -> str:
+    if verdict.measured is None:
+        return one_line(verdict.reason)
+    figures = measured_text(verdict)
+    if verdict.lower is not None or verdict.upper is not None:
+        figures += f" ({deciding_bound_text(verdict)})"
+    if verdict.limit is not None:
+        figures += f"  limit {limit_text(verdict)}"
+    return f"{figures}  n={count_text(verdict)}"
+
+
+def _confidence(verdict: Verdict) -> str:
+    if verdict.confidence is None:
+        return ""
+    return f" at {format_value(verdict.confidence, 'ratio')}"

@@ -1,0 +1,130 @@
+"""From options, environment variables and policy files to what a run works with.
+
+Precedence: option, environment variable (`VLLM_ROLLOUT_*`), policy file, default.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.errors import UsageError
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Override, Policy, load_policy
+from vllm_rollout.resources import CHARTS
+
+ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
+
+
+def option_or_environment(name: str, option: str | None) -> str | None:
+    """The option, else `VLLM_ROLLOUT_<NAME>`, else None. Empty counts as not given."""
+    return option or os.environ.get(ENVIRONMENT_PREFIX + name.upper().replace("-", "_")) or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run works with. `platform` is None when only a URL is known, not a release."""
+
+    policy: Policy
+    platform: Platform | None
+    base_url: str | None
+    report_dir: Path
+
+    @property
+    def api_key(self) -> str | None:
+        """The bearer key, from the environment variable the policy names."""
+        return os.environ.get(self.policy.api_key_env) or None
+
+    def deployment(self, model: str, environment: str) -> Deployment:
+        """The deployment of `model` in `environment`.
+
+        Raises:
+            UsageError: a name is not a DNS-1123 label, or the policy has no such environment.
+        """
+        self.policy.environment(environment)
+        return Deployment(model, environment, self.policy.namespace)
+
+    def url_of(self, deployment: Deployment) -> str:
+        """Where the deployment answers: `--base-url`, or what the platform says."""
+        if self.base_url:
+            return self.base_url.rstrip("/")
+        return self.require_platform().base_url(deployment)
+
+    def require_platform(self) -> Platform:
+        """The platform.
+
+        Raises:
+            UsageError: only a URL was given.
+        """
+        if self.platform is None:
+            raise UsageError(
+                "this needs a platform, and only --base-url was given",
+                remedy="Add --platform kubernetes or --platform local.",
+            )
+        return self.platform
+
+
+def load_settings(
+    *,
+    policy_file: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    platform: str | None = None,
+    namespace: str | None = None,
+    kube_context: str | None = None,
+    base_url: str | None = None,
+    report_dir: str | None = None,
+    needs_platform: bool = False,
+) -> Settings:
+    """Resolve the settings of a run; each argument is the option of that name, or None.
+
+    With `base_url` and no explicit platform there is none (unless `needs_platform`): a URL alone
+    says nothing of replicas and revisions.
+
+    Raises:
+        PolicyError: a policy file or override is wrong.
+        UsageError: another option is.
+    """
+    changes = dict(overrides or {})
+    platform = option_or_environment("platform", platform)
+    if platform:
+        changes["platform"] = Override(platform, "--platform")
+    if chosen_namespace := option_or_environment("namespace", namespace):
+        changes["namespace"] = Override(chosen_namespace, "--namespace")
+    file = option_or_environment("policy", policy_file)
+    policy = load_policy(Path(file) if file else None, overrides=changes)
+    url = option_or_environment("base-url", base_url)
+    if url and not url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"--base-url {url!r} is not an http(s) URL", remedy="For example http://127.0.0.1:8000."
+        )
+    context = option_or_environment("kube-context", kube_context)
+    return Settings(
+        policy=policy,
+        platform=None
+        if url and not platform and not needs_platform
+        else make_platform(policy, kube_context=context),
+        base_url=url,
+        report_dir=Path(option_or_environment("report-dir", report_dir) or "reports"),
+    )
+
+
+def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platform:
+    """The platform the policy names. Reaches nothing yet: the first question to it does."""
+    if policy.platform == "local":
+        from vllm_rollout.platform.local import LocalPlatform
+
+        return LocalPlatform(
+            Path(policy.local.state),
+            startup_timeout=policy.local.startup_timeout,
+            max_restarts=policy.local.max_restarts,
+        )
+    from vllm_rollout.platform.kubernetes import KubernetesPlatform
+
+    return KubernetesPlatform(
+        namespace=policy.namespace,
+        context=kube_context,
+        chart=CHARTS / "vllm-deployment",
+        service_url=policy.service_url,
+    )
