@@ -33,8 +33,6 @@ def test_a_passing_build_reaches_production_step_by_step(world: World) -> None:
     assert changes(world) == RAMP
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
     assert [run.deployment.environment for run in evidence.runs] == ["staging", "production"]
-    held = world.overrides.get("ramp", None)
-    assert held is None
     assert world.clock.seconds >= 2 * 3600 + 600  # two holds of an hour, and the watch
 
 
@@ -263,10 +261,7 @@ def test_another_run_that_keeps_its_lease_is_left_alone(world: World) -> None:
 
 def test_a_lost_lease_stops_every_change(world: World) -> None:
     def freeze(deployment: object) -> None:
-        world.clock.seconds += 10  # less than the lease's life: fine
-        held = context.held
-        assert held is not None
-        held._renewed = world.clock.seconds - 3600
+        world.clock.seconds += 3600  # this process was stopped, its renewals with it
 
     context = world.context()
     world.gates.during = freeze

@@ -23,12 +23,12 @@ from vllm_rollout.report.words import (
     [
         (0, "PASS", Outcome.PASS),
         (1, "FAIL", Outcome.FAIL),
-        (2, "INCONCLUSIVE", Outcome.INCONCLUSIVE),
+        (2, "FAIL", Outcome.FAIL),
         (3, "INCONCLUSIVE", Outcome.INCONCLUSIVE),
         (4, "INCONCLUSIVE", Outcome.INCONCLUSIVE),
         (5, "ROLLED BACK", Outcome.FAIL),
         (6, "NEEDS A PERSON", Outcome.FAIL),
-        (130, "INTERRUPTED", Outcome.FAIL),
+        (130, "INTERRUPTED", Outcome.INCONCLUSIVE),
         (77, "FAIL", Outcome.FAIL),
     ],
 )

@@ -3,7 +3,7 @@
 Everything else is the real engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,10 +36,11 @@ WEDNESDAY = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
 
 
 class FakeClock:
-    """Sleeping moves the clock and costs nothing."""
+    """Sleeping moves the clock and costs nothing; `meanwhile` is what other threads would do."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def now(self) -> datetime:
         return WEDNESDAY + timedelta(seconds=self.seconds)
@@ -49,6 +50,7 @@ class FakeClock:
 
     def sleep(self, duration: timedelta) -> None:
         self.seconds += duration.total_seconds()
+        self.meanwhile()
 
 
 class MemoryStore:
@@ -268,7 +270,7 @@ class World:
         settings = Settings(
             policy=policy, platform=self.platform, base_url=None, report_dir=self.tmp_path
         )
-        return Context(
+        context = Context(
             run_id=f"run-{len(self.platform.calls)}",
             source=STAGING,
             target=PRODUCTION,
@@ -281,6 +283,8 @@ class World:
             journal=Journal(self.platform.store, MODEL),
             ledger=Ledger(self.platform.store),
         )
+        self.clock.meanwhile = lambda: context.held.renew() if context.held else None
+        return context
 
 
 def healthy(_seconds: float) -> ProbeSample:

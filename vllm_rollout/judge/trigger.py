@@ -13,6 +13,8 @@ from vllm_rollout.units import format_duration, format_value
 DEFAULT_MAX_GAP_SECONDS = 120.0
 """For callers without a policy; the suite's own triggers are given `triggers.max_gap`."""
 
+_CENTURY_SECONDS = 100 * 365.25 * 86_400
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerState:
@@ -71,7 +73,7 @@ class TriggerRule:
             raise ValueError(f"consecutive must be 0 or more, not {self.consecutive}")
         if not self.max_gap_seconds > 0:
             raise ValueError(f"max_gap_seconds must be above 0, not {self.max_gap_seconds}")
-        format_value(self.above, self.unit)
+        format_value(self.above, self.unit)  # an unknown unit is found here, not in mid-watch
 
     def after(self, state: TriggerState, time: float, observation: float | None) -> TriggerState:
         """The state once `observation` was made at `time`; see `Trigger.step`."""
@@ -99,7 +101,7 @@ class TriggerRule:
             fired=self._lasted(time - since, in_a_row),
             since=since,
             in_a_row=in_a_row,
-            reason=f"{self._show(observation)}, {self._condition} "
+            reason=f"{self._show(observation)}, {self._condition}"
             f"{self._progress(time - since, in_a_row)}{broken}",
         )
 
@@ -137,8 +139,8 @@ class TriggerRule:
 
     def _progress(self, seconds: float, in_a_row: int) -> str:
         if self.consecutive is not None:
-            return f"{in_a_row} in a row (fires at more than {self.consecutive})"
-        return f"for {_duration(seconds)} (fires after {_duration(self.for_seconds or 0)})"
+            return f", {in_a_row} in a row (fires at more than {self.consecutive})"
+        return f" for {_duration(seconds)} (fires after {_duration(self.for_seconds or 0)})"
 
     def _show(self, measure: float) -> str:
         return format_value(measure, self.unit) if self.unit else f"{measure:.4g}"
@@ -182,5 +184,6 @@ class Trigger:
 
 
 def _duration(seconds: float) -> str:
-    """Whole seconds above a minute, milliseconds below: a reader's precision."""
+    """Whole seconds above a minute, milliseconds below; a broken clock's aeons as a century."""
+    seconds = min(seconds, _CENTURY_SECONDS)
     return format_duration(timedelta(seconds=round(seconds, 0 if seconds >= 60 else 3)))

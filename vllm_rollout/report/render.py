@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vllm_rollout.errors import RolloutError
 from vllm_rollout.report.evidence import Evidence, write_evidence
+from vllm_rollout.report.words import one_line
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _TIMEOUT_SECONDS = 120
@@ -41,7 +42,7 @@ def write_reports(evidence: Evidence, folder: Path) -> ReportPaths:
         html=folder / "report.html", junit=folder / "junit.xml", evidence=folder / "evidence.json"
     )
     write_evidence(evidence, paths.evidence)
-    _replay(paths, evidence.model)
+    _replay(paths, one_line(evidence.model))
     _tidy_junit(paths.junit, evidence)
     return paths
 

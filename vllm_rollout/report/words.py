@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from vllm_rollout.errors import ExitCode
-from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.verdict import Outcome, Verdict, worst
 from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.units import format_value
 
@@ -20,16 +20,11 @@ _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
-_END_WORDS: dict[int, str] = {
-    ExitCode.GATE_FAILED: "FAIL",
-    ExitCode.USAGE: "INCONCLUSIVE",
-    ExitCode.INCONCLUSIVE: "INCONCLUSIVE",
-    ExitCode.UNREACHABLE: "INCONCLUSIVE",
+_END_WORDS: dict[int | None, str] = {
     ExitCode.ROLLED_BACK: "ROLLED BACK",
     ExitCode.NEEDS_PERSON: "NEEDS A PERSON",
     ExitCode.INTERRUPTED: "INTERRUPTED",
 }
-_TONES = {"PASS": Outcome.PASS, "INCONCLUSIVE": Outcome.INCONCLUSIVE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +123,23 @@ def outcome_counts(evidence: Evidence) -> str:
 
 
 def headline(evidence: Evidence) -> Headline:
-    """How `evidence` ended. Exit code 0 is a pass only if the gates passed, too."""
+    """How `evidence` ended. A gate that did not pass outweighs exit code 0."""
+    outcome = evidence.outcome
+    if evidence.exit_code == ExitCode.OK:
+        outcome = worst([outcome, *(run.outcome for run in evidence.runs)])
+    word = _END_WORDS.get(evidence.exit_code, outcome.upper())
     sentence = one_line(evidence.conclusion) or f"{outcome_counts(evidence).capitalize()}."
-    word = evidence.outcome.upper()
-    if evidence.exit_code is not None and evidence.exit_code != ExitCode.OK:
-        word = _END_WORDS.get(evidence.exit_code, "FAIL")
-    return Headline(word, _TONES.get(word, Outcome.FAIL), sentence)
+    return Headline(word, outcome, sentence)
 
 
 def report_title(evidence: Evidence) -> str:
     """One line that names the run: `llama-2-7b: staging gates PASS`."""
     word = headline(evidence).word
     if evidence.exit_code is not None:
-        return f"{evidence.model}: rollout {word}"
+        return f"{one_line(evidence.model)}: rollout {word}"
     environments = dict.fromkeys(run.deployment.environment for run in evidence.runs)
     subject = " and ".join(environments) + " gates" if environments else "gates"
-    return f"{evidence.model}: {subject} {word}"
+    return f"{one_line(evidence.model)}: {subject} {word}"
 
 
 def _figures(verdict: Verdict) -> str:

@@ -51,7 +51,8 @@ class Streamer(Gatherer):
     """Writes each token to the connection in the moment it comes.
 
     Straight to the transport, because a task switch per token and stream is what would make a
-    thousand streams late. `chunked` is false for an HTTP/1.0 client.
+    thousand streams late. What a slow reader has not taken waits in memory, one answer at most.
+    `chunked` is false for an HTTP/1.0 client.
     """
 
     def __init__(

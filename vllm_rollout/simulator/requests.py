@@ -181,7 +181,7 @@ def _decoded(body: bytes) -> Any:
             "ctx": {"error": error.msg},
         }
         raise _invalid([str(problem)], f"body.{error.pos}") from None
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, RecursionError):
         raise Refusal("There was an error parsing the body") from None
 
 

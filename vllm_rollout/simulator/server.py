@@ -118,12 +118,14 @@ class Simulator:
     @web.middleware
     async def _measured(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.monotonic()
-        # A client that goes away is counted 2xx by the instrumentator.
-        status, response_bytes = 200, 0
+        status, response_bytes = 500, 0
         try:
             response = await _routed(request, handler)
             status, response_bytes = response.status, response.content_length or 0
             return response
+        except (asyncio.CancelledError, ConnectionError):
+            status = 200  # a client that goes away is no error to the instrumentator
+            raise
         finally:
             if not request.path.startswith(_UNMEASURED):
                 resource = request.match_info.route.resource

@@ -66,7 +66,10 @@ class Truth:
         )
 
     def document(self) -> dict[str, Any]:
-        """All of it, NaN as None. A monotonic time plus `unix_minus_monotonic` is Unix time."""
+        """All of it, NaN as None. A monotonic time plus `unix_minus_monotonic` is Unix time.
+
+        A full ring takes about a second, in which no token comes: ask when the load is over.
+        """
         return {
             "unix_minus_monotonic": time.time() - time.monotonic(),
             "requests": [dict(zip(_FIELDS, map(_plain, row), strict=True)) for row in self._rows],
