@@ -14,6 +14,8 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import cast
 
 import psutil
@@ -60,6 +62,11 @@ def percentiles(name: str, seconds: Sequence[float]) -> str:
     return "".join(parts)
 
 
+def waited_seconds(pid: int) -> float:
+    """How long the process has stood ready while others had its core: the machine's own noise."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 async def drive(url: str, arguments: argparse.Namespace) -> list[Stream]:
     """Open the streams and wait until they have ended."""
     loop = asyncio.get_running_loop()
@@ -71,9 +78,9 @@ async def drive(url: str, arguments: argparse.Namespace) -> list[Stream]:
         await asyncio.sleep(max(0.0, due - loop.time()))
         # All end together, so that the number of streams stays constant while it is measured.
         remaining = arguments.opening + arguments.seconds - (due - begin) - _TTFT_SECONDS
-        stream = Stream(f"stream-{number}", max(1, round(remaining * arguments.rate)))
-        await loop.create_connection(lambda one=stream: one, host, int(port))
-        streams.append(stream)
+        tokens = max(1, round(remaining * arguments.rate))
+        factory = partial(Stream, f"stream-{number}", tokens)
+        streams.append((await loop.create_connection(factory, host, int(port)))[1])
     await asyncio.wait_for(
         asyncio.gather(*(stream.closed for stream in streams)), arguments.seconds + 30
     )
@@ -87,11 +94,12 @@ async def measure(simulator: RunningSimulator, arguments: argparse.Namespace) ->
     await asyncio.sleep(arguments.opening + 1)
     await asyncio.to_thread(simulator.request, "DELETE", "/simulator/lateness")
     steady_from, busy_from = time.monotonic(), sum(process.cpu_times()[:2])
-    own_from = time.process_time()
+    own_from, waited_from = time.process_time(), waited_seconds(simulator.pid)
     await asyncio.sleep(arguments.seconds - 2)
     steady = time.monotonic() - steady_from
     server = await asyncio.to_thread(simulator.request, "GET", "/simulator/lateness")
     busy, own = sum(process.cpu_times()[:2]) - busy_from, time.process_time() - own_from
+    waited = waited_seconds(simulator.pid) - waited_from
     streams = await running
 
     received = {
@@ -106,7 +114,8 @@ async def measure(simulator: RunningSimulator, arguments: argparse.Namespace) ->
     print(
         f"{arguments.streams} streams of {arguments.rate:g} tokens/s for {steady:.1f} s: "
         f"{len(late) / steady:,.0f} tokens/s, server CPU {busy / steady:.0%} of one core, "
-        f"client CPU {own / steady:.0%}, load average {os.getloadavg()[0]:.1f}"
+        f"client CPU {own / steady:.0%}; others kept the server waiting for its core "
+        f"{waited / steady:.1%} of the time"
     )
     for name in ("tokens", "loop"):
         seen = {key: value for key, value in server[name].items() if value is not None}

@@ -1,8 +1,7 @@
 """Error rate: failures of every kind, by the client's own count (workflow: "< 0.1%")."""
 
-from vllm_rollout.judge.rate import rate_verdict
-
 from vllm_rollout.gating.verdicts import VerdictRecorder
+from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.policy import Gates, Policy
 

@@ -1,8 +1,7 @@
 """P95 latency: 95 of 100 requests answer within the limit (workflow: "Response time < 3s P95")."""
 
-from vllm_rollout.judge.percentile import percentile_verdict
-
 from vllm_rollout.gating.verdicts import VerdictRecorder
+from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.policy import Gates, Policy
 

@@ -15,6 +15,14 @@ _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _STYLE = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE: "yellow"}
 _WORD_STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 
+_PLAIN_WIDTH = 140
+
+
+def make_console() -> Console:
+    """A console as wide as the terminal; wide enough for tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+
 
 def show_error(console: Console, error: RolloutError) -> None:
     """Print what was wrong and what to do next."""
@@ -56,9 +64,10 @@ class LiveReporter:
 
     def gate(self, text: str) -> None:
         """Print how a gate ended."""
-        word, _, rest = text.partition(" ")
-        style = _WORD_STYLE.get(word, "default")
-        self._line(f"          [{style}]{escape(word)}[/] {escape(rest)}")
+        for line in text.splitlines():
+            word, space, rest = line.partition(" ")
+            style = _WORD_STYLE.get(word, "default")
+            self._line(f"          [{style}]{escape(word)}[/]{space}{escape(rest)}")
 
     def progress(self, text: str) -> None:
         """Show where long work stands."""

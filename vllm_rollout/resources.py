@@ -1,4 +1,4 @@
-"""Where the gates, load tests and charts are: beside the package in a checkout, inside it in a wheel."""
+"""Where gates, load tests and charts are: beside the package, or inside it in a wheel."""
 
 from pathlib import Path
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 from math import comb
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vllm_rollout.judge.binomial import (
@@ -27,6 +27,7 @@ def summed(k: int, n: int, p: float) -> Fraction:
     )
 
 
+@settings(deadline=None)
 @given(n=SMALL_N, p=SHARES, data=st.data())
 def test_tails_equal_the_sums(n, p, data):
     k = data.draw(st.integers(0, n - 1))
@@ -35,6 +36,7 @@ def test_tails_equal_the_sums(n, p, data):
     assert chance_above(k, n, p) == pytest.approx(float(1 - exact), rel=1e-9, abs=1e-300)
 
 
+@settings(deadline=None)
 @given(n=SMALL_N, confidence=CONFIDENCES, data=st.data())
 def test_share_bounds_are_the_shares_at_which_the_count_would_be_that_rare(n, confidence, data):
     count = data.draw(st.integers(0, n))
@@ -50,6 +52,7 @@ def test_share_bounds_are_the_shares_at_which_the_count_would_be_that_rare(n, co
         assert upper == 1
 
 
+@settings(deadline=None)
 @given(n=SMALL_N, share=SHARES, confidence=CONFIDENCES)
 def test_percentile_ranks_are_the_sharpest_that_keep_the_confidence(n, share, confidence):
     below = [summed(k, n, share) for k in range(n)]  # of k + 1 smallest values: P(X <= k)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
@@ -23,6 +23,7 @@ def test_no_request_is_never_a_pass():
     assert "at least 59 requests" in verdict.remedy
 
 
+@settings(deadline=None)
 @given(latencies=LATENCIES, broken=st.sampled_from([math.nan, math.inf, -math.inf, -0.001]))
 def test_a_latency_that_is_no_time_makes_the_whole_inconclusive(latencies, broken):
     latencies.insert(len(latencies) // 2, broken)
@@ -112,6 +113,7 @@ def test_a_table_of_latencies_is_refused():
         percentile_verdict(np.ones((2, 50)), **CLAIM)
 
 
+@settings(deadline=None)
 @given(latencies=LATENCIES, censored=st.integers(0, 20), seed=st.randoms())
 def test_order_does_not_matter_and_the_input_is_left_alone(latencies, censored, seed):
     shuffled = latencies.copy()
@@ -123,6 +125,7 @@ def test_order_does_not_matter_and_the_input_is_left_alone(latencies, censored, 
     assert np.array_equal(array, before)
 
 
+@settings(deadline=None)
 @given(
     latencies=LATENCIES,
     censored=st.integers(0, 20),

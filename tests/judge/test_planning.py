@@ -1,7 +1,7 @@
 """Planned sample sizes: the least that can decide, and how that is said."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_rollout.judge.binomial import chance_at_most, share_bounds
@@ -32,6 +32,7 @@ def test_requests_needed_at_95_percent(limit, failures, needed):
     assert requests_needed(limit, 0.95, failures) == needed
 
 
+@settings(deadline=None)
 @given(
     limit=st.floats(0.001, 1),
     confidence=st.floats(0.51, 0.999),
@@ -71,6 +72,7 @@ def test_requests_to_decide_settles_a_share_above_the_limit_too():
         (2_995, 10.0, "raise `load.duration` to 5m at 10/s"),
         (59, 7.0, "raise `load.duration` to 9s at 7/s"),
         (3_601, 1.0, "raise `load.duration` to 1h1m at 1/s"),
+        (10**9, 1e-9, "raise `load.rate`"),
         (2_995, None, "raise `load.duration`"),
         (2_995, float("nan"), "raise `load.duration`"),
     ],

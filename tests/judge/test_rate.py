@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_rollout.judge import Outcome
@@ -79,6 +79,7 @@ def test_all_failing_at_a_limit_of_all_is_no_pass():
     assert rate_verdict(500, 500, limit=1, confidence=0.95).outcome is Outcome.INCONCLUSIVE
 
 
+@settings(deadline=None)
 @given(
     failures=st.integers(0, 200),
     successes=st.integers(0, 5000),

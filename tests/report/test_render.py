@@ -220,7 +220,7 @@ def test_a_pass_is_clean_whatever_the_user_configured(
     monkeypatch.setenv("PYTEST_PLUGINS", "no_such_plugin")
     monkeypatch.setenv("CI_JOB_TOKEN", "very-secret")
     evidence = make_evidence(make_gate("latency", passing))
-    page = rendered(evidence, tmp_path / "reports" / "[a] b")
+    page = rendered(evidence, tmp_path / "reports" / "[a] $HOME b")
     assert [page.suite.get(k) for k in ("tests", "failures", "errors")] == ["1", "0", "0"]
     assert read_evidence(page.paths.evidence) == evidence
     assert "very-secret" not in page.paths.html.read_text(encoding="utf-8")

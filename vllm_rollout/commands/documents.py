@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from vllm_rollout.commands import options
+from vllm_rollout.console import make_console
 from vllm_rollout.policy import dump_policy, load_policy
 from vllm_rollout.report.evidence import read_evidence
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.resources import POLICY_SCHEMA
 
-_console = Console()
+_console = make_console()
 
 policy_app = typer.Typer(help="The numbers everything is judged by.", no_args_is_help=True)
 

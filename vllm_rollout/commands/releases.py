@@ -5,18 +5,18 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.commands import options
+from vllm_rollout.console import make_console
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import RolloutError, UsageError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.settings import load_settings
 
-_console = Console()
+_console = make_console()
 
 
 def _read_values(path: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def status_command(
         rules, where, _ = _reach(model, None, policy, changes, platform, namespace, kube_context)
         table = Table(title=model, title_justify="left")
         for column in ("environment", "revision", "build", "on build", "ready", "restarts", "url"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for environment in rules.environments:
             deployment = Deployment(model, environment, rules.namespace)
             table.add_row(environment, *_state(where, deployment))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from vllm_rollout.commands import options
-from vllm_rollout.console import LiveReporter
+from vllm_rollout.console import LiveReporter, make_console
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import UsageError
 from vllm_rollout.release.clock import SystemClock
@@ -25,7 +24,7 @@ from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.settings import Settings, load_settings
 
-_console = Console()
+_console = make_console()
 
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
 ReportDir = Annotated[
@@ -186,7 +185,7 @@ def _run(
         paths = write_reports(evidence, folder)
     for run in evidence.runs:
         _console.print(gates_table(run))
-    if context.touched and target.environment == settings.policy.order[-1]:
+    if context.touched and context.serves_users:
         record = write_record(
             evidence,
             folder=Path("deployments"),

@@ -19,6 +19,7 @@ from vllm_rollout.observe.load_run import LoadProgress
 from vllm_rollout.report.terminal import progress_line
 
 EVENTS_VARIABLE = "VLLM_ROLLOUT_EVENTS"
+LIFELINE_VARIABLE = "VLLM_ROLLOUT_LIFELINE"
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -34,14 +35,16 @@ def emit(kind: str, **fields: Any) -> None:
 def end_with_parent() -> None:
     """Interrupt this process when the parent that listens to its events is gone.
 
-    The parent holds the other end of our standard input and never writes to it: when it dies,
-    however it dies, reading ends. Gates of a rollout nobody conducts must not go on making load.
+    The parent holds the other end of the pipe named by `VLLM_ROLLOUT_LIFELINE` and never writes
+    to it: when it dies, however it dies, reading ends. Gates of a rollout that nobody conducts
+    must not go on making load.
     """
-    if EVENTS_VARIABLE not in os.environ:
+    lifeline = os.environ.pop(LIFELINE_VARIABLE, None)
+    if lifeline is None:
         return
 
     def wait() -> None:
-        while os.read(0, 4096):
+        while os.read(int(lifeline), 1):
             pass
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -11,6 +11,8 @@ from vllm_rollout.units import format_duration, format_rate, format_share
 MOST_REQUESTS = 10**9
 """Beyond this many no load test will go, and a plan says so in place of a figure."""
 
+_WEEK_SECONDS = 7 * 86_400
+
 
 def requests_needed(limit: float, confidence: float, failures: int = 0) -> int:
     """Fewest requests, `failures` of them failed, that show a failure share below `limit`.
@@ -62,11 +64,14 @@ def requests_to_decide(bad_share: float, limit: float, confidence: float) -> int
 def more_load(requests: int, rate_per_second: float | None) -> str:
     """What to change in the policy to make `requests` requests: "raise `load.duration` to 5m …".
 
-    Without a rate (requests per second), or with one of 0, the duration stays open.
+    Without a rate (requests per second), or with one of 0, the duration stays open. Where it
+    would take more than a week, the rate is what to raise.
     """
     if not rate_per_second or not 0 < rate_per_second < math.inf:
         return "raise `load.duration`"
     seconds = requests / rate_per_second
+    if seconds > _WEEK_SECONDS:
+        return "raise `load.rate`"
     step = 60 if seconds > 60 else 1  # nobody writes 4m59.5s in a policy
     whole = timedelta(seconds=math.ceil(seconds / step) * step)
     return f"raise `load.duration` to {format_duration(whole)} at {format_rate(rate_per_second)}"

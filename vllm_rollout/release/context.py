@@ -22,6 +22,9 @@ from vllm_rollout.report.evidence import GateRun, Step
 from vllm_rollout.report.terminal import sight_line
 from vllm_rollout.settings import Settings
 
+VERIFY_GATES = ("pods", "health", "inference")
+"""What must hold of a release for it to be said to serve."""
+
 
 class Reporter(Protocol):
     """Shows a rollout to people while it runs."""
@@ -64,6 +67,11 @@ class Context:
     runs: list[GateRun] = field(default_factory=list)
     touched: bool = False
     """Whether the target was changed, or was about to be."""
+
+    @property
+    def serves_users(self) -> bool:
+        """Whether the target is the last environment, the one with users' traffic."""
+        return self.target.environment == self.policy.order[-1]
 
     @property
     def platform(self) -> Platform:
@@ -128,10 +136,10 @@ class Context:
         self.say(f"{label} gates: {run.outcome}", trouble_of(run), run.outcome)
         return run
 
-    def verify(self, deployment: Deployment, gates: tuple[str, ...]) -> GateRun:
-        """Run only `gates` against the deployment; the result holds for those alone."""
-        run = self.runner.run(deployment, self._subfolder("verify-rollback"), only=gates)
-        return replace(run, expected=gates)
+    def verify(self, deployment: Deployment) -> GateRun:
+        """Ask whether the deployment serves: the gates of `VERIFY_GATES` and no others."""
+        run = self.runner.run(deployment, self._subfolder("verify"), only=VERIFY_GATES)
+        return replace(run, expected=VERIFY_GATES)
 
     def watch(
         self, deployment: Deployment, duration: timedelta, *, after_promotion: bool = False

@@ -164,7 +164,7 @@ def _not_yet(context: Context, revision: Revision) -> str:
             f"the soak is not over: revision {revision.number} of {context.source} must stand for "
             f"{format_duration(soak.minimum)}, {format_duration(left)} are left"
         )
-    if context.target.environment == context.policy.order[-1]:
+    if context.serves_users:
         windows = context.policy.windows
         if reason := closed_because(windows, now):
             opening = next_opening(windows, now)

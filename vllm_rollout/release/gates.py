@@ -59,27 +59,33 @@ class GateRunner:
         command += ["--model", deployment.model, "--evidence", str(evidence_file), *self.options]
         command += ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
         command += ["--base-url", base_url] if base_url else []
-        environment = {**os.environ, "VLLM_ROLLOUT_EVENTS": str(events_file)}
+        # A pipe is the gates' lifeline: when this process dies, however it dies, its end closes and
+        # the gates end themselves and their load.
+        lifeline, ours = os.pipe()
+        environment = {
+            **os.environ,
+            "VLLM_ROLLOUT_EVENTS": str(events_file),
+            "VLLM_ROLLOUT_LIFELINE": str(lifeline),
+        }
         for inherited in ("PYTEST_ADDOPTS", "VLLM_ROLLOUT_BASE_URL", "VLLM_ROLLOUT_MODEL"):
             environment.pop(inherited, None)
         with (
             (folder / "pytest.log").open("w", encoding="utf-8") as log,
             events_file.open(encoding="utf-8") as events,
-            # The pipe is the gates' lifeline: when this process dies, however it dies, it closes
-            # and the gates end themselves and their load.
             subprocess.Popen(  # noqa: S603 - our own interpreter, argv list, no shell
                 command,
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                pass_fds=[lifeline],
             ) as process,
         ):
+            os.close(lifeline)
             try:
                 self._follow(process, events)
             finally:
-                if process.stdin:
-                    process.stdin.close()
+                os.close(ours)
                 process.wait()
         return self._read(evidence_file, folder / "pytest.log", process.returncode)
 

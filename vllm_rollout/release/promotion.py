@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from vllm_rollout.deployment import Build, Revision, Target
@@ -23,17 +24,20 @@ class Promotion:
     source_revision: int
     evidence: Evidence
 
-    def targets(self, context: Context) -> list[Target]:
-        """The steps of the ramp, in replicas."""
+    def steps(self, context: Context) -> list[tuple[Target, timedelta]]:
+        """The steps in replicas, and how long each is held.
+
+        Only the last environment serves users: it is reached by the policy's ramp, the others at
+        once.
+        """
         capacity = context.policy.environments[context.target.environment].replicas
+        ramp = [(step.replicas_of(capacity), step.hold) for step in context.policy.ramp]
         return [
-            Target(
-                build=self.build,
-                values=self.values,
-                replicas=step.replicas_of(capacity),
-                capacity=capacity,
+            (
+                Target(build=self.build, values=self.values, replicas=replicas, capacity=capacity),
+                hold,
             )
-            for step in context.policy.ramp
+            for replicas, hold in (ramp if context.serves_users else [(capacity, timedelta())])
         ]
 
 
@@ -43,15 +47,14 @@ def describe(context: Context, promotion: Promotion) -> list[str]:
     before = context.ledger.good_revision(context.target, history)
     lines = [
         f"bring {target.replicas} of {target.capacity} replicas of {context.target} to build "
-        f"{target.build.short}, then watch for {format_duration(step.hold)}"
-        for target, step in zip(promotion.targets(context), context.policy.ramp, strict=True)
+        f"{target.build.short}, then watch for {format_duration(hold)}"
+        for target, hold in promotion.steps(context)
     ]
-    lines.append(f"run the {context.target.environment} gates")
-    lines.append(f"watch for {format_duration(context.policy.watch.duration)}")
-    back = (
-        f"revision {before.number} (build {before.build.short})" if before else "nothing deployed"
-    )
-    lines.append(f"if a gate fails or a trigger fires: return to {back}")
+    if context.serves_users:
+        lines.append(f"run the {context.target.environment} gates")
+        lines.append(f"watch for {format_duration(context.policy.watch.duration)}")
+    back_to = f"revision {before.number}" if before else "nothing deployed"
+    lines.append(f"if a gate fails or a trigger fires: return to {back_to}")
     return lines
 
 
@@ -63,7 +66,7 @@ def promote(context: Context, promotion: Promotion) -> End:
         promotion.build, before=before.number if before else None, note="about to begin"
     )
     revision: Revision | None = None
-    for step, wanted in zip(context.policy.ramp, promotion.targets(context), strict=True):
+    for wanted, hold in promotion.steps(context):
         what = f"{wanted.replicas} of {wanted.capacity} replicas on build {wanted.build.short}"
         context.still_ours()
         entry = context.journal.advance(entry, Phase.RAMP, what, now=context.clock.now())
@@ -79,12 +82,17 @@ def promote(context: Context, promotion: Promotion) -> End:
             code = ExitCode.ROLLED_BACK if revision else ExitCode.GATE_FAILED
             return roll_back(context, entry, str(error), code=code)
         context.say(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
-        end = context.watch(target, step.hold)
+        end = context.watch(target, hold)
         if end.fired:
             return roll_back(context, entry, end.fired)
     if revision is None:
         raise AssertionError("the policy has no ramp")
-    return gate_and_watch(context, entry, revision, evidence_digest=promotion.evidence.digest)
+    if context.serves_users:
+        return gate_and_watch(context, entry, revision, evidence_digest=promotion.evidence.digest)
+    run = context.verify(target)
+    if run.outcome is not Outcome.PASS:
+        return roll_back(context, entry, f"it does not serve: {trouble_of(run)}")
+    return _promoted(context, entry)
 
 
 def gate_and_watch(
@@ -111,8 +119,8 @@ def watch_to_the_end(context: Context, entry: JournalEntry) -> End:
     duration = context.policy.watch.duration
     context.say(f"watching {context.target} for {format_duration(duration)}")
     end = context.watch(context.target, duration, after_promotion=True)
-    for verdict in end.verdicts:
-        context.say(f"SLO after promotion: {verdict.outcome}", verdict.reason)
+    for name, verdict in end.verdicts.items():
+        context.say(f"{name} after promotion: {verdict.outcome}", verdict.reason)
     if end.fired:
         return roll_back(context, entry, end.fired)
     if end.unobservable:
@@ -121,8 +129,12 @@ def watch_to_the_end(context: Context, entry: JournalEntry) -> End:
             conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}): run "
             "gate-and-promote again to go on watching",
         )
-    context.journal.advance(entry, Phase.DONE, "promoted", now=context.clock.now())
     context.say(f"{context.target}: no trigger fired", outcome=Outcome.PASS)
+    return _promoted(context, entry)
+
+
+def _promoted(context: Context, entry: JournalEntry) -> End:
+    context.journal.advance(entry, Phase.DONE, "promoted", now=context.clock.now())
     return End(
         code=ExitCode.OK,
         conclusion=f"Promoted build {entry.build.short} to {context.target.environment}, 100%",

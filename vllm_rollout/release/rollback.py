@@ -5,9 +5,6 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.release.context import Context, End, trouble_of
 from vllm_rollout.release.journal import JournalEntry, Phase
 
-VERIFY_GATES = ("pods", "health", "inference")
-"""What must hold of the revision that serves after a rollback."""
-
 
 def roll_back(
     context: Context, entry: JournalEntry, reason: str, *, code: ExitCode = ExitCode.ROLLED_BACK
@@ -41,7 +38,7 @@ def roll_back(
             )
             acted = context.clock.monotonic() - started
             context.say(f"{back_to} is back after {acted:.1f} s; verifying that it serves")
-            run = context.verify(target, VERIFY_GATES)
+            run = context.verify(target)
             trouble = "" if run.outcome is Outcome.PASS else trouble_of(run)
     except RolloutError as error:
         trouble = f"{error} {error.remedy}".rstrip()

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -21,12 +21,13 @@ class WatchEnd:
     """How a watch ended.
 
     `fired` is the reason for rollback, or empty. `unobservable` names triggers that had no data at
-    the end: nothing is known of them. `verdicts` are the SLO's, where the watch was long enough.
+    the end: nothing is known of them. `verdicts` are the SLO's by name, where the watch was long
+    enough.
     """
 
     fired: str = ""
     unobservable: tuple[str, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     observed_seconds: float
 
 
@@ -52,19 +53,24 @@ class Triggers:
                 above=rules.error_rate.above,
                 for_seconds=rules.error_rate.for_seconds,
                 max_gap_seconds=gap,
+                unit="ratio",
             ),
             f"P{rules.latency.percentile:g} latency": Trigger(
                 above=rules.latency.above_seconds,
                 for_seconds=rules.latency.for_seconds,
                 max_gap_seconds=gap,
+                unit="s",
             ),
             "complete outage": Trigger(
                 above=rules.outage.above,
                 at_least=True,
                 for_seconds=rules.outage.for_seconds,
                 max_gap_seconds=gap,
+                unit="ratio",
             ),
-            "crash loop": Trigger(above=1.0, at_least=True, consecutive=0, max_gap_seconds=gap),
+            "crash loop": Trigger(
+                above=1.0, at_least=True, consecutive=0, max_gap_seconds=gap, unit="ratio"
+            ),
             "health check": Trigger(
                 above=1.0,
                 at_least=True,
@@ -76,6 +82,7 @@ class Triggers:
             above=policy.watch.error_spike.rate,
             for_seconds=policy.watch.error_spike.for_seconds,
             max_gap_seconds=gap,
+            unit="ratio",
         )
 
     def step(self, at: float, sight: Sight) -> tuple[str, tuple[str, ...]]:
@@ -153,7 +160,7 @@ class Watcher:
         )
         self._slo_samples.clear()
         started = self.clock.monotonic()
-        verdicts: tuple[Verdict, ...] = ()
+        verdicts: Mapping[str, Verdict] = {}
         while True:
             elapsed = self.clock.monotonic() - started
             sight = self.look()
@@ -164,7 +171,7 @@ class Watcher:
             slo_due = after_promotion and elapsed >= watch.slo.within_seconds
             if slo_due and not verdicts:
                 verdicts = self._slo_verdicts()
-                failed = [v.reason for v in verdicts if v.outcome is Outcome.FAIL]
+                failed = [v.reason for v in verdicts.values() if v.outcome is Outcome.FAIL]
                 fired = fired or "; ".join(failed)
             if fired or elapsed >= duration.total_seconds():
                 return WatchEnd(
@@ -175,21 +182,21 @@ class Watcher:
                 )
             self.clock.sleep(watch.interval)
 
-    def _slo_verdicts(self) -> tuple[Verdict, ...]:
+    def _slo_verdicts(self) -> dict[str, Verdict]:
         slo = self.policy.watch.slo
         failures = sum(s.failures for s in self._slo_samples)
-        return (
-            percentile_verdict(
+        return {
+            f"P{slo.percentile:g} latency": percentile_verdict(
                 [x for s in self._slo_samples for x in s.latencies_seconds],
                 percentile=slo.percentile,
                 limit_seconds=slo.limit_seconds,
                 confidence=self.policy.confidence,
                 censored=failures,
             ),
-            rate_verdict(
+            "error rate": rate_verdict(
                 failures,
                 sum(s.total for s in self._slo_samples),
                 limit=slo.error_rate,
                 confidence=self.policy.confidence,
             ),
-        )
+        }

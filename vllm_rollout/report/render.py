@@ -14,8 +14,6 @@ from vllm_rollout.report.words import one_line
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _TIMEOUT_SECONDS = 120
 _LOG_CHARACTERS = 4_000
-# pytest's exit codes for "all passed" and "some failed": either way the report is whole.
-_RENDERED = {0, 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +47,13 @@ def write_reports(evidence: Evidence, folder: Path) -> ReportPaths:
 
 def _replay(paths: ReportPaths, suite_name: str) -> None:
     plugins = ("vllm_rollout.report.replay", "pytest_metadata.plugin", "pytest_html.plugin")
-    command = [sys.executable, "-P", "-m", "pytest", str(paths.evidence)]
+    command = [sys.executable, "-P", "-m", "pytest", paths.evidence.name]
     command += [f"-p{plugin}" for plugin in plugins]
     command += [
-        f"--html={paths.html}",
+        f"--html={paths.html.name}",
         "--self-contained-html",
-        f"--junitxml={paths.junit}",
-        f"--rootdir={paths.evidence.parent}",
+        f"--junitxml={paths.junit.name}",
+        "--rootdir=.",
         f"-c{os.devnull}",
         "--noconftest",
         "-pno:cacheprovider",
@@ -70,6 +68,8 @@ def _replay(paths: ReportPaths, suite_name: str) -> None:
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, and no shell
             command,
+            # Relative names only: pytest and pytest-html read $ and [ in a path as more than text.
+            cwd=paths.evidence.parent,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -81,7 +81,7 @@ def _replay(paths: ReportPaths, suite_name: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise _failed(paths, f"took longer than {_TIMEOUT_SECONDS} s") from error
-    if done.returncode not in _RENDERED:
+    if done.returncode != 0:
         output = done.stdout.strip()[-_LOG_CHARACTERS:]
         raise _failed(paths, f"ended with exit code {done.returncode}:\n{output}")
 

@@ -121,11 +121,12 @@ class Simulator:
         status, response_bytes = 500, 0
         try:
             response = await _routed(request, handler)
-            status, response_bytes = response.status, response.content_length or 0
-            return response
         except (asyncio.CancelledError, ConnectionError):
             status = 200  # a client that goes away is no error to the instrumentator
             raise
+        else:
+            status, response_bytes = response.status, response.content_length or 0
+            return response
         finally:
             if not request.path.startswith(_UNMEASURED):
                 resource = request.match_info.route.resource

@@ -259,14 +259,13 @@ class KubernetesPlatform:
         return DeployError("\n".join(filter(None, parts)), remedy=error.remedy or _NOT_READY)
 
     def _diagnosis(self, deployment: Deployment) -> str:
+        """Each pod that is not ready: what is known of it, and its last log lines."""
         try:
-            lines = [
-                f"{replica.name}: {replica.phase} {replica.reason} {replica.message}".rstrip()
-                for replica in self.replicas(deployment)
-                if not replica.ready
-            ]
-            return (
-                "\n".join([*lines, self.logs(deployment, tail=_DIAGNOSIS_LINES)]) if lines else ""
+            return "\n".join(
+                f"{replica.name}: {replica.phase} {replica.reason} {replica.message}\n"
+                + pod_log(self._api, deployment, pod, tail=_DIAGNOSIS_LINES)
+                for pod in list_pods(self._api, deployment)
+                if not (replica := replica_of(pod)).ready
             )
         except RolloutError as error:
             return f"(what the pods say is unknown: {error})"

@@ -137,7 +137,7 @@ class KubernetesStore:
                 "leaseDurationSeconds": seconds,
                 "acquireTime": _micro_time(spec.acquire_time if spec and renews else now),
                 "renewTime": _micro_time(now),
-                "leaseTransitions": _transitions(spec) + (0 if renews else 1),
+                "leaseTransitions": _transitions(spec, renews=renews),
             },
         }
         self._put("lease", "leases", object_name(name), body, new=held is None, what=name)
@@ -223,9 +223,11 @@ def _written_first(what: str) -> ConflictError:
     )
 
 
-def _transitions(spec: Any) -> int:
-    """How often the lease has changed hands."""
-    return int(spec.lease_transitions or 0) if spec else 0
+def _transitions(spec: Any, *, renews: bool) -> int:
+    """How often the lease has changed hands, this time included."""
+    if spec is None:
+        return 0
+    return int(spec.lease_transitions or 0) + (0 if renews else 1)
 
 
 def _micro_time(time: datetime) -> str:

@@ -1,0 +1,24 @@
+"""What tests do about a real part that is missing: skip, loudly, or fail where all are required."""
+
+import os
+
+import pytest
+from cluster.build_tools import ToolMissingError, tool
+
+
+def required_tool(name: str) -> str:
+    """Path of the binary `name`; skips the test without it, or fails it where
+    `VLLM_ROLLOUT_REQUIRE=all`.
+    """
+    try:
+        return str(tool(name))
+    except ToolMissingError as error:
+        if os.environ.get("VLLM_ROLLOUT_REQUIRE") == "all":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["helm3", "helm4"])
+def helm_binary(request: pytest.FixtureRequest) -> str:
+    """The real Helm command line, once of each major version."""
+    return required_tool(request.param)

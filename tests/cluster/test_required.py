@@ -1,0 +1,35 @@
+"""A missing part is never silently passed over."""
+
+from pathlib import Path
+
+import pytest
+from cluster.build_tools import TOOLS
+from cluster.required import required_tool
+
+
+@pytest.fixture
+def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize(
+    ("required", "outcome"), [("", pytest.skip.Exception), ("all", pytest.fail.Exception)]
+)
+def test_a_missing_tool_skips_or_fails_and_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, required: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("VLLM_ROLLOUT_REQUIRE", required)
+
+    with pytest.raises(outcome, match=r"build_tools\.py helm3"):
+        required_tool("helm3")
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_every_tool_is_pinned_and_stamped_with_its_version(name: str) -> None:
+    tool = TOOLS[name]
+
+    assert tool.version.startswith("v")
+    assert all(stamp.format(version="", major="", minor="") for stamp in tool.stamps)
+    assert tool.linker_flags.count(tool.version) == min(1, len(tool.stamps))

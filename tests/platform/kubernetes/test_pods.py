@@ -1,0 +1,196 @@
+"""A pod's JSON as a replica: never ready by mistake, and with the cause nearest to the root."""
+
+from typing import Any
+
+import pytest
+
+from vllm_rollout.deployment import Replica
+from vllm_rollout.errors import DeployError
+from vllm_rollout.platform.kubernetes.pods import parse_pod, replica_of
+
+BUILD = "sha256:" + "b" * 64
+
+
+def pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    """A pod as the API server tells it, cut to what a Deployment's pod always has."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "llama-2-7b-production-7c9f-abcde",
+            "namespace": "system",
+            "uid": "0f6b8a52-3a0e-4c0a-8f0e-9d1d9a3b6c11",
+            "creationTimestamp": "2026-11-24T00:20:00Z",
+            "labels": {"app.kubernetes.io/instance": "llama-2-7b-production"},
+            "annotations": {"vllm-rollout/build": BUILD},
+            "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "controller": True}
+            ],
+            **metadata,
+        },
+        "spec": {"containers": [{"name": "vllm", "image": "vllm/vllm-openai"}]},
+        "status": {"qosClass": "Burstable", **status},
+    }
+
+
+def status(
+    container: dict[str, Any] | None = None,
+    *,
+    phase: str = "Running",
+    ready: str = "False",
+    **more: Any,
+) -> dict[str, Any]:
+    return {
+        "phase": phase,
+        "conditions": [
+            {"type": "PodScheduled", "status": "True"},
+            {
+                "type": "Ready",
+                "status": ready,
+                "reason": "ContainersNotReady",
+                "message": "containers with unready status: [vllm]",
+            },
+        ],
+        "containerStatuses": [{"name": "vllm", "imageID": "docker://x", **(container or {})}],
+        **more,
+    }
+
+
+RUNNING = {"ready": True, "started": True, "state": {"running": {"startedAt": "…"}}}
+
+
+def replica(document: dict[str, Any]) -> Replica:
+    return replica_of(parse_pod(document))
+
+
+def test_a_serving_pod_is_a_ready_replica_of_its_build() -> None:
+    assert replica(pod(status(RUNNING, ready="True"))) == Replica(
+        name="llama-2-7b-production-7c9f-abcde",
+        phase="Running",
+        ready=True,
+        restarts=0,
+        build=BUILD,
+    )
+
+
+@pytest.mark.parametrize(
+    "unclear",
+    [
+        {},
+        {"phase": "Running"},
+        {"phase": "Running", "conditions": []},
+        status(RUNNING, ready="Unknown"),
+        {"phase": "Running", "containerStatuses": [{"name": "vllm", **RUNNING}]},
+    ],
+)
+def test_a_pod_that_does_not_say_it_is_ready_is_not(unclear: dict[str, Any]) -> None:
+    assert not replica(pod(unclear)).ready
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "in_message"),
+    [
+        (
+            {
+                "phase": "Pending",
+                "conditions": [
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+                    }
+                ],
+            },
+            "Unschedulable",
+            "Insufficient nvidia.com/gpu",
+        ),
+        (
+            status(
+                {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pull"}}},
+                phase="Pending",
+            ),
+            "ImagePullBackOff",
+            "Back-off pull",
+        ),
+        (
+            status(
+                {
+                    "restartCount": 5,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m"}},
+                    "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+                }
+            ),
+            "CrashLoopBackOff",
+            "vllm ended with OOMKilled, exit code 137",
+        ),
+        (
+            status({"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}, phase="Failed"),
+            "Error",
+            "exit code 1",
+        ),
+        (
+            status(
+                {
+                    "restartCount": 1,
+                    "started": False,
+                    "state": {"running": {"startedAt": "…"}},
+                    "lastState": {"terminated": {"exitCode": 143, "reason": "Error"}},
+                }
+            ),
+            "Restarted",
+            "exit code 143",
+        ),
+        (
+            status(
+                {"state": {"waiting": {"reason": "PodInitializing"}}},
+                phase="Pending",
+                initContainerStatuses=[
+                    {"name": "fetch", "state": {"waiting": {"reason": "ErrImagePull"}}}
+                ],
+            ),
+            "ErrImagePull",
+            "",
+        ),
+        (
+            {"phase": "Failed", "reason": "Evicted", "message": "low on ephemeral-storage"},
+            "Evicted",
+            "ephemeral-storage",
+        ),
+        (
+            status({"started": False, "state": {"running": {"startedAt": "…"}}}),
+            "ContainersNotReady",
+            "[vllm]",
+        ),
+    ],
+)
+def test_the_reason_is_the_cause_and_not_its_symptom(
+    said: dict[str, Any], reason: str, in_message: str
+) -> None:
+    found = replica(pod(said))
+
+    assert not found.ready
+    assert found.reason == reason
+    assert in_message in found.message
+
+
+def test_restarts_are_counted() -> None:
+    assert replica(pod(status({**RUNNING, "restartCount": 3}, ready="True"))).restarts == 3
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"deletionTimestamp": "2026-11-24T00:21:00Z"},
+        {"annotations": {"helm.sh/hook": "test"}},
+        {"ownerReferences": [{"kind": "Job", "name": "warm-up"}]},
+    ],
+)
+def test_pods_that_are_not_meant_to_serve_are_no_replicas(metadata: dict[str, Any]) -> None:
+    assert not parse_pod(pod(status(RUNNING, ready="True"), **metadata)).serves
+    assert parse_pod(pod(status(RUNNING, ready="True"))).serves
+
+
+def test_what_is_not_a_pod_is_an_error() -> None:
+    with pytest.raises(DeployError, match="cannot be read"):
+        parse_pod({"kind": "Status", "message": "nonsense"})
