@@ -16,5 +16,6 @@ def test_p95_latency(
             limit_seconds=slo.latency.limit_seconds,
             confidence=policy.confidence,
             censored=load.censored,
+            rate_per_second=load.plan.rate_per_second,
         )
     )

@@ -5,6 +5,7 @@ rendered from it, so they cannot disagree. It is addressed by the SHA-256 of its
 """
 
 import json
+import math
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -191,9 +192,21 @@ class Evidence:
 _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 
 
+def _without_infinity(value: Any) -> Any:
+    """`value` with infinite numbers (a bound among unanswered requests) as text.
+
+    JSON has no infinity; pydantic reads the text back as the number.
+    """
+    if isinstance(value, dict):
+        return {key: _without_infinity(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(inner) for inner in value]
+    return "Infinity" if value == math.inf else value
+
+
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
-    data: dict[str, Any] = _ADAPTER.dump_python(evidence, mode="json")
+    data: dict[str, Any] = _without_infinity(_ADAPTER.dump_python(evidence, mode="json"))
     return data
 
 
@@ -211,7 +224,7 @@ _RESULT: TypeAdapter[GateResult] = TypeAdapter(GateResult)
 
 def result_as_json(result: GateResult) -> dict[str, Any]:
     """A gate's result as JSON-ready data (it travels from xdist workers on reports)."""
-    data: dict[str, Any] = _RESULT.dump_python(result, mode="json")
+    data: dict[str, Any] = _without_infinity(_RESULT.dump_python(result, mode="json"))
     return data
 
 
@@ -225,7 +238,7 @@ def write_evidence(evidence: Evidence, path: Path) -> None:
     document = {"digest": evidence.digest, "evidence": as_json(evidence)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

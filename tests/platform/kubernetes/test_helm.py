@@ -114,8 +114,8 @@ def test_a_broken_chart_is_a_usage_error(helm_binary: str, tmp_path: Path, broke
         ),
         (
             (
-                'Error: Kubernetes cluster unreachable: Get "https://10.0.0.1:6443/version": dial tcp '
-                "10.0.0.1:6443: connect: connection refused"
+                'Error: Kubernetes cluster unreachable: Get "https://10.0.0.1:6443/version": '
+                "dial tcp 10.0.0.1:6443: connect: connection refused"
             ),
             UnreachableError,
             "unreachable",

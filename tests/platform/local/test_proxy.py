@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
 from aiohttp import web
@@ -38,10 +38,10 @@ async def listen(handler: Serve) -> tuple[web.AppRunner, int]:
 
 def ask(
     behind: Serve, *, dead_first: bool = False, alive: bool = True, **request: object
-) -> tuple[int, dict[str, str], bytes]:
+) -> tuple[int, Mapping[str, str], bytes]:
     """One request through a proxy; `dead_first`: to a place where nothing listens."""
 
-    async def run() -> tuple[int, dict[str, str], bytes]:
+    async def run() -> tuple[int, Mapping[str, str], bytes]:
         served, port = await listen(behind)
         balancer: Balancer[Upstream] = Balancer()
         places = [Place(free_port())] * dead_first + [Place(port)] * alive
@@ -52,7 +52,7 @@ def ask(
             url = f"http://{LOOPBACK}:{front}{options.pop('path')}"
             try:
                 async with client.request(url=URL(url, encoded=True), **options) as answer:
-                    return answer.status, dict(answer.headers), await answer.read()
+                    return answer.status, answer.headers, await answer.read()
             finally:
                 assert all(place.open_requests == 0 for place in places)
                 await proxy.cleanup()

@@ -1,5 +1,6 @@
 """A change of a release: begun as a pending revision, waited for, then deployed or withdrawn."""
 
+import os
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
@@ -101,7 +102,7 @@ class Changes:
         with self._state.database.transaction():
             for row in self._state.revisions(name):
                 if row.status is RevisionStatus.PENDING:
-                    if row.client != processes.current() and processes.is_running(row.client):
+                    if row.client.pid != os.getpid() and processes.is_running(row.client):
                         raise ConflictError(
                             f"{name}: process {row.client.pid} is making revision {row.number}",
                             remedy="Let it finish, or end it first.",

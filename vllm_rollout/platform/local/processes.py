@@ -26,16 +26,7 @@ MARKS_STAY_READABLE = {"SPT_NOENV": "1"}
 # The start time is derived from the wall clock, which may be set while a process runs.
 _CLOCK_TOLERANCE_SECONDS = 2.0
 _KILL_SECONDS = 10.0
-
-# Kept so that a child that ended is reaped and can be asked how it ended.
-_children: dict[int, subprocess.Popen[bytes]] = {}
-
-
-@atexit.register
-def _let_go() -> None:
-    # A router outlives the command that started it, which subprocess would warn about.
-    for child in _children.values():
-        child.returncode = 0
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +35,17 @@ class Identity:
 
     pid: int
     created: float
+
+
+# Kept so that a child that ended is reaped and can be asked how it ended.
+_children: dict[Identity, subprocess.Popen[bytes]] = {}
+
+
+@atexit.register
+def _let_go() -> None:
+    # A router outlives the command that started it, which subprocess would warn about.
+    for child in _children.values():
+        child.returncode = 0
 
 
 def current() -> Identity:
@@ -68,17 +70,17 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Identity
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _children[child.pid] = child
-    # Not reaped yet, so even a child that has already ended still has its entry.
-    return Identity(child.pid, psutil.Process(child.pid).create_time())
+    # Not reaped yet, so even a child that has already ended still has its start time.
+    identity = Identity(child.pid, psutil.Process(child.pid).create_time())
+    _children[identity] = child
+    return identity
 
 
 def how_ended(identity: Identity) -> str | None:
     """None while the process runs; else how it ended, as far as its parent can know."""
-    child = _children.get(identity.pid)
-    if child is not None and child.poll() is not None:
-        del _children[identity.pid]
-        code = child.returncode
+    child = _children.get(identity)
+    code = None if child is None else child.poll()
+    if code is not None:
         return f"exited with code {code}" if code >= 0 else f"killed by signal {-code}"
     return None if _find(identity) is not None else "ended"
 
@@ -92,9 +94,29 @@ def _find(identity: Identity) -> psutil.Process | None:
     try:
         process = psutil.Process(identity.pid)
         same = abs(process.create_time() - identity.created) < _CLOCK_TOLERANCE_SECONDS
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+    return process if same and _lives(process) else None
+
+
+def _lives(process: psutil.Process) -> bool:
+    # An orphan's zombie is not reaped where a container's first process does not care to.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait for the processes to end; return those that have not after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while alive := [process for process in processes if _lives(process)]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+    for child in list(_children.values()):
+        child.poll()  # reaps
+    return alive
 
 
 def end_process(identity: Identity, *, grace_seconds: float) -> None:
@@ -106,8 +128,7 @@ def end_process(identity: Identity, *, grace_seconds: float) -> None:
     process = _find(identity)
     if process is not None:
         _signal([process], signal.SIGTERM)
-        _, alive = psutil.wait_procs([process], timeout=grace_seconds)
-        _kill(alive, f"process {identity.pid}")
+        _kill(_wait([process], grace_seconds), f"process {identity.pid}")
 
 
 def carrying(replica_id: str) -> list[psutil.Process]:
@@ -135,7 +156,7 @@ def end_replica(replica_id: str, *, grace_seconds: float) -> None:
     pids = {process.pid for process in members}
     first = [process for process in members if _parent(process) not in pids]
     _signal(first, signal.SIGTERM)
-    psutil.wait_procs(first, timeout=grace_seconds)
+    _wait(first, grace_seconds)
     deadline = time.monotonic() + _KILL_SECONDS
     while members := carrying(replica_id):
         # Asked anew each time: what is being killed may fork once more.
@@ -164,9 +185,8 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
 
 def _kill(processes: Sequence[psutil.Process], what: str) -> None:
     _signal(processes, signal.SIGKILL)
-    _, alive = psutil.wait_procs(processes, timeout=_KILL_SECONDS)
-    if alive:
+    if stuck := _wait(processes, _KILL_SECONDS):
         raise DeployError(
-            f"{what}: process {alive[0].pid} does not end",
+            f"{what}: process {stuck[0].pid} does not end",
             remedy="It may be stuck in the kernel (a device or a network disk); look at it.",
         )

@@ -1,0 +1,311 @@
+"""Whole rollouts through the real command lines, on the local platform with real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from vllm_rollout.deployment import Deployment, Replica
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.judge import Outcome
+from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.report.evidence import Evidence, read_evidence
+from vllm_rollout.settings import load_settings
+
+MODEL = "llama-2-7b"
+KEY = "key-of-this-test-9f2c"
+SLOW_RAMP = "ramp=[{replicas: 1, hold: 2m}, {share: 100%, hold: 0s}]"
+PRODUCTION = Deployment(MODEL, "production")
+POLICY: dict[str, Any] = {
+    "platform": "local",
+    "environments": {
+        "development": {
+            "gates": {"response_time": {"requests": 2}},
+            "load": {"rate": "100/s", "duration": "2s", "warmup": "0s", "max_tokens": 2},
+        },
+        "staging": {
+            "gates": {
+                "error_rate": {"limit": "3%"},
+                "load_capacity": {"expected_rate": "80/s", "unserved": "3%"},
+            },
+            "soak": False,
+        },
+        "production": {
+            "replicas": 2,
+            "gates": {"smoke": {"url": False}},
+            "load": {"rate": "100/s", "duration": "2s"},
+        },
+    },
+    "ramp": [{"replicas": 1, "hold": "1s"}, {"share": "100%", "hold": "0s"}],
+    "watch": {
+        "duration": "3s",
+        "interval": "200ms",
+        "probes": 5,
+        "slo": {"within": "3s", "error_rate": "50%"},
+        "error_spike": {"within": "3s", "for": "2s"},
+    },
+    "triggers": {
+        "error_rate": {"above": "5%", "for": "1s"},
+        "outage": {"for": "1s"},
+        "window": "1s",
+        "max_gap": "3s",
+    },
+    "windows": {"enforce": False},
+}
+
+
+@dataclass
+class Site:
+    """A folder of its own with policy, values, state and reports."""
+
+    folder: Path
+
+    def command(self, *words: str) -> list[str]:
+        return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
+        return {**kept, "VLLM_ROLLOUT_API_KEY": KEY, "VLLM_API_KEY": KEY}
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def values(self, revision: str, **dials: object) -> str:
+        command = ["{python}", "-m", "vllm_rollout.simulator", "--port", "{port}"]
+        command += [
+            "--model",
+            "{model}",
+            "--ttft-seconds",
+            "0.01",
+            "--inter-token-seconds",
+            "0.001",
+        ]
+        command += [f"--{name.replace('_', '-')}={value}" for name, value in dials.items()]
+        document = {
+            "command": command,
+            "model_revision": revision,
+            "secrets": ["VLLM_API_KEY"],
+        }
+        (self.folder / f"{revision}.yaml").write_text(yaml.safe_dump(document))
+        return f"{revision}.yaml"
+
+    def to_staging(self, revision: str, **dials: object) -> None:
+        """Bring a build to staging by the shortest honest way."""
+        values = self.values(revision, **dials)
+        for words in (
+            ("vllm-rollout", "deploy", MODEL, "--values", values),
+            ("gate-and-promote", MODEL, "--to", "staging"),
+        ):
+            done = self.run(*words)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    def evidence(self) -> Evidence:
+        files = self.folder.glob(f"reports/{MODEL}/*/evidence.json")
+        return read_evidence(max(files, key=lambda file: file.stat().st_mtime_ns))
+
+    @property
+    def platform(self) -> LocalPlatform:
+        settings = load_settings(
+            policy_file=str(self.folder / "rollout.yaml"),
+            overrides={"local.state": str(self.folder / ".vllm-rollout")},
+        )
+        platform = settings.require_platform()
+        assert isinstance(platform, LocalPlatform)
+        return platform
+
+    def production(self) -> list[Replica]:
+        return list(self.platform.replicas(PRODUCTION))
+
+    def serving(self) -> str:
+        """The model revision that production answers with, asked of the release's history."""
+        history = self.platform.history(PRODUCTION)
+        values = self.platform.values(PRODUCTION, history[-1].number)
+        return str(values["model_revision"])
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(POLICY))
+    site = Site(tmp_path)
+    yield site
+    site.platform.stop_all()
+
+
+def test_promote_then_break_production_and_get_the_old_build_back(site: Site) -> None:
+    site.to_staging("one")
+    first = site.run("gate-and-promote", MODEL, "--reason", "first of all")
+    assert first.returncode == ExitCode.OK, first.stdout + first.stderr
+    assert [r.ready for r in site.production()] == [True, True]
+
+    site.to_staging("two")
+    lines = []
+    with site.start("gate-and-promote", MODEL) as rollout:
+        for line in rollout.stdout or ():
+            lines.append(line)
+            if "watching production/llama-2-7b for" in line:
+                for replica in site.production():
+                    httpx.patch(
+                        f"{replica.address}/simulator/dials", json={"error_rate": 0.5}
+                    ).raise_for_status()
+        code = rollout.wait(60)
+
+    assert code == ExitCode.ROLLED_BACK, "".join(lines)
+    assert site.serving() == "one"
+    evidence = site.evidence()
+    assert evidence.outcome is Outcome.FAIL
+    assert "error rate" in evidence.conclusion
+    records = sorted((site.folder / "deployments").glob(f"{MODEL}-*.md"))
+    assert len(records) == 2
+    assert "Reason: first of all" in records[0].read_text()
+    assert "error rate" in records[1].read_text()
+    folder = site.folder / "reports" / MODEL / evidence.run_id
+    assert "ROLLED BACK" in (folder / "report.html").read_text()
+
+    again = site.run("vllm-rollout", "status", MODEL)
+    assert again.returncode == 0
+    assert "2/2" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("dials", "changes", "code", "words"),
+    [
+        ({"error_rate": 0.3}, (), ExitCode.GATE_FAILED, "error_rate (fail)"),
+        (
+            {},
+            ("environments.staging.gates.error_rate.limit=0.1%",),
+            ExitCode.INCONCLUSIVE,
+            "error_rate (inconclusive)",
+        ),
+    ],
+    ids=["errors", "too few requests"],
+)
+def test_nothing_reaches_production_unless_staging_passes(
+    site: Site, dials: dict[str, float], changes: tuple[str, ...], code: ExitCode, words: str
+) -> None:
+    site.to_staging("one")
+    for replica in site.platform.replicas(Deployment(MODEL, "staging")):
+        httpx.patch(f"{replica.address}/simulator/dials", json=dials).raise_for_status()
+
+    run = site.run("gate-and-promote", MODEL, *(w for c in changes for w in ("--set", c)))
+
+    assert run.returncode == code, run.stdout + run.stderr
+    assert words in run.stdout
+    assert not site.production()
+    assert not (site.folder / "deployments").exists()
+
+
+def test_an_address_where_nothing_listens_is_named(site: Site) -> None:
+    site.to_staging("one")
+
+    run = site.run("gate-and-promote", MODEL, "--base-url", "http://127.0.0.1:9")
+
+    assert run.returncode == ExitCode.UNREACHABLE
+    assert "http://127.0.0.1:9" in run.stdout
+    assert not site.production()
+
+
+def test_a_run_killed_in_the_ramp_is_undone_by_the_next(site: Site) -> None:
+    site.to_staging("one")
+    assert site.run("gate-and-promote", MODEL).returncode == ExitCode.OK
+    site.to_staging("two")
+    killed = site.start(
+        "gate-and-promote",
+        MODEL,
+        "--set",
+        SLOW_RAMP,
+    )
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if "1 of 2 replicas on build" in line and "ready" in line:
+            killed.send_signal(signal.SIGKILL)
+    killed.wait(30)
+    assert {r.build for r in site.production() if r.ready} != {site.production()[0].build}
+
+    run = site.run("gate-and-promote", MODEL)
+
+    assert run.returncode == ExitCode.OK, run.stdout + run.stderr
+    assert "was under way and did not finish" in run.stdout
+    assert site.serving() == "two"
+    assert len([r for r in site.production() if r.ready]) == 2
+
+
+def test_ctrl_c_in_the_ramp_says_what_state_production_is_in(site: Site) -> None:
+    site.to_staging("one")
+    run = site.start(
+        "gate-and-promote",
+        MODEL,
+        "--set",
+        SLOW_RAMP,
+    )
+    assert run.stdout is not None
+    output = []
+    for line in run.stdout:
+        output.append(line)
+        if "1 of 2 replicas on build" in line and "ready" in line:
+            time.sleep(0.5)
+            run.send_signal(signal.SIGINT)
+
+    assert run.wait(30) == ExitCode.INTERRUPTED
+    assert "1 of 2 replicas on build" in output[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("gate-and-promote", "Llama 2"), "DNS-1123"),
+        (("gate-and-promote", MODEL), "not deployed in staging"),
+        (("gate-and-promote", MODEL, "--to", "prod"), "production"),
+        (("gate-and-promote", MODEL, "--set", "watch.duratoin=1m"), "did you mean"),
+        (("vllm-rollout", "deploy", MODEL, "-e", "production", "-f", "x.yaml"), "not skipped"),
+        (("vllm-rollout", "deploy", MODEL, "-f", "missing.yaml"), "missing.yaml"),
+        (("vllm-rollout", "rollback", MODEL), "earlier good revision"),
+    ],
+)
+def test_wrong_words_are_usage_errors_that_teach(
+    site: Site, words: tuple[str, ...], message: str
+) -> None:
+    run = site.run(*words)
+
+    assert run.returncode == ExitCode.USAGE, run.stdout + run.stderr
+    assert message in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+def test_the_bearer_key_is_written_nowhere(site: Site) -> None:
+    site.to_staging("one")
+    run = site.run("gate-and-promote", MODEL)
+
+    assert run.returncode == ExitCode.OK, run.stdout + run.stderr
+    assert KEY not in run.stdout + run.stderr
+    files = [file for file in site.folder.rglob("*") if file.is_file()]
+    assert any(file.name == "state.db" for file in files)
+    assert [file for file in files if KEY.encode() in file.read_bytes()] == []
+    listed = " ".join(" ".join(process.cmdline()) for process in psutil.Process().children(True))
+    assert KEY not in listed
