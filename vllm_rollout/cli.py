@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from vllm_rollout import __version__
-from vllm_rollout.commands import documents, releases, rollout
+from vllm_rollout.commands import documents, options, releases, rollout
+from vllm_rollout.console import make_console
 from vllm_rollout.simulator.main import simulate
 
 
@@ -29,7 +30,7 @@ app.command("history")(releases.history_command)
 app.command("logs")(releases.logs_command)
 app.command("uninstall")(releases.uninstall_command)
 app.command("report")(documents.report_command)
-app.command("simulate")(simulate)
+app.command("simulate")(options.errors_shown(make_console())(simulate))
 app.add_typer(documents.policy_app, name="policy")
 
 

@@ -99,6 +99,11 @@ def load_settings(
         raise UsageError(
             f"--base-url {url!r} is not an http(s) URL", remedy="For example http://127.0.0.1:8000."
         )
+    if url and "@" in url:
+        raise UsageError(
+            "--base-url holds a user name or password",
+            remedy=f"Put the key into the environment variable {policy.api_key_env}.",
+        )
     context = option_or_environment("kube-context", kube_context)
     return Settings(
         policy=policy,

@@ -193,6 +193,8 @@ def _run(
             reason=reason,
             rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
             report_path=paths.html,
+            previous=context.previous,
+            environment=target.environment,
         )
         _console.print(f"record: {record}", soft_wrap=True)
     _console.print(f"report: {paths.html}", soft_wrap=True, highlight=False)

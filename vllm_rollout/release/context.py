@@ -67,6 +67,8 @@ class Context:
     runs: list[GateRun] = field(default_factory=list)
     touched: bool = False
     """Whether the target was changed, or was about to be."""
+    previous: str = ""
+    """What served before the change, for people."""
 
     @property
     def serves_users(self) -> bool:
@@ -98,6 +100,7 @@ class Context:
         """Open the journal of a change that is about to begin; `before` is where to return to."""
         self.still_ours()
         self.touched = True
+        self.previous = f"revision {before}" if before else "nothing deployed"
         now = self.clock.now()
         return self.journal.write(
             JournalEntry(

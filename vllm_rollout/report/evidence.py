@@ -192,21 +192,24 @@ class Evidence:
 _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 
 
-def _without_infinity(value: Any) -> Any:
-    """`value` with infinite numbers (a bound among unanswered requests) as text.
+def _strict(value: Any) -> Any:
+    """`value` as strict JSON can hold it.
 
-    JSON has no infinity; pydantic reads the text back as the number.
+    JSON has no infinity (a bound among unanswered requests): it is written as text, which
+    pydantic reads back as the number. UTF-8 has no lone surrogates, and model output may.
     """
     if isinstance(value, dict):
-        return {key: _without_infinity(inner) for key, inner in value.items()}
+        return {_strict(key): _strict(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_infinity(inner) for inner in value]
+        return [_strict(inner) for inner in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
     return "Infinity" if value == math.inf else value
 
 
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
-    data: dict[str, Any] = _without_infinity(_ADAPTER.dump_python(evidence, mode="json"))
+    data: dict[str, Any] = _strict(_ADAPTER.dump_python(evidence, mode="json"))
     return data
 
 
@@ -224,7 +227,7 @@ _RESULT: TypeAdapter[GateResult] = TypeAdapter(GateResult)
 
 def result_as_json(result: GateResult) -> dict[str, Any]:
     """A gate's result as JSON-ready data (it travels from xdist workers on reports)."""
-    data: dict[str, Any] = _without_infinity(_RESULT.dump_python(result, mode="json"))
+    data: dict[str, Any] = _strict(_RESULT.dump_python(result, mode="json"))
     return data
 
 
@@ -238,7 +241,9 @@ def write_evidence(evidence: Evidence, path: Path) -> None:
     document = {"digest": evidence.digest, "evidence": as_json(evidence)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     partial.replace(path)
 
 
