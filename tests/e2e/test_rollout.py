@@ -239,7 +239,7 @@ def test_an_interrupted_and_a_killed_ramp_are_undone_by_the_next_run(site: Site)
     site.to_staging("two")
 
     printed = site.signal_in_the_ramp(signal.SIGINT, expect=ExitCode.INTERRUPTED)
-    assert "1 of 2 replicas on build" in printed[-1]
+    assert "1 of 2 replicas on build" in printed[-1], "".join(printed)
 
     printed = site.signal_in_the_ramp(signal.SIGKILL, expect=-signal.SIGKILL)
     assert any("rolling production/llama-2-7b back to revision" in line for line in printed)

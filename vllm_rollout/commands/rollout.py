@@ -11,10 +11,14 @@ import typer
 from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter, make_console
 from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UsageError
+from vllm_rollout.errors import ExitCode, UsageError
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.context import Context
-from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.engine import (
+    gate_and_promote,
+    roll_back_by_hand,
+    state_when_interrupted,
+)
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
@@ -181,8 +185,13 @@ def _run(
             journal=Journal(store, target.model),
             ledger=Ledger(store),
         )
-        evidence = work(context)
-        paths = write_reports(evidence, folder)
+        try:
+            evidence = work(context)
+            paths = write_reports(evidence, folder)
+        except KeyboardInterrupt as error:  # a second Ctrl-C, while the first one's report is made
+            reporter.progress("interrupted again: no report was written")
+            _console.print(state_when_interrupted(context), soft_wrap=True, markup=False)
+            raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
     for run in evidence.runs:
         _console.print(gates_table(run))
     if context.touched and context.serves_users:

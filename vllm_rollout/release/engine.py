@@ -69,7 +69,7 @@ def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:
     except RolloutError as error:
         end = End(code=error.exit_code, conclusion=f"{error} {error.remedy}".rstrip())
     except KeyboardInterrupt:
-        end = End(code=ExitCode.INTERRUPTED, conclusion=_state_when_interrupted(context))
+        end = End(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(context))
     context.say(f"exit {end.code.value}", end.conclusion)
     evidence = _evidence(context, started, end)
     try:
@@ -197,7 +197,8 @@ def _finish_what_was_under_way(context: Context) -> End | None:
     return end if end.code is ExitCode.NEEDS_PERSON else None
 
 
-def _state_when_interrupted(context: Context) -> str:
+def state_when_interrupted(context: Context) -> str:
+    """What an interrupted rollout leaves behind, and what to do next: its last line."""
     try:
         history = context.platform.history(context.target)
         entry = context.journal.read()
