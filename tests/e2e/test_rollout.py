@@ -135,7 +135,8 @@ class Site:
         with self.start("gate-and-promote", MODEL, "--set", SLOW_RAMP) as run:
             for line in run.stdout or ():
                 printed.append(line)
-                if "is ready, 1 of 2 replicas on build" in line:
+                # An interrupt in the middle of a print may repeat the line: one signal is enough.
+                if "is ready, 1 of 2 replicas on build" in line and printed.count(line) == 1:
                     run.send_signal(number)
         assert run.returncode == expect, "".join(printed)
         return printed

@@ -24,7 +24,7 @@ from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.report.record import write_record
-from vllm_rollout.report.render import write_reports
+from vllm_rollout.report.render import ReportPaths, write_reports
 from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.settings import Settings, load_settings
 
@@ -188,12 +188,18 @@ def _run(
         try:
             evidence = work(context)
             paths = write_reports(evidence, folder)
-        except KeyboardInterrupt as error:  # a second Ctrl-C, while the first one's report is made
-            reporter.progress("interrupted again: no report was written")
+            _show(evidence, paths, context, reason)
+        except KeyboardInterrupt as error:  # another Ctrl-C, while the first one's report is made
             _console.print(state_when_interrupted(context), soft_wrap=True, markup=False)
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
+    raise typer.Exit(evidence.exit_code or 0)
+
+
+def _show(evidence: Evidence, paths: ReportPaths, context: Context, reason: str) -> None:
+    """Print the gates and where everything is; write the record of a production deployment."""
     for run in evidence.runs:
         _console.print(gates_table(run))
+    target = context.target
     if context.touched and context.serves_users:
         record = write_record(
             evidence,
@@ -208,7 +214,6 @@ def _run(
         _console.print(f"record: {record}", soft_wrap=True)
     _console.print(f"report: {paths.html}", soft_wrap=True, highlight=False)
     _console.print(evidence.conclusion, soft_wrap=True, highlight=False, markup=False)
-    raise typer.Exit(evidence.exit_code or 0)
 
 
 def _deployer() -> str:
