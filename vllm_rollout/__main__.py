@@ -1,0 +1,5 @@
+"""`python -m vllm_rollout` is `vllm-rollout`."""
+
+from vllm_rollout.cli import app
+
+app(prog_name="vllm-rollout")
