@@ -6,7 +6,6 @@ import typer
 
 from vllm_rollout import __version__
 from vllm_rollout.commands import documents, options, releases, rollout
-from vllm_rollout.console import make_console
 from vllm_rollout.simulator.main import simulate
 
 
@@ -21,6 +20,7 @@ app = typer.Typer(
     "--model llama-2-7b. The rollout: gate-and-promote llama-2-7b.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
 )
 app.command("deploy")(releases.deploy_command)
 app.command("gate-and-promote")(rollout.promote_command)
@@ -30,7 +30,7 @@ app.command("history")(releases.history_command)
 app.command("logs")(releases.logs_command)
 app.command("uninstall")(releases.uninstall_command)
 app.command("report")(documents.report_command)
-app.command("simulate")(options.errors_shown(make_console())(simulate))
+app.command("simulate")(options.errors_shown()(simulate))
 app.add_typer(documents.policy_app, name="policy")
 
 
@@ -43,5 +43,7 @@ def main(
     """Gate, roll out and roll back vLLM deployments."""
 
 
-gate_and_promote_app = typer.Typer(pretty_exceptions_show_locals=False)
+gate_and_promote_app = typer.Typer(
+    add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown"
+)
 gate_and_promote_app.command()(rollout.promote_command)

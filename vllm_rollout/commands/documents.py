@@ -6,21 +6,18 @@ from typing import Annotated
 import typer
 
 from vllm_rollout.commands import options
-from vllm_rollout.console import make_console
 from vllm_rollout.policy import dump_policy, load_policy
 from vllm_rollout.report.evidence import read_evidence
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.resources import POLICY_SCHEMA
 
-_console = make_console()
-
 policy_app = typer.Typer(help="The numbers everything is judged by.", no_args_is_help=True)
 
 
 @policy_app.command("show")
-def show(policy: options.PolicyFile = None, changes: options.PolicySet = None) -> None:
+def show(policy: options.PolicyFile = None, changes: options.PolicyChanges = None) -> None:
     """Print the policy that applies: defaults, the file's overrides and --set."""
-    with options.errors_shown(_console):
+    with options.errors_shown():
         path = Path(policy) if policy else None
         typer.echo(dump_policy(load_policy(path, overrides=options.pairs(changes))))
 
@@ -38,6 +35,6 @@ def report_command(
     ] = None,
 ) -> None:
     """Render the HTML and JUnit reports of an evidence file again."""
-    with options.errors_shown(_console):
+    with options.errors_shown():
         paths = write_reports(read_evidence(evidence), out or evidence.parent)
-        _console.print(f"{paths.html}\n{paths.junit}", soft_wrap=True, highlight=False)
+        options.console.print(f"{paths.html}\n{paths.junit}", soft_wrap=True, highlight=False)

@@ -1,14 +1,19 @@
 """Options that several commands share, and the way every command meets an expected error."""
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from vllm_rollout.console import show_error
+from vllm_rollout.console import make_console, show_error
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
+from vllm_rollout.settings import Settings, load_settings
+
+console = make_console()
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, e.g. llama-2-7b")]
 Environment = Annotated[
@@ -20,21 +25,53 @@ PolicyFile = Annotated[
         "--policy", metavar="FILE", help="overrides the default policy (default: ./rollout.yaml)"
     ),
 ]
-PolicySet = Annotated[
+PolicyChanges = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="override one policy value, e.g. watch.duration=30m"
     ),
 ]
-PlatformName = Annotated[
-    str | None, typer.Option("--platform", help="kubernetes or local (default: the policy's)")
-]
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="namespace of the releases")
-]
-KubeContext = Annotated[
-    str | None, typer.Option("--kube-context", help="context of the kubeconfig to use")
-]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What every command about releases lets the user choose; each field is an option."""
+
+    policy: PolicyFile = None
+    changes: PolicyChanges = None
+    platform: Annotated[
+        str | None, typer.Option("--platform", help="kubernetes or local (default: the policy's)")
+    ] = None
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="namespace of the releases")
+    ] = None
+    kube_context: Annotated[
+        str | None, typer.Option("--kube-context", help="context of the kubeconfig to use")
+    ] = None
+
+    def settings(self, *, base_url: str | None = None, report_dir: str | None = None) -> Settings:
+        """The settings that follow; they have a platform."""
+        return load_settings(
+            policy_file=self.policy,
+            overrides=pairs(self.changes),
+            platform=self.platform,
+            namespace=self.namespace,
+            kube_context=self.kube_context,
+            base_url=base_url,
+            report_dir=report_dir,
+            needs_platform=True,
+        )
+
+    def for_gates(self, settings: Settings) -> list[str]:
+        """The same choices, as the gates' own pytest options."""
+        words = ["--platform", settings.policy.platform, "--namespace", settings.policy.namespace]
+        for change in self.changes or []:
+            words += ["--policy-set", change]
+        if self.policy:
+            words += ["--policy", self.policy]
+        if self.kube_context:
+            words += ["--kube-context", self.kube_context]
+        return words
 
 
 def pairs(texts: list[str] | None) -> dict[str, str]:
@@ -53,13 +90,38 @@ def pairs(texts: list[str] | None) -> dict[str, str]:
 
 
 @contextmanager
-def errors_shown(console: Console) -> Iterator[None]:
-    """Turn an expected error into its message and exit code; Ctrl-C into 130."""
+def errors_shown() -> Iterator[None]:
+    """Turn an expected error into its message and exit code, Ctrl-C into 130."""
     try:
         yield
     except RolloutError as error:
         show_error(console, error)
         raise typer.Exit(int(error.exit_code)) from error
+    except OSError as error:  # a full disk, a folder that cannot be written
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(int(ExitCode.UNREACHABLE)) from error
     except KeyboardInterrupt as error:
         console.print("interrupted; nothing more was changed")
         raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
+
+
+def about_releases(command: Callable[..., None]) -> Callable[..., None]:
+    """Make `command(…, choice)` a command with the options of `Choice`, its errors shown."""
+    names = [field.name for field in fields(Choice)]
+
+    @functools.wraps(command)
+    def run(**arguments: object) -> None:
+        with errors_shown():
+            chosen = {name: arguments.pop(name) for name in names}
+            command(**arguments, choice=Choice(**chosen))  # type: ignore[arg-type]
+
+    own = inspect.signature(command).parameters.values()
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in (*own, *inspect.signature(Choice).parameters.values())
+        if parameter.name != "choice"
+    ]
+    # typer reads a command's options from its signature.
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

@@ -9,14 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.commands import options
-from vllm_rollout.console import make_console
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import RolloutError, UsageError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.settings import load_settings
-
-_console = make_console()
 
 
 def _read_values(path: Path) -> dict[str, Any]:
@@ -32,90 +28,69 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 
 def _reach(
-    model: str,
-    environment: str | None,
-    policy: str | None,
-    changes: list[str] | None,
-    platform: str | None,
-    namespace: str | None,
-    kube_context: str | None,
+    choice: options.Choice, model: str, environment: str | None = None
 ) -> tuple[Policy, Platform, Deployment]:
-    settings = load_settings(
-        policy_file=policy,
-        overrides=options.pairs(changes),
-        platform=platform,
-        namespace=namespace,
-        kube_context=kube_context,
-        needs_platform=True,
-    )
+    settings = choice.settings()
     deployment = settings.deployment(model, environment or settings.policy.order[0])
     return settings.policy.for_model(model), settings.require_platform(), deployment
 
 
+@options.about_releases
 def deploy_command(
     model: options.Model,
     values: Annotated[
         Path, typer.Option("--values", "-f", help="YAML file with what to serve and how")
     ],
     environment: options.Environment = None,
-    policy: options.PolicyFile = None,
-    changes: options.PolicySet = None,
-    platform: options.PlatformName = None,
-    namespace: options.Namespace = None,
-    kube_context: options.KubeContext = None,
+    *,
+    choice: options.Choice,
 ) -> None:
     """Deploy MODEL to the first environment, where rollouts begin.
 
     Every later environment is reached through gates: gate-and-promote MODEL --to ENVIRONMENT.
     """
-    with options.errors_shown(_console):
-        rules, where, deployment = _reach(
-            model, environment, policy, changes, platform, namespace, kube_context
+    rules, where, deployment = _reach(choice, model, environment)
+    order = list(rules.environments)
+    if deployment.environment != order[0]:
+        raise UsageError(
+            f"{deployment.environment} is not deployed to directly: stages are not skipped",
+            remedy=f"Gate it first: gate-and-promote {model} --to {deployment.environment}",
         )
-        order = list(rules.environments)
-        if deployment.environment != order[0]:
-            raise UsageError(
-                f"{deployment.environment} is not deployed to directly: stages are not skipped",
-                remedy=f"Gate it first: gate-and-promote {model} --to {deployment.environment}",
-            )
-        content = _read_values(values)
-        capacity = rules.environments[deployment.environment].replicas
-        if found := where.recover(deployment):
-            _console.print(f"recovered {deployment}: {found}", soft_wrap=True)
-        build = where.build(deployment, content)
-        with _console.status(f"deploying build {build.short} to {deployment}"):
-            revision = where.apply(
-                deployment,
-                Target(build=build, values=content, replicas=capacity, capacity=capacity),
-                description=f"vllm-rollout deploy, build {build.short}",
-                timeout=rules.deploy_timeout,
-            )
-        _console.print(
-            f"{deployment}: revision {revision.number}, build {build.short}, {capacity} replicas "
-            f"ready at {where.base_url(deployment)}",
-            soft_wrap=True,
-            highlight=False,
+    content = _read_values(values)
+    capacity = rules.environments[deployment.environment].replicas
+    if found := where.recover(deployment):
+        options.console.print(f"recovered {deployment}: {found}", soft_wrap=True)
+    build = where.build(deployment, content)
+    with options.console.status(f"deploying build {build.short} to {deployment}"):
+        revision = where.apply(
+            deployment,
+            Target(build=build, values=content, replicas=capacity, capacity=capacity),
+            description=f"vllm-rollout deploy, build {build.short}",
+            timeout=rules.deploy_timeout,
         )
+    options.console.print(
+        f"{deployment}: revision {revision.number}, build {build.short}, {capacity} replicas "
+        f"ready at {where.base_url(deployment)}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
+@options.about_releases
 def status_command(
     model: options.Model,
-    policy: options.PolicyFile = None,
-    changes: options.PolicySet = None,
-    platform: options.PlatformName = None,
-    namespace: options.Namespace = None,
-    kube_context: options.KubeContext = None,
+    *,
+    choice: options.Choice,
 ) -> None:
     """Show where MODEL runs: revision, build and replicas in each environment."""
-    with options.errors_shown(_console):
-        rules, where, _ = _reach(model, None, policy, changes, platform, namespace, kube_context)
-        table = Table(title=model, title_justify="left")
-        for column in ("environment", "revision", "build", "on build", "ready", "restarts", "url"):
-            table.add_column(column, overflow="fold")
-        for environment in rules.environments:
-            deployment = Deployment(model, environment, rules.namespace)
-            table.add_row(environment, *_state(where, deployment))
-        _console.print(table)
+    rules, where, _ = _reach(choice, model)
+    table = Table(title=model, title_justify="left")
+    for column in ("environment", "revision", "build", "on build", "ready", "restarts", "url"):
+        table.add_column(column, overflow="fold")
+    for environment in rules.environments:
+        deployment = Deployment(model, environment, rules.namespace)
+        table.add_row(environment, *_state(where, deployment))
+    options.console.print(table)
 
 
 def _state(platform: Platform, deployment: Deployment) -> list[str]:
@@ -137,68 +112,53 @@ def _state(platform: Platform, deployment: Deployment) -> list[str]:
     ]
 
 
+@options.about_releases
 def history_command(
     model: options.Model,
     environment: options.Environment = None,
-    policy: options.PolicyFile = None,
-    changes: options.PolicySet = None,
-    platform: options.PlatformName = None,
-    namespace: options.Namespace = None,
-    kube_context: options.KubeContext = None,
+    *,
+    choice: options.Choice,
 ) -> None:
     """List the revisions of MODEL in --environment (default: the first)."""
-    with options.errors_shown(_console):
-        _, where, deployment = _reach(
-            model, environment, policy, changes, platform, namespace, kube_context
+    _, where, deployment = _reach(choice, model, environment)
+    table = Table(title=str(deployment), title_justify="left")
+    for column in ("revision", "created", "status", "build", "on build", "description"):
+        table.add_column(column)
+    for revision in where.history(deployment):
+        table.add_row(
+            str(revision.number),
+            f"{revision.created:%Y-%m-%d %H:%M:%S %Z}",
+            revision.status.value,
+            revision.build.short,
+            f"{revision.replicas}/{revision.capacity}",
+            escape(revision.description),
         )
-        table = Table(title=str(deployment), title_justify="left")
-        for column in ("revision", "created", "status", "build", "on build", "description"):
-            table.add_column(column)
-        for revision in where.history(deployment):
-            table.add_row(
-                str(revision.number),
-                f"{revision.created:%Y-%m-%d %H:%M:%S %Z}",
-                revision.status.value,
-                revision.build.short,
-                f"{revision.replicas}/{revision.capacity}",
-                escape(revision.description),
-            )
-        _console.print(table)
+    options.console.print(table)
 
 
+@options.about_releases
 def logs_command(
     model: options.Model,
     environment: options.Environment = None,
     tail: Annotated[int, typer.Option("--tail", min=1, help="lines of each replica")] = 100,
-    policy: options.PolicyFile = None,
-    changes: options.PolicySet = None,
-    platform: options.PlatformName = None,
-    namespace: options.Namespace = None,
-    kube_context: options.KubeContext = None,
+    *,
+    choice: options.Choice,
 ) -> None:
     """Print the last log lines of MODEL's replicas in --environment (default: the first)."""
-    with options.errors_shown(_console):
-        _, where, deployment = _reach(
-            model, environment, policy, changes, platform, namespace, kube_context
-        )
-        typer.echo(where.logs(deployment, tail=tail))
+    _, where, deployment = _reach(choice, model, environment)
+    typer.echo(where.logs(deployment, tail=tail))
 
 
+@options.about_releases
 def uninstall_command(
     model: options.Model,
     environment: options.Environment = None,
-    policy: options.PolicyFile = None,
-    changes: options.PolicySet = None,
-    platform: options.PlatformName = None,
-    namespace: options.Namespace = None,
-    kube_context: options.KubeContext = None,
+    *,
+    choice: options.Choice,
 ) -> None:
     """Remove MODEL's release from --environment (default: every environment)."""
-    with options.errors_shown(_console):
-        rules, where, deployment = _reach(
-            model, environment, policy, changes, platform, namespace, kube_context
-        )
-        for name in [deployment.environment] if environment else list(rules.environments):
-            target = Deployment(model, name, rules.namespace)
-            where.uninstall(target, timeout=rules.deploy_timeout)
-            _console.print(f"{target}: removed")
+    rules, where, deployment = _reach(choice, model, environment)
+    for name in [deployment.environment] if environment else list(rules.environments):
+        target = Deployment(model, name, rules.namespace)
+        where.uninstall(target, timeout=rules.deploy_timeout)
+        options.console.print(f"{target}: removed")

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from vllm_rollout.commands import options
-from vllm_rollout.console import LiveReporter, make_console
+from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import ExitCode, UsageError
+from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.engine import (
@@ -24,11 +24,9 @@ from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.report.record import write_record
-from vllm_rollout.report.render import ReportPaths, write_reports
+from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
-from vllm_rollout.settings import Settings, load_settings
-
-_console = make_console()
+from vllm_rollout.settings import Settings
 
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
 ReportDir = Annotated[
@@ -36,6 +34,7 @@ ReportDir = Annotated[
 ]
 
 
+@options.about_releases
 def promote_command(
     model: options.Model,
     to: Annotated[
@@ -53,11 +52,8 @@ def promote_command(
         list[Path] | None,
         typer.Option("--gates", help="file or folder with gates of your own; repeatable"),
     ] = None,
-    policy: options.PolicyFile = None,
-    changes: options.PolicySet = None,
-    platform: options.PlatformName = None,
-    namespace: options.Namespace = None,
-    kube_context: options.KubeContext = None,
+    *,
+    choice: options.Choice,
     report_dir: ReportDir = None,
 ) -> None:
     """Gate MODEL where it is, promote exactly what was gated, watch it, roll back on a trigger.
@@ -69,35 +65,26 @@ def promote_command(
     2 usage or policy error, 3 inconclusive, 4 something could not be reached, 5 promoted and
     rolled back, 6 rollback did not restore service, 130 interrupted.
     """
-    with options.errors_shown(_console):
-        settings = load_settings(
-            policy_file=policy,
-            overrides=options.pairs(changes),
-            platform=platform,
-            namespace=namespace,
-            kube_context=kube_context,
-            base_url=base_url,
-            report_dir=report_dir,
-            needs_platform=True,
+    settings = choice.settings(base_url=base_url, report_dir=report_dir)
+    target = settings.deployment(model, to or settings.policy.order[-1])
+    before = settings.policy.previous(target.environment)
+    if before is None:
+        raise UsageError(
+            f"nothing comes before {target.environment}",
+            remedy=f"Deploy there directly: vllm-rollout deploy {model} --values FILE",
         )
-        target = settings.deployment(model, to or settings.policy.order[-1])
-        before = settings.policy.previous(target.environment)
-        if before is None:
-            raise UsageError(
-                f"nothing comes before {target.environment}",
-                remedy=f"Deploy there directly: vllm-rollout deploy {model} --values FILE",
-            )
-        _run(
-            settings,
-            source=settings.deployment(model, before),
-            target=target,
-            gate_options=_gate_options(settings, policy, changes, kube_context),
-            own_gates=gates or [],
-            reason=reason,
-            work=lambda context: gate_and_promote(context, plan_only=plan),
-        )
+    _run(
+        settings,
+        source=settings.deployment(model, before),
+        target=target,
+        gate_options=choice.for_gates(settings),
+        own_gates=gates or [],
+        reason=reason,
+        work=lambda context: gate_and_promote(context, plan_only=plan),
+    )
 
 
+@options.about_releases
 def rollback_command(
     model: options.Model,
     environment: options.Environment = None,
@@ -106,48 +93,22 @@ def rollback_command(
         typer.Option("--to", help="revision (default: the newest with passing evidence before)"),
     ] = None,
     reason: Reason = "by hand",
-    policy: options.PolicyFile = None,
-    changes: options.PolicySet = None,
-    platform: options.PlatformName = None,
-    namespace: options.Namespace = None,
-    kube_context: options.KubeContext = None,
+    *,
+    choice: options.Choice,
     report_dir: ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
-    with options.errors_shown(_console):
-        settings = load_settings(
-            policy_file=policy,
-            overrides=options.pairs(changes),
-            platform=platform,
-            namespace=namespace,
-            kube_context=kube_context,
-            report_dir=report_dir,
-            needs_platform=True,
-        )
-        target = settings.deployment(model, environment or settings.policy.order[-1])
-        _run(
-            settings,
-            source=target,
-            target=target,
-            gate_options=_gate_options(settings, policy, changes, kube_context),
-            own_gates=[],
-            reason=reason,
-            work=lambda context: roll_back_by_hand(context, to=to, reason=reason),
-        )
-
-
-def _gate_options(
-    settings: Settings, policy: str | None, changes: list[str] | None, kube_context: str | None
-) -> list[str]:
-    """The same choices, as the gates' own pytest options."""
-    passed_on = ["--platform", settings.policy.platform, "--namespace", settings.policy.namespace]
-    for change in changes or []:
-        passed_on += ["--policy-set", change]
-    if policy:
-        passed_on += ["--policy", policy]
-    if kube_context:
-        passed_on += ["--kube-context", kube_context]
-    return passed_on
+    settings = choice.settings(report_dir=report_dir)
+    target = settings.deployment(model, environment or settings.policy.order[-1])
+    _run(
+        settings,
+        source=target,
+        target=target,
+        gate_options=choice.for_gates(settings),
+        own_gates=[],
+        reason=reason,
+        work=lambda context: roll_back_by_hand(context, to=to, reason=reason),
+    )
 
 
 def _run(
@@ -165,7 +126,7 @@ def _run(
     run_id = new_run_id(clock.now())
     folder = settings.report_dir / target.model / run_id
     store = settings.require_platform().store
-    with LiveReporter(_console) as reporter:
+    with LiveReporter(options.console) as reporter:
         context = Context(
             run_id=run_id,
             source=source,
@@ -187,33 +148,43 @@ def _run(
         )
         try:
             evidence = work(context)
-            paths = write_reports(evidence, folder)
-            _show(evidence, paths, context, reason)
+            _show(evidence, context, reason)
         except KeyboardInterrupt as error:  # another Ctrl-C, while the first one's report is made
-            _console.print(state_when_interrupted(context), soft_wrap=True, markup=False)
+            _say(state_when_interrupted(context))
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
     raise typer.Exit(evidence.exit_code or 0)
 
 
-def _show(evidence: Evidence, paths: ReportPaths, context: Context, reason: str) -> None:
-    """Print the gates and where everything is; write the record of a production deployment."""
+def _show(evidence: Evidence, context: Context, reason: str) -> None:
+    """Print the gates, write report and record, and say where they are.
+
+    The rollout is over: a report that cannot be written is said, and changes no exit code.
+    """
     for run in evidence.runs:
-        _console.print(gates_table(run))
+        options.console.print(gates_table(run))
     target = context.target
-    if context.touched and context.serves_users:
-        record = write_record(
-            evidence,
-            folder=Path("deployments"),
-            deployer=_deployer(),
-            reason=reason,
-            rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
-            report_path=paths.html,
-            previous=context.previous,
-            environment=target.environment,
-        )
-        _console.print(f"record: {record}", soft_wrap=True)
-    _console.print(f"report: {paths.html}", soft_wrap=True, highlight=False)
-    _console.print(evidence.conclusion, soft_wrap=True, highlight=False, markup=False)
+    try:
+        paths = write_reports(evidence, context.folder)
+        if context.touched and context.serves_users:
+            record = write_record(
+                evidence,
+                folder=Path("deployments"),
+                deployer=_deployer(),
+                reason=reason,
+                rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
+                report_path=paths.html,
+                previous=context.previous,
+                environment=target.environment,
+            )
+            _say(f"record: {record}")
+        _say(f"report: {paths.html}")
+    except (RolloutError, OSError) as error:
+        _say(f"the report could not be written, the evidence is in the platform's store: {error}")
+    _say(evidence.conclusion)
+
+
+def _say(text: str) -> None:
+    options.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _deployer() -> str:
