@@ -29,6 +29,7 @@ from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings, load_settings, option_or_environment
 
 _USAGE = "vllm_rollout_usage_error"
+_PROBLEM = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,24 +80,19 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings and declare the environments' markers."""
-    try:
-        settings = load_settings(
-            policy_file=config.getoption("policy"),
-            overrides=dict(_pair(text) for text in config.getoption("policy_set")),
-            platform=config.getoption("platform"),
-            namespace=config.getoption("namespace"),
-            kube_context=config.getoption("kube_context"),
-            base_url=config.getoption("base_url"),
-            report_dir=config.getoption("report_dir"),
-        )
-        for model in _models(config):
-            settings.deployment(model, settings.policy.order[0])
-    except RolloutError as error:
-        raise pytest.UsageError(f"{error}\n{error.remedy}".rstrip()) from error
-    end_with_parent()
-    config.stash[SETTINGS] = settings
     config.stash[LOADS] = {}
     config.stash[OUTCOMES] = {}
+    try:
+        settings = _load_settings(config)
+    except RolloutError as error:
+        problem = f"{error}\n{error.remedy}".rstrip()
+        if _models(config):
+            raise pytest.UsageError(problem) from error
+        # Tests that are no gates must not mind a broken policy file; a gate will say it.
+        config.stash[_PROBLEM] = problem
+        return
+    end_with_parent()
+    config.stash[SETTINGS] = settings
     for environment in settings.policy.order:
         config.addinivalue_line(
             "markers", f"{environment}: gates of the {environment} environment (vllm-rollout)"
@@ -113,13 +109,18 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize every test that uses `deployment`."""
-    if "deployment" in metafunc.fixturenames:
-        parametrize(metafunc, metafunc.config.stash[SETTINGS], _models(metafunc.config))
+    if "deployment" not in metafunc.fixturenames:
+        return
+    if _PROBLEM in metafunc.config.stash:
+        raise pytest.Collector.CollectError(metafunc.config.stash[_PROBLEM])
+    parametrize(metafunc, metafunc.config.stash[SETTINGS], _models(metafunc.config))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the gates, and refuse a selection that names no environment or no model."""
+    if SETTINGS not in config.stash:
+        return
     items[:] = in_order(items, config.stash[SETTINGS].policy)
     problem = selection_problem(
         items, marker_expression=config.getoption("markexpr", ""), arguments=config.args
@@ -148,9 +149,12 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put the gate's result on its report."""
     report = yield
-    record_result(item, call, report, item.config.stash[SETTINGS])
-    result, deployment = _result(report), deployment_of(item)
-    if result is not None and deployment is not None and not result.skipped:
+    deployment = deployment_of(item)
+    if deployment is None:
+        return report
+    record_result(item, deployment, call, report)
+    result = _result(report)
+    if result is not None and not result.skipped:
         outcomes = item.config.stash[OUTCOMES].setdefault(deployment, {})
         outcomes[result.gate] = worst([outcomes.get(result.gate, Outcome.PASS), result.outcome])
     return report
@@ -229,8 +233,23 @@ class _Controller:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Gather results where the session is controlled."""
-    if not hasattr(session.config, "workerinput"):
+    if not hasattr(session.config, "workerinput") and SETTINGS in session.config.stash:
         session.config.pluginmanager.register(_Controller(session.config))
+
+
+def _load_settings(config: pytest.Config) -> Settings:
+    settings = load_settings(
+        policy_file=config.getoption("policy"),
+        overrides=dict(_pair(text) for text in config.getoption("policy_set")),
+        platform=config.getoption("platform"),
+        namespace=config.getoption("namespace"),
+        kube_context=config.getoption("kube_context"),
+        base_url=config.getoption("base_url"),
+        report_dir=config.getoption("report_dir"),
+    )
+    for model in _models(config):
+        settings.deployment(model, settings.policy.order[0])
+    return settings
 
 
 def _models(config: pytest.Config) -> list[str]:

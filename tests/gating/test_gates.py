@@ -254,3 +254,14 @@ def test_the_evidence_option_writes_evidence_and_no_report(tmp_path: Path) -> No
 
     assert json.loads((tmp_path / "out/e.json").read_text())["digest"].startswith("sha256:")
     assert not (tmp_path / "reports").exists()
+
+
+def test_a_broken_policy_file_stops_gates_and_no_other_tests(tmp_path: Path) -> None:
+    (tmp_path / "rollout.yaml").write_text("confidense: 99%\n")
+    (tmp_path / "test_other.py").write_text("def test_other(): pass\n")
+
+    assert run_gates(tmp_path, "test_other.py", changes=()).returncode == 0
+    for arguments in (("--model", MODEL, "-m", "staging"), ("-m", "staging")):
+        run = run_gates(tmp_path, str(GATES), *arguments, changes=())
+        assert run.returncode != 0
+        assert "rollout.yaml:1:1: confidense: unknown key" in run.stdout + run.stderr

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Deployment
 from vllm_rollout.errors import RolloutError, UnreachableError
-from vllm_rollout.gating.fixtures import LOADS, RECORDER
-from vllm_rollout.gating.select import deployment_of, gate_name
+from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
+from vllm_rollout.gating.select import gate_name
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.platform.base import Platform
@@ -59,12 +59,15 @@ def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any
 
 
 def record_result(
-    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, settings: Settings
+    item: pytest.Item,
+    deployment: Deployment,
+    call: pytest.CallInfo[None],
+    report: pytest.TestReport,
 ) -> None:
     """Put the gate's result on `report`, if this phase decides it."""
-    deployment = deployment_of(item)
-    if deployment is None or (report.when != "call" and report.passed):
+    if report.when != "call" and report.passed:
         return
+    settings = item.config.stash[SETTINGS]
     recorder = item.stash.get(RECORDER, None) or VerdictRecorder()
     raised = call.excinfo.value if call.excinfo else None
     error, unreachable = "", ""
