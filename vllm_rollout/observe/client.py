@@ -170,7 +170,9 @@ class InferenceClient:
         except httpx.TimeoutException as error:
             outcome, reason = RequestOutcome.TIMEOUT, _describe(error, timeout_seconds)
         except httpx.TransportError as error:
-            outcome, reason = RequestOutcome.CONNECTION, _describe(error, timeout_seconds)
+            # An answer that had begun and broke off is the server's, not the network's to explain.
+            outcome = RequestOutcome.TRUNCATED if status else RequestOutcome.CONNECTION
+            reason = _describe(error, timeout_seconds)
         except AnswerError as error:
             outcome, reason = error.outcome, str(error)
         else:
