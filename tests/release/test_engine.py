@@ -233,6 +233,22 @@ def test_a_run_killed_while_watching_is_watched_to_its_end(world: World) -> None
     assert world.clock.seconds - before >= 600
 
 
+def test_a_watch_is_not_resumed_over_what_other_hands_deployed(world: World) -> None:
+    gate_and_promote(world.context())
+    journal = world.context().journal
+    entry = journal.read()
+    assert entry is not None
+    journal.advance(entry, Phase.WATCH, "killed here", now=world.clock.now())
+    world.platform.deploy(PRODUCTION, {"version": 99}, replicas=4)
+    world.platform.calls.clear()
+
+    evidence = gate_and_promote(world.context())
+
+    assert any("changed by other hands" in step.detail for step in evidence.steps)
+    assert changes(world) == RAMP
+    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
+
+
 def test_a_second_run_finds_nothing_to_do(world: World) -> None:
     gate_and_promote(world.context())
     world.platform.calls.clear()
@@ -241,6 +257,11 @@ def test_a_second_run_finds_nothing_to_do(world: World) -> None:
 
     assert evidence.exit_code == ExitCode.OK
     assert "already runs build" in evidence.conclusion
+    assert changes(world) == []
+
+    world.gates.outcomes["verify"] = Outcome.FAIL  # it was well then, and is not now
+    evidence = gate_and_promote(world.context())
+    assert evidence.exit_code == ExitCode.GATE_FAILED
     assert changes(world) == []
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from vllm_rollout import __version__
-from vllm_rollout.deployment import Revision, RevisionStatus
+from vllm_rollout.deployment import Build, Revision, RevisionStatus
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.release.context import Context, End, trouble_of
@@ -83,11 +83,8 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     source, target, platform = context.source, context.target, context.platform
     revision = _served(context)
     values = platform.values(source, revision.number)
-    if _already_promoted(context, revision):
-        return End(
-            code=ExitCode.OK,
-            conclusion=f"Nothing to do: {target} already runs build {revision.build.short}",
-        )
+    if _runs(context, revision.build):
+        return _nothing_to_do(context, revision)
     context.reach(source)
     run = context.gate(source, source.environment)
     if refusal := _refusal(run):
@@ -133,10 +130,21 @@ def _served(context: Context) -> Revision:
     return newest
 
 
-def _already_promoted(context: Context, revision: Revision) -> bool:
+def _runs(context: Context, build: Build) -> bool:
+    """Whether every replica of the target runs `build`."""
     history = context.platform.history(context.target)
     serving = next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
-    return serving is not None and serving.complete and serving.build == revision.build
+    return serving is not None and serving.complete and serving.build == build
+
+
+def _nothing_to_do(context: Context, revision: Revision) -> End:
+    """The target runs the build already: an idempotent end, if it serves."""
+    told = f"{context.target} already runs build {revision.build.short}"
+    run = context.verify(context.target)
+    if run.outcome is Outcome.PASS:
+        return End(code=ExitCode.OK, conclusion=f"Nothing to do: {told}, and it serves")
+    code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
+    return End(code=code, conclusion=f"{told}, and it does not serve: {trouble_of(run)}")
 
 
 def _refusal(run: GateRun) -> End | None:
@@ -192,7 +200,12 @@ def _finish_what_was_under_way(context: Context) -> End | None:
     if found := context.platform.recover(context.target):
         context.say(f"recovered {context.target}", found)
     if entry.phase is Phase.WATCH:
-        return watch_to_the_end(context, entry)
+        if _runs(context, entry.build):
+            return watch_to_the_end(context, entry)
+        note = f"{context.target} no longer runs build {entry.build.short}: changed by other hands"
+        context.say("nothing to watch any more", note)
+        context.journal.advance(entry, Phase.DONE, note, now=context.clock.now())
+        return None
     end = roll_back(context, entry, f"run {entry.run_id} stopped in the {entry.phase} phase")
     return end if end.code is ExitCode.NEEDS_PERSON else None
 

@@ -11,10 +11,12 @@ from typing import IO
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import ExitCode, RolloutError
-from vllm_rollout.report.evidence import Evidence, GateRun, read_evidence
+from vllm_rollout.judge import Outcome
+from vllm_rollout.report.evidence import GateRun, read_evidence
 from vllm_rollout.resources import GATES
 
 _POLL_SECONDS = 0.2
+_END_SECONDS = 60.0
 
 
 class GatesCrashedError(RolloutError):
@@ -86,7 +88,7 @@ class GateRunner:
                 self._follow(process, events)
             finally:
                 os.close(ours)
-                process.wait()
+                _end(process)
         return self._read(evidence_file, folder / "pytest.log", process.returncode)
 
     def _follow(self, process: "subprocess.Popen[bytes]", events: IO[str]) -> None:
@@ -110,5 +112,19 @@ class GateRunner:
                 f"the gates ended (exit {status}) without evidence:\n{tail}",
                 remedy=f"The whole output is in {log}.",
             )
-        evidence: Evidence = read_evidence(evidence_file)
-        return evidence.runs[0]
+        run = read_evidence(evidence_file).runs[0]
+        if status != 0 and run.outcome is Outcome.PASS:
+            raise GatesCrashedError(
+                f"every gate passed and pytest ended with {status}: something else failed",
+                remedy=f"The whole output is in {log}.",
+            )
+        return run
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the process; kill it when the closed lifeline does not end it."""
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
