@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-import pytest
+import jsonschema
 import yaml
 
 from vllm_rollout.policy.schema import policy_schema, schema_text
@@ -62,7 +62,6 @@ def test_the_patterns_accept_every_default() -> None:
 
 
 def test_defaults_and_mistakes_are_told_apart_by_a_schema_validator() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(policy_schema())
     assert list(validator.iter_errors(yaml.safe_load(DEFAULT_POLICY.read_text("utf-8")))) == []
     for wrong in (

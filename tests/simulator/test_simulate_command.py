@@ -75,11 +75,12 @@ def test_ends_with_its_parent() -> None:
 
 def test_keys_come_from_a_file(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("one, two\nthree\n")
+    names = ("key-of-alice", "key-of-bob", "key-of-carol")
+    keys.write_text("{}, {}\n{}\n".format(*names))
     with RunningSimulator(api_key_file=keys, ttft_seconds=0) as running:
         command = Path(f"/proc/{running.pid}/cmdline").read_text()
-        assert not any(key in command for key in ("one", "two", "three"))
-        for key in ("one", "two", "three"):
+        assert not any(key in command for key in names)
+        for key in names:
             headers = {"Authorization": f"Bearer {key}"}
             assert httpx.get(f"{running.url}/v1/models", headers=headers).status_code == 200
         assert httpx.get(f"{running.url}/v1/models").status_code == 401

@@ -115,6 +115,11 @@ def test_a_replica_that_dies_is_started_again_until_it_is_given_up(release: Loca
     assert release.platform.replicas(release.deployment)[0].reason == "CrashLoopBackOff"
     assert httpx.post(f"{release.url}/v1/completions").status_code == 503
 
+    # A new revision is a new chance, even of the same build.
+    assert release.apply(tiny("a")).number == 2
+    assert release.served(1) == {"a": 1}
+    assert now() == [(True, "Running", 0)]
+
 
 def test_uninstall_leaves_no_process_no_port_and_no_history_but_the_documents(
     release: LocalRelease,

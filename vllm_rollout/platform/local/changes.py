@@ -125,13 +125,15 @@ class Changes:
         """
         deadline = time.monotonic() + timeout.total_seconds()
         starts_left = _ROUTER_STARTS
+        # Given up under an earlier revision: the router is about to replace them.
+        replaced = {each.id for each in self._state.replicas(name) if each.phase == GIVEN_UP}
         while True:
             release = self._state.release(name)
             if release is None or release.desired != row.number:
                 raise DeployError(f"{name}: revision {row.number} was withdrawn by another command")
             if release.settled == row.number and self._routers.running(name) is not None:
                 return
-            if any(each.phase == GIVEN_UP for each in self._members(name, row)):
+            if self._cannot_come(name, row, replaced):
                 raise self._not_ready(name, row, "was given up")
             if time.monotonic() > deadline:
                 raise self._not_ready(name, row, f"is not ready after {timeout}")
@@ -169,6 +171,16 @@ class Changes:
         builds = {part.build for part in row.composition.parts}
         replicas = self._state.replicas(name)
         return [each for each in replicas if each.build in builds and each.phase != LEAVING]
+
+    def _cannot_come(self, name: str, row: RevisionRow, replaced: set[str]) -> bool:
+        """Whether a part has lost, for good, replicas that it needs."""
+        members = self._members(name, row)
+        for part in row.composition.parts:
+            mine = [each for each in members if each.build == part.build]
+            lost = [each for each in mine if each.phase == GIVEN_UP and each.id not in replaced]
+            if lost and len(mine) - len(lost) < part.replicas:
+                return True
+        return False
 
     def _not_ready(self, name: str, row: RevisionRow, what: str) -> DeployError:
         lines = [f"{name}: revision {row.number} {what}"]

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -62,11 +63,13 @@ class Routers:
                 return False
             # What this command does not have, the replicas still need.
             env = {secret: theirs[secret] for secret in secrets if secret in theirs} | env
-            os.kill(router.pid, signal.SIGHUP)
+            with suppress(ProcessLookupError):
+                os.kill(router.pid, signal.SIGHUP)
         log = log_folder(self._state_dir, name) / "router.log"
         started = processes.spawn(
             [
-                *(sys.executable, "-m", "vllm_rollout.platform.local.router"),
+                # -P: nothing in the folder the command was called from stands in for a module.
+                *(sys.executable, "-P", "-m", "vllm_rollout.platform.local.router"),
                 *("--state", str(self._state_dir), "--release", name),
             ],
             env=env,

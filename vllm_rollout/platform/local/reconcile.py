@@ -10,7 +10,7 @@ from vllm_rollout.platform.local.balancer import Balancer
 from vllm_rollout.platform.local.composition import Part
 from vllm_rollout.platform.local.logs import trim
 from vllm_rollout.platform.local.proxy import Upstream
-from vllm_rollout.platform.local.replica import ReplicaKeeper, Surroundings
+from vllm_rollout.platform.local.replica import GIVEN_UP, ReplicaKeeper, Surroundings
 from vllm_rollout.platform.local.state import ReplicaRow, RevisionRow
 from vllm_rollout.platform.local.values import LocalValues
 
@@ -27,7 +27,7 @@ class Reconciler:
     serving until *every* replica of the desired composition is ready, and leave only then. So
     there are never fewer ready replicas than before or than desired, whichever is less, and a
     revision that does not come up takes nothing away. Replicas too many that never became ready
-    leave at once.
+    leave at once. Those that were given up are replaced when another revision is desired.
     """
 
     def __init__(self, around: Surroundings, balancer: Balancer[Upstream]) -> None:
@@ -50,11 +50,11 @@ class Reconciler:
             for row in self._around.state.replicas(self._around.release.name):
                 self._keep(row, lives, found=True)
             for tick in itertools.count():
-                if tick % _TRIM_EVERY_TICKS == 0:
-                    self._trim()
                 try:
                     self._step(lives)
-                except UnreachableError as error:
+                    if tick % _TRIM_EVERY_TICKS == 0:
+                        self._trim()
+                except (UnreachableError, OSError) as error:
                     # The state file is locked or the disk full: what runs goes on running.
                     _log.warning("%s", error)
                 if self._desired is None and not self._keepers:
@@ -97,6 +97,9 @@ class Reconciler:
         self._around.release = release
         if self._desired is None or self._desired.number != release.desired:
             self._desired = self._around.state.revision(release.name, release.desired)
+            for each in self._keepers:
+                if each.row.phase == GIVEN_UP:
+                    each.leave()
             self.refresh()
 
     def _new_row(self, part: Part) -> ReplicaRow:

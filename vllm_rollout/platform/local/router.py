@@ -65,11 +65,12 @@ async def serve(state_dir: Path, state: State, release: ReleaseRow, lock: Router
         )
         await runner.setup()
         site = await _listen(runner, release.port)
-        state.set_router(release.name, processes.current())
         work = asyncio.create_task(reconciler.run())
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, reconciler.stop)
         loop.add_signal_handler(signal.SIGHUP, work.cancel)
+        # Last: who reads this may send signals.
+        state.set_router(release.name, processes.current())
         try:
             await work
         except asyncio.CancelledError:
