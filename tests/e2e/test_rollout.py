@@ -141,10 +141,16 @@ class Site:
         assert run.returncode == expect, "".join(printed)
         return printed
 
-    def files_with_the_key(self) -> list[Path]:
-        """Files anywhere below that hold the bearer key."""
-        files = [file for file in self.folder.rglob("*") if file.is_file()]
-        return [file for file in files if KEY.encode() in file.read_bytes()]
+    def files_with_the_key(self) -> list[str]:
+        """Files anywhere below that hold the bearer key.
+
+        Another process reads them: plain reads of the state file here would drop SQLite's locks.
+        """
+        found = subprocess.run(
+            ["grep", "-rlF", KEY, str(self.folder)], capture_output=True, text=True
+        )
+        assert found.returncode in (0, 1), found.stderr
+        return found.stdout.splitlines()
 
     @property
     def platform(self) -> LocalPlatform:
