@@ -14,12 +14,13 @@ from vllm_rollout.errors import RolloutError
 from vllm_rollout.gating import fixtures
 from vllm_rollout.gating.fixtures import LOADS, OUTCOMES, SETTINGS
 from vllm_rollout.gating.progress import emit, end_with_parent
-from vllm_rollout.gating.results import BEFORE, Results, identity, record_result
+from vllm_rollout.gating.results import BEFORE, URL_ONLY, Results, identity, record_result
 from vllm_rollout.gating.select import (
     deployment_of,
     in_order,
     parametrize,
     selection_problem,
+    without_release,
 )
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.report.evidence import GateResult, result_from_json, write_evidence
@@ -121,7 +122,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Order the gates, and refuse a selection that names no environment or no model."""
     if SETTINGS not in config.stash:
         return
-    items[:] = in_order(items, config.stash[SETTINGS].policy)
+    settings = config.stash[SETTINGS]
+    if settings.platform is None and (out := without_release(items)):
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+    items[:] = in_order(items, settings.policy)
     problem = selection_problem(
         items, marker_expression=config.getoption("markexpr", ""), arguments=config.args
     )
@@ -208,6 +213,11 @@ class _Controller:
             folder = self._settings.report_dir / evidence.model / evidence.run_id
             self._lines += [verdict_line(gate) for run in evidence.runs for gate in run.gates]
             for run in evidence.runs:
+                if run.platform == URL_ONLY:
+                    self._lines.append(
+                        f"{run.deployment}: pods were not asked for, {run.base_url} is a server "
+                        "and not a release (add --platform to gate a release)"
+                    )
                 if run.missing:
                     self._lines.append(
                         f"{run.deployment}: not run, so nothing may be promoted on this: "

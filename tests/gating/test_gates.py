@@ -60,12 +60,13 @@ def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     evidence = evidence_in(tmp_path)
     found = outcomes(evidence)
-    assert found.pop("pods") is Outcome.INCONCLUSIVE  # a URL has no replicas to ask about
     assert found == dict.fromkeys(
         ["health", "inference", "response_time", "latency", "error_rate", "load_capacity"],
         Outcome.PASS,
     )
-    assert evidence.outcome is Outcome.INCONCLUSIVE  # so nothing may be promoted on it
+    assert evidence.outcome is Outcome.PASS
+    assert evidence.runs[0].platform == "url"
+    assert "pods were not asked for" in run.stdout
     folder = tmp_path / "reports" / MODEL / evidence.run_id
     assert "test_p95_latency[staging-llama-2-7b]" in (folder / "report.html").read_text()
     assert ET.parse(folder / "junit.xml").getroot() is not None
@@ -197,7 +198,8 @@ def test_collect_only_lists_the_gates_of_each_environment(tmp_path: Path) -> Non
     assert "test_p95_latency[development-llama-2-7b]" not in ids
     assert "test_smoke[production-llama-2-7b]" in ids
     assert "test_load_capacity[production-llama-2-7b]" not in ids  # off by policy
-    assert ids.index("test_pods_running_and_ready[development-llama-2-7b]") == 0
+    assert ids.index("test_health_200_and_a_token[development-llama-2-7b]") == 0
+    assert not any("pods" in each for each in ids)  # a URL has no replicas
 
 
 TEAM_GATES = '''

@@ -16,7 +16,7 @@ from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Deployment
 from vllm_rollout.errors import RolloutError, UnreachableError
 from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
-from vllm_rollout.gating.select import gate_name
+from vllm_rollout.gating.select import expected_gates, gate_name
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.platform.base import Platform
@@ -34,6 +34,9 @@ from vllm_rollout.settings import Settings
 
 BEFORE = pytest.StashKey[dict[str, Any]]()
 """What the deployment ran before the gate, as `identity` gives it."""
+
+URL_ONLY = "url"
+"""What stands for the platform where only a URL was given; nothing is promoted from there."""
 
 _LOAD_NAME = "load"
 _BUILD: TypeAdapter[Build | None] = TypeAdapter(Build | None)
@@ -181,13 +184,15 @@ class Results:
         return GateRun(
             deployment=deployment,
             base_url=records[0]["base_url"],
-            platform=self._settings.platform.name if self._settings.platform else "url",
+            platform=self._settings.platform.name if self._settings.platform else URL_ONLY,
             revision=identities[0]["revision"],
             build=_BUILD.validate_python(identities[0]["build"]),
             policy_digest=policy.digest,
             started=self._started,
             finished=finished,
-            expected=tuple(policy.environments[deployment.environment].gates.enabled),
+            expected=expected_gates(
+                policy, deployment.environment, of_release=self._settings.platform is not None
+            ),
             gates=tuple(result_from_json(record["result"]) for record in records),
             loads={} if load is None else {_LOAD_NAME: _LOAD.validate_python(load)},
             changed=_change(identities),

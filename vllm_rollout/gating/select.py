@@ -18,6 +18,16 @@ from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings
 
 NO_MODEL = "no-model-given"
+_ASK_THE_PLATFORM = ("pods",)
+
+
+def expected_gates(policy: Policy, environment: str, *, of_release: bool) -> tuple[str, ...]:
+    """The gates the policy asks for, cheap ones first.
+
+    Of a mere URL (not `of_release`) those that ask the platform are not expected.
+    """
+    gates = policy.environments[environment].gates.enabled
+    return tuple(g for g in gates if of_release or g not in _ASK_THE_PLATFORM)
 
 
 def gate_name(path: Path) -> str:
@@ -84,6 +94,15 @@ def in_order(items: list[pytest.Item], policy: Policy) -> list[pytest.Item]:
         )
 
     return sorted(items, key=place)
+
+
+def without_release(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The suite's own gates among `items` that cannot be asked of a mere URL."""
+    return [
+        item
+        for item in items
+        if is_bundled(item.path) and gate_name(item.path) in _ASK_THE_PLATFORM
+    ]
 
 
 def selection_problem(
