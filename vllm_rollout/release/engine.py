@@ -1,7 +1,8 @@
 """The rollout, from the first question to the last: finish what was under way, gate, promote."""
 
+import math
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Revision, RevisionStatus
@@ -67,7 +68,7 @@ def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:
             context.held = held
             end = work(started)
     except RolloutError as error:
-        end = End(code=error.exit_code, conclusion=f"{error} {error.remedy}".rstrip())
+        end = End(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())
     except KeyboardInterrupt:
         end = End(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(context))
     context.say(f"exit {end.code.value}", end.conclusion)
@@ -167,7 +168,8 @@ def _not_yet(context: Context, revision: Revision) -> str:
     """Why the promotion must wait although every gate passed; "" if it need not."""
     now = context.clock.now()
     soak = context.policy.environments[context.source.environment].soak
-    if soak is not None and (left := revision.created + soak.minimum - now).total_seconds() > 0:
+    if soak is not None and (left := revision.created + soak.minimum - now) > timedelta():
+        left = timedelta(seconds=math.ceil(left.total_seconds()))
         return (
             f"the soak is not over: revision {revision.number} of {context.source} must stand for "
             f"{format_duration(soak.minimum)}, {format_duration(left)} are left"

@@ -6,6 +6,7 @@ it could write their process ids down. Nothing is ever ended by name.
 """
 
 import atexit
+import os
 import signal
 import subprocess
 import time
@@ -23,15 +24,17 @@ REPLICA_VARIABLE = "VLLM_ROLLOUT_REPLICA"
 # /proc shows; with this set it leaves the environment readable.
 MARKS_STAY_READABLE = {"SPT_NOENV": "1"}
 
-# The start time is derived from the wall clock, which may be set while a process runs.
-_CLOCK_TOLERANCE_SECONDS = 2.0
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_START_FIELD = 19
+"""Of /proc/<pid>/stat behind the command's name: start in clock ticks since boot, see proc(5)."""
+
 _KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One process and no later one with the same id: `created` is its start in Unix seconds."""
+    """One process and no later one with the same id: `created` is when it started, in seconds."""
 
     pid: int
     created: float
@@ -48,10 +51,23 @@ def _let_go() -> None:
         child.returncode = 0
 
 
+def _started(process: psutil.Process) -> float:
+    """When the process started: since boot where /proc tells, for no step of the clock moves that.
+
+    Raises:
+        psutil.NoSuchProcess: it is gone.
+    """
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return process.create_time()
+    return int(stat.rpartition(")")[2].split()[_START_FIELD]) / _TICKS_PER_SECOND
+
+
 def current() -> Identity:
     """This process."""
     me = psutil.Process()
-    return Identity(me.pid, me.create_time())
+    return Identity(me.pid, _started(me))
 
 
 def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Identity:
@@ -71,7 +87,7 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Identity
             start_new_session=True,
         )
     # Not reaped yet, so even a child that has already ended still has its start time.
-    identity = Identity(child.pid, psutil.Process(child.pid).create_time())
+    identity = Identity(child.pid, _started(psutil.Process(child.pid)))
     _children[identity] = child
     return identity
 
@@ -93,7 +109,7 @@ def is_running(identity: Identity | None) -> bool:
 def _find(identity: Identity) -> psutil.Process | None:
     try:
         process = psutil.Process(identity.pid)
-        same = abs(process.create_time() - identity.created) < _CLOCK_TOLERANCE_SECONDS
+        same = _started(process) == identity.created
     except psutil.NoSuchProcess:
         return None
     return process if same and _lives(process) else None
