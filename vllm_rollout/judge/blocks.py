@@ -1,0 +1,156 @@
+"""Requests that share one fate: how many of them count as one.
+
+A stall makes all requests late that meet it. Ten late ones from one stall are one piece of
+evidence, and a bound that takes them for ten is too sure of itself. What n dependent requests are
+worth is n divided by
+
+    D = 1 + 2 (rho_1 + rho_2 + …)
+
+with rho_l the correlation of "bad" between requests l apart (Geyer 1992, Stat. Sci. 7:473,
+section 3.1; "design effect" where surveys are drawn in clusters, Kish 1965). Bursts of B requests
+that are all bad give D = B.
+"""
+
+import math
+from array import array
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammainc
+
+# Chance of finding, at one span, a dependence that is not there.
+_FALSE_ALARM = 0.001
+# A span is looked at only if the stream is 2 to this power times longer: else there is nothing
+# to compare with.
+_DOUBLINGS_UNSEEN = 3
+# Dependence is looked for among the latest of them, so that memory stays bounded.
+_REMEMBERED = 2**20
+
+
+def block_length(bad: NDArray[np.bool_]) -> int:
+    """How many requests count as one, from which of them were bad, in order of time.
+
+    1 where no dependence is found: the requests look independent, or too few are bad to tell.
+    """
+    return block_length_at(np.flatnonzero(bad), len(bad))
+
+
+def block_length_at(positions: NDArray[np.int64], n: int) -> int:
+    """The same from the rising places (0 to `n` - 1) of the bad ones.
+
+    Pairs of bad requests at most `span` apart are counted, for spans of 1, 2, 4 …, and compared
+    with what independent requests would bring: a number of pairs that is Poisson where bad ones
+    are few, and narrower by the share of good ones, squared, where they are many. The greatest D
+    of all spans with too many pairs is taken. Where that is the longest span, the bursts may be
+    longer still: as it grew by the last doubling, it is taken to grow up to the whole stream. D is
+    known only as well as the bursts are many, so it is enlarged by a standard error of
+    1 / sqrt(bursts), and rounded up.
+    """
+    if 2 * len(positions) > n:  # D is the same for the good ones, and the rarer kind tells more
+        good = np.ones(n, dtype=np.bool_)
+        good[positions] = False
+        positions = np.flatnonzero(good)
+    bad = len(positions)
+    if bad < 2:
+        return 1
+    good_share = 1 - bad / n
+    around = np.concatenate((positions, positions + n))  # as on a ring: no span has an edge
+    greatest = before = 1.0
+    span = 1
+    while span << _DOUBLINGS_UNSEEN <= n:
+        within = np.searchsorted(around, positions + span, side="right")
+        pairs = int(np.sum(within - np.arange(1, bad + 1)))
+        expected = bad * (bad - 1) * span / (n - 1)
+        by_chance = gammainc(pairs / good_share**2, expected / good_share**2) if pairs else 1.0
+        before = greatest
+        if by_chance < _FALSE_ALARM:
+            greatest = max(greatest, 1 + 2 * (pairs - expected) / (bad * good_share))
+        span *= 2
+    if greatest > 1:
+        greatest *= (greatest / before) ** _DOUBLINGS_UNSEEN
+        greatest *= 1 + math.sqrt(greatest / bad)
+    return min(n, math.ceil(greatest))
+
+
+def burst_length(latencies_seconds: NDArray[np.float64], percentile: float) -> int:
+    """How many requests count as one, from latencies in order of time.
+
+    Looked at are those above `percentile` of them, and those above the median: a service that
+    slows down and recovers shows it there long before it does harm at a limit.
+    """
+    ranks = [math.ceil(len(latencies_seconds) * part / 100) - 1 for part in (50, percentile)]
+    ordered = np.partition(latencies_seconds, ranks)
+    return max(block_length(latencies_seconds > ordered[rank]) for rank in ranks)
+
+
+def check_burst(burst: int) -> int:
+    """How many requests may share one fate, as told.
+
+    Raises:
+        ValueError: not a whole number from 1.
+    """
+    if not burst >= 1 or burst % 1:
+        raise ValueError(f"burst must be a whole number of requests from 1, not {burst}")
+    return int(burst)
+
+
+class BadRequests:
+    """Where in a stream the bad requests were, as it grows."""
+
+    def __init__(self) -> None:
+        self._positions = array("q")
+
+    def add(self, positions: NDArray[np.int64]) -> None:
+        """Remember bad requests at `positions`, rising and after all those before."""
+        _remember(self._positions, positions)
+
+    def add_counted(self, bad: int, begin: int, total: int) -> None:
+        """Remember `bad` of the `total` requests from `begin` on, whose order is not known.
+
+        They are taken to be spread evenly: what a batch hides is not held against it.
+        """
+        if bad == total == 1:
+            self._positions.append(begin)
+            _forget(self._positions)
+            return
+        first = max(0, bad - _REMEMBERED)
+        places = begin + (np.arange(first, bad) + 0.5) * (total / max(bad, 1))
+        self.add(places.astype(np.int64))
+
+    def block_length(self, n: int) -> int:
+        """How many of the `n` requests so far count as one."""
+        positions = np.array(self._positions, dtype=np.int64)
+        begin = int(positions[0]) if len(positions) >= _REMEMBERED else 0
+        return block_length_at(positions - begin, n - begin)
+
+
+class LatestLatencies:
+    """The latest latencies of a stream, in order of time, for the bursts among its slowest."""
+
+    def __init__(self) -> None:
+        self._seconds = array("d")
+
+    def add_one(self, seconds: float) -> None:
+        """Remember one latency."""
+        self._seconds.append(seconds)
+        _forget(self._seconds)
+
+    def add(self, seconds: NDArray[np.float64]) -> None:
+        """Remember more latencies; an infinite one had no answer."""
+        _remember(self._seconds, seconds)
+
+    def block_length(self, percentile: float) -> int:
+        """How many requests count as one: `burst_length` of them."""
+        return burst_length(np.array(self._seconds), percentile)
+
+
+def _remember(memory: "array[int] | array[float]", more: NDArray[np.generic]) -> None:
+    latest = np.ascontiguousarray(more[-_REMEMBERED:], dtype=memory.typecode)
+    memory.frombytes(latest.tobytes())
+    _forget(memory)
+
+
+def _forget(memory: "array[int] | array[float]") -> None:
+    """Drop what is too old to matter."""
+    if len(memory) > 2 * _REMEMBERED:
+        del memory[:-_REMEMBERED]

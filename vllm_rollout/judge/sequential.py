@@ -1,0 +1,278 @@
+"""Verdicts while the load still runs: look after every request, at the risk of a single look."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_rollout.judge.anytime import AnytimeShare
+from vllm_rollout.judge.blocks import LatestLatencies
+from vllm_rollout.judge.planning import check_percentile, format_confidence, more_load
+from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.units import format_share, format_value
+
+_BURST_OF_LATENCIES = 10
+"""Requests that one stall may delay unless told otherwise: a second of the workflow's 10/s."""
+
+# Bounds are worked out anew with so many more requests than at the last look, and when they
+# decide: often enough to be of use, and seldom enough to cost nothing.
+_MORE_REQUESTS, _MORE_AT_LEAST = 0.25, 16
+
+
+class SequentialRate:
+    """Judge a stream's share of failed requests against `limit`, a fraction to stay below.
+
+    `update` may be called after every request or every batch. Over the whole life of the test the
+    chance of a pass at a true share of `limit` or more is at most 1 - `confidence`, and so is the
+    chance of a fail at `limit` or less. The first verdict that decides is final: every later
+    `update` returns it as it was, and its counts are left out. A new question takes a new test.
+
+    Where the policy names the share expected of a `good` service or of a `bad` one, services like
+    them are told apart in the fewest requests; any other share is still found, a little later.
+
+    Requests are taken to be independent, up to `burst` of them in a row excepted, which may fail
+    together for one cause. Where failures are seen to come in longer bursts, as many requests as
+    count for one are counted as one, and the reason says so; but bursts that have not come yet
+    cannot be seen, and only `burst` guards against them. `rate_per_second` is the load's, to name
+    the duration a pass would take.
+
+    Until it is decided, a verdict's bounds are those of the latest look (each after a quarter more
+    requests): they belong to a confidence sequence, and hold as they are.
+
+    Raises:
+        ValueError: a limit outside 0 to 1 or at 0, a confidence not between 0.5 and 1, `good` not
+            between 0 and the limit, `bad` not between the limit and 1, or `burst` below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: float,
+        confidence: float,
+        good: float | None = None,
+        bad: float | None = None,
+        burst: int = 1,
+        rate_per_second: float | None = None,
+    ) -> None:
+        test = AnytimeShare(limit=limit, confidence=confidence, good=good, bad=bad, burst=burst)
+        self._speaker = _Speaker(
+            test,
+            rate_per_second,
+            seen="failed",
+            are="fail",
+            against=f"(limit: below {format_share(float(limit))})",
+            mend="See how the requests failed and what the replicas logged at that time; mend "
+            "that before the next attempt.",
+        )
+
+    def update(self, failures: int, total: int) -> Verdict:
+        """Take in a batch, `failures` of `total` more requests, and say what follows.
+
+        A count that is not a finite number leaves the test inconclusive for good: what it should
+        have said is lost.
+
+        Raises:
+            ValueError: more failures than requests, or a negative or fractional count.
+        """
+        speaker = self._speaker
+        if speaker.final:
+            return speaker.final
+        if not (math.isfinite(failures) and math.isfinite(total)):
+            return speaker.give_up(
+                f"the counts cannot be used: {failures} failures of {total} requests",
+                "Find out why the counter reads no finite number, and begin a new test.",
+            )
+        failed, requests = int(failures), int(total)
+        if not 0 <= failed <= requests or failed != failures or requests != total:
+            raise ValueError(f"not a count of failures among requests: {failures} of {total}")
+        speaker.test.add_counted(failed, failed, requests)
+        return speaker.verdict()
+
+
+class SequentialPercentile:
+    """Judge a percentile (95 for P95) of a stream's latencies against `limit_seconds`.
+
+    P95 is below 3 s if fewer than 5% of the requests take 3 s or longer, and above it if more
+    than 5% take longer than 3 s: that share is what is judged, as `SequentialRate` judges the
+    share that failed, with the same risks, the same finality and the same bounds. So `measured`,
+    `lower`, `upper` and `limit` of the verdict are shares of late requests, and `good` and `bad`
+    are the shares expected of a good and of a bad service.
+
+    Latencies come in bursts as a rule: one stall delays all requests it meets. `burst`, how many
+    that may be, is the load's rate times the longest stall to be reckoned with; a pass takes that
+    many times the requests. Independent requests have a `burst` of 1.
+
+    Raises:
+        ValueError: a percentile not between 0 and 100, a limit that is not a positive time, or
+            what `SequentialRate` raises.
+    """
+
+    def __init__(
+        self,
+        *,
+        percentile: float,
+        limit_seconds: float,
+        confidence: float,
+        good: float | None = None,
+        bad: float | None = None,
+        burst: int = _BURST_OF_LATENCIES,
+        rate_per_second: float | None = None,
+    ) -> None:
+        check_percentile(percentile)
+        if not 0 < limit_seconds < math.inf:
+            raise ValueError(f"limit_seconds must be a positive time, not {limit_seconds}")
+        # Exactly the decimal that was written: 1 - 0.95 is a little more than 0.05.
+        share = float(1 - Fraction(str(percentile)) / 100)
+        time = format_value(limit_seconds, "s")
+        self._limit_seconds = limit_seconds
+        self._latest = latest = LatestLatencies()
+        self._speaker = _Speaker(
+            AnytimeShare(
+                limit=share,
+                confidence=confidence,
+                good=good,
+                bad=bad,
+                burst=burst,
+                dependence=lambda: latest.block_length(percentile),
+            ),
+            rate_per_second,
+            seen=f"took {time} or longer",
+            are="do",
+            against=f"(limit: P{percentile:g} below {time}, so below {format_share(share)})",
+            mend="See whether the time goes into waiting (the server's queue) or into generating, "
+            "and give the deployment more replicas or faster ones.",
+        )
+
+    def update(
+        self, latencies_seconds: Sequence[float] | NDArray[np.float64], censored: int = 0
+    ) -> Verdict:
+        """Take in a batch, latencies in the order of sending, and say what follows.
+
+        `censored` more requests had no answer: they count as late, and as spread over the batch.
+        A latency that is NaN, infinite or negative leaves the test inconclusive for good.
+
+        Raises:
+            ValueError: a negative or fractional `censored`, or latencies that are not one row.
+        """
+        speaker = self._speaker
+        if speaker.final:
+            return speaker.final
+        if not censored >= 0 or censored % 1:
+            raise ValueError(f"censored must be a number of requests, not {censored}")
+        limit = self._limit_seconds
+        if len(latencies_seconds) == 1 and not censored:
+            seconds = latencies_seconds[0]  # the commonest batch is not worth an array
+            if isinstance(seconds, float) and 0 <= seconds < math.inf:
+                self._latest.add_one(seconds)
+                speaker.test.add_counted(seconds >= limit, seconds > limit, 1)
+                return speaker.verdict()
+        values = np.asarray(latencies_seconds, dtype=np.float64)
+        if values.ndim != 1:
+            raise ValueError(f"latencies must be one row of numbers, not {values.ndim} dimensions")
+        # One NaN makes both extremes NaN, and no comparison with NaN holds.
+        if values.size and not (values.min() >= 0 and values.max() < math.inf):
+            return speaker.give_up(
+                "some latencies are not a time (NaN, infinite or negative)",
+                "Mend the clock or the parser that measured them, and begin a new test; a request "
+                "without an answer belongs in `censored`.",
+            )
+        if censored:
+            among = (np.arange(censored) + 0.5) * (len(values) / censored)
+            values = np.insert(values, among.astype(np.int64), math.inf)
+        self._latest.add(values)
+        speaker.test.add(values >= limit, int(np.count_nonzero(values > limit)))
+        return speaker.verdict()
+
+
+class _Speaker:
+    """Puts what a test has found into verdicts, and keeps the one that is final."""
+
+    def __init__(
+        self,
+        test: AnytimeShare,
+        rate_per_second: float | None,
+        *,
+        seen: str,
+        are: str,
+        against: str,
+        mend: str,
+    ) -> None:
+        self.test = test
+        self.final: Verdict | None = None
+        self._rate_per_second = rate_per_second
+        self._seen, self._are, self._against, self._mend = seen, are, against, mend
+        self._sure = f"at {format_confidence(test.confidence)} confidence whenever looked at"
+        self._next_look = 1
+        self._lower, self._upper = 0.0, 1.0
+        self._tail = self._remedy = ""
+        self._nothing = Verdict(
+            outcome=Outcome.INCONCLUSIVE,
+            reason="no request was judged",
+            limit=test.limit,
+            confidence=test.confidence,
+            remedy=f"Check that the load reaches the server. {self._needs()}",
+            unit="ratio",
+        )
+
+    def verdict(self) -> Verdict:
+        """What follows from the requests so far."""
+        test = self.test
+        if test.n == 0:
+            return self._nothing
+        if test.n >= self._next_look or test.outcome is not Outcome.INCONCLUSIVE:
+            self._next_look = test.n + _MORE_AT_LEAST + int(test.n * _MORE_REQUESTS)
+            self._look()
+        verdict = Verdict(
+            outcome=test.outcome,
+            reason=f"{test.bad:,} of {test.n:,} requests {self._seen}{self._tail}",
+            measured=test.bad / test.n,
+            lower=self._lower,
+            upper=self._upper,
+            limit=test.limit,
+            confidence=test.confidence,
+            n=test.n,
+            remedy=self._remedy,
+            unit="ratio",
+        )
+        if test.outcome is not Outcome.INCONCLUSIVE:
+            self.final = verdict
+        return verdict
+
+    def give_up(self, reason: str, remedy: str) -> Verdict:
+        """The final word on a stream of which a part cannot be read."""
+        self.final = self.verdict().because(reason, remedy)
+        return self.final
+
+    def _look(self) -> None:
+        """Work out the bounds and word them; between two looks only the counts change."""
+        test = self.test
+        self._lower, self._upper = test.bounds()
+        if test.outcome is Outcome.PASS:
+            bound, self._remedy = f"at most {_share(self._upper)} {self._are}", ""
+        elif test.outcome is Outcome.FAIL:
+            bound, self._remedy = f"at least {_share(self._lower)} {self._are}", self._mend
+        else:
+            bound = f"{_share(self._lower)} to {_share(self._upper)} may {self._are}"
+            self._remedy = self._needs()
+        self._tail = f": {bound}, {self._sure} {self._against}{self._bursts()}"
+
+    def _bursts(self) -> str:
+        test = self.test
+        if test.block == 1:
+            return ""
+        counted = f"{test.block:,} requests in a row count as one"
+        if test.block > test.burst:
+            return f"; they came in bursts, so {counted}"
+        return f"; {counted}, for they may share one cause"
+
+    def _needs(self) -> str:
+        needed = self.test.pass_needs()
+        more = more_load(needed, self._rate_per_second)
+        return f"A pass takes at least {needed:,} requests in all: {more}."
+
+
+def _share(bound: float) -> str:
+    """Four digits, so that a bound just inside the limit does not read like the limit."""
+    return format_share(float(f"{bound:.4g}"))
