@@ -1,7 +1,7 @@
 """P95 latency: 95 of 100 requests answer within the limit (workflow: "Response time < 3s P95")."""
 
 from vllm_rollout.gating.verdicts import VerdictRecorder
-from vllm_rollout.judge.percentile import percentile_verdict
+from vllm_rollout.judge.dependence import percentile_verdict_in_order
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.policy import Gates, Policy
 
@@ -10,12 +10,11 @@ def test_p95_latency(
     load: LoadResult, slo: Gates, policy: Policy, verdict: VerdictRecorder
 ) -> None:
     verdict(
-        percentile_verdict(
-            load.latencies_seconds,
+        percentile_verdict_in_order(
+            load.latencies_in_order,
             percentile=slo.latency.percentile,
             limit_seconds=slo.latency.limit_seconds,
             confidence=policy.confidence,
-            censored=load.censored,
             rate_per_second=load.plan.rate_per_second,
         )
     )

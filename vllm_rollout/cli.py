@@ -30,6 +30,7 @@ app.command("history")(releases.history_command)
 app.command("logs")(releases.logs_command)
 app.command("uninstall")(releases.uninstall_command)
 app.command("report")(documents.report_command)
+app.command("explain")(documents.explain_command)
 app.command("simulate")(options.errors_shown()(simulate))
 app.add_typer(documents.policy_app, name="policy")
 

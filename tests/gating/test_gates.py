@@ -90,6 +90,60 @@ def test_a_slow_deployment_fails_with_its_bound(tmp_path: Path) -> None:
     assert "1 failed" in run.stdout
 
 
+@pytest.mark.parametrize(("first_token", "outcome"), [("1s", "pass"), ("5ms", "fail")])
+def test_goodput_is_gated_where_the_policy_asks_for_it(
+    tmp_path: Path, first_token: str, outcome: str
+) -> None:
+    asked = (f"gates.goodput.ttft={first_token}", "gates.goodput.itl=1s")
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run_gates(
+            tmp_path,
+            *staging(server.url),
+            changes=(*SHORT, *ONE_IN_FIFTY, "gates.goodput.target=95%", *asked),
+        )
+
+    (gate,) = (g for g in evidence_in(tmp_path).runs[0].gates if g.gate == "goodput")
+    assert gate.outcome == outcome
+    assert "met every limit (first token below" in gate.verdicts[0].reason
+    assert gate.verdicts[0].n > 100
+
+
+DOUBTFUL = '''
+"""A fail that is barely one, among others."""
+import pytest
+from vllm_rollout.judge.rate import rate_verdict
+
+CLAIM = {"limit": 0.01, "confidence": 0.95}
+
+@pytest.mark.parametrize("failures", [0, 1, 16])
+def test_rate(deployment, verdict, failures):
+    verdict(rate_verdict(failures, 1000, **CLAIM))
+'''
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"), [("holm", Outcome.INCONCLUSIVE), ("none", Outcome.FAIL)]
+)
+def test_a_fail_that_may_be_chance_among_several_is_inconclusive(
+    tmp_path: Path, method: str, outcome: Outcome
+) -> None:
+    (tmp_path / "test_doubtful.py").write_text(DOUBTFUL)
+
+    run = run_gates(
+        tmp_path,
+        "test_doubtful.py",
+        *staging("http://127.0.0.1:9"),
+        "--policy-set",
+        f"family_risk={method}",
+        changes=(),
+    )
+
+    assert run.returncode == 1
+    found = [gate.outcome for gate in evidence_in(tmp_path).runs[0].gates]
+    assert found == [Outcome.PASS, Outcome.PASS, outcome]
+    assert ("among 3 gates a fail has to be" in run.stdout) == (method == "holm")
+
+
 def test_too_few_requests_are_inconclusive_and_not_a_pass(tmp_path: Path) -> None:
     with RunningSimulator(model=MODEL, **FAST) as server:
         run = run_gates(tmp_path, *staging(server.url), "-k", "error_rate", changes=SHORT)

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.dependence import percentile_verdict_in_order, rate_verdict_in_order
+from vllm_rollout.judge.dependence import (
+    goodput_verdict_in_order,
+    percentile_verdict_in_order,
+    rate_verdict_in_order,
+)
+from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 
@@ -48,6 +53,21 @@ def test_latencies_in_stalls_do_not_pass_where_scattered_ones_would():
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.lower < verdict.measured < verdict.limit < verdict.upper
     assert "came in bursts" in verdict.reason
+
+
+def test_misses_in_bursts_do_not_reach_a_goodput_that_scattered_ones_would():
+    limits, claim = GoodputLimits(latency_seconds=3.0), {"target": 0.95, "confidence": 0.95}
+    scattered, bursty = stalls(2000, 1, 25), stalls(2000, 20, 500)
+    plain = goodput_verdict(limits, latency_seconds=latencies(scattered), **claim)
+    assert plain.passed
+    same = goodput_verdict_in_order(limits, latency_seconds=latencies(scattered), **claim)
+    assert same == plain
+    verdict = goodput_verdict_in_order(limits, latency_seconds=latencies(bursty), **claim)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.lower < plain.lower < verdict.measured == 0.96 < plain.upper < verdict.upper
+    assert "came in bursts" in verdict.reason
+    none = goodput_verdict_in_order(limits, latency_seconds=[], **claim)
+    assert none.outcome is Outcome.INCONCLUSIVE
 
 
 def test_stalls_shorter_than_the_limit_are_bursts_too():

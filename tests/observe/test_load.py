@@ -87,7 +87,14 @@ def test_workers_share_out_every_arrival_exactly_once(law: str) -> None:
 
 def test_a_result_counts_every_request_that_did_not_succeed_as_censored() -> None:
     requests = (
-        RequestRecord(intended=0.0, sent=0.1, first_token=0.5, end=1.0, outcome=RequestOutcome.OK),
+        RequestRecord(
+            intended=0.0,
+            sent=0.1,
+            first_token=0.5,
+            end=1.0,
+            outcome=RequestOutcome.OK,
+            completion_tokens=6,
+        ),
         RequestRecord(
             intended=1.0, sent=1.0, end=1.1, outcome=RequestOutcome.HTTP_ERROR, status=503
         ),
@@ -97,6 +104,13 @@ def test_a_result_counts_every_request_that_did_not_succeed_as_censored() -> Non
     result = LoadResult(plan=PLAN, started_at=0.0, requests=requests)
     assert result.latencies_seconds == (1.0,)
     assert (result.total, result.failures, result.censored) == (4, 3, 3)
+    assert result.latencies_in_order == (1.0, math.inf, math.inf, math.inf)
+    assert result.failed_in_order == (False, True, True, True)
+    assert result.ttft_in_order == pytest.approx((0.5, math.nan, math.nan, math.nan), nan_ok=True)
+    assert result.itl_in_order == pytest.approx((0.1, math.nan, math.nan, math.nan), nan_ok=True)
+    one, none = (replace(requests[0], completion_tokens=tokens) for tokens in (1, 0))
+    assert one.itl_seconds == 0
+    assert math.isnan(none.itl_seconds)
     assert result.failures_by_kind == {"http_error 503": 1, "timeout": 1, "unsent": 1}
     assert result.lag_percentile(100) == pytest.approx(0.2)
     assert math.isnan(replace(result, requests=requests[3:]).lag_percentile(99))

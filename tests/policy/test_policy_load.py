@@ -27,7 +27,7 @@ STAGING = "environments:\n  staging:\n    "
             STAGING + "gates: {latncy: {limit: 4s}}",
             "rollout.yaml:3:13: environments.staging.gates.latncy: unknown key 'latncy'; did you "
             "mean 'latency'? (valid here: pods, health, inference, response_time, latency, "
-            "error_rate, load_capacity, smoke)",
+            "error_rate, goodput, load_capacity, smoke)",
             id="unknown gate",
         ),
         pytest.param(

@@ -13,6 +13,7 @@ from vllm_rollout.report.words import (
     headline,
     one_line,
     report_title,
+    risk_text,
     short_title,
     verdict_text,
 )
@@ -107,3 +108,22 @@ def test_a_title_is_short_up_to_its_explanation() -> None:
     """A gate's first docstring line names it before the colon or comma."""
     assert short_title("P95 latency: 95 of 100 requests, at most") == "P95 latency"
     assert short_title("Pods Running and Ready.") == "Pods Running and Ready"
+
+
+def test_the_risk_of_a_whole_run_is_said_where_chance_has_a_part(
+    make_evidence: Callable[..., Evidence],
+    make_gate: Callable[..., GateResult],
+    passing: Verdict,
+    failing: Verdict,
+) -> None:
+    fact = Verdict(outcome=Outcome.PASS, reason="ready", n=1)
+    gates = (make_gate("pods", fact), make_gate("latency", passing), make_gate("other", failing))
+    (run,) = make_evidence(*gates).runs
+    run = replace(run, confidence=0.95, family_risk="holm")
+    assert risk_text(run) == (
+        "2 verdicts from samples: a pass of all is wrong at most 5% of the time, "
+        "and so is a fail of any (Holm)"
+    )
+    assert risk_text(replace(run, family_risk="none")).endswith("each fail on its own likewise")
+    assert risk_text(replace(run, gates=gates[:1])) == ""
+    assert risk_text(replace(run, confidence=None)) == ""

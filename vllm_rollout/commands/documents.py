@@ -1,4 +1,4 @@
-"""`vllm-rollout policy` and `vllm-rollout report`."""
+"""`vllm-rollout policy`, `vllm-rollout report` and `vllm-rollout explain`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from vllm_rollout.commands import options
 from vllm_rollout.policy import dump_policy, load_policy
 from vllm_rollout.report.evidence import read_evidence
+from vllm_rollout.report.explain import explain_evidence
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.resources import POLICY_SCHEMA
 
@@ -38,3 +39,11 @@ def report_command(
     with options.errors_shown():
         paths = write_reports(read_evidence(evidence), out or evidence.parent)
         options.console.print(f"{paths.html}\n{paths.junit}", soft_wrap=True, highlight=False)
+
+
+def explain_command(
+    evidence: Annotated[Path, typer.Argument(help="an evidence.json")],
+) -> None:
+    """Show how each verdict of an evidence file was reached, to check it by hand."""
+    with options.errors_shown():
+        options.console.print(explain_evidence(read_evidence(evidence)), highlight=False)

@@ -5,8 +5,10 @@ xdist workers to the controller, which alone writes evidence and reports.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.gating.select import expected_gates, gate_name
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
+from vllm_rollout.judge.family import judge_family
 from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy
 from vllm_rollout.report.evidence import (
     Evidence,
     GateResult,
@@ -188,15 +192,26 @@ class Results:
             revision=identities[0]["revision"],
             build=_BUILD.validate_python(identities[0]["build"]),
             policy_digest=policy.digest,
+            confidence=policy.confidence,
+            family_risk=policy.family_risk,
             started=self._started,
             finished=finished,
             expected=expected_gates(
                 policy, deployment.environment, of_release=self._settings.platform is not None
             ),
-            gates=tuple(result_from_json(record["result"]) for record in records),
+            gates=_as_family([result_from_json(record["result"]) for record in records], policy),
             loads={} if load is None else {_LOAD_NAME: _LOAD.validate_python(load)},
             changed=_change(identities),
         )
+
+
+def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResult, ...]:
+    """The results with those fails made inconclusive that may be chance among so many gates."""
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    judged = iter(judge_family(verdicts, confidence=policy.confidence, method=policy.family_risk))
+    return tuple(
+        replace(result, verdicts=tuple(islice(judged, len(result.verdicts)))) for result in results
+    )
 
 
 def _change(identities: list[dict[str, Any]]) -> str:

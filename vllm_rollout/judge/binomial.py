@@ -45,3 +45,13 @@ def percentile_ranks(n: int, share: float, confidence: float) -> tuple[int | Non
     upper = bisect_left(range(n), confidence, key=lambda k: chance_at_most(k, n, share)) + 1
     lower = bisect_right(range(n), -confidence, key=lambda k: -chance_above(k, n, share))
     return lower or None, upper if upper <= n else None
+
+
+def fail_p_value(bad: int, n: int, allowed: float) -> float:
+    """The chance of `bad` or more of `n` requests if the share `allowed` were bad; 1 of none.
+
+    The p-value of a fail: of a rate with the failures and its limit, of a percentile with the
+    requests slower than its limit and 1 - percentile / 100. A verdict fails at every confidence
+    below 1 - p, and at none above.
+    """
+    return chance_above(bad - 1, n, allowed) if bad else 1.0

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from vllm_rollout.judge.binomial import percentile_ranks, share_bounds
+from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks, share_bounds
 from vllm_rollout.judge.blocks import block_length, check_burst
+from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict, meets_limits
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.planning import more_load, requests_to_decide
 from vllm_rollout.judge.rate import rate_verdict
@@ -48,12 +49,9 @@ def rate_verdict_in_order(
     block = _block(burst, bad)
     if block == 1 or plain.measured is None:
         return plain
-    runs = len(bad) // block
-    lower, upper = 0.0, 1.0
-    if runs:
-        lower = share_bounds(failures // block, runs, confidence)[0]
-        upper = share_bounds(min(runs, math.ceil(failures / block)), runs, confidence)[1]
+    lower, upper, p_value = _share_of_runs(failures, len(bad), limit, block, confidence)
     needed = requests_to_decide(plain.measured, limit, confidence)
+    plain = replace(plain, p_value=p_value)
     return _weakened(plain, lower, upper, burst, block, needed, rate_per_second)
 
 
@@ -97,9 +95,67 @@ def percentile_verdict_in_order(
     ordered = np.partition(values, sorted({rank for rank in (first, last) if rank is not None}))
     lower = None if first is None else float(ordered[first])
     upper = None if high is None else float(ordered[last])
-    slow = int(np.count_nonzero(late)) / len(values)
-    needed = requests_to_decide(slow, 1 - percentile / 100, confidence)
+    allowed, slow = 1 - percentile / 100, int(np.count_nonzero(late)) / len(values)
+    needed = requests_to_decide(slow, allowed, confidence)
+    slower = int(np.count_nonzero(values > limit_seconds)) // block
+    plain = replace(plain, p_value=fail_p_value(slower, len(values) // block, allowed))
     return _weakened(plain, lower, upper, burst, block, needed, rate_per_second)
+
+
+def goodput_verdict_in_order(
+    limits: GoodputLimits,
+    *,
+    target: float,
+    confidence: float,
+    ttft_seconds: ArrayLike | None = None,
+    inter_token_seconds: ArrayLike | None = None,
+    latency_seconds: ArrayLike | None = None,
+    burst: int = 1,
+    rate_per_second: float | None = None,
+) -> Verdict:
+    """Judge times in the order of sending, as `goodput_verdict` judges them in any order.
+
+    A request without an answer is NaN or infinite here, at its place. `burst` is as in
+    `rate_verdict_in_order`; misses are what comes in bursts.
+
+    Raises:
+        ValueError: `burst` below 1, or what `goodput_verdict` raises.
+    """
+    plain = goodput_verdict(
+        limits,
+        target=target,
+        confidence=confidence,
+        ttft_seconds=ttft_seconds,
+        inter_token_seconds=inter_token_seconds,
+        latency_seconds=latency_seconds,
+        rate_per_second=rate_per_second,
+    )
+    missed = ~meets_limits(
+        limits,
+        ttft_seconds=ttft_seconds,
+        inter_token_seconds=inter_token_seconds,
+        latency_seconds=latency_seconds,
+    )
+    block = _block(burst, missed)
+    if block == 1 or plain.measured is None:
+        return plain
+    misses, allowed = int(np.count_nonzero(missed)), 1 - target
+    lowest, highest, p_value = _share_of_runs(misses, len(missed), allowed, block, confidence)
+    needed = requests_to_decide(1 - plain.measured, allowed, confidence)
+    plain = replace(plain, p_value=p_value)
+    return _weakened(plain, 1 - highest, 1 - lowest, burst, block, needed, rate_per_second)
+
+
+def _share_of_runs(
+    bad: int, n: int, allowed: float, block: int, confidence: float
+) -> tuple[float, float, float]:
+    """Bounds of a share, and the p-value of a fail, with each `block` requests in a row as one."""
+    runs = n // block
+    if not runs:
+        return 0.0, 1.0, 1.0
+    lower = share_bounds(bad // block, runs, confidence)[0]
+    upper = share_bounds(min(runs, math.ceil(bad / block)), runs, confidence)[1]
+    return lower, upper, fail_p_value(bad // block, runs, allowed)
 
 
 def _block(burst: int, bad: NDArray[np.bool_]) -> int:
@@ -124,13 +180,12 @@ def _weakened(
     why = "they came in bursts" if block > burst else "they may share one cause"
     span = f"{format_value(lower or 0.0, plain.unit)} to {_up_to(upper, plain.unit)}"
     reason = (
-        f"{span}, as {block:,} requests in a row count for one ({why}); "
+        f"{span}, as {block:,} requests in a row count as one ({why}); "
         f"each for itself, {plain.reason}"
     )
-    decided = (plain.outcome is Outcome.PASS and upper is not None and upper < limit) or (
-        plain.outcome is Outcome.FAIL and lower is not None and lower > limit
-    )
-    if decided:
+    # The bounds are wider than the plain ones: a limit outside is on the side where it was.
+    outside = (upper is not None and upper < limit) or (lower is not None and lower > limit)
+    if plain.outcome is not Outcome.INCONCLUSIVE and outside:
         return replace(seen, reason=reason)
     if needed is None:
         return seen.because(reason, plain.remedy or "Find out what the bursts come from.")

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.judge.binomial import percentile_ranks
+from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
 from vllm_rollout.judge.planning import (
     check_confidence,
     check_percentile,
@@ -113,7 +113,7 @@ class _Sample:
         if trouble := self._unusable():
             return blank.because(*trouble)
         measured, lower, upper = self._figures()
-        seen = replace(blank, measured=measured, lower=lower, upper=upper)
+        seen = replace(blank, measured=measured, lower=lower, upper=upper, p_value=self._p_value())
         against = f"{self.sure} (limit: below {_seconds(self.limit)})"
         if self.censored:
             against += f"; {self.censored:,} of {self.n:,} requests had no answer"
@@ -169,6 +169,10 @@ class _Sample:
             None if low is None else at(low) * (1 - self.resolution),
             None if high is None else at(high) * (1 + self.resolution),
         )
+
+    def _p_value(self) -> float:
+        slower = int(np.count_nonzero(self.values * (1 - self.resolution) > self.limit))
+        return fail_p_value(slower + self.censored, self.n, 1 - self.percentile / 100)
 
     def _what_would_decide(self, measured: float, rate_per_second: float | None) -> str:
         """The remedy of a sample that did not: how many requests would, going by this one."""

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from vllm_rollout.judge.binomial import share_bounds
+from vllm_rollout.judge.binomial import fail_p_value, share_bounds
 from vllm_rollout.judge.planning import (
     check_confidence,
     format_confidence,
@@ -63,7 +63,14 @@ def rate_verdict(
         )
 
     lower, upper = share_bounds(failures, total, confidence)
-    seen = replace(unknown, n=total, measured=failures / total, lower=lower, upper=upper)
+    seen = replace(
+        unknown,
+        n=total,
+        measured=failures / total,
+        lower=lower,
+        upper=upper,
+        p_value=fail_p_value(failures, total, limit),
+    )
     counted = f"{failures:,} of {total:,} requests failed"
     against = f"(limit: below {format_share(float(limit))})"
     sure = f"at {format_confidence(confidence)} confidence"

@@ -21,6 +21,9 @@ class Verdict:
     for a plain yes or no, where they are None). `lower` and `upper` are confidence bounds at
     `confidence` (one-sided each, a fraction) over `n` observations; a bound that does not exist
     for this n is None. `remedy` says what to do when the outcome is not a pass.
+    `p_value` is the chance of figures as bad as these or worse if the truth were just at the
+    limit, by which fails among several gates are told from chance (`vllm_rollout.judge.family`);
+    None where it was not computed.
     """
 
     outcome: Outcome
@@ -33,6 +36,7 @@ class Verdict:
     n: int = 0
     remedy: str = ""
     unit: str = ""
+    p_value: float | None = None
 
     @property
     def passed(self) -> bool:

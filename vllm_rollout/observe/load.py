@@ -155,6 +155,13 @@ class RequestRecord:
         return self.first_token - self.intended
 
     @property
+    def itl_seconds(self) -> float:
+        """Inter-token latency, the mean after the first token; 0 for one token, NaN for none."""
+        if self.completion_tokens < 2:
+            return 0.0 if self.completion_tokens else math.nan
+        return (self.end - self.first_token) / (self.completion_tokens - 1)
+
+    @property
     def lag_seconds(self) -> float:
         """How late the generator sent it: schedule lag."""
         return self.sent - self.intended
@@ -201,6 +208,26 @@ class LoadResult:
     def censored(self) -> int:
         """Requests slower than everything: failed, timed out or never sent."""
         return self.failures
+
+    @property
+    def latencies_in_order(self) -> tuple[float, ...]:
+        """Latencies of all requests, in order of intended time; infinite without an answer."""
+        return tuple(r.latency_seconds if r.ok else math.inf for r in self.requests)
+
+    @property
+    def ttft_in_order(self) -> tuple[float, ...]:
+        """Times to first token of all requests, in that order; NaN without an answer."""
+        return tuple(r.ttft_seconds if r.ok else math.nan for r in self.requests)
+
+    @property
+    def itl_in_order(self) -> tuple[float, ...]:
+        """Mean inter-token latencies of all requests, in that order; NaN without an answer."""
+        return tuple(r.itl_seconds if r.ok else math.nan for r in self.requests)
+
+    @property
+    def failed_in_order(self) -> tuple[bool, ...]:
+        """Which requests got no whole, valid answer, in order of intended time."""
+        return tuple(not r.ok for r in self.requests)
 
     @property
     def failures_by_kind(self) -> dict[str, int]:

@@ -89,6 +89,42 @@ class ErrorRate(Block):
     """What it must stay below, for example 0.1%."""
 
 
+class Goodput(Block):
+    """Enough requests under load meet all of these limits at once."""
+
+    target: Limit
+    """Share of the requests that must be above this, for example 95%."""
+    ttft: Span | None = None
+    """What time to first token must stay below."""
+    itl: Span | None = None
+    """What the time from token to token must stay below, as the mean of a request."""
+    latency: Span | None = None
+    """What the time to the end of the answer must stay below."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.ttft is None and self.itl is None and self.latency is None:
+            raise broken_rule("give at least one of ttft, itl and latency", "target")
+        if self.target >= 1:
+            raise broken_rule("no share is above 100%: give a lower target", "target")
+        return self
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """`ttft` in seconds."""
+        return None if self.ttft is None else self.ttft.total_seconds()
+
+    @property
+    def itl_seconds(self) -> float | None:
+        """`itl` in seconds."""
+        return None if self.itl is None else self.itl.total_seconds()
+
+    @property
+    def latency_seconds(self) -> float | None:
+        """`latency` in seconds."""
+        return None if self.latency is None else self.latency.total_seconds()
+
+
 class LoadCapacity(Block):
     """The deployment serves the traffic expected of production."""
 
@@ -131,6 +167,8 @@ class Gates(Block):
     """A percentile of latency under load."""
     error_rate: Annotated[ErrorRate | None, MayBeOff()] = None
     """Share of failed requests under load."""
+    goodput: Annotated[Goodput | None, MayBeOff()] = None
+    """Share of requests that meet every latency limit, under load."""
     load_capacity: Annotated[LoadCapacity | None, MayBeOff()] = None
     """Handles the traffic expected of production."""
     smoke: Annotated[Smoke | None, MayBeOff()] = None
@@ -218,6 +256,19 @@ class Environment(Block):
     """How load is made here; inherited from the environment before."""
     soak: Annotated[Soak | None, MayBeOff()] = None
     """Time to spend here before the next environment; not inherited."""
+
+    @model_validator(mode="after")
+    def _streams_what_is_timed_by_token(self) -> Self:
+        goodput = self.gates.goodput
+        if goodput and (goodput.ttft or goodput.itl) and not self.load.stream:
+            raise broken_rule(
+                "gates.goodput times tokens (ttft, itl), and load.stream is off: only streamed "
+                "answers show when each token came",
+                "load.stream",
+                "gates.goodput.ttft",
+                "gates.goodput.itl",
+            )
+        return self
 
     @model_validator(mode="after")
     def _waits_for_the_limit(self) -> Self:

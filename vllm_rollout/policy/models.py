@@ -31,6 +31,8 @@ class Rules(Block):
 
     confidence: Confidence
     """Chance that a percentile or rate verdict is right, for passes and for fails alike."""
+    family_risk: Literal["holm", "bonferroni", "none"]
+    """How a run's fails share the risk that confidence leaves; with none each has its own."""
     namespace: Name
     """Namespace of the releases."""
     service_url: UrlTemplate

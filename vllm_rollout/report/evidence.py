@@ -118,6 +118,10 @@ class GateRun:
     revision: int | None
     build: Build | None
     policy_digest: str
+    confidence: float | None = None
+    """The policy's: what the risk of the whole run follows from."""
+    family_risk: str = "none"
+    """How the run's fails share one risk (`vllm_rollout.judge.family`)."""
     started: datetime
     finished: datetime
     expected: tuple[str, ...]

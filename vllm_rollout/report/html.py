@@ -69,6 +69,7 @@ def summary_html(evidence: Evidence) -> str:
             if not (item.outcome is Outcome.PASS or item.node_id == CONCLUSION)
         ],
         run_counts=_run_counts,
+        risk=words.risk_text,
         duration=f"{(evidence.finished - evidence.started).total_seconds():,.0f} s",
     )
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge.verdict import Outcome, Verdict, worst
-from vllm_rollout.report.evidence import Evidence
+from vllm_rollout.report.evidence import Evidence, GateRun
 from vllm_rollout.units import format_value
 
 NONE = "–"
@@ -120,6 +120,19 @@ def outcome_counts(evidence: Evidence) -> str:
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in Outcome if counts[kind])
     noun = "gate" if total == 1 else "gates"
     return f"{total} {noun}: {kinds}" if total else "no gate ran"
+
+
+def risk_text(run: GateRun) -> str:
+    """How often a pass or a fail of the whole run may be wrong; empty if chance has no part."""
+    members = sum(v.confidence is not None for gate in run.gates for v in gate.verdicts)
+    if run.confidence is None or not members:
+        return ""
+    risk = format_value(round(1 - run.confidence, 9), "ratio")
+    verdicts = f"{members} verdict{'s'[: members > 1]} from samples"
+    passed = f"a pass of all is wrong at most {risk} of the time"
+    if run.family_risk == "none":
+        return f"{verdicts}: {passed}, each fail on its own likewise"
+    return f"{verdicts}: {passed}, and so is a fail of any ({run.family_risk.capitalize()})"
 
 
 def headline(evidence: Evidence) -> Headline:

@@ -1,0 +1,254 @@
+"""The working of a verdict: its formula with the numbers put in, to check with a calculator.
+
+It uses what a verdict holds: measured value, n, bounds, limit, confidence. Of a share, the bounds
+are computed again and compared; of a percentile, whose latencies are not in evidence, the ranks
+that the bounds have are. Which percentile it was is read from the reason: it is written nowhere
+else.
+"""
+
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from vllm_rollout.judge.binomial import (
+    chance_above,
+    chance_at_most,
+    percentile_ranks,
+    share_bounds,
+)
+from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.report.words import NONE
+
+_PERCENTILE = re.compile(r"\bP(\d{1,2}(?:\.\d{1,6})?)\b")
+_BLOCK = re.compile(r"([\d,]+) requests in a row count as one")
+_WHENEVER = "whenever looked at"
+_SAME = 1e-9
+
+
+def working(verdict: Verdict) -> tuple[str, ...]:
+    """One line for each step from the figures to the outcome; never empty."""
+    if verdict.measured is None and verdict.lower is None and verdict.upper is None:
+        return ("There is no figure to compute with: the reason says all there is.",)
+    if verdict.confidence is None:
+        measured, limit = exact(verdict.measured, verdict.unit), exact(verdict.limit, verdict.unit)
+        return (f"Measured {measured}, limit {limit}: compared as they are, at no confidence.",)
+    return (*_bounds(verdict, verdict.confidence), _beside_the_limit(verdict))
+
+
+def exact(value: float | None, unit: str) -> str:
+    """A figure to six digits, as one needs it to compute; a dash for none."""
+    if value is None or math.isnan(value):
+        return NONE
+    if math.isinf(value):
+        return "∞"
+    return {"s": f"{value:.6g} s", "ratio": _percent(value), "1/s": f"{value:.6g}/s"}.get(
+        unit, f"{value:.6g}"
+    )
+
+
+def _bounds(verdict: Verdict, confidence: float) -> Iterator[str]:
+    """How the bounds come from the figures, by the kind of verdict it is."""
+    percentile, block = _PERCENTILE.search(verdict.reason), _block(verdict)
+    if _WHENEVER in verdict.reason:
+        yield from _sequence(verdict, block, confidence)
+    elif verdict.unit == "s" and percentile and verdict.n >= block:
+        yield from _ranks(verdict, percentile[1], block, confidence)
+    elif verdict.unit == "ratio" and (share := _Share.of(verdict, block)) is not None:
+        yield from _share(verdict, share, confidence)
+    else:
+        yield (
+            f"The bounds do not follow from the measured value and n = {verdict.n:,} alone "
+            "(several samples): the reason says what they rest on."
+        )
+
+
+def _block(verdict: Verdict) -> int:
+    """How many requests in a row counted as one: the reason says so where it is not 1."""
+    said = _BLOCK.search(verdict.reason)
+    return int(said[1].replace(",", "")) if said else 1
+
+
+def _in_blocks(n: int, block: int) -> Iterator[str]:
+    if block > 1:
+        yield (
+            f"Bursts: {block:,} requests in a row count as one, so {n:,} requests as "
+            f"{n // block:,} independent ones."
+        )
+
+
+def _sequence(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
+    yield f"Measured: {_percent(verdict.measured or 0.0)} of {verdict.n:,}."
+    yield from _in_blocks(verdict.n, block)
+    yield (
+        "Bounds: a confidence sequence, of which each share p is left out at which a bet against "
+        f"it has grown to 1 / {_percent(1 - confidence)} = {1 / (1 - confidence):.6g} times its "
+        "stake. After x bad of n, a bet at odds ratio r has grown to r^x / (1 + (r - 1) p)^n; "
+        "the bets and their weights are in vllm_rollout/judge/mixture.py."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A share of independent requests, and the count that its bounds were computed of."""
+
+    count: int
+    n: int
+    block: int
+
+    @classmethod
+    def of(cls, verdict: Verdict, block: int) -> "_Share | None":
+        """The share of `verdict`, if its bounds are those of a single one; else None."""
+        measured, lower, upper = verdict.measured, verdict.lower, verdict.upper
+        if measured is None or lower is None or upper is None or verdict.confidence is None:
+            return None
+        if not (0 <= measured <= 1 and verdict.n >= block):
+            return None
+        share = cls(round(measured * verdict.n), verdict.n, block)
+        again = (share.count / verdict.n, *share.bounds(verdict.confidence))
+        same = all(
+            math.isclose(old, new, rel_tol=_SAME, abs_tol=_SAME)
+            for old, new in zip((measured, lower, upper), again, strict=True)
+        )
+        return share if same else None
+
+    @property
+    def runs(self) -> int:
+        """How many independent requests they are worth."""
+        return self.n // self.block
+
+    @property
+    def fewest(self) -> int:
+        """The count that the lower bound is computed of: whole runs only."""
+        return self.count // self.block
+
+    @property
+    def most(self) -> int:
+        """The count that the upper bound is computed of: a run that has begun is whole."""
+        return min(self.runs, -(-self.count // self.block))
+
+    def bounds(self, confidence: float) -> tuple[float, float]:
+        """Lower and upper bound."""
+        return (
+            share_bounds(self.fewest, self.runs, confidence)[0],
+            share_bounds(self.most, self.runs, confidence)[1],
+        )
+
+
+def _share(verdict: Verdict, share: _Share, confidence: float) -> Iterator[str]:
+    runs, lower, upper = share.runs, verdict.lower or 0.0, verdict.upper or 0.0
+    yield f"Measured: {share.count:,} of {share.n:,} = {_percent(share.count / share.n)}."
+    yield from _in_blocks(share.n, share.block)
+    yield (
+        "Bounds: Clopper–Pearson, computed again here and found the same; "
+        f"X is binomial with n = {runs:,} and the share p."
+    )
+    risk = _percent(1 - confidence)
+    if share.most < runs:
+        yield (
+            f"Upper bound {_percent(upper)}: the p at which P(X <= {share.most:,}) = "
+            f"{_percent(chance_at_most(share.most, runs, upper))}, the risk {risk}."
+        )
+    else:
+        yield "Upper bound 100%: all of them were counted."
+    if share.fewest:
+        yield (
+            f"Lower bound {_percent(lower)}: the p at which P(X >= {share.fewest:,}) = "
+            f"{_percent(chance_above(share.fewest - 1, runs, lower))}, the risk {risk}."
+        )
+    else:
+        yield "Lower bound 0%: none was counted."
+    if verdict.limit is not None and 0 < verdict.limit < 1 and share.block == 1:
+        yield _counts_that_decide(runs, verdict.limit, confidence)
+
+
+def _counts_that_decide(n: int, limit: float, confidence: float) -> str:
+    """Which counts of `n` put both bounds on one side of `limit`."""
+    too_many = bisect_left(
+        range(n + 1), True, key=lambda count: share_bounds(count, n, confidence)[1] >= limit
+    )
+    enough = bisect_left(
+        range(n + 1), True, key=lambda count: share_bounds(count, n, confidence)[0] > limit
+    )
+    below = f"at most {too_many - 1:,} of {n:,}" if too_many else f"no count of {n:,}"
+    above = f"at least {enough:,}" if enough <= n else f"no count of {n:,}"
+    return f"Below {_percent(limit)} with both bounds: {below}; above it with both: {above}."
+
+
+def _ranks(verdict: Verdict, percentile: str, block: int, confidence: float) -> Iterator[str]:
+    requests, share, sure = verdict.n, float(percentile) / 100, _percent(confidence)
+    nearest = max(1, math.ceil(Fraction(percentile) * requests / 100))
+    n = requests // block
+    low, high = percentile_ranks(n, share, confidence)
+    edge = " (the edge of its bucket)" if "buckets" in verdict.reason else ""
+    yield (
+        f"Measured: rank {nearest:,} of {requests:,} (P{percentile} of {requests:,}, rounded up), "
+        f"smallest first and those without an answer last: {exact(verdict.measured, 's')}{edge}."
+    )
+    yield from _in_blocks(requests, block)
+    yield (
+        f"Bounds: order statistics; X, how many of {n:,} are at most the true P{percentile}, is "
+        f"binomial with p = {_percent(share)}."
+    )
+    if high is None:
+        yield (
+            f"Upper bound: none, as even rank {n:,} has only P(X <= {n - 1:,}) = "
+            f"{_percent(chance_at_most(n - 1, n, share))}, below {sure}."
+        )
+    else:
+        by_chance = _percent(chance_at_most(high - 1, n, share))
+        yield (
+            f"Upper bound: rank {high * block:,}{_run(high, n, block)}, "
+            f"{exact(verdict.upper, 's')}{edge}: the first with "
+            f"P(X <= {high - 1:,}) = {by_chance}, {sure} or more."
+        )
+    if low is None:
+        yield (
+            f"Lower bound: none, as even rank 1 has only P(X >= 1) = "
+            f"{_percent(chance_above(0, n, share))}, below {sure}."
+        )
+    else:
+        by_chance = _percent(chance_above(low - 1, n, share))
+        yield (
+            f"Lower bound: rank {(low - 1) * block + 1:,}{_run(low, n, block)}, "
+            f"{exact(verdict.lower, 's')}{edge}: the last with "
+            f"P(X >= {low:,}) = {by_chance}, {sure} or more."
+        )
+    if verdict.limit is not None:
+        limit = exact(verdict.limit, "s")
+        if high is not None:
+            slow = requests - high * block
+            yield f"The upper bound is below {limit} if at most {slow:,} take that long."
+        if low is not None:
+            slow = requests - (low - 1) * block
+            yield f"The lower bound is above {limit} if at least {slow:,} take longer."
+
+
+def _run(rank: int, runs: int, block: int) -> str:
+    """Which run of sorted latencies it is whose slowest, or fastest, is the bound."""
+    return f" (of run {rank:,} of {runs:,})" if block > 1 else ""
+
+
+def _beside_the_limit(verdict: Verdict) -> str:
+    """Where the bounds lie beside the limit, and what outcome follows."""
+    lower, upper, limit = verdict.lower, verdict.upper, verdict.limit
+    if limit is None:
+        return f"There is no limit to compare with; the outcome is {verdict.outcome}."
+    shown = exact(limit, verdict.unit)
+    decided = True
+    if upper is not None and upper <= limit and (lower is None or lower < limit):
+        where = f"The upper bound {exact(upper, verdict.unit)} is not above the limit {shown}"
+    elif lower is not None and lower >= limit and (upper is None or upper > limit):
+        where = f"The lower bound {exact(lower, verdict.unit)} is not below the limit {shown}"
+    else:
+        decided = False
+        where = f"The limit {shown} lies between the bounds, or a bound is missing"
+    if decided and verdict.outcome is Outcome.INCONCLUSIVE:
+        return f"{where}, but {verdict.outcome}: something weighs more than the bounds, see above."
+    return f"{where}: {verdict.outcome}."
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.6g}%"
