@@ -112,7 +112,10 @@ def watch(bad: Bools, limit: float, burst: int, latencies: Floats | None = None)
     """What the sequential test itself decides of one stream, bursts searched for."""
 
     def dependence() -> int:
-        return 1 if latencies is None else burst_length(latencies[: test.n], 95)
+        if latencies is None:
+            return 1
+        so_far = latencies[: test.n]
+        return max(burst_length(so_far, part, LIMIT_SECONDS) for part in (50, 95))
 
     test = AnytimeShare(limit=limit, confidence=CONFIDENCE, burst=burst, dependence=dependence)
     for place in [*np.flatnonzero(bad).tolist(), len(bad)]:

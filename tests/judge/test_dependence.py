@@ -79,6 +79,12 @@ def test_stalls_shorter_than_the_limit_are_bursts_too():
     assert "came in bursts" in verdict.reason
 
 
+def test_stalls_far_below_the_limit_say_nothing_about_it():
+    quick = latencies(stalls(200, 20, 100)) / 100
+    assert percentile_verdict_in_order(quick, **P95) == percentile_verdict(quick, **P95)
+    assert percentile_verdict(quick, **P95).passed
+
+
 def test_many_bursts_decide_after_all():
     bad = stalls(40_000, 10, 1000)
     verdict = rate_verdict_in_order(bad, **RATE)

@@ -23,6 +23,8 @@ _FALSE_ALARM = 0.001
 # A span is looked at only if the stream is 2 to this power times longer: else there is nothing
 # to compare with.
 _DOUBLINGS_UNSEEN = 3
+# A latency of that fraction of the limit is near it.
+_NEAR = 0.5
 # Dependence is looked for among the latest of them, so that memory stays bounded.
 _REMEMBERED = 2**20
 
@@ -72,15 +74,20 @@ def block_length_at(positions: NDArray[np.int64], n: int) -> int:
     return min(n, math.ceil(greatest))
 
 
-def burst_length(latencies_seconds: NDArray[np.float64], percentile: float) -> int:
+def burst_length(
+    latencies_seconds: NDArray[np.float64], percentile: float, limit_seconds: float
+) -> int:
     """How many requests count as one, from latencies in order of time.
 
-    Looked at are those above `percentile` of them, and those above the median: a service that
-    slows down and recovers shows it there long before it does harm at a limit.
+    Looked at are those at the limit or above, and, once any came near it, those above
+    `percentile` of them: a service that slows down and recovers shows it there before it does
+    harm. How latencies far below the limit hang together says nothing about it.
     """
-    ranks = [math.ceil(len(latencies_seconds) * part / 100) - 1 for part in (50, percentile)]
-    ordered = np.partition(latencies_seconds, ranks)
-    return max(block_length(latencies_seconds > ordered[rank]) for rank in ranks)
+    levels = [latencies_seconds >= limit_seconds]
+    if latencies_seconds.max() >= _NEAR * limit_seconds:
+        rank = math.ceil(len(latencies_seconds) * percentile / 100) - 1
+        levels.append(latencies_seconds > np.partition(latencies_seconds, rank)[rank])
+    return max(map(block_length, levels))
 
 
 def check_burst(burst: int) -> int:
@@ -139,9 +146,14 @@ class LatestLatencies:
         """Remember more latencies; an infinite one had no answer."""
         _remember(self._seconds, seconds)
 
-    def block_length(self, percentile: float) -> int:
-        """How many requests count as one: `burst_length` of them."""
-        return burst_length(np.array(self._seconds), percentile)
+    def block_length(self, percentile: float, limit_seconds: float) -> int:
+        """How many requests count as one: `burst_length`, of the median as well.
+
+        The few that are slow among the first requests do not show yet how they hang together;
+        those above the median do.
+        """
+        seconds = np.array(self._seconds)
+        return max(burst_length(seconds, part, limit_seconds) for part in (50.0, percentile))
 
 
 def _remember(memory: "array[int] | array[float]", more: NDArray[np.generic]) -> None:

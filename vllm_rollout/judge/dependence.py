@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks, share_bounds
-from vllm_rollout.judge.blocks import block_length, check_burst
+from vllm_rollout.judge.blocks import block_length, burst_length, check_burst
 from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict, meets_limits
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.planning import more_load, requests_to_decide
@@ -67,8 +67,8 @@ def percentile_verdict_in_order(
     """Judge latencies in the order of sending, as `percentile_verdict` judges them in any order.
 
     A request without an answer is infinite here, at its place. `burst` is as in
-    `rate_verdict_in_order`; latencies above the limit, or above their own percentile, are what
-    comes in bursts.
+    `rate_verdict_in_order`; what comes in bursts are latencies at the limit or above, and those
+    above their own percentile once any came near the limit.
 
     Raises:
         ValueError: `burst` below 1, or what `percentile_verdict` raises.
@@ -85,8 +85,7 @@ def percentile_verdict_in_order(
     )
     if plain.measured is None:
         return plain
-    late = values >= limit_seconds
-    block = max(_block(burst, late), _block(burst, values > plain.measured))
+    block = max(check_burst(burst), burst_length(values, percentile, limit_seconds))
     if block == 1:
         return plain
     low, high = percentile_ranks(len(values) // block, percentile / 100, confidence)
@@ -95,7 +94,10 @@ def percentile_verdict_in_order(
     ordered = np.partition(values, sorted({rank for rank in (first, last) if rank is not None}))
     lower = None if first is None else float(ordered[first])
     upper = None if high is None else float(ordered[last])
-    allowed, slow = 1 - percentile / 100, int(np.count_nonzero(late)) / len(values)
+    allowed, slow = (
+        1 - percentile / 100,
+        int(np.count_nonzero(values >= limit_seconds)) / len(values),
+    )
     needed = requests_to_decide(slow, allowed, confidence)
     slower = int(np.count_nonzero(values > limit_seconds)) // block
     plain = replace(plain, p_value=fail_p_value(slower, len(values) // block, allowed))

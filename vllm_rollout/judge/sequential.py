@@ -135,7 +135,7 @@ class SequentialPercentile:
                 good=good,
                 bad=bad,
                 burst=burst,
-                dependence=lambda: latest.block_length(percentile),
+                dependence=lambda: latest.block_length(percentile, limit_seconds),
             ),
             rate_per_second,
             seen=f"took {time} or longer",
