@@ -1,5 +1,6 @@
 """The Kubernetes API: one connection, and its failures in the suite's words."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,10 @@ def connect(context: str | None) -> KubernetesApi:
 
     try:
         connection = config.new_client_from_config(  # type: ignore[no-untyped-call]
-            context=context, persist_config=False
+            # Read now: the library remembers the variable as it was at import.
+            config_file=os.environ.get("KUBECONFIG"),
+            context=context,
+            persist_config=False,
         )
     except (config.ConfigException, OSError) as error:
         if context is not None:

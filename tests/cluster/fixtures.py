@@ -1,0 +1,111 @@
+"""The fixtures of a real control plane: one per test process, a namespace per test."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cluster.behaviour import Behaviour
+from cluster.control_plane import ControlPlane
+from cluster.kubelet import Choose, Kubelet
+
+_PATIENCE_SECONDS = 60.0
+_GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The control plane, the API as the administrator, and the pods' kubelet."""
+
+    control_plane: ControlPlane
+    api: httpx.Client
+    kubelet: Kubelet
+    kubeconfig: Path
+
+    def add_node(self, name: str, *, gpus: int, labels: dict[str, str] | None = None) -> None:
+        """A node with so many GPUs, tainted for pods that ask for one."""
+        node = {"metadata": {"name": name, "labels": labels or {}}}
+        self.send("POST", "/api/v1/nodes", node).raise_for_status()
+        resources = {"cpu": "64", "memory": "512Gi", "pods": "110", "nvidia.com/gpu": str(gpus)}
+        status = {
+            "capacity": resources,
+            "allocatable": resources,
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self.kubelet.port}},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+        }
+        self.send("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}).raise_for_status()
+        # Admission has tainted the node as not ready; a node controller would take that back.
+        taints = {"spec": {"taints": [_GPU_TAINT]}}
+        self.send("PATCH", f"/api/v1/nodes/{name}", taints).raise_for_status()
+
+    def send(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """Call the API as the administrator; a PATCH is a merge patch."""
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        return self.api.request(method, path, json=body, headers={"Content-Type": kind})
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A test's own namespace, which is deleted after it."""
+
+    cluster: Cluster
+    name: str
+
+    def behave(self, choose: Choose | Behaviour) -> None:
+        """How the pods of this namespace behave."""
+        self.cluster.kubelet.behave(self.name, choose)
+
+    def list(self, resource: str, group: str = "api/v1") -> list[Any]:
+        """All objects of a kind, for example `list("deployments", "apis/apps/v1")`."""
+        answer = self.cluster.api.get(f"/{group}/namespaces/{self.name}/{resource}")
+        answer.raise_for_status()
+        items: list[Any] = answer.json()["items"]
+        return items
+
+    def create(self, resource: str, body: Any, group: str = "api/v1") -> None:
+        """Create an object."""
+        path = f"/{group}/namespaces/{self.name}/{resource}"
+        self.cluster.send("POST", path, body).raise_for_status()
+
+
+def eventually(holds: Callable[[], bool], *, within_seconds: float = _PATIENCE_SECONDS) -> None:
+    """Wait until `holds`; the time is a limit for what hangs, not a measurement."""
+    until = time.monotonic() + within_seconds
+    while not holds():
+        assert time.monotonic() < until, f"not within {within_seconds:g} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real control plane, up in seconds, for all tests of this process."""
+    with ControlPlane(tmp_path_factory.mktemp("cluster")) as control_plane:
+        kubeconfig = control_plane.kubeconfig("admin", user="admin")
+        with control_plane.client("admin") as api:
+            kubelet = Kubelet(control_plane, control_plane.issue("node", "nodes"))
+            try:
+                cluster = Cluster(control_plane, api, kubelet, kubeconfig)
+                cluster.add_node("gpu-1", gpus=64)
+                yield cluster
+                assert kubelet.failures == []
+            finally:
+                kubelet.close()
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """A namespace of the test's own; KUBECONFIG points at it with all rights."""
+    name = f"test-{secrets.token_hex(4)}"
+    cluster.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}}).raise_for_status()
+    kubeconfig = cluster.control_plane.kubeconfig(name, user="admin", namespace=name)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    created = Namespace(cluster, name)
+    # Pods are refused until the namespace has its service account.
+    eventually(lambda: bool(created.list("serviceaccounts")))
+    yield created
+    cluster.send("DELETE", f"/api/v1/namespaces/{name}")

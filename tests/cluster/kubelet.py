@@ -1,0 +1,332 @@
+"""A scheduler and a kubelet for tests: they bind pods to nodes and report what becomes of them.
+
+Pods are really in the API server, with real conditions, container states, events and logs; only
+no container runs. Where a test asks, a simulator answers for a pod on loopback.
+"""
+
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+from cluster.behaviour import CRASH_BACK_OFF, HEALTHY, Behaviour
+from cluster.control_plane import ControlPlane
+from cluster.scheduling import choose_node
+
+from vllm_rollout.simulator.running import RunningSimulator
+
+Pod = Mapping[str, Any]
+Choose = Callable[[Pod], Behaviour]
+
+_INTERVAL_SECONDS = 0.1
+
+
+class Kubelet:
+    """Looks at all pods every tenth of a second, in a thread, until `close`.
+
+    `behave` says how the pods of a namespace behave; those of others are healthy.
+    """
+
+    def __init__(self, control_plane: ControlPlane, pem: Path) -> None:
+        self._behaviours: dict[str, Choose] = {}
+        self._simulators: dict[str, RunningSimulator] = {}
+        self._reported: dict[str, str] = {}
+        self._logs: dict[tuple[str, str], Behaviour] = {}
+        self._stop = threading.Event()
+        self._stack = ExitStack()
+        self._api = self._stack.enter_context(control_plane.client("admin"))
+        self.failures: list[str] = []
+        self.port = self._stack.enter_context(_log_server(self._logs, pem))
+        self._thread = threading.Thread(target=self._run, daemon=True, name="kubelet")
+        self._thread.start()
+
+    def behave(self, namespace: str, choose: Choose | Behaviour) -> None:
+        """How the pods of `namespace` behave from now on; those that run already change too."""
+        self._behaviours[namespace] = (
+            (lambda _pod: choose) if isinstance(choose, Behaviour) else choose
+        )
+
+    def simulator(self, namespace: str, pod: str) -> RunningSimulator | None:
+        """What answers for a ready pod; None if nothing does."""
+        return self._simulators.get(f"{namespace}/{pod}")
+
+    def serving(self, namespace: str, release: str) -> list[RunningSimulator]:
+        """What answers for the ready pods of a release, by name of the pod."""
+        found = self._get(
+            f"/api/v1/namespaces/{namespace}/pods?labelSelector=app.kubernetes.io/instance={release}"
+        )
+        names = [
+            pod["metadata"]["name"]
+            for pod in found
+            if _is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
+        ]
+        return [s for name in names if (s := self.simulator(namespace, name)) is not None]
+
+    def close(self) -> None:
+        """Stop, and end every simulator."""
+        self._stop.set()
+        self._thread.join()
+        for simulator in self._simulators.values():
+            simulator.close()
+        self._stack.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_INTERVAL_SECONDS):
+            # The API server is killed and restarted by some tests.
+            with suppress(httpx.HTTPError):
+                self._look()
+
+    def _look(self) -> None:
+        pods = self._get("/api/v1/pods")
+        nodes = self._get("/api/v1/nodes")
+        for pod in pods:
+            if "deletionTimestamp" in pod["metadata"]:
+                self._remove(pod)
+            elif pod["spec"].get("nodeName"):
+                self._realise(pod)
+            else:
+                self._schedule(pod, nodes, pods)
+        alive = {_key(pod) for pod in pods}
+        for key in [key for key in self._simulators if key not in alive]:
+            self._simulators.pop(key).close()
+
+    def _schedule(self, pod: Pod, nodes: list[Pod], pods: list[Pod]) -> None:
+        node, why = choose_node(pod, nodes, pods)
+        if node:
+            body = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"name": node}}
+            self._send("POST", f"{_path(pod)}/binding", body)
+            # So that the next pod of this round sees it.
+            pod["spec"]["nodeName"] = node
+            return
+        if self._reported.get(_key(pod)) != why:
+            self._reported[_key(pod)] = why
+            condition = _condition("PodScheduled", "False", "Unschedulable", why)
+            self._send("PATCH", f"{_path(pod)}/status", {"status": {"conditions": [condition]}})
+            self._event(pod, "FailedScheduling", why)
+
+    def _realise(self, pod: Pod) -> None:
+        metadata = pod["metadata"]
+        choose = self._behaviours.get(metadata["namespace"])
+        behaviour = HEALTHY if choose is None else choose(pod)
+        state = repr(behaviour)
+        if self._reported.get(_key(pod)) == state:
+            return
+        self._logs[metadata["namespace"], metadata["name"]] = behaviour
+        if behaviour.ready and behaviour.serves is not None and _key(pod) not in self._simulators:
+            simulator = RunningSimulator(model=_served_model(pod), **behaviour.serves)
+            simulator.start()
+            self._simulators[_key(pod)] = simulator
+        if not behaviour.ready and _key(pod) in self._simulators:
+            self._simulators.pop(_key(pod)).close()
+        answer = self._send("PATCH", f"{_path(pod)}/status", {"status": status(pod, behaviour)})
+        if answer.status_code == httpx.codes.OK:
+            self._reported[_key(pod)] = state
+            for reason, message in events(pod, behaviour):
+                self._event(pod, reason, message)
+
+    def _remove(self, pod: Pod) -> None:
+        simulator = self._simulators.pop(_key(pod), None)
+        if simulator is not None:
+            simulator.close()
+        self._send("DELETE", _path(pod), {"gracePeriodSeconds": 0})
+
+    def _event(self, pod: Pod, reason: str, message: str) -> None:
+        metadata = pod["metadata"]
+        involved = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+        }
+        scheduler = reason == "FailedScheduling"
+        body = {
+            "metadata": {
+                "generateName": f"{metadata['name']}.",
+                "namespace": metadata["namespace"],
+            },
+            "involvedObject": involved,
+            "reason": reason,
+            "message": message,
+            "type": "Normal" if reason in ("Pulling", "Killing") else "Warning",
+            "source": {"component": "default-scheduler" if scheduler else "kubelet"},
+            "firstTimestamp": _now(),
+            "lastTimestamp": _now(),
+            "count": 1,
+        }
+        self._send("POST", f"/api/v1/namespaces/{metadata['namespace']}/events", body)
+
+    def _get(self, path: str) -> list[Any]:
+        answer = self._api.get(path)
+        answer.raise_for_status()
+        items: list[Any] = answer.json()["items"]
+        return items
+
+    def _send(self, method: str, path: str, body: object) -> httpx.Response:
+        merge = {"Content-Type": "application/strategic-merge-patch+json"}
+        headers = merge if method == "PATCH" else {"Content-Type": "application/json"}
+        answer = self._api.request(method, path, content=json.dumps(body), headers=headers)
+        # A pod may be deleted, and its namespace be closing, between two looks.
+        if answer.is_error and answer.status_code not in (403, 404, 409):
+            self.failures.append(f"{method} {path}: {answer.text}")
+        return answer
+
+
+def status(pod: Pod, behaviour: Behaviour) -> dict[str, Any]:
+    """The pod's status as a kubelet reports it."""
+    container = pod["spec"]["containers"][0]
+    one_off = pod["spec"].get("restartPolicy") == "Never"
+    ready = behaviour.ready and not one_off
+    started = {"startedAt": _now()}
+    state: dict[str, Any] = {"running": started}
+    last: dict[str, Any] = {}
+    if behaviour.waiting:
+        state = {"waiting": {"reason": behaviour.waiting, "message": behaviour.message}}
+    elif behaviour.exit_code is not None:
+        message = f"{CRASH_BACK_OFF}={container['name']} pod={pod['metadata']['name']}"
+        state = {"waiting": {"reason": "CrashLoopBackOff", "message": message}}
+        last = {"terminated": _ended(behaviour.exit_code, behaviour.ended)}
+    elif one_off:
+        state = {"terminated": _ended(0, "Completed")}
+    elif behaviour.restarts:
+        last = {"terminated": _ended(137, "Error")}
+    reported = {
+        "name": container["name"],
+        "image": container["image"],
+        "imageID": "",
+        "ready": ready,
+        "started": behaviour.ready or behaviour.probe == "Readiness",
+        "restartCount": behaviour.restarts,
+        "state": state,
+        "lastState": last,
+    }
+    phase = "Pending" if behaviour.waiting else "Running"
+    if one_off and behaviour.ready:
+        phase = "Succeeded"
+    unready = ("ContainersNotReady", f"containers with unready status: [{container['name']}]")
+    detail = ("", "") if ready else unready
+    number = int(pod["metadata"]["uid"].replace("-", "")[:4], 16)
+    return {
+        "phase": phase,
+        "startTime": _now(),
+        "hostIP": "192.0.2.1",
+        # Addresses for documentation: the API server lets no endpoint be on loopback.
+        "podIP": f"203.0.113.{number % 250 + 1}",
+        "conditions": [
+            _condition("PodScheduled", "True"),
+            _condition("Initialized", "True"),
+            _condition("ContainersReady", str(ready), *detail),
+            _condition("Ready", str(ready), *detail),
+        ],
+        "containerStatuses": [reported],
+    }
+
+
+def events(pod: Pod, behaviour: Behaviour) -> Iterator[tuple[str, str]]:
+    """What a kubelet tells of such a pod: reason and message."""
+    container = pod["spec"]["containers"][0]
+    if behaviour.waiting.startswith(("Image", "ErrImage")):
+        yield "Pulling", f'Pulling image "{container["image"]}"'
+        yield "Failed", f'Failed to pull image "{container["image"]}": {behaviour.message}'
+    elif behaviour.exit_code is not None:
+        yield "BackOff", f"{CRASH_BACK_OFF} {container['name']} in pod {pod['metadata']['name']}"
+    elif behaviour.probe:
+        refused = 'Get "http://203.0.113.1:8000/health": dial tcp: connect: connection refused'
+        yield "Unhealthy", f"{behaviour.probe} probe failed: {refused}"
+        if behaviour.probe == "Startup":
+            yield (
+                "Killing",
+                f"Container {container['name']} failed startup probe, will be restarted",
+            )
+
+
+def _ended(exit_code: int, reason: str) -> dict[str, Any]:
+    return {"exitCode": exit_code, "reason": reason, "startedAt": _now(), "finishedAt": _now()}
+
+
+def _condition(kind: str, holds: str, reason: str = "", message: str = "") -> dict[str, Any]:
+    return {
+        "type": kind,
+        "status": holds,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": _now(),
+    }
+
+
+def _served_model(pod: Pod) -> str:
+    """The name after `--served-model-name`."""
+    container = pod["spec"]["containers"][0]
+    words = [*(container.get("command") or ()), *(container.get("args") or ())]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--served-model-name":
+            return str(following)
+        if word.startswith("--served-model-name="):
+            return str(word.partition("=")[2])
+    raise ValueError(f"pod {pod['metadata']['name']} names no model: {words}")
+
+
+def _is_ready(pod: Pod) -> bool:
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _key(pod: Pod) -> str:
+    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+
+
+def _path(pod: Pod) -> str:
+    metadata = pod["metadata"]
+    return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+class _log_server:  # noqa: N801 - used as a function that gives a context manager
+    """Answers the API server's `GET /containerLogs/…`; gives the port."""
+
+    def __init__(self, logs: Mapping[tuple[str, str], Behaviour], pem: Path) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(logs))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+
+    def __enter__(self) -> int:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return int(self._server.server_address[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(logs: Mapping[tuple[str, str], Behaviour]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            _, _, namespace, pod, _ = url.path.split("/", 4)
+            asked = parse_qs(url.query)
+            behaviour = logs.get((namespace, pod), HEALTHY)
+            previous = asked.get("previous") == ["true"]
+            text = behaviour.previous_log if previous else behaviour.log
+            lines = text.splitlines(keepends=True)
+            body = "".join(lines[-int(asked.get("tailLines", ["100"])[0]) :]).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler
