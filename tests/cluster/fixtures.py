@@ -12,6 +12,7 @@ import pytest
 from cluster.behaviour import Behaviour
 from cluster.control_plane import ControlPlane
 from cluster.kubelet import Choose, Kubelet
+from cluster.services import Services
 
 _PATIENCE_SECONDS = 60.0
 _GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
@@ -24,7 +25,7 @@ class Cluster:
     control_plane: ControlPlane
     api: httpx.Client
     kubelet: Kubelet
-    kubeconfig: Path
+    services: Services
 
     def add_node(self, name: str, *, gpus: int, labels: dict[str, str] | None = None) -> None:
         """A node with so many GPUs, tainted for pods that ask for one."""
@@ -55,6 +56,7 @@ class Namespace:
 
     cluster: Cluster
     name: str
+    kubeconfig: Path
 
     def behave(self, choose: Choose | Behaviour) -> None:
         """How the pods of this namespace behave."""
@@ -84,17 +86,22 @@ def eventually(holds: Callable[[], bool], *, within_seconds: float = _PATIENCE_S
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A real control plane, up in seconds, for all tests of this process."""
-    with ControlPlane(tmp_path_factory.mktemp("cluster")) as control_plane:
-        kubeconfig = control_plane.kubeconfig("admin", user="admin")
-        with control_plane.client("admin") as api:
-            kubelet = Kubelet(control_plane, control_plane.issue("node", "nodes"))
-            try:
-                cluster = Cluster(control_plane, api, kubelet, kubeconfig)
-                cluster.add_node("gpu-1", gpus=64)
-                yield cluster
-                assert kubelet.failures == []
-            finally:
-                kubelet.close()
+    with (
+        ControlPlane(tmp_path_factory.mktemp("cluster")) as control_plane,
+        control_plane.client("admin") as api,
+    ):
+        kubelet = Kubelet(control_plane, control_plane.issue("node", "nodes"))
+        services = Services(
+            lambda namespace, release: [s.url for s in kubelet.serving(namespace, release)]
+        )
+        try:
+            cluster = Cluster(control_plane, api, kubelet, services)
+            cluster.add_node("gpu-1", gpus=64)
+            yield cluster
+            assert kubelet.failures == []
+        finally:
+            services.close()
+            kubelet.close()
 
 
 @pytest.fixture
@@ -104,7 +111,7 @@ def namespace(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nam
     cluster.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}}).raise_for_status()
     kubeconfig = cluster.control_plane.kubeconfig(name, user="admin", namespace=name)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-    created = Namespace(cluster, name)
+    created = Namespace(cluster, name, kubeconfig)
     # Pods are refused until the namespace has its service account.
     eventually(lambda: bool(created.list("serviceaccounts")))
     yield created

@@ -37,6 +37,7 @@ class Kubelet:
     def __init__(self, control_plane: ControlPlane, pem: Path) -> None:
         self._behaviours: dict[str, Choose] = {}
         self._simulators: dict[str, RunningSimulator] = {}
+        self._serving: dict[tuple[str, str], list[RunningSimulator]] = {}
         self._reported: dict[str, str] = {}
         self._logs: dict[tuple[str, str], Behaviour] = {}
         self._stop = threading.Event()
@@ -58,16 +59,8 @@ class Kubelet:
         return self._simulators.get(f"{namespace}/{pod}")
 
     def serving(self, namespace: str, release: str) -> list[RunningSimulator]:
-        """What answers for the ready pods of a release, by name of the pod."""
-        found = self._get(
-            f"/api/v1/namespaces/{namespace}/pods?labelSelector=app.kubernetes.io/instance={release}"
-        )
-        names = [
-            pod["metadata"]["name"]
-            for pod in found
-            if _is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
-        ]
-        return [s for name in names if (s := self.simulator(namespace, name)) is not None]
+        """What answers for the pods of a release that were ready at the last look."""
+        return self._serving.get((namespace, release), [])
 
     def close(self) -> None:
         """Stop, and end every simulator."""
@@ -93,9 +86,20 @@ class Kubelet:
                 self._realise(pod)
             else:
                 self._schedule(pod, nodes, pods)
+        self._serving = self._ready(pods)
         alive = {_key(pod) for pod in pods}
         for key in [key for key in self._simulators if key not in alive]:
             self._simulators.pop(key).close()
+
+    def _ready(self, pods: list[Pod]) -> dict[tuple[str, str], list[RunningSimulator]]:
+        found: dict[tuple[str, str], list[RunningSimulator]] = {}
+        for pod in pods:
+            metadata = pod["metadata"]
+            release = (metadata.get("labels") or {}).get("app.kubernetes.io/instance", "")
+            simulator = self._simulators.get(_key(pod))
+            if simulator is not None and _is_ready(pod) and "deletionTimestamp" not in metadata:
+                found.setdefault((metadata["namespace"], release), []).append(simulator)
+        return found
 
     def _schedule(self, pod: Pod, nodes: list[Pod], pods: list[Pod]) -> None:
         node, why = choose_node(pod, nodes, pods)

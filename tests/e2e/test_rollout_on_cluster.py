@@ -1,0 +1,158 @@
+"""Whole rollouts through the real command lines, on a real API server under Helm 3 and Helm 4."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cluster.behaviour import HEALTHY
+from cluster.fixtures import Namespace
+
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.platform.kubernetes.helm import Helm
+
+pytestmark = pytest.mark.cluster
+
+MODEL = "llama-2-7b"
+POLICY: dict[str, Any] = {
+    "environments": {
+        "development": {
+            "gates": {"response_time": {"requests": 2}},
+            "load": {"rate": "60/s", "duration": "4s", "warmup": "0s", "max_tokens": 2},
+        },
+        "staging": {
+            "gates": {
+                "error_rate": {"limit": "3%"},
+                "load_capacity": {"expected_rate": "45/s", "unserved": "3%"},
+            },
+            "soak": False,
+        },
+        "production": {
+            "replicas": 2,
+            "gates": {"smoke": {"url": False}},
+            "load": {"rate": "60/s", "duration": "4s"},
+        },
+    },
+    "ramp": [{"replicas": 1, "hold": "1s"}, {"share": "100%", "hold": "0s"}],
+    "deploy_timeout": "60s",
+    "watch": {
+        "duration": "3s",
+        "interval": "200ms",
+        "probes": 5,
+        "slo": {"within": "3s", "error_rate": "50%"},
+        "error_spike": {"within": "3s", "for": "2s"},
+    },
+    "triggers": {
+        "error_rate": {"above": "5%", "for": "1s"},
+        "outage": {"for": "1s"},
+        "window": "1s",
+        "max_gap": "3s",
+    },
+    "windows": {"enforce": False},
+}
+
+
+@dataclass
+class Site:
+    """A folder with policy and values, a namespace, and one Helm on PATH."""
+
+    folder: Path
+    namespace: Namespace
+    helm: str
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        tools = self.folder / "bin"
+        tools.mkdir(exist_ok=True)
+        if not (tools / "helm").exists():
+            (tools / "helm").symlink_to(self.helm)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / words[0]), *words[1:]],
+            cwd=self.folder,
+            env={
+                **kept,
+                "PATH": f"{tools}:{kept['PATH']}",
+                "KUBECONFIG": str(self.namespace.kubeconfig),
+                "VLLM_ROLLOUT_API_KEY": "unused-by-this-server",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *words: str) -> tuple[int, str]:
+        with self.start(*words) as process:
+            printed, _ = process.communicate(timeout=200)
+        return process.returncode, printed
+
+    def to_staging(self, revision: str) -> None:
+        """Bring a build to staging by the shortest honest way."""
+        values = self.folder / f"{revision}.yaml"
+        values.write_text(yaml.safe_dump({"model": {"name": MODEL, "revision": revision}}))
+        for words in (
+            ("vllm-rollout", "deploy", MODEL, "--values", str(values)),
+            ("gate-and-promote", MODEL, "--to", "staging"),
+        ):
+            code, printed = self.run(*words)
+            assert code == 0, printed
+
+    def helm_history(self) -> list[dict[str, Any]]:
+        listed = subprocess.run(
+            [self.helm, "history", f"{MODEL}-production", "-n", self.namespace.name, "-o", "json"],
+            env={**os.environ, "KUBECONFIG": str(self.namespace.kubeconfig)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        entries: list[dict[str, Any]] = json.loads(listed.stdout)
+        return entries
+
+    @property
+    def helm_major(self) -> int:
+        return Helm(self.helm).version.major
+
+
+@pytest.fixture
+def site(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Site:
+    url = f"{namespace.cluster.services.url}/{{namespace}}/{{model}}-{{environment}}"
+    policy = POLICY | {"namespace": namespace.name, "service_url": url}
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
+    namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
+    return Site(tmp_path, namespace, helm_binary)
+
+
+def test_promoted_in_steps_then_broken_and_rolled_back_by_helm(site: Site) -> None:
+    site.to_staging("one")
+    code, printed = site.run("gate-and-promote", MODEL)
+    assert code == ExitCode.OK, printed
+    site.to_staging("two")
+    lines = []
+    with site.start("gate-and-promote", MODEL) as rollout:
+        for line in rollout.stdout or ():
+            lines.append(line)
+            if f"watching production/{MODEL} for" in line:
+                kubelet = site.namespace.cluster.kubelet
+                for server in kubelet.serving(site.namespace.name, f"{MODEL}-production"):
+                    server.turn(error_rate=0.5)
+        code = rollout.wait(60)
+
+    assert code == ExitCode.ROLLED_BACK, "".join(lines)
+    history = site.helm_history()
+    assert [entry["status"] for entry in history] == [*["superseded"] * 4, "deployed"]
+    described = [entry["description"] for entry in history]
+    assert ["1 of 2 replicas" in text for text in described[:4]] == [True, False] * 2
+    if site.helm_major == 4:  # Helm 3 words a rollback itself
+        assert "error rate" in described[-1]
+    else:
+        assert described[-1] == "Rollback to 2"
+    stable = [
+        deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+        for deployment in site.namespace.list("deployments", "apis/apps/v1")
+        if deployment["metadata"]["name"] == f"{MODEL}-production"
+    ]
+    assert "one" in str(stable)
