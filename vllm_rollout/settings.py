@@ -130,6 +130,8 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platfor
     return KubernetesPlatform(
         namespace=policy.namespace,
         context=kube_context,
-        chart=CHARTS / "vllm-deployment",
+        chart=Path(policy.kubernetes.chart or CHARTS / "vllm-deployment"),
+        overlays=Path(policy.kubernetes.overlays) if policy.kubernetes.overlays else None,
+        helm=policy.kubernetes.helm,
         service_url=policy.service_url,
     )

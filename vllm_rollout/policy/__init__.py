@@ -18,8 +18,9 @@ from vllm_rollout.policy.gates import (
 )
 from vllm_rollout.policy.load import Override, load_policy
 from vllm_rollout.policy.models import ModelRules, Policy, Rules
+from vllm_rollout.policy.platforms import Kubernetes, Local
 from vllm_rollout.policy.ramp import RampStep
-from vllm_rollout.policy.startup import Local, StartupProbe, StartupThreshold
+from vllm_rollout.policy.startup import StartupProbe, StartupThreshold
 from vllm_rollout.policy.watch import (
     CrashLoop,
     ErrorSpike,
@@ -43,6 +44,7 @@ __all__ = [
     "HealthTrigger",
     "Hours",
     "Inference",
+    "Kubernetes",
     "Latency",
     "LatencyTrigger",
     "Load",

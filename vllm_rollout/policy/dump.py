@@ -27,6 +27,13 @@ class _Dumper(yaml.SafeDumper):
 
 # Text that either YAML would take for something else is quoted.
 add_scalars(_Dumper)
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Line breaks of YAML 1.1 that it would write as they are, and read back as spaces.
+    breaks = any(character in text for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(
     _Off, lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:bool", "off")
 )

@@ -19,9 +19,10 @@ from vllm_rollout.policy.fields import (
     once_each,
 )
 from vllm_rollout.policy.gates import Environment
+from vllm_rollout.policy.platforms import Kubernetes, Local
 from vllm_rollout.policy.problems import did_you_mean
 from vllm_rollout.policy.ramp import Ramp, falling_step
-from vllm_rollout.policy.startup import Local, StartupProbe, guess_parameters
+from vllm_rollout.policy.startup import StartupProbe, guess_parameters
 from vllm_rollout.policy.watch import Triggers, Watch
 from vllm_rollout.policy.windows import Windows
 
@@ -77,6 +78,8 @@ class Policy(Rules):
     """Where releases run."""
     order: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(once_each)]
     """The environments a model passes through, one after the other."""
+    kubernetes: Kubernetes
+    """Settings of the Kubernetes platform."""
     local: Local
     """Settings of the local platform."""
     models: dict[Name, ModelRules]

@@ -1,4 +1,4 @@
-"""How long a replica may take to start: by model size on a cluster, one limit on one machine."""
+"""How long a replica may take to start: by model size."""
 
 import re
 from typing import Annotated, Self
@@ -8,10 +8,8 @@ from pydantic import Field, model_validator
 from vllm_rollout.policy.fields import (
     Block,
     Count,
-    CountOrZero,
     Number,
     Span,
-    Text,
     ascending,
     broken_rule,
 )
@@ -59,19 +57,3 @@ class StartupProbe(Block):
             return None
         fitting = (row.failure_threshold for row in self.thresholds if parameters <= row.up_to)
         return next(fitting, None)
-
-
-class Local(Block):
-    """The local platform's own settings."""
-
-    state: Text
-    """Folder of its state, from the working directory."""
-    startup_timeout: Span
-    """How long a replica may take to become ready."""
-    max_restarts: CountOrZero
-    """Restarts before a replica is left down."""
-
-    @property
-    def startup_timeout_seconds(self) -> float:
-        """`startup_timeout` in seconds."""
-        return self.startup_timeout.total_seconds()

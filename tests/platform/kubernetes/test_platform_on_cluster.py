@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from cluster.behaviour import HEALTHY, crash_loop
 from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.deployment import Deployment, RevisionStatus, Target
-from vllm_rollout.errors import DeployError
+from vllm_rollout.errors import DeployError, UsageError
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.resources import CHARTS
 
@@ -92,3 +93,58 @@ def test_what_does_not_come_up_is_undone_and_says_what_its_pods_said(
     ]
     assert history[-1].build == first.build
     eventually(lambda: {r.name for r in platform.replicas(production)} == running)
+
+
+OWN_CHART = {
+    "Chart.yaml": "apiVersion: v2\nname: ours\nversion: 1.0.0\n",
+    "values.yaml": "replicaCount: 1\nmodel: {}\n",
+    "values-production.yaml": "",
+    "templates/all.yaml": """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: "{{ .Release.Name }}"}
+spec:
+  replicas: {{ .Values.replicaCount }}
+  selector: {matchLabels: {app.kubernetes.io/instance: "{{ .Release.Name }}"}}
+  template:
+    metadata: {labels: {app.kubernetes.io/instance: "{{ .Release.Name }}"}}
+    spec:
+      tolerations: [{operator: Exists}]
+      containers: [{name: server, image: "ours:{{ .Values.model.revision }}"}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: "{{ .Release.Name }}"}
+spec:
+  selector: {app.kubernetes.io/instance: "{{ .Release.Name }}"}
+  ports: [{port: 8000}]
+""",
+}
+
+
+def test_a_chart_of_a_teams_own_is_rolled_out_in_one_step(
+    namespace: Namespace, production: Deployment, helm_binary: str, tmp_path: Path
+) -> None:
+    (tmp_path / "templates").mkdir()
+    for name, text in OWN_CHART.items():
+        (tmp_path / name).write_text(text)
+    platform = KubernetesPlatform(
+        namespace=namespace.name,
+        context=None,
+        chart=tmp_path,
+        service_url="http://{model}-{environment}",
+        helm=helm_binary,
+    )
+
+    def target(version: str, replicas: int) -> Target:
+        values = made_of(version)
+        build = platform.build(production, values)
+        return Target(build=build, values=values, replicas=replicas, capacity=2)
+
+    for version in ("one", "two"):
+        revision = platform.apply(production, target(version, 2), description=version, timeout=LONG)
+        assert revision.build == target(version, 2).build
+        eventually(lambda: [r.ready for r in platform.replicas(production)] == [True, True])
+    with pytest.raises(UsageError, match="cannot run two builds side by side"):
+        platform.apply(production, target("three", 1), description="", timeout=LONG)
+    assert [entry.description for entry in platform.history(production)] == ["one", "two"]

@@ -1,0 +1,32 @@
+"""What one platform needs to know and the other does not."""
+
+from typing import Annotated
+
+from vllm_rollout.policy.fields import Block, CountOrZero, MayBeOff, Span, Text
+
+
+class Kubernetes(Block):
+    """The Kubernetes platform's own settings. Folders are looked for from the working directory."""
+
+    chart: Annotated[Text | None, MayBeOff()]
+    """Folder of the chart that releases are made of; off means the suite's own, vllm-deployment."""
+    overlays: Annotated[Text | None, MayBeOff()]
+    """Folder with a values-ENV.yaml for each environment; off means the chart's."""
+    helm: Text
+    """The Helm command, Helm 3 or Helm 4."""
+
+
+class Local(Block):
+    """The local platform's own settings."""
+
+    state: Text
+    """Folder of its state, from the working directory."""
+    startup_timeout: Span
+    """How long a replica may take to become ready."""
+    max_restarts: CountOrZero
+    """Restarts before a replica is left down."""
+
+    @property
+    def startup_timeout_seconds(self) -> float:
+        """`startup_timeout` in seconds."""
+        return self.startup_timeout.total_seconds()
