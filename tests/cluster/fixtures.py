@@ -74,6 +74,13 @@ class Namespace:
         path = f"/{group}/namespaces/{self.name}/{resource}"
         self.cluster.send("POST", path, body).raise_for_status()
 
+    def token(self, service_account: str) -> str:
+        """A bearer token of a service account here."""
+        path = f"/api/v1/namespaces/{self.name}/serviceaccounts/{service_account}/token"
+        answer = self.cluster.send("POST", path, {"spec": {}})
+        answer.raise_for_status()
+        return str(answer.json()["status"]["token"])
+
 
 def eventually(holds: Callable[[], bool], *, within_seconds: float = _PATIENCE_SECONDS) -> None:
     """Wait until `holds`; the time is a limit for what hangs, not a measurement."""

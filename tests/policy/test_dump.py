@@ -69,7 +69,10 @@ def _with_prompt(policy: Policy, prompt: str) -> Policy:
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
 )
 @given(
-    st.one_of(st.text(min_size=1), st.sampled_from(["1e3", "off", "16:00", "~", "=", " ", "\r\n", "a\x85\u2028b"]))
+    st.one_of(
+        st.text(min_size=1),
+        st.sampled_from(["1e3", "off", "16:00", "~", "=", " ", "\r\n", "a\x85\u2028b"]),
+    )
 )
 def test_any_prompt_survives_a_dump(load: Load, prompt: str) -> None:
     text = dump_policy(_with_prompt(load(), prompt))

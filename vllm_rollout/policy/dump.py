@@ -27,6 +27,8 @@ class _Dumper(yaml.SafeDumper):
 
 # Text that either YAML would take for something else is quoted.
 add_scalars(_Dumper)
+
+
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # Line breaks of YAML 1.1 that it would write as they are, and read back as spaces.
     breaks = any(character in text for character in "\x85\u2028\u2029")

@@ -12,11 +12,16 @@ from vllm_rollout.platform.base import ConflictError
 TIMEOUT_SECONDS = (5.0, 30.0)
 """For connecting, and for each answer."""
 
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _TOO_MANY, _SERVER = 401, 403, 404, 409, 429, 500
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 401, 403, 404, 409, 410
+_TOO_MANY, _SERVER = 429, 500
 
 
 class NotFoundError(DeployError):
     """The API server has no such object."""
+
+
+class ExpiredError(DeployError):
+    """A listing was given up by the API server between two pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class KubernetesApi:
             UnreachableError: no answer, or no permission to `verb` the `resource`.
             ConflictError: someone else changed the object first.
             NotFoundError: there is no such object.
+            ExpiredError: a listing took so long that its next page is gone.
             DeployError: the server refuses the request.
         """
         from kubernetes.client.exceptions import ApiException
@@ -65,6 +71,8 @@ class KubernetesApi:
             )
         if status == _NOT_FOUND:
             return NotFoundError(message)
+        if status == _GONE:
+            return ExpiredError(message, remedy="List again from the beginning.")
         if status == _CONFLICT:
             return ConflictError(message, remedy="Read it again and decide anew.")
         if status == _TOO_MANY or status >= _SERVER:

@@ -8,7 +8,12 @@ from typing import Any
 
 from vllm_rollout.errors import DeployError
 from vllm_rollout.platform.base import ConflictError, Entry, Lease
-from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
+from vllm_rollout.platform.kubernetes.api import (
+    TIMEOUT_SECONDS,
+    ExpiredError,
+    KubernetesApi,
+    NotFoundError,
+)
 
 KEY_ANNOTATION = "vllm-rollout/key"
 _LABELS = {"app.kubernetes.io/managed-by": "vllm-rollout"}
@@ -96,21 +101,29 @@ class KubernetesStore:
 
     def keys(self, prefix: str) -> list[str]:
         """All keys that begin with `prefix`, sorted."""
+        found = self._listed(page=_PAGE)
+        return sorted(key for key in found if key and key.startswith(prefix))
+
+    def _listed(self, *, page: int | None) -> list[str | None]:
         keys: list[str | None] = []
         more: str | None = None
         while True:
-            with self._api.doing("list", f"configmaps in namespace {self._namespace}"):
-                page = self._api.core.list_namespaced_config_map(
-                    self._namespace,
-                    label_selector=_SELECTOR,
-                    limit=_PAGE,
-                    _continue=more,
-                    _request_timeout=TIMEOUT_SECONDS,
-                )
-            keys += [(item.metadata.annotations or {}).get(KEY_ANNOTATION) for item in page.items]
-            more = page.metadata._continue  # noqa: SLF001 - the client's name for `continue`
+            try:
+                with self._api.doing("list", f"configmaps in namespace {self._namespace}"):
+                    found = self._api.core.list_namespaced_config_map(
+                        self._namespace,
+                        label_selector=_SELECTOR,
+                        limit=page,
+                        _continue=more,
+                        _request_timeout=TIMEOUT_SECONDS,
+                    )
+            except ExpiredError:
+                # One page cannot expire under way, however long it is.
+                return self._listed(page=None)
+            keys += [(item.metadata.annotations or {}).get(KEY_ANNOTATION) for item in found.items]
+            more = found.metadata._continue  # noqa: SLF001 - the client's name for `continue`
             if not more:
-                return sorted(key for key in keys if key and key.startswith(prefix))
+                return keys
 
     def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
         """Take or renew the lease: free, expired or `holder`'s own.

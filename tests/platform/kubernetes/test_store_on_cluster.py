@@ -1,0 +1,157 @@
+"""Documents and leases in a real API server: compare-and-set, expiry, and what can go wrong."""
+
+from datetime import timedelta
+
+import pytest
+from cluster.faulty import FaultyDoor, Refusal
+from cluster.fixtures import Namespace
+
+from vllm_rollout.errors import DeployError, ExitCode, UnreachableError
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.kubernetes import store as store_module
+from vllm_rollout.platform.kubernetes.api import connect
+from vllm_rollout.platform.kubernetes.store import KubernetesStore, utc_now
+
+pytestmark = pytest.mark.cluster
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def store(namespace: Namespace) -> KubernetesStore:
+    return KubernetesStore(connect(None), namespace.name)
+
+
+def through(door: FaultyDoor, namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, the cluster is reached by `door`."""
+    control_plane = namespace.cluster.control_plane
+    path = control_plane.kubeconfig("door", server=door.url, namespace=namespace.name)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+
+
+def test_of_two_writers_one_is_told_that_the_other_was_first(store: KubernetesStore) -> None:
+    assert store.read("evidence/a") is None
+    first = store.write("evidence/a", {"n": 1}, expect=None)
+    with pytest.raises(ConflictError):
+        store.write("evidence/a", {"n": 2}, expect=None)
+    second = store.write("evidence/a", {"n": 3}, expect=first)
+    with pytest.raises(ConflictError):
+        store.write("evidence/a", {"n": 4}, expect=first)
+    with pytest.raises(ConflictError):
+        store.write("evidence/b", {}, expect=first)
+    entry = store.read("evidence/a")
+    assert entry is not None
+    assert (entry.value, entry.version) == ({"n": 3}, second)
+
+
+def test_keys_are_found_over_all_pages(
+    store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_PAGE", 2)
+    keys = [f"evidence/llama/{n} ü" for n in range(5)]
+    for key in [*keys, "journal/llama"]:
+        store.write(key, {}, expect=None)
+    assert store.keys("evidence/") == keys
+
+
+def test_a_lease_is_one_holders_until_it_expires(namespace: Namespace) -> None:
+    now = utc_now()
+    ours = KubernetesStore(connect(None), namespace.name, now=lambda: now)
+    theirs = KubernetesStore(connect(None), namespace.name, now=lambda: now + MINUTE / 2)
+    later = KubernetesStore(connect(None), namespace.name, now=lambda: now + 2 * MINUTE)
+    assert ours.acquire("llama", "us", ttl=MINUTE).expires == now + MINUTE
+    with pytest.raises(ConflictError, match="is being changed by us"):
+        theirs.acquire("llama", "them", ttl=MINUTE)
+    theirs.release("llama", "them")
+    ours.acquire("llama", "us", ttl=MINUTE)
+    later.acquire("llama", "them", ttl=MINUTE)
+    ours.release("llama", "us")
+    with pytest.raises(ConflictError, match="is being changed by them"):
+        ours.acquire("llama", "us", ttl=MINUTE)
+    later.release("llama", "them")
+    ours.acquire("llama", "us", ttl=MINUTE)
+
+
+def test_what_does_not_fit_or_was_edited_is_refused(
+    store: KubernetesStore, namespace: Namespace
+) -> None:
+    with pytest.raises(DeployError, match="a ConfigMap holds"):
+        store.write("evidence/large", "x" * 1_100_000, expect=None)
+    store.write("evidence/edited", {}, expect=None)
+    name = store_module.object_name("evidence/edited")
+    path = f"/api/v1/namespaces/{namespace.name}/configmaps/{name}"
+    namespace.cluster.send("PATCH", path, {"data": {"value.json": "{"}}).raise_for_status()
+    with pytest.raises(DeployError, match="should hold evidence/edited"):
+        store.read("evidence/edited")
+
+
+def test_a_listing_that_expired_between_two_pages_begins_anew(
+    namespace: Namespace, store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_PAGE", 2)
+    for n in range(5):
+        store.write(f"evidence/{n}", {}, expect=None)
+    expired: list[str] = []
+
+    def refuse(method: str, path: str) -> Refusal | None:
+        if "continue=" in path and not expired:
+            expired.append(path)
+            return 410, {}
+        return None
+
+    with FaultyDoor(namespace.cluster.api, refuse) as door:
+        through(door, namespace, monkeypatch)
+        keys = KubernetesStore(connect(None), namespace.name).keys("evidence/")
+    assert keys == [f"evidence/{n}" for n in range(5)]
+    assert expired
+
+
+def test_an_overloaded_server_is_asked_again_when_it_says_so(
+    namespace: Namespace, store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("evidence/a", 1, expect=None)
+    busy = [(429, {"Retry-After": "0"})] * 2
+
+    with FaultyDoor(namespace.cluster.api, lambda *_: busy.pop() if busy else None) as door:
+        through(door, namespace, monkeypatch)
+        entry = KubernetesStore(connect(None), namespace.name).read("evidence/a")
+    assert entry is not None
+    assert not busy
+
+    with FaultyDoor(namespace.cluster.api, lambda *_: (429, {"Retry-After": "0"})) as door:
+        through(door, namespace, monkeypatch)
+        with pytest.raises(UnreachableError) as caught:
+            KubernetesStore(connect(None), namespace.name).read("evidence/a")
+    assert caught.value.exit_code == ExitCode.UNREACHABLE
+    assert door.url in caught.value.address
+
+
+def test_an_api_server_that_is_away_is_named_and_is_used_again_when_it_is_back(
+    namespace: Namespace, store: KubernetesStore
+) -> None:
+    store.write("evidence/a", 1, expect=None)
+    control_plane = namespace.cluster.control_plane
+    control_plane.stop_api_server()
+    try:
+        with pytest.raises(UnreachableError, match="does not answer") as caught:
+            store.read("evidence/a")
+        assert caught.value.address == control_plane.url
+    finally:
+        control_plane.start_api_server()
+    entry = store.read("evidence/a")
+    assert entry is not None
+    assert entry.value == 1
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [("expired", "log in again"), ("", "verb 'get' on 'configmaps")]
+)
+def test_credentials_that_do_not_suffice_say_what_is_missing(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, token: str, said: str
+) -> None:
+    control_plane = namespace.cluster.control_plane
+    path = control_plane.kubeconfig("poor", token=token or namespace.token("default"))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    with pytest.raises(UnreachableError) as caught:
+        KubernetesStore(connect(None), namespace.name).read("evidence/a")
+    assert said in caught.value.remedy
