@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vllm_rollout import __version__
-from vllm_rollout.commands import documents, options, releases, rollout
+from vllm_rollout.commands import diagnose, documents, options, releases, rollout
 from vllm_rollout.simulator.main import simulate
 
 
@@ -27,6 +27,7 @@ app.command("gate-and-promote")(rollout.promote_command)
 app.command("rollback")(rollout.rollback_command)
 app.command("status")(releases.status_command)
 app.command("history")(releases.history_command)
+app.command("diagnose")(diagnose.diagnose_command)
 app.command("logs")(releases.logs_command)
 app.command("uninstall")(releases.uninstall_command)
 app.command("report")(documents.report_command)

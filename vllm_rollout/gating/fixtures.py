@@ -20,6 +20,7 @@ from vllm_rollout.deployment import Deployment, Replica, Revision
 from vllm_rollout.gating.progress import Progress
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.diagnosis import Finding, diagnose
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadPlan, LoadResult
 from vllm_rollout.observe.load_run import run_load
@@ -39,6 +40,7 @@ class Cluster:
 
     platform: Platform
     deployment: Deployment
+    policy: Policy
 
     def replicas(self) -> list[Replica]:
         """The replicas that exist now."""
@@ -48,6 +50,13 @@ class Cluster:
         """The newest revision, or None when the release does not exist."""
         history = self.platform.history(self.deployment)
         return history[-1] if history else None
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Why each replica that is not ready is not."""
+        threshold = self.policy.startup_failure_threshold(
+            self.policy.parameters(self.deployment.model)
+        )
+        return diagnose(self.platform.symptoms(self.deployment), failure_threshold=threshold)
 
     def logs(self, *, tail: int = 20) -> str:
         """The last log lines of each replica."""
@@ -89,13 +98,13 @@ def client(settings: Settings, deployment: Deployment) -> Iterator[InferenceClie
 
 
 @pytest.fixture(scope="session")
-def cluster(settings: Settings, deployment: Deployment) -> Cluster:
+def cluster(settings: Settings, deployment: Deployment, policy: Policy) -> Cluster:
     """The release of the deployment; skips when only a URL is known, and a skip never promotes."""
     if settings.platform is None:
         pytest.skip(
             "--base-url names a server, not a release: add --platform to ask for its replicas"
         )
-    return Cluster(settings.platform, deployment)
+    return Cluster(settings.platform, deployment, policy)
 
 
 @pytest.fixture

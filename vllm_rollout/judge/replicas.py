@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 from vllm_rollout.deployment import Replica
+from vllm_rollout.judge.diagnosis import Finding
 from vllm_rollout.judge.verdict import Outcome, Verdict
 
 
-def replicas_verdict(replicas: Sequence[Replica], *, expected: int | None) -> Verdict:
+def replicas_verdict(
+    replicas: Sequence[Replica], *, expected: int | None, findings: Sequence[Finding] = ()
+) -> Verdict:
     """Pass if `expected` replicas exist and every replica that exists is Running and Ready.
 
-    `expected` None means that nobody could say how many there should be: inconclusive.
+    `expected` None means that nobody could say how many there should be: inconclusive. The
+    `findings` of those that are not ready give the remedy.
     """
     ready = [r for r in replicas if r.ready and r.phase == "Running"]
     names = {r.name for r in ready}
@@ -28,8 +32,16 @@ def replicas_verdict(replicas: Sequence[Replica], *, expected: int | None) -> Ve
         n=len(replicas),
         unit="count",
         reason="; ".join([f"{len(ready)} of {expected} replicas ready", *map(_trouble, bad)]),
-        remedy="" if holds else "Read the log of the replicas named: the last lines say why.",
+        remedy="" if holds else _remedy(findings),
     )
+
+
+def _remedy(findings: Sequence[Finding]) -> str:
+    """What to do about each cause, once."""
+    if not findings:
+        return "Read the log of the replicas named: the last lines say why."
+    advice = {finding.cause: finding.resolution for finding in findings}
+    return " ".join(f"{cause.capitalize()}: {what}" for cause, what in advice.items())
 
 
 def _trouble(replica: Replica) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.symptoms import Symptoms
 
 
 class ConflictError(RolloutError):
@@ -118,3 +119,6 @@ class Platform(Protocol):
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each replica, secrets redacted."""
+
+    def symptoms(self, deployment: Deployment) -> Sequence[Symptoms]:
+        """What is known of each replica, and of those that could not be made."""

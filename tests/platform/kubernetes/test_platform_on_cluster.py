@@ -1,16 +1,18 @@
 """The platform on a real API server under both Helms: what is applied is what runs."""
 
+import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.behaviour import HEALTHY, crash_loop
+from cluster.behaviour import HEALTHY, crash_loop, slow_start
 from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.deployment import Deployment, RevisionStatus, Target
-from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.resources import CHARTS
 
@@ -148,3 +150,67 @@ def test_a_chart_of_a_teams_own_is_rolled_out_in_one_step(
     with pytest.raises(UsageError, match="cannot run two builds side by side"):
         platform.apply(production, target("three", 1), description="", timeout=LONG)
     assert [entry.description for entry in platform.history(production)] == ["one", "two"]
+
+
+def killed_while_it_waits(
+    namespace: Namespace, deployment: Deployment, helm_binary: str, version: str
+) -> None:
+    """A client that is killed while Helm waits for pods that load for too long."""
+    chart = CHARTS / "vllm-deployment"
+    command = [helm_binary, "upgrade", "--install", deployment.release, str(chart)]
+    command += ["-n", namespace.name, "--set", f"model.name={MODEL},model.revision={version}"]
+    wait = "--wait" if "helm3" in helm_binary else "--wait=watcher"
+    with subprocess.Popen([*command, wait, "--timeout", "5m"], stdout=subprocess.DEVNULL) as client:
+        helm = Helm(helm_binary)
+
+        def pending() -> bool:
+            history = helm.history(deployment.release, namespace=namespace.name)
+            return bool(history) and history[-1].status.startswith("pending")
+
+        eventually(pending)
+        client.kill()
+
+
+def test_what_a_killed_client_left_pending_is_recovered(
+    namespace: Namespace,
+    platform: KubernetesPlatform,
+    production: Deployment,
+    apply: Callable[..., Any],
+    helm_binary: str,
+) -> None:
+    namespace.behave(slow_start())
+    killed_while_it_waits(namespace, production, helm_binary, "none")
+    found = platform.recover(production)
+    assert "was left pending-install since" in found
+    assert "so it was uninstalled" in found
+    assert platform.history(production) == []
+
+    namespace.behave(HEALTHY)
+    first = apply(made_of("one"))
+    running = {replica.name for replica in platform.replicas(production)}
+    namespace.behave(lambda pod: HEALTHY if pod["metadata"]["name"] in running else slow_start())
+    killed_while_it_waits(namespace, production, helm_binary, "two")
+    with pytest.raises(DeployError, match="is in progress"):
+        apply(made_of("two"))
+    assert "rolled back to revision 1" in platform.recover(production)
+    assert platform.recover(production) == ""
+    assert platform.history(production)[-1].build == first.build
+
+
+def test_a_cluster_that_goes_away_is_never_an_empty_release(
+    namespace: Namespace,
+    platform: KubernetesPlatform,
+    production: Deployment,
+    apply: Callable[..., Any],
+) -> None:
+    apply(made_of("one"))
+    control_plane = namespace.cluster.control_plane
+    control_plane.stop_api_server()
+    try:
+        for ask in (platform.history, platform.replicas, platform.recover, platform.logs):
+            with pytest.raises(UnreachableError):
+                ask(production)
+    finally:
+        control_plane.start_api_server()
+    assert len(platform.history(production)) == 1
+    assert len(platform.replicas(production)) == 2

@@ -19,6 +19,8 @@ from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.pods import list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
+from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
+from vllm_rollout.symptoms import Symptoms
 
 _RECOVERY_TIMEOUT = timedelta(minutes=15)
 _DIAGNOSIS_LINES = 20
@@ -212,6 +214,10 @@ class KubernetesPlatform:
             f"==> {pod.metadata.name} <==\n{pod_log(self._api, deployment, pod, tail=tail)}"
             for pod in list_pods(self._api, deployment)
         )
+
+    def symptoms(self, deployment: Deployment) -> list[Symptoms]:
+        """What is known of each pod, and of pods that could not be made."""
+        return symptoms_of(self._api, deployment)
 
     def _rollout_values(
         self,

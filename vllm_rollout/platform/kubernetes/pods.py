@@ -57,6 +57,24 @@ class _Status(_Wire):
     container_statuses: Sequence[_Container] = ()
 
 
+class _Probe(_Wire):
+    period_seconds: float = 10.0
+    failure_threshold: int = 3
+
+
+class _ContainerSpec(_Wire):
+    name: str
+    resources: Mapping[str, Any] = Field(default_factory=dict)
+    startup_probe: _Probe | None = None
+
+
+class _Spec(_Wire):
+    node_name: str = ""
+    node_selector: Mapping[str, str] = Field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    containers: Sequence[_ContainerSpec] = Field(min_length=1)
+
+
 class _Owner(_Wire):
     kind: str
 
@@ -72,6 +90,7 @@ class Pod(_Wire):
     """The fields of a pod's JSON that the suite reads."""
 
     metadata: _Metadata
+    spec: _Spec
     status: _Status = _Status()
 
     @property

@@ -18,6 +18,9 @@ from vllm_rollout.platform.local.release_logs import ReleaseLogs
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
 from vllm_rollout.platform.local.values import LocalValues, parse_values
+from vllm_rollout.symptoms import Symptoms
+
+_SYMPTOM_LINES = 50
 
 
 class LocalPlatform:
@@ -220,6 +223,15 @@ class LocalPlatform:
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each replica, secrets redacted."""
         return "\n".join(self._logs.read(row, lines=tail) for row in self._members(deployment))
+
+    def symptoms(self, deployment: Deployment) -> Sequence[Symptoms]:
+        """What is known of each replica: its state, and the last lines of its log."""
+        return [
+            Symptoms(replica=replica, node=LOOPBACK, log=self._logs.read(row, lines=_SYMPTOM_LINES))
+            for replica, row in zip(
+                self.replicas(deployment), self._members(deployment), strict=False
+            )
+        ]
 
     def _members(self, deployment: Deployment) -> list[ReplicaRow]:
         rows = self._state.replicas(_key(deployment))

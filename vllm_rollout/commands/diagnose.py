@@ -1,0 +1,62 @@
+"""`vllm-rollout diagnose`."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+from rich.text import Text
+
+from vllm_rollout.commands import options
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.judge.diagnosis import Finding, diagnose
+from vllm_rollout.report.words import one_line
+
+
+@options.about_releases
+def diagnose_command(
+    model: options.Model,
+    environment: options.Environment = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
+    *,
+    choice: options.Choice,
+) -> None:
+    """Say why replicas of MODEL are not ready, and what to do about it.
+
+    In --environment, or in the first. Ends with 0 if all are ready, with 1 if one is not or there
+    is none.
+    """
+    settings = choice.settings()
+    policy = settings.policy.for_model(model)
+    deployment = settings.deployment(model, environment or policy.order[0])
+    symptoms = settings.require_platform().symptoms(deployment)
+    threshold = policy.startup_failure_threshold(policy.parameters(model))
+    findings = diagnose(symptoms, failure_threshold=threshold)
+    if as_json:
+        document = {
+            "deployment": asdict(deployment),
+            "replicas": len(symptoms),
+            "findings": [asdict(finding) for finding in findings],
+        }
+        typer.echo(json.dumps(document, indent=1))
+    elif not symptoms:
+        options.console.print(f"{deployment}: there is no replica", soft_wrap=True)
+    elif not findings:
+        options.console.print(f"{deployment}: {len(symptoms)} replicas, all ready", soft_wrap=True)
+    for finding in () if as_json else findings:
+        _show(finding)
+    if findings or not symptoms:
+        raise typer.Exit(ExitCode.GATE_FAILED)
+
+
+def _show(finding: Finding) -> None:
+    options.console.print(
+        f"[bold]{escape(one_line(finding.replica))}[/]: {escape(one_line(finding.cause))}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    lines = "\n".join(one_line(line) for line in finding.shown_by)
+    options.console.print(Padding(Text(lines, style="dim"), (0, 0, 0, 2)), soft_wrap=True)
+    options.console.print(f"  → {escape(finding.resolution)}", soft_wrap=True, highlight=False)
