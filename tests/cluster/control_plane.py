@@ -133,6 +133,17 @@ class ControlPlane:
         context.load_cert_chain(self._pem(user), self._pem(user))
         return httpx.Client(base_url=self.url, verify=context, timeout=30)
 
+    def ask(self, method: str, path: str, *, token: str) -> httpx.Response:
+        """Call the API with a bearer token; the body of a POST is an empty object."""
+        context = ssl.create_default_context(cafile=str(self._ca_file))
+        return httpx.request(
+            method,
+            self.url + path,
+            headers={"Authorization": f"Bearer {token}"},
+            json={} if method == "POST" else None,
+            verify=context,
+        )
+
     def issue(self, name: str, organization: str) -> Path:
         """A file with a key and its certificate, for serving on 127.0.0.1 and for clients."""
         leaf = self.ca.issue_cert(

@@ -1,0 +1,49 @@
+{{- /* What every purpose reads: Helm keeps its history in Secrets. */ -}}
+{{- define "roles.read" -}}
+- {apiGroups: [""], resources: [secrets], verbs: [get, list]}
+- {apiGroups: [""], resources: [pods, events], verbs: [get, list]}
+- {apiGroups: [""], resources: [pods/log], verbs: [get]}
+{{- end }}
+
+{{- /* What the suite keeps in the cluster: evidence and journal, and the lease of a model. */ -}}
+{{- define "roles.state" -}}
+- {apiGroups: [""], resources: [configmaps], verbs: [get, list, create, update]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update, delete]}
+{{- end }}
+
+{{- /* The objects of the chart vllm-deployment, and what Helm waits for. */ -}}
+{{- define "roles.release" -}}
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [get, list, watch, create, update, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, update, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, update, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, update, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [servicemonitors]
+  verbs: [get, list, watch, create, update, patch, delete]
+- {apiGroups: [apps], resources: [replicasets], verbs: [get, list, watch]}
+- {apiGroups: [""], resources: [pods], verbs: [watch]}
+- {apiGroups: [""], resources: [secrets], verbs: [create, update, patch]}
+{{- end }}
+
+{{- define "roles.gate" -}}
+{{ include "roles.read" . }}
+{{- end }}
+
+{{- define "roles.watch" -}}
+{{ include "roles.read" . }}
+{{ include "roles.state" . }}
+{{ include "roles.release" . }}
+{{- end }}
+
+{{- define "roles.promote" -}}
+{{ include "roles.watch" . }}
+- {apiGroups: [""], resources: [secrets], verbs: [delete]}
+{{- end }}

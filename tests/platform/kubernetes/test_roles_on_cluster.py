@@ -1,0 +1,126 @@
+"""The Roles of the chart rollout-roles, on a real API server with RBAC: enough, and no more."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from cluster.fixtures import Namespace
+
+from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.errors import UnreachableError
+from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.resources import CHARTS
+
+pytestmark = pytest.mark.cluster
+
+MODEL = "llama-2-7b"
+LONG = timedelta(seconds=60)
+As = Callable[[str], KubernetesPlatform]
+
+
+@pytest.fixture
+def production(namespace: Namespace) -> Deployment:
+    return Deployment(MODEL, "production", namespace.name)
+
+
+@pytest.fixture
+def acting_as(namespace: Namespace, helm_binary: str, monkeypatch: pytest.MonkeyPatch) -> As:
+    """The platform with the rights of one purpose; "admin" has all."""
+    subprocess.run(
+        [helm_binary, "install", "roles", str(CHARTS / "rollout-roles"), "-n", namespace.name],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "KUBECONFIG": str(namespace.kubeconfig)},
+    )
+
+    def acting_as(purpose: str) -> KubernetesPlatform:
+        kubeconfig = namespace.kubeconfig
+        if purpose != "admin":
+            kubeconfig = namespace.cluster.control_plane.kubeconfig(
+                f"{namespace.name}-{purpose}",
+                token=namespace.token(f"vllm-rollout-{purpose}"),
+                namespace=namespace.name,
+            )
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        return KubernetesPlatform(
+            namespace=namespace.name,
+            context=None,
+            chart=CHARTS / "vllm-deployment",
+            service_url="http://{model}-{environment}",
+            helm=helm_binary,
+        )
+
+    return acting_as
+
+
+def apply(platform: KubernetesPlatform, deployment: Deployment, version: str, replicas: int) -> Any:
+    values = {"model": {"name": MODEL, "revision": version}}
+    build = platform.build(deployment, values)
+    target = Target(build=build, values=values, replicas=replicas, capacity=2)
+    return platform.apply(deployment, target, description=version, timeout=LONG)
+
+
+def test_promote_may_do_all_that_a_rollout_takes(acting_as: As, production: Deployment) -> None:
+    platform = acting_as("promote")
+    first = apply(platform, production, "one", 2)
+    apply(platform, production, "two", 1)
+    apply(platform, production, "two", 2)
+    platform.rollback(production, first.number, description="back", timeout=LONG)
+    version = platform.store.write("evidence/a", {}, expect=None)
+    platform.store.write("evidence/a", {}, expect=version)
+    assert platform.store.keys("evidence/") == ["evidence/a"]
+    platform.store.acquire("lease", "us", ttl=LONG)
+    platform.store.release("lease", "us")
+    assert platform.recover(production) == ""
+    platform.uninstall(production, timeout=LONG)
+
+
+def test_gate_reads_and_changes_nothing(acting_as: As, production: Deployment) -> None:
+    apply(acting_as("admin"), production, "one", 2)
+    platform = acting_as("gate")
+    assert len(platform.history(production)) == 1
+    assert len(platform.replicas(production)) == 2
+    assert "==>" in platform.logs(production)
+    assert len(platform.symptoms(production)) == 2
+    with pytest.raises(UnreachableError, match=r"cannot (create|patch|update) resource"):
+        apply(platform, production, "two", 2)
+    with pytest.raises(UnreachableError, match="secrets"):
+        platform.rollback(production, 1, description="back", timeout=LONG)
+    with pytest.raises(UnreachableError) as caught:
+        platform.store.write("evidence/a", {}, expect=None)
+    assert "verb 'create' on 'configmaps" in caught.value.remedy
+    assert len(acting_as("admin").history(production)) == 1
+
+
+def test_watch_rolls_back_and_removes_nothing(acting_as: As, production: Deployment) -> None:
+    apply(acting_as("promote"), production, "one", 2)
+    apply(acting_as("promote"), production, "two", 1)
+    platform = acting_as("watch")
+    platform.store.acquire("lease", "us", ttl=LONG)
+    back = platform.rollback(production, 1, description="back", timeout=LONG)
+    assert back.build == platform.history(production)[0].build
+    with pytest.raises(UnreachableError, match="secrets"):
+        platform.uninstall(production, timeout=timedelta(seconds=20))
+    assert acting_as("admin").history(production)
+
+
+@pytest.mark.usefixtures("acting_as")
+def test_no_purpose_may_do_more(namespace: Namespace) -> None:
+    own = f"/api/v1/namespaces/{namespace.name}"
+    roles = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace.name}"
+    for purpose in ("gate", "promote", "watch"):
+        token = namespace.token(f"vllm-rollout-{purpose}")
+        for method, path in (
+            ("POST", f"{own}/pods"),
+            ("DELETE", f"{own}/pods"),
+            ("DELETE", f"{own}/configmaps"),
+            ("DELETE", own),
+            ("POST", f"{roles}/rolebindings"),
+            ("GET", "/api/v1/namespaces/kube-system/secrets"),
+        ):
+            answer = namespace.cluster.control_plane.ask(method, path, token=token)
+            assert answer.status_code == httpx.codes.FORBIDDEN, (purpose, method, path)
