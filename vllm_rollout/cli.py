@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vllm_rollout import __version__
-from vllm_rollout.commands import diagnose, documents, options, releases, rollout
+from vllm_rollout.commands import diagnose, documents, options, releases, rollout, status
 from vllm_rollout.simulator.main import simulate
 
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 app.command("deploy")(releases.deploy_command)
 app.command("gate-and-promote")(rollout.promote_command)
 app.command("rollback")(rollout.rollback_command)
-app.command("status")(releases.status_command)
+app.command("status")(status.status_command)
 app.command("history")(releases.history_command)
 app.command("diagnose")(diagnose.diagnose_command)
 app.command("logs")(releases.logs_command)

@@ -1,5 +1,6 @@
 """Whole rollouts through the real command lines, on the local platform with real processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -213,6 +214,12 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     status = site.run("vllm-rollout", "status", MODEL)
     assert status.returncode == 0
     assert "2/2" in status.stdout
+    (found,) = json.loads(site.run("vllm-rollout", "status", "--json").stdout)
+    assert (found["model"], found["under_way"]) == (MODEL, None)
+    production = found["environments"][2]
+    assert [replica["ready"] for replica in production["replicas"]] == [True, True]
+    assert production["build"]["model_revision"] == "one"
+    assert production["evidence"].startswith("sha256:")
     assert site.files_with_the_key() == []
 
 

@@ -28,6 +28,7 @@ from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.report.evidence import GateResult, GateRun, Step
 from vllm_rollout.settings import Settings
+from vllm_rollout.symptoms import Symptoms
 
 MODEL = "llama-2-7b"
 STAGING = Deployment(MODEL, "staging")
@@ -149,6 +150,9 @@ class SimulatedPlatform:
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         return ""
+
+    def symptoms(self, deployment: Deployment) -> Sequence[Symptoms]:
+        return [Symptoms(replica=replica) for replica in self.replicas(deployment)]
 
     def deploy(self, deployment: Deployment, values: dict[str, Any], *, replicas: int = 1) -> Build:
         """Put a whole build in place, as if long ago."""

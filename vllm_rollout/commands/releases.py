@@ -1,4 +1,4 @@
-"""`vllm-rollout deploy`, `status`, `history`, `logs` and `uninstall`."""
+"""`vllm-rollout deploy`, `history`, `logs` and `uninstall`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vllm_rollout.commands import options
 from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import RolloutError, UsageError
+from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 
@@ -74,42 +74,6 @@ def deploy_command(
         soft_wrap=True,
         highlight=False,
     )
-
-
-@options.about_releases
-def status_command(
-    model: options.Model,
-    *,
-    choice: options.Choice,
-) -> None:
-    """Show where MODEL runs: revision, build and replicas in each environment."""
-    rules, where, _ = _reach(choice, model)
-    table = Table(title=model, title_justify="left")
-    for column in ("environment", "revision", "build", "on build", "ready", "restarts", "url"):
-        table.add_column(column, overflow="fold")
-    for environment in rules.environments:
-        deployment = Deployment(model, environment, rules.namespace)
-        table.add_row(environment, *_state(where, deployment))
-    options.console.print(table)
-
-
-def _state(platform: Platform, deployment: Deployment) -> list[str]:
-    history = platform.history(deployment)
-    if not history:
-        return ["not deployed"]
-    newest, replicas = history[-1], platform.replicas(deployment)
-    try:
-        url = platform.base_url(deployment)
-    except RolloutError as error:
-        url = str(error)
-    return [
-        f"{newest.number} {newest.status}",
-        newest.build.short,
-        f"{newest.replicas}/{newest.capacity}",
-        f"{sum(r.ready for r in replicas)}/{len(replicas)}",
-        str(sum(r.restarts for r in replicas)),
-        url,
-    ]
 
 
 @options.about_releases

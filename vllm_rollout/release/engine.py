@@ -1,8 +1,7 @@
 """The rollout, from the first question to the last: finish what was under way, gate, promote."""
 
-import math
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Revision, RevisionStatus
@@ -13,9 +12,8 @@ from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.release.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.release.rollback import roll_back
-from vllm_rollout.release.windows import closed_because, next_opening
+from vllm_rollout.release.waiting import reasons_to_wait
 from vllm_rollout.report.evidence import Evidence, GateRun
-from vllm_rollout.units import format_duration
 
 
 def gate_and_promote(context: Context, *, plan_only: bool = False) -> Evidence:
@@ -97,7 +95,14 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
             code=ExitCode.INCONCLUSIVE,
             conclusion=f"What would be promoted is not what was gated: {'; '.join(differences)}",
         )
-    if wait := _not_yet(context, revision):
+    waits = reasons_to_wait(
+        context.policy,
+        source.environment,
+        context.target.environment,
+        revision,
+        context.clock.now(),
+    )
+    if wait := next(waits, ""):
         return End(code=ExitCode.INCONCLUSIVE, conclusion=f"All gates passed, and {wait}")
     gated = _evidence(context, started, None)
     promotion = Promotion(
@@ -162,25 +167,6 @@ def _refusal(run: GateRun) -> End | None:
             conclusion=f"Nothing answered at {run.unreachable}, nothing promoted: {trouble}",
         )
     return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")
-
-
-def _not_yet(context: Context, revision: Revision) -> str:
-    """Why the promotion must wait although every gate passed; "" if it need not."""
-    now = context.clock.now()
-    soak = context.policy.environments[context.source.environment].soak
-    if soak is not None and (left := revision.created + soak.minimum - now) > timedelta():
-        left = timedelta(seconds=math.ceil(left.total_seconds()))
-        return (
-            f"the soak is not over: revision {revision.number} of {context.source} must stand for "
-            f"{format_duration(soak.minimum)}, {format_duration(left)} are left"
-        )
-    if context.serves_users:
-        windows = context.policy.windows
-        if reason := closed_because(windows, now):
-            opening = next_opening(windows, now)
-            when = f"{opening:%A %Y-%m-%d %H:%M %Z}" if opening else "not within a year"
-            return f"outside the deployment windows ({reason}); the next opens {when}"
-    return ""
 
 
 def _finish_what_was_under_way(context: Context) -> End | None:

@@ -30,6 +30,13 @@ class Ledger:
             expect=known.version if known else None,
         )
 
+    def evidence_of(self, deployment: Deployment, revision: Revision) -> str | None:
+        """Digest of the evidence by which `revision` passed its gates; None if it has not."""
+        entry = self._store.read(self._key(deployment, revision))
+        if entry is None or entry.value["build"] != revision.build.digest:
+            return None
+        return str(entry.value["evidence"])
+
     def good_revision(self, deployment: Deployment, history: Sequence[Revision]) -> Revision | None:
         """Where to return to: the newest complete revision with passing evidence.
 
@@ -43,8 +50,7 @@ class Ledger:
             and revision.status in (RevisionStatus.DEPLOYED, RevisionStatus.SUPERSEDED)
         ]
         for revision in served:
-            entry = self._store.read(self._key(deployment, revision))
-            if entry is not None and entry.value["build"] == revision.build.digest:
+            if self.evidence_of(deployment, revision) is not None:
                 return revision
         return served[0] if served else None
 

@@ -1,0 +1,74 @@
+"""`vllm-rollout status`."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter
+from rich.markup import escape
+from rich.table import Table
+
+from vllm_rollout.commands import options
+from vllm_rollout.release.status import EnvironmentStatus, ModelStatus, model_status, models_known
+from vllm_rollout.units import format_duration
+
+_COLUMNS = ("environment", "revision", "build", "on build", "ready", "restarts", "gates", "soak")
+_JSON: TypeAdapter[list[ModelStatus]] = TypeAdapter(list[ModelStatus])
+
+
+@options.about_releases
+def status_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="default: every model known here")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
+    *,
+    choice: options.Choice,
+) -> None:
+    """Show where MODEL stands: what runs in each environment, and what blocks its promotion."""
+    settings = choice.settings()
+    platform = settings.require_platform()
+    if model is not None:
+        settings.deployment(model, settings.policy.order[0])  # refuses what is no name
+    found = [
+        model_status(platform, settings.policy.for_model(name), name, datetime.now(UTC))
+        for name in ([model] if model is not None else models_known(platform))
+    ]
+    if as_json:
+        typer.echo(_JSON.dump_json(found, indent=1).decode())
+        return
+    if not found:
+        options.console.print("no rollout is known here: name a model, vllm-rollout status MODEL")
+    for status in found:
+        _show(status)
+
+
+def _show(status: ModelStatus) -> None:
+    table = Table(title=status.model, title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, overflow="fold")
+    for each in status.environments:
+        table.add_row(each.environment, *_cells(each))
+    options.console.print(table)
+    for each in status.environments:
+        if each.revision is not None:
+            options.console.print(f"{each.environment}: {each.url}", soft_wrap=True)
+    for each in status.environments:
+        for block in each.blocks:
+            text = f"{each.environment} cannot go on: {block}"
+            options.console.print(escape(text), soft_wrap=True, highlight=False)
+
+
+def _cells(status: EnvironmentStatus) -> list[str]:
+    if status.revision is None or status.build is None:
+        return ["not deployed"]
+    left = timedelta(seconds=status.soak_left_seconds)
+    return [
+        f"{status.revision} {status.revision_status}",
+        status.build.short,
+        f"{status.on_build}/{status.capacity}",
+        f"{sum(r.ready for r in status.replicas)}/{len(status.replicas)}",
+        str(sum(r.restarts for r in status.replicas)),
+        "passed" if status.evidence else "–",
+        f"{format_duration(left)} left" if left else "–",
+    ]

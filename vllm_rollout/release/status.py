@@ -1,0 +1,142 @@
+"""Where a model stands: what runs in each environment, on what evidence, and what blocks it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from vllm_rollout.deployment import Build, Deployment, Replica, Revision, RevisionStatus
+from vllm_rollout.errors import RolloutError
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy
+from vllm_rollout.release.journal import Journal, JournalEntry
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.waiting import reasons_to_wait, soak_left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentStatus:
+    """One environment. `revision` is None where nothing was ever deployed.
+
+    `evidence` is the digest of the evidence by which this build passed its gates here, or None.
+    `soaked_seconds` is how long the revision has stood, `soak_left_seconds` how much longer it
+    must. `blocks` says why it cannot go on to the next environment now; empty if nothing is known
+    to hold it but its gates, and for the last environment.
+    """
+
+    environment: str
+    url: str
+    revision: int | None = None
+    revision_status: str = ""
+    created: datetime | None = None
+    build: Build | None = None
+    on_build: int = 0
+    capacity: int = 0
+    replicas: tuple[Replica, ...] = ()
+    evidence: str | None = None
+    soaked_seconds: float = 0.0
+    soak_left_seconds: float = 0.0
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """All environments in order, and the rollout that is under way or was left, if any."""
+
+    model: str
+    environments: tuple[EnvironmentStatus, ...]
+    under_way: JournalEntry | None
+
+
+def models_known(platform: Platform) -> list[str]:
+    """Models that a rollout has ever been written down of."""
+    prefix = "rollout/"
+    return [key.removeprefix(prefix) for key in platform.store.keys(prefix)]
+
+
+def model_status(platform: Platform, policy: Policy, model: str, now: datetime) -> ModelStatus:
+    """The status of `model`; `policy` is the model's own.
+
+    Raises: as the platform.
+    """
+    entry = Journal(platform.store, model).read()
+    under_way = entry if entry is not None and entry.unfinished else None
+    found: list[EnvironmentStatus] = []
+    after: EnvironmentStatus | None = None
+    for environment in reversed(policy.order):
+        deployment = Deployment(model, environment, policy.namespace)
+        after = _environment(platform, policy, deployment, after, under_way, now)
+        found.append(after)
+    return ModelStatus(model=model, environments=tuple(reversed(found)), under_way=under_way)
+
+
+def _environment(
+    platform: Platform,
+    policy: Policy,
+    deployment: Deployment,
+    after: EnvironmentStatus | None,
+    under_way: JournalEntry | None,
+    now: datetime,
+) -> EnvironmentStatus:
+    environment = deployment.environment
+    try:
+        url = platform.base_url(deployment)
+    except RolloutError as error:
+        url = str(error)
+    history = platform.history(deployment)
+    if not history:
+        missing = () if after is None else ("nothing is deployed here",)
+        return EnvironmentStatus(environment=environment, url=url, blocks=missing)
+    newest = history[-1]
+    replicas = tuple(platform.replicas(deployment))
+    left = soak_left(policy, environment, newest, now)
+    blocks = (
+        ()
+        if after is None
+        else tuple(_blocks(policy, environment, newest, replicas, after, under_way, now))
+    )
+    return EnvironmentStatus(
+        environment=environment,
+        url=url,
+        revision=newest.number,
+        revision_status=newest.status.value,
+        created=newest.created,
+        build=newest.build,
+        on_build=newest.replicas,
+        capacity=newest.capacity,
+        replicas=replicas,
+        evidence=_evidence(Ledger(platform.store), deployment, history),
+        soaked_seconds=max(timedelta(), now - newest.created).total_seconds(),
+        soak_left_seconds=left.total_seconds(),
+        blocks=blocks,
+    )
+
+
+def _evidence(ledger: Ledger, deployment: Deployment, history: Sequence[Revision]) -> str | None:
+    """Of the newest build, which an earlier revision may have run before a rollback."""
+    of_the_build = (r for r in reversed(history) if r.build == history[-1].build)
+    return next(filter(None, (ledger.evidence_of(deployment, r) for r in of_the_build)), None)
+
+
+def _blocks(
+    policy: Policy,
+    environment: str,
+    newest: Revision,
+    replicas: tuple[Replica, ...],
+    after: EnvironmentStatus,
+    under_way: JournalEntry | None,
+    now: datetime,
+) -> Iterator[str]:
+    if under_way is not None:
+        yield (
+            f"run {under_way.run_id} is under way or was left in its phase {under_way.phase}: the "
+            f"next gate-and-promote --to {under_way.target} finishes or undoes it"
+        )
+    if newest.status is not RevisionStatus.DEPLOYED or not newest.complete:
+        yield f"revision {newest.number} is {newest.status}, {newest.replicas} of {newest.capacity}"
+    ready = sum(replica.ready for replica in replicas)
+    if ready < newest.capacity:
+        yield f"{ready} of {newest.capacity} replicas are ready: vllm-rollout diagnose says why"
+    if after.build == newest.build and after.on_build == after.capacity:
+        yield f"{after.environment} runs this build already"
+    else:
+        yield from reasons_to_wait(policy, environment, after.environment, newest, now)
