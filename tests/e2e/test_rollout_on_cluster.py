@@ -16,7 +16,8 @@ from cluster.fixtures import Namespace
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
 
-pytestmark = pytest.mark.cluster
+# Some forty processes one after the other: minutes, more of them beside other tests.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 MODEL = "llama-2-7b"
 POLICY: dict[str, Any] = {
