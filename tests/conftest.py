@@ -1,4 +1,4 @@
-"""Fixtures of the tests against real Helm and a real API server."""
+"""The real parts that tests of several folders use."""
 
 from cluster.fixtures import cluster, namespace
 from cluster.required import helm_binary
