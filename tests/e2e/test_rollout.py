@@ -89,7 +89,8 @@ class Site:
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            self.command(*words),
+            # A test run that was itself started in the background may ignore SIGINT.
+            ["env", "--default-signal=INT", *self.command(*words)],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
