@@ -48,6 +48,7 @@ class ControlPlane:
         self._etcd_port, self._api_port = free_port(), free_port()
         self._stack = ExitStack()
         self._api_server: ProcessGroup | None = None
+        self._manager: ProcessGroup | None = None
 
     @property
     def url(self) -> str:
@@ -70,10 +71,6 @@ class ControlPlane:
             with httpx.Client(base_url=f"http://127.0.0.1:{self._etcd_port}") as client:
                 _wait(client, "/health")
             self.start_api_server()
-            manager = self.kubeconfig("controller-manager", user="system:kube-controller-manager")
-            self._start(
-                "kube-controller-manager", "controller-manager", self._manager_options(manager)
-            )
         except BaseException:
             self._stack.close()
             raise
@@ -88,10 +85,20 @@ class ControlPlane:
         self._stack.close()
 
     def start_api_server(self) -> None:
-        """Start the API server, at the port it always has, and wait until it is ready."""
+        """Start the API server, at the port it always has, and wait until it is ready.
+
+        With it begins a new controller manager: one that lost its connection takes up to a minute
+        to look again.
+        """
         self._api_server = self._start("kube-apiserver", "apiserver", self._api_server_options())
         with self.client("admin") as client:
             _wait(client, "/readyz")
+        if self._manager is not None:
+            self._manager.end()
+        kubeconfig = self.kubeconfig("controller-manager", user="system:kube-controller-manager")
+        self._manager = self._start(
+            "kube-controller-manager", "controller-manager", self._manager_options(kubeconfig)
+        )
 
     def stop_api_server(self) -> None:
         """End the API server; what it stored stays."""
