@@ -115,7 +115,7 @@ def watch(bad: Bools, limit: float, burst: int, latencies: Floats | None = None)
         if latencies is None:
             return 1
         so_far = latencies[: test.n]
-        return max(burst_length(so_far, part, LIMIT_SECONDS) for part in (50, 95))
+        return burst_length(so_far, 50, 95, limit_seconds=LIMIT_SECONDS)
 
     test = AnytimeShare(limit=limit, confidence=CONFIDENCE, burst=burst, dependence=dependence)
     for place in [*np.flatnonzero(bad).tolist(), len(bad)]:

@@ -8,7 +8,7 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -295,22 +295,17 @@ def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-class _log_server:  # noqa: N801 - used as a function that gives a context manager
+@contextmanager
+def _log_server(logs: Mapping[tuple[str, str], Behaviour], pem: Path) -> Iterator[int]:
     """Answers the API server's `GET /containerLogs/…`; gives the port."""
-
-    def __init__(self, logs: Mapping[tuple[str, str], Behaviour], pem: Path) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(logs))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pem)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-
-    def __enter__(self) -> int:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return int(self._server.server_address[1])
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(logs))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield int(server.server_address[1])
+    server.shutdown()
+    server.server_close()
 
 
 def _handler(logs: Mapping[tuple[str, str], Behaviour]) -> type[BaseHTTPRequestHandler]:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from support.short_policy import short_policy
 
 from vllm_rollout.deployment import Deployment, Replica
 from vllm_rollout.errors import ExitCode
@@ -26,40 +27,8 @@ KEY = "key-of-this-test-9f2c"
 SLOW_RAMP = "ramp=[{replicas: 1, hold: 2m}, {share: 100%, hold: 0s}]"
 PRODUCTION = Deployment(MODEL, "production")
 POLICY: dict[str, Any] = {
+    **short_policy(rate=100, seconds=2, expected=80),
     "platform": "local",
-    "environments": {
-        "development": {
-            "gates": {"response_time": {"requests": 2}},
-            "load": {"rate": "100/s", "duration": "2s", "warmup": "0s", "max_tokens": 2},
-        },
-        "staging": {
-            "gates": {
-                "error_rate": {"limit": "3%"},
-                "load_capacity": {"expected_rate": "80/s", "unserved": "3%"},
-            },
-            "soak": False,
-        },
-        "production": {
-            "replicas": 2,
-            "gates": {"smoke": {"url": False}},
-            "load": {"rate": "100/s", "duration": "2s"},
-        },
-    },
-    "ramp": [{"replicas": 1, "hold": "1s"}, {"share": "100%", "hold": "0s"}],
-    "watch": {
-        "duration": "3s",
-        "interval": "200ms",
-        "probes": 5,
-        "slo": {"within": "3s", "error_rate": "50%"},
-        "error_spike": {"within": "3s", "for": "2s"},
-    },
-    "triggers": {
-        "error_rate": {"above": "5%", "for": "1s"},
-        "outage": {"for": "1s"},
-        "window": "1s",
-        "max_gap": "3s",
-    },
-    "windows": {"enforce": False},
 }
 
 

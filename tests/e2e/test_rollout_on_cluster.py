@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace
+from support.short_policy import short_policy
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
@@ -21,40 +22,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 MODEL = "llama-2-7b"
 POLICY: dict[str, Any] = {
-    "environments": {
-        "development": {
-            "gates": {"response_time": {"requests": 2}},
-            "load": {"rate": "60/s", "duration": "4s", "warmup": "0s", "max_tokens": 2},
-        },
-        "staging": {
-            "gates": {
-                "error_rate": {"limit": "3%"},
-                "load_capacity": {"expected_rate": "45/s", "unserved": "3%"},
-            },
-            "soak": False,
-        },
-        "production": {
-            "replicas": 2,
-            "gates": {"smoke": {"url": False}},
-            "load": {"rate": "60/s", "duration": "4s"},
-        },
-    },
-    "ramp": [{"replicas": 1, "hold": "1s"}, {"share": "100%", "hold": "0s"}],
+    **short_policy(rate=60, seconds=4, expected=45),
     "deploy_timeout": "60s",
-    "watch": {
-        "duration": "3s",
-        "interval": "200ms",
-        "probes": 5,
-        "slo": {"within": "3s", "error_rate": "50%"},
-        "error_spike": {"within": "3s", "for": "2s"},
-    },
-    "triggers": {
-        "error_rate": {"above": "5%", "for": "1s"},
-        "outage": {"for": "1s"},
-        "window": "1s",
-        "max_gap": "3s",
-    },
-    "windows": {"enforce": False},
 }
 
 

@@ -13,7 +13,6 @@ from vllm_rollout.release.status import EnvironmentStatus, ModelStatus, model_st
 from vllm_rollout.units import format_duration
 
 _COLUMNS = ("environment", "revision", "build", "on build", "ready", "restarts", "gates", "soak")
-_JSON: TypeAdapter[list[ModelStatus]] = TypeAdapter(list[ModelStatus])
 
 
 @options.about_releases
@@ -35,7 +34,7 @@ def status_command(
         for name in ([model] if model is not None else models_known(platform))
     ]
     if as_json:
-        typer.echo(_JSON.dump_json(found, indent=1).decode())
+        typer.echo(TypeAdapter(list[ModelStatus]).dump_json(found, indent=1).decode())
         return
     if not found:
         options.console.print("no rollout is known here: name a model, vllm-rollout status MODEL")

@@ -75,18 +75,19 @@ def block_length_at(positions: NDArray[np.int64], n: int) -> int:
 
 
 def burst_length(
-    latencies_seconds: NDArray[np.float64], percentile: float, limit_seconds: float
+    latencies_seconds: NDArray[np.float64], *percentiles: float, limit_seconds: float
 ) -> int:
     """How many requests count as one, from latencies in order of time.
 
-    Looked at are those at the limit or above, and, once any came near it, those above
-    `percentile` of them: a service that slows down and recovers shows it there before it does
+    Looked at are those at the limit or above, and, once any came near it, those above each of
+    `percentiles` of them: a service that slows down and recovers shows it there before it does
     harm. How latencies far below the limit hang together says nothing about it.
     """
     levels = [latencies_seconds >= limit_seconds]
     if latencies_seconds.max() >= _NEAR * limit_seconds:
-        rank = math.ceil(len(latencies_seconds) * percentile / 100) - 1
-        levels.append(latencies_seconds > np.partition(latencies_seconds, rank)[rank])
+        ranks = [math.ceil(len(latencies_seconds) * part / 100) - 1 for part in percentiles]
+        ordered = np.partition(latencies_seconds, ranks)
+        levels += [latencies_seconds > ordered[rank] for rank in ranks]
     return max(map(block_length, levels))
 
 
@@ -153,7 +154,7 @@ class LatestLatencies:
         those above the median do.
         """
         seconds = np.array(self._seconds)
-        return max(burst_length(seconds, part, limit_seconds) for part in (50.0, percentile))
+        return burst_length(seconds, 50, percentile, limit_seconds=limit_seconds)
 
 
 def _remember(memory: "array[int] | array[float]", more: NDArray[np.generic]) -> None:

@@ -9,26 +9,23 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 
-from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
+from vllm_rollout.judge.binomial import fail_p_value, nearest_rank, percentile_ranks
 from vllm_rollout.judge.planning import (
     check_confidence,
+    check_limit_seconds,
     check_percentile,
     format_confidence,
     requests_needed_for_percentile,
     requests_to_decide,
 )
 from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.words import MEND_SLOWNESS
 from vllm_rollout.units import format_value
 
 _OBSERVE_LONGER = "observe for longer, or under more load"
 _MEND_SCRAPE = "Read the counters again, and take plain differences of them: no rate, no increase."
-_MEND_SLOWNESS = (
-    "See whether the time goes into waiting (the server's queue) or into generating, and give the "
-    "deployment more replicas or faster ones."
-)
 
 
 def bucket_verdict(
@@ -66,8 +63,7 @@ def bucket_verdict(
     """
     check_confidence(confidence)
     check_percentile(percentile)
-    if not 0 < limit_seconds < math.inf:
-        raise ValueError(f"limit_seconds must be a positive time, not {limit_seconds}")
+    check_limit_seconds(limit_seconds)
     if resets < 0 or missing_scrapes < 0:
         raise ValueError(f"not counts: {resets} resets, {missing_scrapes} missing scrapes")
     pairs = sorted(cumulative.items() if isinstance(cumulative, Mapping) else cumulative)
@@ -107,7 +103,7 @@ class _Histogram:
     def judge(self, gaps: str) -> Verdict:
         """The verdict on a sound histogram; `gaps` are the words for what it may have missed."""
         n = int(self.counts[-1])
-        nearest = max(1, math.ceil(Fraction(str(self.percentile)) * n / 100))
+        nearest = nearest_rank(n, self.percentile)
         low, high = percentile_ranks(n, self.percentile / 100, self.confidence)
         lower = None if low is None else self._bucket(low)[0]
         upper = None if high is None else self._bucket(high)[1]
@@ -121,7 +117,7 @@ class _Histogram:
             return self._verdict(Outcome.PASS, reason, "", n, figures)
         if lower is not None and lower >= self.limit:
             reason = f"{self.name} is above {_seconds(lower)}, {against}{gaps}"
-            return self._verdict(Outcome.FAIL, reason, _MEND_SLOWNESS, n, figures)
+            return self._verdict(Outcome.FAIL, reason, MEND_SLOWNESS, n, figures)
         span = f"{self.name} is above {_seconds(lower or 0.0)}"
         if upper is not None and upper < math.inf:
             span += f" and at most {_seconds(upper)}"

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_rollout.judge.binomial import nearest_rank
 from vllm_rollout.judge.planning import check_confidence, check_percentile, format_confidence
 from vllm_rollout.judge.quantile_ratio import quantile_ratio_bounds, times_needed
 from vllm_rollout.judge.share_difference import share_difference_bounds, times_to_decide
 from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.units import format_share, format_value
+from vllm_rollout.judge.words import bound_text
+from vllm_rollout.units import format_value
 
 _MOST_TIMES = 1000
 """A verdict that takes more times as many requests as were sent is called out of reach."""
@@ -73,7 +74,7 @@ def compare_latency(
         reason = "some latencies are not a time (NaN, infinite or negative)"
         return unknown.verdict(reason, _MEND_MEASUREMENT)
 
-    slow, fast = _nearest_rank(canary, percentile), _nearest_rank(baseline, percentile)
+    slow, fast = _percentile(canary, percentile), _percentile(baseline, percentile)
     measured = slow / fast if 0 < fast < math.inf else None
     lower, upper = quantile_ratio_bounds(baseline, canary, percentile / 100, confidence)
 
@@ -228,9 +229,8 @@ def _all_times(times: NDArray[np.float64], censored: int) -> bool:
     return bool(np.all(times >= 0)) and int(np.isinf(times).sum()) == censored
 
 
-def _nearest_rank(times: NDArray[np.float64], percentile: float) -> float:
-    # A fraction of the decimal that was written: 99.9% of 1,000 is rank 999, not 1,000.
-    rank = max(1, math.ceil(Fraction(str(percentile)) * times.size / 100))
+def _percentile(times: NDArray[np.float64], percentile: float) -> float:
+    rank = nearest_rank(times.size, percentile)
     return float(np.partition(times, rank - 1)[rank - 1])
 
 
@@ -257,4 +257,4 @@ def _more_of_both(times: int | None) -> str:
 
 def _figure(value: float) -> str:
     """Four digits, so that a bound just inside the limit does not read like the limit."""
-    return format_share(float(f"{value:.4g}")) if math.isfinite(value) else "∞"
+    return bound_text(value) if math.isfinite(value) else "∞"

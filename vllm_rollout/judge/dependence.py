@@ -85,7 +85,7 @@ def percentile_verdict_in_order(
     )
     if plain.measured is None:
         return plain
-    block = max(check_burst(burst), burst_length(values, percentile, limit_seconds))
+    block = max(check_burst(burst), burst_length(values, percentile, limit_seconds=limit_seconds))
     if block == 1:
         return plain
     low, high = percentile_ranks(len(values) // block, percentile / 100, confidence)

@@ -15,6 +15,7 @@ from vllm_rollout.judge.planning import (
     requests_to_decide,
 )
 from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.words import bound_text
 from vllm_rollout.units import format_share, format_value
 
 _WORDS = {
@@ -132,10 +133,10 @@ def goodput_verdict(
         f"(limit: above {format_share(float(target))}){_misses(limits, times, censored)}"
     )
     if lower > target:
-        reason = f"{counted}: at least {_share(lower)} do, {against}"
+        reason = f"{counted}: at least {bound_text(lower)} do, {against}"
         return replace(seen, outcome=Outcome.PASS, reason=reason)
     if upper < target:
-        reason = f"{counted}: at most {_share(upper)} do, {against}"
+        reason = f"{counted}: at most {bound_text(upper)} do, {against}"
         return replace(
             seen,
             outcome=Outcome.FAIL,
@@ -144,7 +145,7 @@ def goodput_verdict(
             "slow tokens are a batch too large for the GPUs.",
         )
     return seen.because(
-        f"{counted}: between {_share(lower)} and {_share(upper)} do, {against}",
+        f"{counted}: between {bound_text(lower)} and {bound_text(upper)} do, {against}",
         _what_would_decide(n - good, n, target, confidence, rate_per_second),
     )
 
@@ -205,8 +206,3 @@ def _what_would_decide(
         f"About {needed:,} requests would decide, if the share stays as it is; you sent {n:,}: "
         f"{more_load(needed, rate_per_second)}."
     )
-
-
-def _share(bound: float) -> str:
-    """Four digits, so that a bound just inside the limit does not read like the limit."""
-    return format_share(float(f"{bound:.4g}"))

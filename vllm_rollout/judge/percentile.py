@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
+from vllm_rollout.judge.binomial import fail_p_value, nearest_rank, percentile_ranks
 from vllm_rollout.judge.planning import (
     check_confidence,
+    check_limit_seconds,
     check_percentile,
     format_confidence,
     more_load,
@@ -18,19 +18,12 @@ from vllm_rollout.judge.planning import (
     requests_to_decide,
 )
 from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.words import MEND_FAILURES, MEND_SLOWNESS
 from vllm_rollout.units import format_share, format_value
 
-_MEND_FAILURES = (
-    "See how the requests failed and what the replicas logged at that time; mend that before the "
-    "next attempt."
-)
 _MEND_MEASUREMENT = (
     "Mend the clock or the parser that measured them, and measure again; a request without an "
     "answer belongs in `censored`."
-)
-_MEND_SLOWNESS = (
-    "See whether the time goes into waiting (the server's queue) or into generating, and give the "
-    "deployment more replicas or faster ones."
 )
 
 
@@ -65,8 +58,7 @@ def percentile_verdict(
     """
     check_confidence(confidence)
     check_percentile(percentile)
-    if not 0 < limit_seconds < math.inf:
-        raise ValueError(f"limit_seconds must be a positive time, not {limit_seconds}")
+    check_limit_seconds(limit_seconds)
     if censored < 0:
         raise ValueError(f"censored cannot be negative: {censored}")
     if not 0 <= resolution < 1:
@@ -123,7 +115,7 @@ class _Sample:
             return replace(seen, outcome=Outcome.PASS, reason=reason)
         if lower is not None and lower > self.limit:
             reason = f"{self.name} is {_at_least(lower)}, {against}"
-            remedy = _MEND_FAILURES if math.isinf(lower) else _MEND_SLOWNESS
+            remedy = MEND_FAILURES if math.isinf(lower) else MEND_SLOWNESS
             return replace(seen, outcome=Outcome.FAIL, reason=reason, remedy=remedy)
         if upper is None:
             minimum = requests_needed_for_percentile(self.percentile, self.confidence)
@@ -155,7 +147,7 @@ class _Sample:
     def _figures(self) -> tuple[float, float | None, float | None]:
         """The percentile by nearest rank, its lower bound and its upper bound."""
         # A fraction of the decimal that was written: 99.9% of 1,000 is rank 999, not 1,000.
-        nearest = max(1, math.ceil(Fraction(str(self.percentile)) * self.n / 100))
+        nearest = nearest_rank(self.n, self.percentile)
         low, high = percentile_ranks(self.n, self.percentile / 100, self.confidence)
         answered = self.values.size
         wanted = sorted({r - 1 for r in (nearest, low, high) if r is not None and r <= answered})

@@ -102,6 +102,16 @@ def check_percentile(percentile: float) -> None:
         raise ValueError(f"percentile must lie between 0 and 100 (95 for P95), not {percentile}")
 
 
+def check_limit_seconds(limit_seconds: float) -> None:
+    """Refuse what no latency can be held against.
+
+    Raises:
+        ValueError: not a positive, finite time.
+    """
+    if not 0 < limit_seconds < math.inf:
+        raise ValueError(f"limit_seconds must be a positive time, not {limit_seconds}")
+
+
 def _first(holds: Callable[[int], bool], *, start: int) -> int:
     """Smallest n >= `start` for which `holds`, which once true stays true."""
     high = start

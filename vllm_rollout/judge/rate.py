@@ -11,6 +11,7 @@ from vllm_rollout.judge.planning import (
     requests_needed,
 )
 from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.words import MEND_FAILURES, bound_text
 from vllm_rollout.units import format_share
 
 __all__ = ["rate_verdict", "requests_needed"]
@@ -75,19 +76,18 @@ def rate_verdict(
     against = f"(limit: below {format_share(float(limit))})"
     sure = f"at {format_confidence(confidence)} confidence"
     if upper < limit:
-        reason = f"{counted}: at most {_share(upper)} fail, {sure} {against}"
+        reason = f"{counted}: at most {bound_text(upper)} fail, {sure} {against}"
         return replace(seen, outcome=Outcome.PASS, reason=reason)
     if lower > limit:
         return replace(
             seen,
             outcome=Outcome.FAIL,
-            reason=f"{counted}: at least {_share(lower)} fail, {sure} {against}",
-            remedy="See how the requests failed and what the replicas logged at that time; "
-            "mend that before the next attempt.",
+            reason=f"{counted}: at least {bound_text(lower)} fail, {sure} {against}",
+            remedy=MEND_FAILURES,
         )
     needed = requests_needed(limit, confidence, failures)
     return seen.because(
-        f"{counted}: up to {_share(upper)} may fail, {sure} {against}",
+        f"{counted}: up to {bound_text(upper)} may fail, {sure} {against}",
         f"{_needs(limit, confidence, failures)}; you sent {total:,}: "
         f"{more_load(needed, rate_per_second)}.",
     )
@@ -104,8 +104,3 @@ def _needs(limit: float, confidence: float, failures: int) -> str:
         requests = f"{needed} requests with no more than these {failures:,} failures"
     claim = f"< {format_share(float(limit))} at {format_confidence(confidence)}"
     return f"{requests} are needed to claim {claim}"
-
-
-def _share(bound: float) -> str:
-    """Four digits, so that a bound just inside the limit does not read like the limit."""
-    return format_share(float(f"{bound:.4g}"))

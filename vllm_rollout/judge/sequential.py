@@ -9,8 +9,14 @@ from numpy.typing import NDArray
 
 from vllm_rollout.judge.anytime import AnytimeShare
 from vllm_rollout.judge.blocks import LatestLatencies
-from vllm_rollout.judge.planning import check_percentile, format_confidence, more_load
+from vllm_rollout.judge.planning import (
+    check_limit_seconds,
+    check_percentile,
+    format_confidence,
+    more_load,
+)
 from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.words import MEND_FAILURES, MEND_SLOWNESS, bound_text
 from vllm_rollout.units import format_share, format_value
 
 _BURST_OF_LATENCIES = 10
@@ -63,8 +69,7 @@ class SequentialRate:
             seen="failed",
             are="fail",
             against=f"(limit: below {format_share(float(limit))})",
-            mend="See how the requests failed and what the replicas logged at that time; mend "
-            "that before the next attempt.",
+            mend=MEND_FAILURES,
         )
 
     def update(self, failures: int, total: int) -> Verdict:
@@ -121,8 +126,7 @@ class SequentialPercentile:
         rate_per_second: float | None = None,
     ) -> None:
         check_percentile(percentile)
-        if not 0 < limit_seconds < math.inf:
-            raise ValueError(f"limit_seconds must be a positive time, not {limit_seconds}")
+        check_limit_seconds(limit_seconds)
         # Exactly the decimal that was written: 1 - 0.95 is a little more than 0.05.
         share = float(1 - Fraction(str(percentile)) / 100)
         time = format_value(limit_seconds, "s")
@@ -141,8 +145,7 @@ class SequentialPercentile:
             seen=f"took {time} or longer",
             are="do",
             against=f"(limit: P{percentile:g} below {time}, so below {format_share(share)})",
-            mend="See whether the time goes into waiting (the server's queue) or into generating, "
-            "and give the deployment more replicas or faster ones.",
+            mend=MEND_SLOWNESS,
         )
 
     def update(
@@ -250,11 +253,11 @@ class _Speaker:
         test = self.test
         self._lower, self._upper = test.bounds()
         if test.outcome is Outcome.PASS:
-            bound, self._remedy = f"at most {_share(self._upper)} {self._are}", ""
+            bound, self._remedy = f"at most {bound_text(self._upper)} {self._are}", ""
         elif test.outcome is Outcome.FAIL:
-            bound, self._remedy = f"at least {_share(self._lower)} {self._are}", self._mend
+            bound, self._remedy = f"at least {bound_text(self._lower)} {self._are}", self._mend
         else:
-            bound = f"{_share(self._lower)} to {_share(self._upper)} may {self._are}"
+            bound = f"{bound_text(self._lower)} to {bound_text(self._upper)} may {self._are}"
             self._remedy = self._needs()
         self._tail = f": {bound}, {self._sure} {self._against}{self._bursts()}"
 
@@ -271,8 +274,3 @@ class _Speaker:
         needed = self.test.pass_needs()
         more = more_load(needed, self._rate_per_second)
         return f"A pass takes at least {needed:,} requests in all: {more}."
-
-
-def _share(bound: float) -> str:
-    """Four digits, so that a bound just inside the limit does not read like the limit."""
-    return format_share(float(f"{bound:.4g}"))

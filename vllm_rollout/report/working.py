@@ -11,11 +11,11 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
 from vllm_rollout.judge.binomial import (
     chance_above,
     chance_at_most,
+    nearest_rank,
     percentile_ranks,
     share_bounds,
 )
@@ -179,7 +179,7 @@ def _counts_that_decide(n: int, limit: float, confidence: float) -> str:
 
 def _ranks(verdict: Verdict, percentile: str, block: int, confidence: float) -> Iterator[str]:
     requests, share, sure = verdict.n, float(percentile) / 100, _percent(confidence)
-    nearest = max(1, math.ceil(Fraction(percentile) * requests / 100))
+    nearest = nearest_rank(requests, percentile)
     n = requests // block
     low, high = percentile_ranks(n, share, confidence)
     edge = " (the edge of its bucket)" if "buckets" in verdict.reason else ""

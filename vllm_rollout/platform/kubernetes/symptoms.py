@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from vllm_rollout.deployment import Deployment
@@ -17,6 +18,46 @@ _INSUFFICIENT = re.compile(r"Insufficient (\S+?)[,.]?(?:\s|$)")
 _ENDED = ("Succeeded", "Failed")
 
 
+class _Nodes:
+    """Nodes and what their pods ask for, read at the first question and once for all pods."""
+
+    def __init__(self, api: KubernetesApi) -> None:
+        self._api = api
+
+    def rooms(self, resource: str, pod: Pod) -> tuple[NodeRoom, ...]:
+        """Each node's room for `resource`, by name; none when nodes or pods may not be listed.
+
+        A node that would refuse `pod` says so.
+        """
+        nodes, pods = self._listed
+        used: defaultdict[str, float] = defaultdict(float)
+        for each in pods:
+            if each["status"].get("phase") not in _ENDED:
+                used[each["spec"].get("nodeName", "")] += _requests(each["spec"]).get(resource, 0)
+        return tuple(
+            NodeRoom(
+                node=node["metadata"]["name"],
+                allocatable=_quantity(node["status"]["allocatable"].get(resource, "0")),
+                requested=used[node["metadata"]["name"]],
+                refused=_refusal(node, pod),
+            )
+            for node in sorted(nodes, key=lambda each: str(each["metadata"]["name"]))
+        )
+
+    @cached_property
+    def _listed(self) -> tuple[list[Any], list[Any]]:
+        core = self._api.core
+        try:
+            with self._api.doing("list", "nodes"):
+                nodes = core.list_node(_request_timeout=TIMEOUT_SECONDS).items
+            with self._api.doing("list", "pods in all namespaces"):
+                pods = core.list_pod_for_all_namespaces(_request_timeout=TIMEOUT_SECONDS).items
+        except RolloutError:
+            return [], []
+        plain = core.api_client.sanitize_for_serialization
+        return plain(nodes), plain(pods)
+
+
 def symptoms_of(api: KubernetesApi, deployment: Deployment) -> list[Symptoms]:
     """The symptoms of every pod that is meant to serve, and of pods that could not be made.
 
@@ -27,7 +68,8 @@ def symptoms_of(api: KubernetesApi, deployment: Deployment) -> list[Symptoms]:
     """
     pods = list_pods(api, deployment)
     events = _events(api, deployment.namespace)
-    found = [_of_pod(api, deployment, pod, events) for pod in pods]
+    nodes = _Nodes(api)
+    found = [_of_pod(api, deployment, pod, events, nodes) for pod in pods]
     # ReplicaSets and Jobs are called as their Deployment, with a suffix.
     unmade = [
         (reason, message)
@@ -45,6 +87,7 @@ def _of_pod(
     deployment: Deployment,
     pod: Pod,
     events: Sequence[tuple[str, str, str, str]],
+    nodes: _Nodes,
 ) -> Symptoms:
     replica = replica_of(pod)
     if replica.ready:
@@ -73,19 +116,19 @@ def _of_pod(
         else None,
         requests=_requests(pod.spec.model_dump(by_alias=True)),
         scarce=scarce,
-        rooms=tuple(node_rooms(api, scarce, pod)) if scarce else (),
+        rooms=nodes.rooms(scarce, pod) if scarce else (),
         events=own,
         log=pod_log(api, deployment, pod, tail=_LOG_LINES),
     )
 
 
 def _events(api: KubernetesApi, namespace: str) -> list[tuple[str, str, str, str]]:
-    """(kind, name, reason, message) of the namespace's events, oldest first."""
+    """(kind, name, reason, message) of the namespace's events, oldest first; none if barred."""
     try:
         with api.doing("list", f"events in namespace {namespace}"):
             found = api.core.list_namespaced_event(namespace, _request_timeout=TIMEOUT_SECONDS)
-    except RolloutError as error:
-        return [("", "", "", str(error))]
+    except RolloutError:
+        return []
     secrets = secrets_in()
     items = sorted(found.items, key=lambda each: str(each.last_timestamp or each.event_time or ""))
     return [
@@ -96,34 +139,6 @@ def _events(api: KubernetesApi, namespace: str) -> list[tuple[str, str, str, str
             redact(each.message or "", secrets),
         )
         for each in items
-    ]
-
-
-def node_rooms(api: KubernetesApi, resource: str, pod: Pod | None = None) -> list[NodeRoom]:
-    """Each node's room for `resource`, by name; none when nodes or pods may not be listed.
-
-    With `pod`, a node that would refuse it says so.
-    """
-    try:
-        with api.doing("list", "nodes"):
-            nodes = api.core.list_node(_request_timeout=TIMEOUT_SECONDS).items
-        with api.doing("list", "pods in all namespaces"):
-            pods = api.core.list_pod_for_all_namespaces(_request_timeout=TIMEOUT_SECONDS).items
-    except RolloutError:
-        return []
-    plain = api.core.api_client.sanitize_for_serialization
-    used: defaultdict[str, float] = defaultdict(float)
-    for each in map(plain, pods):
-        if each["status"].get("phase") not in _ENDED:
-            used[each["spec"].get("nodeName", "")] += _requests(each["spec"]).get(resource, 0)
-    return [
-        NodeRoom(
-            node=node["metadata"]["name"],
-            allocatable=_quantity(node["status"]["allocatable"].get(resource, "0")),
-            requested=used[node["metadata"]["name"]],
-            refused=_refusal(node, pod) if pod else "",
-        )
-        for node in sorted(map(plain, nodes), key=lambda each: str(each["metadata"]["name"]))
     ]
 
 

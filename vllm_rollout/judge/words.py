@@ -1,0 +1,17 @@
+"""Sentences and figures that verdicts of several kinds have in common."""
+
+from vllm_rollout.units import format_share
+
+MEND_FAILURES = (
+    "See how the requests failed and what the replicas logged at that time; mend that before the "
+    "next attempt."
+)
+MEND_SLOWNESS = (
+    "See whether the time goes into waiting (the server's queue) or into generating, and give the "
+    "deployment more replicas or faster ones."
+)
+
+
+def bound_text(bound: float) -> str:
+    """A share to four digits, so that a bound just inside the limit does not read like it."""
+    return format_share(float(f"{bound:.4g}"))
