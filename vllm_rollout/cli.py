@@ -5,7 +5,15 @@ from typing import Annotated
 import typer
 
 from vllm_rollout import __version__
-from vllm_rollout.commands import diagnose, documents, options, releases, rollout, status
+from vllm_rollout.commands import (
+    diagnose,
+    documents,
+    options,
+    preflight,
+    releases,
+    rollout,
+    status,
+)
 from vllm_rollout.simulator.main import simulate
 
 
@@ -23,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command("deploy")(releases.deploy_command)
+app.command("preflight")(preflight.preflight_command)
 app.command("gate-and-promote")(rollout.promote_command)
 app.command("rollback")(rollout.rollback_command)
 app.command("status")(status.status_command)

@@ -6,7 +6,7 @@ They hold no behaviour beyond their own identity, so every layer may import them
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -122,6 +122,11 @@ class Revision:
     def complete(self) -> bool:
         """Whether every replica runs `build`: no ramp is half way."""
         return self.replicas >= self.capacity
+
+
+def newest_served(history: Sequence[Revision]) -> Revision | None:
+    """The newest revision that is deployed; None where nothing is."""
+    return next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

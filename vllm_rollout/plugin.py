@@ -19,6 +19,7 @@ from vllm_rollout.gating.select import (
     deployment_of,
     in_order,
     parametrize,
+    preflight_left_out,
     selection_problem,
     without_release,
 )
@@ -60,6 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="override one policy value, e.g. environments.staging.load.rate=20/s; repeatable",
     )
     group.addoption(
+        "--values",
+        metavar="FILE",
+        help="values of the build that the pre-deployment checks are about (default: what the "
+        "environment before runs)",
+    )
+    group.addoption(
         "--evidence",
         metavar="FILE",
         help="write the evidence of the one model to FILE and render no report",
@@ -98,6 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line(
             "markers", f"{environment}: gates of the {environment} environment (vllm-rollout)"
         )
+    config.addinivalue_line("markers", "preflight: pre-deployment checks (vllm-rollout)")
     config.pluginmanager.register(fixtures, "vllm_rollout.gating.fixtures")
 
 
@@ -126,10 +134,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if settings.platform is None and (out := without_release(items)):
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
+    asked = {"marker_expression": config.getoption("markexpr", ""), "arguments": config.args}
+    if out := preflight_left_out(items, settings.policy, **asked):
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
     items[:] = in_order(items, settings.policy)
-    problem = selection_problem(
-        items, marker_expression=config.getoption("markexpr", ""), arguments=config.args
-    )
+    problem = selection_problem(items, **asked)
     if not problem or config.getoption("collectonly"):
         return
     if hasattr(config, "workeroutput"):

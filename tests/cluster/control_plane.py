@@ -69,7 +69,7 @@ class ControlPlane:
         try:
             self._start("etcd", "etcd", self._etcd_options())
             with httpx.Client(base_url=f"http://127.0.0.1:{self._etcd_port}") as client:
-                _wait(client, "/health")
+                wait_until_ok(client, "/health")
             self.start_api_server()
         except BaseException:
             self._stack.close()
@@ -92,7 +92,7 @@ class ControlPlane:
         """
         self._api_server = self._start("kube-apiserver", "apiserver", self._api_server_options())
         with self.client("admin") as client:
-            _wait(client, "/readyz")
+            wait_until_ok(client, "/readyz")
         if self._manager is not None:
             self._manager.end()
         kubeconfig = self.kubeconfig("controller-manager", user="system:kube-controller-manager")
@@ -230,7 +230,12 @@ def free_port() -> int:
         return int(reserved.getsockname()[1])
 
 
-def _wait(client: httpx.Client, path: str) -> None:
+def wait_until_ok(client: httpx.Client, path: str) -> None:
+    """Return when the path answers 200.
+
+    Raises:
+        TimeoutError: it did not within a minute.
+    """
     until = time.monotonic() + _READY_SECONDS
     while True:
         with suppress(httpx.HTTPError):

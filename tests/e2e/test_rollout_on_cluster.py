@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace
+from cluster.registry import Registry, running_registry
 from support.short_policy import short_policy
 
 from vllm_rollout.errors import ExitCode
@@ -29,11 +31,12 @@ POLICY: dict[str, Any] = {
 
 @dataclass
 class Site:
-    """A folder with policy and values, a namespace, and one Helm on PATH."""
+    """A folder with policy and values, a namespace, an image registry and one Helm on PATH."""
 
     folder: Path
     namespace: Namespace
     helm: str
+    registry: Registry
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         tools = self.folder / "bin"
@@ -63,7 +66,11 @@ class Site:
     def to_staging(self, revision: str) -> None:
         """Bring a build to staging by the shortest honest way."""
         values = self.folder / f"{revision}.yaml"
-        values.write_text(yaml.safe_dump({"model": {"name": MODEL, "revision": revision}}))
+        build = {
+            "model": {"name": MODEL, "path": "/models/llama", "revision": revision},
+            "image": {"repository": f"{self.registry.host}/vllm", "tag": "v1"},
+        }
+        values.write_text(yaml.safe_dump(build))
         for words in (
             ("vllm-rollout", "deploy", MODEL, "--values", str(values)),
             ("gate-and-promote", MODEL, "--to", "staging"),
@@ -88,12 +95,14 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Site:
+def site(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Site]:
     url = f"{namespace.cluster.services.url}/{{namespace}}/{{model}}-{{environment}}"
     policy = POLICY | {"namespace": namespace.name, "service_url": url}
     (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
     namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
-    return Site(tmp_path, namespace, helm_binary)
+    with running_registry(tmp_path) as registry:
+        registry.push("vllm", "v1")
+        yield Site(tmp_path, namespace, helm_binary, registry)
 
 
 def test_promoted_in_steps_then_broken_and_rolled_back_by_helm(site: Site) -> None:

@@ -321,3 +321,17 @@ def test_a_broken_policy_file_stops_gates_and_no_other_tests(tmp_path: Path) -> 
         run = run_gates(tmp_path, str(GATES), *arguments, changes=())
         assert run.returncode != 0
         assert "rollout.yaml:1:1: confidense: unknown key" in run.stdout + run.stderr
+
+
+def test_checks_before_a_deployment_are_made_only_when_asked_for(tmp_path: Path) -> None:
+    listed = ("--collect-only", "-q", "--model", MODEL, "--platform", "kubernetes")
+    plain = run_gates(tmp_path, *listed, "-m", "staging", str(GATES))
+    assert "test_pods" in plain.stdout
+    assert "test_preflight" not in plain.stdout
+    for asked in (
+        ("-m", "staging and preflight", str(GATES)),
+        ("-m", "staging", str(GATES / "test_preflight.py")),
+    ):
+        found = run_gates(tmp_path, *listed, *asked, changes=("preflight.model=off",))
+        assert "test_preflight.py::test_gpus[staging-llama-2-7b]" in found.stdout
+        assert "test_model" not in found.stdout

@@ -3,7 +3,7 @@
 Everything else is the real engine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,6 +120,11 @@ class SimulatedPlatform:
         build = Build(values_digest=canonical_digest(values))
         self.made_of[build.digest] = values
         return build
+
+    def preflight(
+        self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
+    ) -> None:
+        return None
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta

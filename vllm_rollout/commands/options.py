@@ -19,6 +19,9 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, e.g. lla
 Environment = Annotated[
     str | None, typer.Option("--environment", "-e", help="development, staging, production, …")
 ]
+ReportDir = Annotated[
+    str | None, typer.Option("--report-dir", help="where reports go (default: reports)")
+]
 PolicyFile = Annotated[
     str | None,
     typer.Option(
@@ -72,6 +75,11 @@ class Choice:
         if self.kube_context:
             words += ["--kube-context", self.kube_context]
         return words
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def pairs(texts: list[str] | None) -> dict[str, str]:

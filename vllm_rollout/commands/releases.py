@@ -1,30 +1,19 @@
 """`vllm-rollout deploy`, `history`, `logs` and `uninstall`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.commands import options
+from vllm_rollout.commands.preflight import checked_before
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-
-
-def _read_values(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read values file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"values file {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"values file {path} must hold a mapping of names to values")
-    return values
+from vllm_rollout.yaml_file import read_mapping
 
 
 def _reach(
@@ -44,19 +33,23 @@ def deploy_command(
     environment: options.Environment = None,
     *,
     choice: options.Choice,
+    report_dir: options.ReportDir = None,
 ) -> None:
     """Deploy MODEL to the first environment, where rollouts begin.
 
     Every later environment is reached through gates: gate-and-promote MODEL --to ENVIRONMENT.
     """
-    rules, where, deployment = _reach(choice, model, environment)
-    order = list(rules.environments)
+    settings = choice.settings(report_dir=report_dir)
+    order = settings.policy.order
+    deployment = settings.deployment(model, environment or order[0])
     if deployment.environment != order[0]:
         raise UsageError(
             f"{deployment.environment} is not deployed to directly: stages are not skipped",
             remedy=f"Gate it first: gate-and-promote {model} --to {deployment.environment}",
         )
-    content = _read_values(values)
+    rules, where = settings.policy.for_model(model), settings.require_platform()
+    content = read_mapping(values)
+    checked_before(settings, deployment, content, gate_options=choice.for_gates(settings))
     capacity = rules.environments[deployment.environment].replicas
     if found := where.recover(deployment):
         options.console.print(f"recovered {deployment}: {found}", soft_wrap=True)

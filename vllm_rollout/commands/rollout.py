@@ -29,9 +29,6 @@ from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.settings import Settings
 
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
-ReportDir = Annotated[
-    str | None, typer.Option("--report-dir", help="where reports go (default: reports)")
-]
 
 
 @options.about_releases
@@ -54,7 +51,7 @@ def promote_command(
     ] = None,
     *,
     choice: options.Choice,
-    report_dir: ReportDir = None,
+    report_dir: options.ReportDir = None,
 ) -> None:
     """Gate MODEL where it is, promote exactly what was gated, watch it, roll back on a trigger.
 
@@ -95,7 +92,7 @@ def rollback_command(
     reason: Reason = "by hand",
     *,
     choice: options.Choice,
-    report_dir: ReportDir = None,
+    report_dir: options.ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
     settings = choice.settings(report_dir=report_dir)
@@ -150,7 +147,7 @@ def _run(
             evidence = work(context)
             _show(evidence, context, reason)
         except KeyboardInterrupt as error:  # another Ctrl-C, while the first one's report is made
-            _say(state_when_interrupted(context))
+            options.say(state_when_interrupted(context))
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
     raise typer.Exit(evidence.exit_code or 0)
 
@@ -176,15 +173,13 @@ def _show(evidence: Evidence, context: Context, reason: str) -> None:
                 previous=context.previous,
                 environment=target.environment,
             )
-            _say(f"record: {record}")
-        _say(f"report: {paths.html}")
+            options.say(f"record: {record}")
+        options.say(f"report: {paths.html}")
     except (RolloutError, OSError) as error:
-        _say(f"the report could not be written, the evidence is in the platform's store: {error}")
-    _say(evidence.conclusion)
-
-
-def _say(text: str) -> None:
-    options.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        options.say(
+            f"the report could not be written, the evidence is in the platform's store: {error}"
+        )
+    options.say(evidence.conclusion)
 
 
 def _deployer() -> str:

@@ -4,6 +4,7 @@
 `policy`      what must hold, for this model
 `slo`         the gates' numbers in this environment, e.g. `slo.latency.limit_seconds`
 `client`      an `InferenceClient` of the deployment
+`preflight`   what is known of a build before it is deployed
 `cluster`     its release: replicas, revisions, logs
 `load`        the result of one load run, shared by every gate of the deployment that asks for it
 `verdict`     call it with a `Verdict` to end the gate
@@ -11,12 +12,13 @@
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from vllm_rollout.deployment import Deployment, Replica, Revision
+from vllm_rollout.deployment import Deployment, Replica, Revision, newest_served
+from vllm_rollout.errors import UsageError
 from vllm_rollout.gating.progress import Progress
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome
@@ -26,7 +28,9 @@ from vllm_rollout.observe.load import LoadPlan, LoadResult
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates, Policy
+from vllm_rollout.preflight import Preflight
 from vllm_rollout.settings import Settings
+from vllm_rollout.yaml_file import read_mapping
 
 SETTINGS = pytest.StashKey[Settings]()
 LOADS = pytest.StashKey[dict[Deployment, LoadResult]]()
@@ -105,6 +109,34 @@ def cluster(settings: Settings, deployment: Deployment, policy: Policy) -> Clust
             "--base-url names a server, not a release: add --platform to ask for its replicas"
         )
     return Cluster(settings.platform, deployment, policy)
+
+
+@pytest.fixture(scope="session")
+def preflight(
+    request: pytest.FixtureRequest, settings: Settings, deployment: Deployment, policy: Policy
+) -> Preflight:
+    """The facts about a build that may be deployed next: that of `--values`, or of the environment
+    before; in the first environment the one that runs there.
+    """
+    platform = settings.require_platform()
+    file = request.config.getoption("values")
+    if file:
+        values = read_mapping(Path(file))
+    else:
+        before = policy.previous(deployment.environment)
+        source = deployment if before is None else replace(deployment, environment=before)
+        served = newest_served(platform.history(source))
+        if served is None:
+            raise UsageError(
+                f"which build would come to {deployment} is unknown: {source} runs none",
+                remedy="Name its values: --values FILE.",
+            )
+        values = platform.values(source, served.number)
+    capacity = policy.environments[deployment.environment].replicas
+    facts = platform.preflight(deployment, values, capacity=capacity)
+    if facts is None:
+        pytest.skip(f"the platform {platform.name} has nothing to look at before a deployment")
+    return facts
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Deployment
 from vllm_rollout.errors import RolloutError, UnreachableError
 from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
-from vllm_rollout.gating.select import expected_gates, gate_name
+from vllm_rollout.gating.select import expected_gates, gate_of
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.judge.family import judge_family
@@ -98,7 +98,7 @@ def record_result(
     load = item.config.stash[LOADS].get(deployment)
     uses_load = load is not None and "load" in getattr(item, "fixturenames", ())
     result = GateResult(
-        gate=gate_name(item.path),
+        gate=gate_of(item),
         item=item.name,
         title=_title(item),
         verdicts=tuple(verdicts),
@@ -136,7 +136,8 @@ def _skip_reason(report: pytest.TestReport) -> str:
 
 
 def _title(item: pytest.Item) -> str:
-    doc = getattr(getattr(item, "module", None), "__doc__", None) or item.name
+    own = getattr(getattr(item, "function", None), "__doc__", None)
+    doc = own or getattr(getattr(item, "module", None), "__doc__", None) or item.name
     return doc.strip().splitlines()[0]
 
 

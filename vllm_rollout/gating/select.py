@@ -18,7 +18,8 @@ from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings
 
 NO_MODEL = "no-model-given"
-_ASK_THE_PLATFORM = ("pods",)
+PREFLIGHT = "preflight"
+_ASK_THE_PLATFORM = ("pods", PREFLIGHT)
 
 
 def expected_gates(policy: Policy, environment: str, *, of_release: bool) -> tuple[str, ...]:
@@ -35,6 +36,47 @@ def gate_name(path: Path) -> str:
     return path.stem.removeprefix("test_")
 
 
+def gate_of(item: pytest.Item) -> str:
+    """The gate an item is: its module's, or, of the pre-deployment checks, one for each."""
+    gate = gate_name(item.path)
+    if gate != PREFLIGHT:
+        return gate
+    return preflight_gate(getattr(item, "originalname", item.name).removeprefix("test_"))
+
+
+def preflight_gate(check: str) -> str:
+    """The gate that a pre-deployment check is called by, e.g. `preflight-image`."""
+    return f"{PREFLIGHT}-{check}"
+
+
+def preflight_left_out(
+    items: Sequence[pytest.Item],
+    policy: Policy,
+    *,
+    marker_expression: str,
+    arguments: Sequence[str],
+) -> list[pytest.Item]:
+    """The pre-deployment checks among `items` that are not to be made.
+
+    They are about a build that is not deployed yet, so `-m staging` alone does not mean them: they
+    are asked for by their file or by `-m "staging and preflight"`. Of those, the policy leaves out
+    what is off.
+    """
+    asked = PREFLIGHT in re.findall(r"[\w-]+", marker_expression) or any(
+        f"test_{PREFLIGHT}" in argument for argument in arguments
+    )
+    left_out = []
+    for item in items:
+        deployment = deployment_of(item)
+        if deployment is None or gate_name(item.path) != PREFLIGHT or not is_bundled(item.path):
+            continue
+        wanted = policy.for_model(deployment.model).environments[deployment.environment].preflight
+        enabled = map(preflight_gate, wanted.enabled if wanted else ())
+        if not asked or gate_of(item) not in enabled:
+            left_out.append(item)
+    return left_out
+
+
 def is_bundled(path: Path) -> bool:
     """Whether the module is one of the suite's own gates."""
     return path.resolve().parent == GATES.resolve()
@@ -45,7 +87,7 @@ def environments_of(policy: Policy, path: Path, marks: Iterable[pytest.Mark]) ->
     marked = {mark.name for mark in marks} & set(policy.order)
     if marked:
         return [name for name in policy.order if name in marked]
-    if is_bundled(path):
+    if is_bundled(path) and gate_name(path) != PREFLIGHT:
         gate = gate_name(path)
         return [name for name in policy.order if gate in policy.environments[name].gates.enabled]
     return list(policy.order)
@@ -60,6 +102,7 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings, models: Sequence[
             id=f"{environment}-{model}",
             marks=[
                 getattr(pytest.mark, environment),
+                *([pytest.mark.preflight] if gate_name(path) == PREFLIGHT else []),
                 pytest.mark.xdist_group(f"{model}-{environment}"),
             ],
         )
@@ -87,10 +130,11 @@ def in_order(items: list[pytest.Item], policy: Policy) -> list[pytest.Item]:
             return (len(policy.order), "", 0)
         gates = policy.environments[deployment.environment].gates.enabled
         gate = gate_name(item.path)
+        first = -1 if gate == PREFLIGHT else len(gates)
         return (
             policy.order.index(deployment.environment),
             deployment.model,
-            gates.index(gate) if gate in gates else len(gates),
+            gates.index(gate) if gate in gates else first,
         )
 
     return sorted(items, key=place)

@@ -4,13 +4,14 @@ Nothing above `platform/` asks which platform it has. A platform manages release
 and keeps what must outlive a job (`Store`), next to the releases themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.preflight import Preflight
 from vllm_rollout.symptoms import Symptoms
 
 
@@ -89,6 +90,14 @@ class Platform(Protocol):
 
     def build(self, deployment: Deployment, values: dict[str, Any]) -> Build:
         """The build that `values` make, resolved to digests as far as the platform can."""
+
+    def preflight(
+        self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
+    ) -> Preflight | None:
+        """The facts about deploying `values` with `capacity` replicas, before it is done.
+
+        None where there is nothing to look at beforehand.
+        """
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta

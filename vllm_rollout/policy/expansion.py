@@ -6,15 +6,16 @@ from vllm_rollout.policy.models import Rules
 from vllm_rollout.policy.problems import Problem, did_you_mean
 from vllm_rollout.policy.tree import Node, merge, with_children
 
-_INHERITED = ("gates", "load")
+_INHERITED = ("gates", "load", "preflight")
 
 
 def expand(root: Node) -> tuple[Node, list[Problem]]:
     """The policy's tree with every environment and every model written out in full.
 
-    A model gets the whole policy with its own block merged over it; then an environment gets the
-    gates and the load of the one before it in `order`, its own block merged over them. What a
-    policy says of an environment by name so outweighs what a model's block says of an earlier one.
+    A model gets the whole policy with its own block merged over it; then an environment gets
+    preflight, gates and load of the one before it in `order`, its own block merged over them. What
+    a policy says of an environment by name so outweighs what a model's block says of an earlier
+    one.
     What is no mapping is left as it is, for validation to refuse.
 
     Returns:

@@ -19,6 +19,7 @@ from vllm_rollout.policy.fields import (
     Text,
     broken_rule,
 )
+from vllm_rollout.policy.preflight import Preflight
 from vllm_rollout.units import format_duration
 
 
@@ -250,6 +251,8 @@ class Environment(Block):
 
     replicas: Count
     """Replicas of a complete release: its capacity."""
+    preflight: Annotated[Preflight | None, MayBeOff()] = None
+    """What is looked at before a build is deployed here; inherited from the environment before."""
     gates: Gates
     """What must hold here; inherited from the environment before."""
     load: Load

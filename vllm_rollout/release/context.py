@@ -1,9 +1,10 @@
 """What every part of a rollout works with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vllm_rollout.deployment import Build, Deployment
 from vllm_rollout.errors import ExitCode, RolloutError
@@ -17,6 +18,7 @@ from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal, JournalEntry, Phase
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.lock import Held
+from vllm_rollout.release.preflight import run_preflight
 from vllm_rollout.release.watch import Sight, WatchEnd, Watcher
 from vllm_rollout.report.evidence import GateRun, Step
 from vllm_rollout.report.terminal import sight_line
@@ -139,6 +141,21 @@ class Context:
         self.say(f"{label} gates: {run.outcome}", trouble_of(run), run.outcome)
         return run
 
+    def preflight(self, values: Mapping[str, Any]) -> GateRun | None:
+        """Check what `values` need of the target before anything else; None if nothing is asked."""
+        run = run_preflight(
+            self.runner,
+            self.platform,
+            self.policy,
+            self.target,
+            values,
+            self._subfolder("preflight"),
+        )
+        if run is not None:
+            self.runs.append(run)
+            self.say(f"preflight of {self.target}: {run.outcome}", trouble_of(run), run.outcome)
+        return run
+
     def verify(self, deployment: Deployment) -> GateRun:
         """Ask whether the deployment serves: the gates of `VERIFY_GATES` and no others."""
         run = self.runner.run(deployment, self._subfolder("verify"), only=VERIFY_GATES)
@@ -192,3 +209,20 @@ def trouble_of(run: GateRun) -> str:
     if run.changed:
         parts.append(run.changed)
     return ", ".join(dict.fromkeys(parts))
+
+
+def refusal_of(run: GateRun) -> End | None:
+    """How a rollout ends whose gates ended like this; None where they passed."""
+    if run.outcome is Outcome.PASS:
+        return None
+    trouble = trouble_of(run)
+    if run.outcome is Outcome.FAIL:
+        return End(
+            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {trouble}"
+        )
+    if run.unreachable:
+        return End(
+            code=ExitCode.UNREACHABLE,
+            conclusion=f"Nothing answered at {run.unreachable}, nothing promoted: {trouble}",
+        )
+    return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")

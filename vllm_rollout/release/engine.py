@@ -4,16 +4,16 @@ from collections.abc import Callable
 from datetime import datetime
 
 from vllm_rollout import __version__
-from vllm_rollout.deployment import Build, Revision, RevisionStatus
+from vllm_rollout.deployment import Build, Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.judge import Outcome
-from vllm_rollout.release.context import Context, End, trouble_of
+from vllm_rollout.release.context import Context, End, refusal_of, trouble_of
 from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.release.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.waiting import reasons_to_wait
-from vllm_rollout.report.evidence import Evidence, GateRun
+from vllm_rollout.report.evidence import Evidence
 
 
 def gate_and_promote(context: Context, *, plan_only: bool = False) -> Evidence:
@@ -35,7 +35,7 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
         if found := context.platform.recover(target):
             context.say(f"recovered {target}", found)
         history = context.platform.history(target)
-        serving = next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
+        serving = newest_served(history)
         earlier = [r for r in history if serving is None or r.build != serving.build]
         good = context.ledger.good_revision(target, earlier)
         number = to if to is not None else good.number if good else None
@@ -84,9 +84,13 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     values = platform.values(source, revision.number)
     if _runs(context, revision.build):
         return _nothing_to_do(context, revision)
+    # First, so that what cannot be deployed is not put under load for nothing.
+    before = context.preflight(values)
+    if before is not None and (refusal := refusal_of(before)):
+        return refusal
     context.reach(source)
     run = context.gate(source, source.environment)
-    if refusal := _refusal(run):
+    if refusal := refusal_of(run):
         return refusal
     build = platform.build(target, values)
     if run.build is None or build != run.build:
@@ -126,7 +130,7 @@ def _served(context: Context) -> Revision:
             remedy=f"Deploy it first: vllm-rollout deploy {source.model} "
             f"--environment {source.environment} --values FILE",
         )
-    newest = next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
+    newest = newest_served(history)
     if newest is None or not newest.complete:
         raise UsageError(
             f"{source} has no complete revision: its newest is {history[-1].status}, "
@@ -139,7 +143,7 @@ def _served(context: Context) -> Revision:
 def _runs(context: Context, build: Build) -> bool:
     """Whether every replica of the target runs `build`."""
     history = context.platform.history(context.target)
-    serving = next((r for r in reversed(history) if r.status is RevisionStatus.DEPLOYED), None)
+    serving = newest_served(history)
     return serving is not None and serving.complete and serving.build == build
 
 
@@ -151,22 +155,6 @@ def _nothing_to_do(context: Context, revision: Revision) -> End:
         return End(code=ExitCode.OK, conclusion=f"Nothing to do: {told}, and it serves")
     code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
     return End(code=code, conclusion=f"{told}, and it does not serve: {trouble_of(run)}")
-
-
-def _refusal(run: GateRun) -> End | None:
-    if run.outcome is Outcome.PASS:
-        return None
-    trouble = trouble_of(run)
-    if run.outcome is Outcome.FAIL:
-        return End(
-            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {trouble}"
-        )
-    if run.unreachable:
-        return End(
-            code=ExitCode.UNREACHABLE,
-            conclusion=f"Nothing answered at {run.unreachable}, nothing promoted: {trouble}",
-        )
-    return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")
 
 
 def _finish_what_was_under_way(context: Context) -> End | None:

@@ -43,10 +43,12 @@ class GateRunner:
         *,
         only: Sequence[str] = (),
         base_url: str | None = None,
+        options: Sequence[str] = (),
     ) -> GateRun:
         """Run the deployment's gates, or `only` some, leaving log and evidence in `folder`.
 
-        They ask the server at `base_url`, or else where the platform says.
+        They ask the server at `base_url`, or else where the platform says. `options` are further
+        pytest options of this run.
 
         Raises:
             GatesCrashedError: pytest ended without usable evidence.
@@ -59,6 +61,7 @@ class GateRunner:
         ]
         command = [sys.executable, "-m", "pytest", *paths, "-m", deployment.environment]
         command += ["--model", deployment.model, "--evidence", str(evidence_file), *self.options]
+        command += options
         command += ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
         command += ["--base-url", base_url] if base_url else []
         # A pipe is the gates' lifeline: when this process dies, however it dies, its end closes and

@@ -3,6 +3,9 @@
 - {apiGroups: [""], resources: [secrets], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods, events], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods/log], verbs: [get]}
+# Before a deployment: whether what the pods need is there.
+- {apiGroups: [""], resources: [namespaces, configmaps, persistentvolumeclaims], verbs: [get]}
+- {apiGroups: [""], resources: [resourcequotas], verbs: [list]}
 {{- end }}
 
 {{- /* What the suite keeps in the cluster: evidence and journal, and the lease of a model. */ -}}

@@ -86,6 +86,13 @@ def test_gate_reads_and_changes_nothing(acting_as: As, production: Deployment) -
     assert len(platform.replicas(production)) == 2
     assert "==>" in platform.logs(production)
     assert len(platform.symptoms(production)) == 2
+    preflight = platform.preflight(production, {"model": {"name": MODEL}}, capacity=2)
+    assert preflight.namespace() == "Active"
+    assert list(preflight.quotas()) == []
+    assert preflight.room().existing == 2
+    values = {"modelCache": {"existingClaim": "cache"}}
+    (claim,) = platform.preflight(production, values, capacity=2).references()
+    assert "there is none" in claim.problem
     with pytest.raises(UnreachableError, match=r"cannot (create|patch|update) resource"):
         apply(platform, production, "two", 2)
     with pytest.raises(UnreachableError, match="secrets"):
@@ -106,6 +113,18 @@ def test_watch_rolls_back_and_removes_nothing(acting_as: As, production: Deploym
     with pytest.raises(UnreachableError, match="secrets"):
         platform.uninstall(production, timeout=timedelta(seconds=20))
     assert acting_as("admin").history(production)
+
+
+def test_without_a_look_at_nodes_their_room_is_unknown(
+    namespace: Namespace, acting_as: As, production: Deployment
+) -> None:
+    role = f"vllm-rollout-{namespace.name}-sees-nodes"
+    path = f"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{role}"
+    namespace.cluster.send("DELETE", path).raise_for_status()
+    preflight = acting_as("gate").preflight(production, {"model": {"name": MODEL}}, capacity=2)
+    with pytest.raises(UnreachableError) as caught:
+        preflight.room()
+    assert "verb 'list' on 'pods in all namespaces'" in caught.value.remedy
 
 
 @pytest.mark.usefixtures("acting_as")

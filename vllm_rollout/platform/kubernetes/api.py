@@ -26,10 +26,11 @@ class ExpiredError(DeployError):
 
 @dataclass(frozen=True, slots=True)
 class KubernetesApi:
-    """The typed-by-hand part of the untyped client: two API groups and the server's address."""
+    """The typed-by-hand part of the untyped client: its API groups and the server's address."""
 
     core: Any
     coordination: Any
+    storage: Any
     address: str
 
     @contextmanager
@@ -118,6 +119,7 @@ def connect(context: str | None) -> KubernetesApi:
     return KubernetesApi(
         core=client.CoreV1Api(connection),
         coordination=client.CoordinationV1Api(connection),
+        storage=client.StorageV1Api(connection),
         address=connection.configuration.host,
     )
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vllm_rollout.deployment import canonical_digest
 from vllm_rollout.errors import UsageError
+from vllm_rollout.yaml_file import read_mapping
 
 _RAMP = "vllm-rollout/ramp"
 _OF_THE_BUILD = ("image", "model", "rollout", "canary")
@@ -84,25 +83,6 @@ def overlay(folder: Path, environment: str) -> Path:
             remedy="Move it to the values of the deployment, so that it passes the gates.",
         )
     return path
-
-
-def read_mapping(path: Path, *, remedy: str = "") -> dict[str, Any]:
-    """The YAML mapping in `path`; an empty file is an empty mapping.
-
-    Raises:
-        UsageError: missing, unreadable, not YAML, or not a mapping.
-    """
-    try:
-        value = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", remedy=remedy) from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}", remedy=remedy) from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} is not a mapping of keys to values", remedy=remedy)
-    return value
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

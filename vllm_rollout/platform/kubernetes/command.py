@@ -69,7 +69,8 @@ def run(binary: str, arguments: Sequence[str], *, timeout_seconds: float, where:
         if process.poll() is None:
             _end(process)
     if process.returncode != 0:
-        text = redact(_complaint(err.decode(errors="replace")), secrets_in())
+        complaint = "\n".join([*_findings(out), _complaint(err.decode(errors="replace"))])
+        text = redact(complaint.strip(), secrets_in())
         raise _error(verb, text or f"exit code {process.returncode}", where)
     return out.decode(errors="replace")
 
@@ -81,6 +82,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
+
+
+def _findings(stdout: bytes) -> list[str]:
+    """What `helm lint` found, which it says on its standard output."""
+    lines = stdout.decode(errors="replace").splitlines()
+    return [line for line in lines if line.startswith(("[ERROR]", "[WARNING]"))]
 
 
 def _complaint(stderr: str) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from vllm_rollout.platform.kubernetes.chart import load_chart, overlay
 from vllm_rollout.platform.kubernetes.composition import is_ours, next_rollout, release_values
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.pods import list_pods, pod_log, replica_of
+from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
@@ -104,6 +106,20 @@ class KubernetesPlatform:
             UsageError: the chart cannot be read, or the values serve another model.
         """
         return make_build(self._chart, deployment, values)
+
+    def preflight(
+        self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
+    ) -> KubernetesPreflight:
+        """The facts about deploying `values` with `capacity` pods, read when they are asked for."""
+        return KubernetesPreflight(
+            deployment,
+            values=values,
+            capacity=capacity,
+            chart=self._chart,
+            overlays=self._overlays,
+            helm=self._helm,
+            api=self._api,
+        )
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta

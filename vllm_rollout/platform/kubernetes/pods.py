@@ -72,6 +72,8 @@ class _Spec(_Wire):
     node_name: str = ""
     node_selector: Mapping[str, str] = Field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()
+    affinity: Mapping[str, Any] = Field(default_factory=dict)
+    init_containers: Sequence[Mapping[str, Any]] = ()
     containers: Sequence[_ContainerSpec] = Field(min_length=1)
 
 

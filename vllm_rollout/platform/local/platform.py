@@ -1,7 +1,7 @@
 """The local platform: what a command asks for is written down, and the routers bring it about."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -104,6 +104,16 @@ class LocalPlatform:
             UsageError: the values are wrong.
         """
         return _build_of(parse_values(values))
+
+    def preflight(
+        self,
+        deployment: Deployment,  # noqa: ARG002 - the protocol's signature
+        values: Mapping[str, Any],  # noqa: ARG002
+        *,
+        capacity: int,  # noqa: ARG002
+    ) -> None:
+        """Nothing: there is no chart, no quota and no registry here."""
+        return
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta

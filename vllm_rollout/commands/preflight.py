@@ -1,0 +1,112 @@
+"""`vllm-rollout preflight`, and the same checks before `vllm-rollout deploy`."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vllm_rollout import __version__
+from vllm_rollout.commands import options
+from vllm_rollout.console import LiveReporter
+from vllm_rollout.deployment import Deployment, newest_served
+from vllm_rollout.errors import UsageError
+from vllm_rollout.release.context import refusal_of
+from vllm_rollout.release.gates import GateRunner
+from vllm_rollout.release.preflight import run_preflight
+from vllm_rollout.report.evidence import Evidence, new_run_id
+from vllm_rollout.report.render import write_reports
+from vllm_rollout.report.terminal import gates_table
+from vllm_rollout.settings import Settings
+from vllm_rollout.yaml_file import read_mapping
+
+
+@options.about_releases
+def preflight_command(
+    model: options.Model,
+    environment: options.Environment = None,
+    values: Annotated[
+        Path | None,
+        typer.Option(
+            "--values",
+            "-f",
+            help="values of the build (default: what the environment before runs)",
+        ),
+    ] = None,
+    *,
+    choice: options.Choice,
+    report_dir: options.ReportDir = None,
+) -> None:
+    """Check what a build of MODEL needs in --environment (default: the last), changing nothing.
+
+    Chart, values, namespace, room for GPUs, quotas, image, model access, volumes: each with what
+    was found and what to do. gate-and-promote and deploy make the same checks by themselves.
+
+    Exit codes: 0 all there, 1 something is missing, 3 something could not be known, 4 something
+    could not be reached.
+    """
+    settings = choice.settings(report_dir=report_dir)
+    deployment = settings.deployment(model, environment or settings.policy.order[-1])
+    content = read_mapping(values) if values else _values_before(settings, deployment)
+    if not checked_before(settings, deployment, content, gate_options=choice.for_gates(settings)):
+        options.say(f"{deployment}: nothing is looked at beforehand on this platform, by policy")
+
+
+def checked_before(
+    settings: Settings,
+    deployment: Deployment,
+    values: Mapping[str, Any],
+    *,
+    gate_options: list[str],
+) -> bool:
+    """Make the pre-deployment checks, show them and write their report; whether there were any.
+
+    Raises:
+        typer.Exit: they did not pass.
+    """
+    started = datetime.now(UTC)
+    run_id = new_run_id(started)
+    folder = settings.report_dir / deployment.model / run_id
+    with LiveReporter(options.console) as reporter:
+        run = run_preflight(
+            GateRunner(
+                options=gate_options,
+                on_event=lambda kind, text: reporter.gate(text) if kind == "gate" else None,
+            ),
+            settings.require_platform(),
+            settings.policy.for_model(deployment.model),
+            deployment,
+            values,
+            folder / "preflight",
+        )
+    if run is None:
+        return False
+    options.console.print(gates_table(run))
+    evidence = Evidence(
+        run_id=run_id,
+        model=deployment.model,
+        suite_version=__version__,
+        started=started,
+        finished=datetime.now(UTC),
+        runs=(run,),
+    )
+    options.say(f"report: {write_reports(evidence, folder).html}")
+    if refusal := refusal_of(run):
+        options.say(refusal.conclusion)
+        raise typer.Exit(int(refusal.code))
+    return True
+
+
+def _values_before(settings: Settings, deployment: Deployment) -> dict[str, Any]:
+    """The values that the environment before runs now."""
+    platform = settings.require_platform()
+    before = settings.policy.previous(deployment.environment)
+    source = settings.deployment(deployment.model, before) if before else None
+    served = newest_served(platform.history(source)) if source else None
+    if source is None or served is None:
+        raise UsageError(
+            f"which build would come to {deployment} is unknown",
+            remedy="Name its values: --values FILE.",
+        )
+    return platform.values(source, served.number)

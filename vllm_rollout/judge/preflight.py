@@ -1,0 +1,178 @@
+"""Whether what a rollout needs is there before it begins: room on nodes, quotas, claims."""
+
+from collections.abc import Mapping, Sequence
+
+from vllm_rollout.judge.verdict import Outcome, Verdict, check
+from vllm_rollout.preflight import Demand, NodeSpace, Quota, Reference, Room, quota_use
+
+_MAKE_ROOM = (
+    "Scale down GPU workloads that can wait, add GPU nodes, or wait for room; a release with "
+    "maxSurge 0 and maxUnavailable 1 needs no room beyond its own pods."
+)
+_ONE_BILLIONTH = 1e-9
+"""Quantities are sums of fractions (cores); so much more than there is counts as equal."""
+
+
+def room_verdict(room: Room) -> Verdict:
+    """Pass if every pod of the rollout finds a node, the surge of a rolling update included.
+
+    Pods are placed largest first, each on the first node that takes it and has all it asks for:
+    exact where all pods are alike, and otherwise never too hopeful. The release's own pods give
+    their place back one by one, so its last pods may take it, but its first new ones may not.
+
+    `measured` is how many of the scarcest thing (GPUs, where pods ask for any) the accepting nodes
+    have for this release, `limit` how many it takes.
+    """
+    # A rolling update surges only where there is something to roll.
+    new = [demand for demand in room.demands for _ in range(demand.surge) if room.existing]
+    whole = [demand for demand in room.demands for _ in range(demand.pods)] + new
+    surge_left = _unplaced(new, room.nodes, with_own=False)
+    left = _unplaced(whole, room.nodes, with_own=True)
+    resource = _scarce(room.demands)
+    needed = sum(demand.requests.get(resource, 0) for demand in whole)
+    free, own = _available(room, resource)
+    need = f"{len(whole)} pods ({len(new)} of them surge) need {needed:g} {resource}"
+    words = [need, f"accepting nodes have {free:g} free", f"the release's own pods hold {own:g}"]
+    if left or surge_left:
+        short = surge_left or left
+        which = "pods of surge" if surge_left else "pods"
+        words.append(
+            f"{len(short)} {which} of {short[0].workload} find no node with {_amounts(short[0])}"
+        )
+        words += [f"{node} refuses them: {why}" for node, why in short[0].refused.items()]
+    ignored = sorted({demand.unconsidered for demand in room.demands if demand.unconsidered})
+    fits = bool(whole) and not left and not surge_left
+    verdict = Verdict(
+        outcome=Outcome.PASS if fits else Outcome.FAIL,
+        measured=free + own,
+        limit=needed,
+        unit="count",
+        n=len(room.nodes),
+        reason="; ".join(words),
+        remedy="" if fits else _MAKE_ROOM,
+    )
+    if fits and ignored:
+        return verdict.because(
+            f"{verdict.reason}; not considered: {', '.join(ignored)}",
+            "Look yourself whether these rules leave room, and switch this check off with "
+            "`preflight: {gpus: off}`.",
+        )
+    return verdict
+
+
+def quota_verdict(demands: Sequence[Demand], quotas: Sequence[Quota]) -> Verdict:
+    """Pass if each quota leaves room for all pods of the rollout, its surge included.
+
+    A quota on a resource that pods do not state is a fail too: the API server refuses such pods.
+    """
+    if not quotas:
+        return check(True, "the namespace has no ResourceQuota")
+    unknown = [f"{quota.name} ({quota.unconsidered})" for quota in quotas if quota.unconsidered]
+    troubles: list[str] = []
+    words: list[str] = []
+    for quota in (each for each in quotas if not each.unconsidered):
+        for key in sorted(quota.hard):
+            needed, unstated = _needed(demands, key, rolling=bool(quota.own.get("pods")))
+            if unstated:
+                troubles.append(f"{quota.name} limits {key}, and {unstated} does not state it")
+            if needed is None:
+                continue
+            left = quota.hard[key] - quota.used.get(key, 0) + quota.own.get(key, 0)
+            text = f"{quota.name}: {key} needs {needed:g}, {left:g} of {quota.hard[key]:g} are left"
+            (words if needed <= left + _ONE_BILLIONTH else troubles).append(text)
+    if troubles:
+        return check(
+            False,
+            "; ".join(troubles),
+            remedy="Raise the quota, or ask for less: fewer replicas, a smaller surge.",
+        )
+    if unknown:
+        return check(
+            None,
+            f"whether these apply cannot be told: {', '.join(unknown)}",
+            remedy="Look at them yourself, and switch this check off with "
+            "`preflight: {quota: off}`.",
+        )
+    return check(True, "; ".join(words) or "no quota counts what these pods use")
+
+
+def references_verdict(references: Sequence[Reference]) -> Verdict:
+    """Pass if each claim, Secret and ConfigMap that pods need is there; none needed is a pass."""
+    bad = [f"{each.kind} {each.name}: {each.problem}" for each in references if each.problem]
+    if bad:
+        return check(
+            False,
+            "; ".join(bad),
+            remedy="Create what is missing in the release's namespace; pods that need it never "
+            "start.",
+        )
+    names = ", ".join(f"{each.kind} {each.name}" for each in references)
+    return check(True, f"there: {names}" if names else "the pods need no claim and no Secret")
+
+
+def _unplaced(
+    pods: Sequence[Demand], nodes: Sequence[NodeSpace], *, with_own: bool
+) -> list[Demand]:
+    """The pods that find no place, when each in turn takes the first that fits."""
+    spaces = {node.node: dict(node.free) for node in nodes}
+    if with_own:
+        for node in nodes:
+            for name, amount in node.own.items():
+                spaces[node.node][name] = spaces[node.node].get(name, 0) + amount
+    left = []
+    resource = _scarce(pods)
+    for pod in sorted(pods, key=lambda each: each.requests.get(resource, 0), reverse=True):
+        taken = next(
+            (s for name, s in spaces.items() if name not in pod.refused and _fits(pod, s)), None
+        )
+        if taken is None:
+            left.append(pod)
+            continue
+        for name, amount in pod.requests.items():
+            taken[name] = taken.get(name, 0) - amount
+    return left
+
+
+def _fits(pod: Demand, space: Mapping[str, float]) -> bool:
+    return all(
+        amount <= space.get(name, 0) + _ONE_BILLIONTH
+        for name, amount in pod.requests.items()
+        if amount
+    )
+
+
+def _scarce(demands: Sequence[Demand]) -> str:
+    """What rollouts run out of: the device that pods ask for, else places for pods."""
+    asked = {name for demand in demands for name, amount in demand.requests.items() if amount}
+    return next((name for name in sorted(asked) if "/" in name), "pods")
+
+
+def _available(room: Room, resource: str) -> tuple[float, float]:
+    """(free, held by the release's own pods) on the nodes that take any of its pods."""
+    taking = [
+        node for node in room.nodes if any(node.node not in each.refused for each in room.demands)
+    ]
+    free = sum(max(0.0, node.free.get(resource, 0)) for node in taking)
+    return free, sum(node.own.get(resource, 0) for node in taking)
+
+
+def _amounts(demand: Demand) -> str:
+    return ", ".join(
+        f"{amount:g} {name}" for name, amount in sorted(demand.requests.items()) if name != "pods"
+    )
+
+
+def _needed(demands: Sequence[Demand], key: str, *, rolling: bool) -> tuple[float | None, str]:
+    """What the rollout counts for under the quota's `key`, and a workload that does not state it.
+
+    None where the key counts something else than what pods use.
+    """
+    total, counted, unstated = 0.0, False, ""
+    for demand in demands:
+        use = quota_use(demand.requests, demand.limits)
+        if key in use:
+            counted = True
+            total += use[key] * (demand.pods + (demand.surge if rolling else 0))
+        elif key.removeprefix("requests.").removeprefix("limits.") in ("cpu", "memory"):
+            unstated = demand.workload
+    return (total if counted else None), unstated

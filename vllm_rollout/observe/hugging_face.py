@@ -1,0 +1,94 @@
+"""Whether a model exists on Hugging Face and may be read: asked of its API as the pods would."""
+
+import os
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import httpx
+
+from vllm_rollout.errors import UnreachableError
+
+_ENDPOINT = "https://huggingface.co"
+_TIMEOUT_SECONDS = 15.0
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+_MODEL_ID = re.compile(rf"{_PART}(?:/{_PART})?")
+_REVISION = re.compile(r"[A-Za-z0-9._/-]+")
+_SWITCHED_ON = ("1", "ON", "YES", "TRUE")
+_NO_ACCESS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelAccess:
+    """The commit that the revision is now, or why the model cannot be had."""
+
+    commit: str = ""
+    problem: str = ""
+
+
+def is_model_id(text: str) -> bool:
+    """Whether `text` has the form of a model's id, `organisation/name` or `name`."""
+    return bool(_MODEL_ID.fullmatch(text)) and ".." not in text and "--" not in text
+
+
+def is_offline() -> bool:
+    """Whether this process was told to ask Hugging Face nothing (HF_HUB_OFFLINE)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in _SWITCHED_ON
+
+
+def model_access(model: str, *, revision: str = "", token: str = "") -> ModelAccess:
+    """Ask whether `model` may be read at `revision` (default: its main branch).
+
+    Two questions: the auth-check that client libraries use, because a gated model's page can be
+    seen by all, and the revision's commit. `HF_ENDPOINT` names a mirror.
+
+    Raises:
+        UnreachableError: no answer, or none that can be used.
+    """
+    if not is_model_id(model) or (revision and not _REVISION.fullmatch(revision)):
+        return ModelAccess(problem=f"{model}@{revision or 'main'} is no model id and revision")
+    endpoint = os.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(timeout=_TIMEOUT_SECONDS, headers=headers, follow_redirects=True) as client:
+        about = f"{endpoint}/api/models/{model}"
+        answer = _get(client, f"{about}/auth-check")
+        if answer.status_code in _NO_ACCESS:
+            return ModelAccess(problem=_refused(model, answer, with_token=bool(token)))
+        answer = _get(client, f"{about}/revision/{revision.replace('/', '%2F') or 'main'}")
+    if answer.status_code == HTTPStatus.NOT_FOUND:
+        return ModelAccess(problem=f"{model} has no revision {revision or 'main'}")
+    if answer.status_code in _NO_ACCESS:
+        return ModelAccess(problem=_refused(model, answer, with_token=bool(token)))
+    try:
+        return ModelAccess(commit=str(answer.json()["sha"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreachable(endpoint, "its answer names no commit") from error
+
+
+def _get(client: httpx.Client, url: str) -> httpx.Response:
+    try:
+        answer = client.get(url)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _unreachable(url, f"{type(error).__name__}: {error}") from error
+    if answer.status_code != HTTPStatus.OK and answer.status_code not in _NO_ACCESS:
+        raise _unreachable(url, f"it answers {answer.status_code}")
+    return answer
+
+
+def _refused(model: str, answer: httpx.Response, *, with_token: bool) -> str:
+    code = answer.headers.get("X-Error-Code", "")
+    whose = "the pods' token has no access" if with_token else "the pods have no token"
+    if code == "GatedRepo":
+        return f"{model} is gated, and {whose}"
+    if code == "RepoNotFound" or answer.status_code == HTTPStatus.NOT_FOUND:
+        return f"there is no {model}, or it is private and {whose}"
+    return f"{model}: it answers {answer.status_code} {code}".rstrip() + f", and {whose}"
+
+
+def _unreachable(address: str, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"Hugging Face cannot be asked at {address}: {reason}",
+        address=address,
+        remedy="Check the network, or name a mirror in HF_ENDPOINT; without either, switch the "
+        "check off with `preflight: {model: off}` in the policy.",
+    )

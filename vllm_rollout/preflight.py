@@ -1,0 +1,147 @@
+"""What is known before a build is deployed: facts, without an opinion whether they suffice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """The objects that a chart makes of the values; none, and why, where it makes none."""
+
+    objects: tuple[Mapping[str, Any], ...] = ()
+    complaint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """The pods that one workload of a release shall run, each asking for `requests`.
+
+    `surge` pods more run while the old ones are replaced. `refused` says of nodes, by name, why
+    they take no such pod whatever their room; `unconsidered` names the pod's rules that were not
+    looked at. Quantities are in base units (cores, bytes, pieces).
+    """
+
+    workload: str
+    pods: int
+    surge: int
+    requests: Mapping[str, float]
+    limits: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unconsidered: str = ""
+
+
+def quota_use(requests: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
+    """What one pod counts for in a ResourceQuota, by the quota's own keys."""
+    use = {"pods": 1.0, "count/pods": 1.0}
+    use |= {f"requests.{name}": amount for name, amount in requests.items() if name != "pods"}
+    use |= {name: requests[name] for name in ("cpu", "memory") if name in requests}
+    return use | {f"limits.{name}": amount for name, amount in limits.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpace:
+    """One node: what is free there, and what the release's own pods hold, which they give back."""
+
+    node: str
+    free: Mapping[str, float]
+    own: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a release shall run and where it may; `existing` pods of it run already."""
+
+    demands: tuple[Demand, ...]
+    nodes: tuple[NodeSpace, ...] = ()
+    existing: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What one ResourceQuota allows: `hard` and `used`, and how much of that is the release's own.
+
+    `unconsidered` names its scopes where they cannot be compared with the pods.
+    """
+
+    name: str
+    hard: Mapping[str, float]
+    used: Mapping[str, float]
+    own: Mapping[str, float] = field(default_factory=dict)
+    unconsidered: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerImage:
+    """An image as pods name it, and the (user, password) pairs they may pull it with."""
+
+    reference: str
+    credentials: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where the server loads its model from: a Hugging Face id, or a path in the container.
+
+    `path` is empty where the values do not say. `token` is what the pods have; `offline` is
+    whether they are told to ask nobody.
+    """
+
+    path: str
+    revision: str = ""
+    token: str = field(default="", repr=False)
+    offline: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a path inside the container."""
+        return self.path.startswith(("/", "."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Something pods need that the chart does not make: a claim, a Secret, a ConfigMap.
+
+    `problem` is empty where it is there and usable.
+    """
+
+    kind: str
+    name: str
+    problem: str = ""
+
+
+class Preflight(Protocol):
+    """The facts about one build before it is deployed, each read when it is asked for.
+
+    Every method may raise UnreachableError: then nothing is known.
+    """
+
+    def lint(self) -> str:
+        """What the chart's linter complains of; empty when it is content."""
+
+    def rendering(self) -> Rendering:
+        """The objects made of the values, the environment's overlay among them."""
+
+    def values_problem(self) -> str:
+        """What is wrong with the values or the overlay; empty when nothing is."""
+
+    def room(self) -> Room:
+        """What the rollout needs of the nodes, and what they have."""
+
+    def demands(self) -> Sequence[Demand]:
+        """The pods that the rollout runs, without a look at the nodes."""
+
+    def namespace(self) -> str:
+        """The namespace's phase (Active, Terminating); empty when there is none."""
+
+    def quotas(self) -> Sequence[Quota]:
+        """The quotas of the namespace."""
+
+    def images(self) -> Sequence[ContainerImage]:
+        """Every image that the pods run."""
+
+    def model(self) -> ModelSource:
+        """Where the model comes from."""
+
+    def references(self) -> Sequence[Reference]:
+        """Claims, Secrets and ConfigMaps that the pods need."""
