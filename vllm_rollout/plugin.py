@@ -225,7 +225,7 @@ class _Controller:
             for run in evidence.runs:
                 if run.platform == URL_ONLY:
                     self._lines.append(
-                        f"{run.deployment}: pods were not asked for, {run.base_url} is a server "
+                        f"{run.deployment}: pods were not asked for, --base-url names a server "
                         "and not a release (add --platform to gate a release)"
                     )
                 if run.missing:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import UsageError
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.base import Platform, Route
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
 
@@ -51,6 +51,12 @@ class Settings:
         if self.base_url:
             return self.base_url.rstrip("/")
         return self.require_platform().base_url(deployment)
+
+    def route_to(self, deployment: Deployment) -> Route:
+        """What the address is called and how it is reached, for people."""
+        if self.base_url:
+            return Route(url=self.base_url.rstrip("/"), how="by --base-url")
+        return self.require_platform().route(deployment)
 
     def require_platform(self) -> Platform:
         """The platform.
@@ -134,4 +140,5 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platfor
         overlays=Path(policy.kubernetes.overlays) if policy.kubernetes.overlays else None,
         helm=policy.kubernetes.helm,
         service_url=policy.service_url,
+        reach=policy.kubernetes.reach,
     )

@@ -5,19 +5,17 @@ no container runs. Where a test asks, a simulator answers for a pod on loopback.
 """
 
 import json
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import httpx
 from cluster.behaviour import CRASH_BACK_OFF, HEALTHY, Behaviour
 from cluster.control_plane import ControlPlane
+from cluster.kubelet_server import kubelet_server
 from cluster.scheduling import choose_node
 
 from vllm_rollout.simulator.running import RunningSimulator
@@ -44,7 +42,7 @@ class Kubelet:
         self._stack = ExitStack()
         self._api = self._stack.enter_context(control_plane.client("admin"))
         self.failures: list[str] = []
-        self.port = self._stack.enter_context(_log_server(self._logs, pem))
+        self.port = self._stack.enter_context(kubelet_server(self._logs, self._url, pem))
         self._thread = threading.Thread(target=self._run, daemon=True, name="kubelet")
         self._thread.start()
 
@@ -69,6 +67,10 @@ class Kubelet:
         for simulator in self._simulators.values():
             simulator.close()
         self._stack.close()
+
+    def _url(self, namespace: str, pod: str) -> str:
+        simulator = self.simulator(namespace, pod)
+        return simulator.url if simulator else ""
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_SECONDS):
@@ -293,39 +295,3 @@ def _path(pod: Pod) -> str:
 
 def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-@contextmanager
-def _log_server(logs: Mapping[tuple[str, str], Behaviour], pem: Path) -> Iterator[int]:
-    """Answers the API server's `GET /containerLogs/…`; gives the port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(logs))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield int(server.server_address[1])
-    server.shutdown()
-    server.server_close()
-
-
-def _handler(logs: Mapping[tuple[str, str], Behaviour]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            url = urlsplit(self.path)
-            _, _, namespace, pod, _ = url.path.split("/", 4)
-            asked = parse_qs(url.query)
-            behaviour = logs.get((namespace, pod), HEALTHY)
-            previous = asked.get("previous") == ["true"]
-            text = behaviour.previous_log if previous else behaviour.log
-            lines = text.splitlines(keepends=True)
-            body = "".join(lines[-int(asked.get("tailLines", ["100"])[0]) :]).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    return Handler

@@ -21,7 +21,7 @@ from vllm_rollout.deployment import (
 from vllm_rollout.errors import DeployError
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.platform.base import ConflictError, Entry, Lease
+from vllm_rollout.platform.base import ConflictError, Entry, Lease, Route
 from vllm_rollout.policy import load_policy
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.journal import Journal
@@ -109,6 +109,9 @@ class SimulatedPlatform:
     def base_url(self, deployment: Deployment) -> str:
         return f"http://{deployment.release}"
 
+    def route(self, deployment: Deployment) -> Route:
+        return Route(url=self.base_url(deployment))
+
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         return list(self.releases.get(deployment.release, []))
 
@@ -147,7 +150,7 @@ class SimulatedPlatform:
         self._call(f"uninstall {deployment.environment}")
         self.releases.pop(deployment.release, None)
 
-    def recover(self, deployment: Deployment) -> str:
+    def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
         return ""
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:

@@ -13,6 +13,9 @@ from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
+from vllm_rollout.release.clock import SystemClock
+from vllm_rollout.release.lock import hold
+from vllm_rollout.release.model_registry import register
 from vllm_rollout.yaml_file import read_mapping
 
 
@@ -51,19 +54,23 @@ def deploy_command(
     content = read_mapping(values)
     checked_before(settings, deployment, content, gate_options=choice.for_gates(settings))
     capacity = rules.environments[deployment.environment].replicas
-    if found := where.recover(deployment):
-        options.console.print(f"recovered {deployment}: {found}", soft_wrap=True)
-    build = where.build(deployment, content)
-    with options.console.status(f"deploying build {build.short} to {deployment}"):
-        revision = where.apply(
-            deployment,
-            Target(build=build, values=content, replicas=capacity, capacity=capacity),
-            description=f"vllm-rollout deploy, build {build.short}",
-            timeout=rules.deploy_timeout,
-        )
+    with hold(where.store, model, clock=SystemClock(), on_wait=options.say) as held:
+        if found := where.recover(deployment, timeout=rules.deploy_timeout):
+            options.say(f"recovered {deployment}: {found}{held.whose}")
+        build = where.build(deployment, content)
+        held.ensure()
+        with options.console.status(f"deploying build {build.short} to {deployment}"):
+            revision = where.apply(
+                deployment,
+                Target(build=build, values=content, replicas=capacity, capacity=capacity),
+                description=f"vllm-rollout deploy, build {build.short}",
+                timeout=rules.deploy_timeout,
+            )
+        if said := register(rules, where, deployment, revision):
+            options.say(f"registered {deployment}: {said}")
     options.console.print(
         f"{deployment}: revision {revision.number}, build {build.short}, {capacity} replicas "
-        f"ready at {where.base_url(deployment)}",
+        f"ready at {where.route(deployment)}",
         soft_wrap=True,
         highlight=False,
     )
@@ -115,7 +122,8 @@ def uninstall_command(
 ) -> None:
     """Remove MODEL's release from --environment (default: every environment)."""
     rules, where, deployment = _reach(choice, model, environment)
-    for name in [deployment.environment] if environment else list(rules.environments):
-        target = Deployment(model, name, rules.namespace)
-        where.uninstall(target, timeout=rules.deploy_timeout)
-        options.console.print(f"{target}: removed")
+    with hold(where.store, model, clock=SystemClock(), on_wait=options.say):
+        for name in [deployment.environment] if environment else list(rules.environments):
+            target = Deployment(model, name, rules.namespace)
+            where.uninstall(target, timeout=rules.deploy_timeout)
+            options.console.print(f"{target}: removed")

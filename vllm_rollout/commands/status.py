@@ -51,7 +51,9 @@ def _show(status: ModelStatus) -> None:
     options.console.print(table)
     for each in status.environments:
         if each.revision is not None:
-            options.console.print(f"{each.environment}: {each.url}", soft_wrap=True)
+            options.say(f"{each.environment}: {each.url}")
+            if each.registered is not None:
+                options.say(f"{each.environment} in the model registry: {each.registered}")
     for each in status.environments:
         for block in each.blocks:
             text = f"{each.environment} cannot go on: {block}"

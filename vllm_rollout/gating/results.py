@@ -143,7 +143,7 @@ def _title(item: pytest.Item) -> str:
 
 def _url(settings: Settings, deployment: Deployment) -> str:
     try:
-        return settings.url_of(deployment)
+        return str(settings.route_to(deployment))
     except RolloutError as error:
         return f"unknown ({error})"
 

@@ -32,11 +32,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who may change a model's releases, and until when unless renewed."""
+    """Who may change a model's releases, and until when unless renewed.
+
+    `after` is the holder whose expired lease this one takes the place of, or empty.
+    """
 
     name: str
     holder: str
     expires: datetime
+    after: str = ""
 
 
 class Store(Protocol):
@@ -68,6 +72,17 @@ class Store(Protocol):
         """Give the lease up if `holder` has it; otherwise do nothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What a deployment's address is called, and how it is reached from here ("" if directly)."""
+
+    url: str
+    how: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.url}, {self.how}" if self.how else self.url
+
+
 class Platform(Protocol):
     """Releases and their revisions. Each change makes a new revision, as Helm does."""
 
@@ -80,7 +95,10 @@ class Platform(Protocol):
         """Where evidence, journal and lock are kept."""
 
     def base_url(self, deployment: Deployment) -> str:
-        """The URL at which the deployment is reached, without a trailing slash."""
+        """The URL to connect to for the deployment, without a trailing slash."""
+
+    def route(self, deployment: Deployment) -> Route:
+        """What that address is called and how it is reached, for people; opens nothing."""
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""
@@ -120,8 +138,11 @@ class Platform(Protocol):
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and everything that serves it. Removing nothing is no error."""
 
-    def recover(self, deployment: Deployment) -> str:
-        """Clear what a killed client left half done; say what was found, or ""."""
+    def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
+        """Clear what a killed client left half done, within `timeout`; say what was found, or "".
+
+        Only for the holder of the model's lease: a dead client cannot be told from a slow one.
+        """
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist now, with what is known of their health."""

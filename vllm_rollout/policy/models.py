@@ -22,6 +22,7 @@ from vllm_rollout.policy.gates import Environment
 from vllm_rollout.policy.platforms import Kubernetes, Local
 from vllm_rollout.policy.problems import did_you_mean
 from vllm_rollout.policy.ramp import Ramp, falling_step
+from vllm_rollout.policy.registry import ModelRegistry
 from vllm_rollout.policy.startup import StartupProbe, guess_parameters
 from vllm_rollout.policy.watch import Triggers, Watch
 from vllm_rollout.policy.windows import Windows
@@ -52,6 +53,8 @@ class Rules(Block):
     """Rollback triggers."""
     startup_probe: StartupProbe
     """How long a model may take to load, by its size."""
+    model_registry: ModelRegistry
+    """The registry by which routers find models."""
     windows: Windows
     """When production may be deployed to."""
 

@@ -1,6 +1,6 @@
 """What one platform needs to know and the other does not."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from vllm_rollout.policy.fields import Block, CountOrZero, MayBeOff, Span, Text
 
@@ -12,6 +12,8 @@ class Kubernetes(Block):
     """Folder of the chart that releases are made of; off means the suite's own, vllm-deployment."""
     overlays: Annotated[Text | None, MayBeOff()]
     """Folder with a values-ENV.yaml for each environment; off means the chart's."""
+    reach: Literal["auto", "service", "tunnel"]
+    """How service_url is reached: directly, by a tunnel to the pods, or whichever works here."""
     helm: Text
     """The Helm command, Helm 3 or Helm 4."""
 

@@ -6,18 +6,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from vllm_rollout.deployment import Build, Deployment
+from vllm_rollout.deployment import Build, Deployment, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.base import Platform, Route
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal, JournalEntry, Phase
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.lock import Held
+from vllm_rollout.release.model_registry import register
 from vllm_rollout.release.preflight import run_preflight
 from vllm_rollout.release.watch import Sight, WatchEnd, Watcher
 from vllm_rollout.report.evidence import GateRun, Step
@@ -98,6 +99,26 @@ class Context:
             raise AssertionError("a change without the lease")
         self.held.ensure()
 
+    def recover(self) -> None:
+        """Clear what a killed client left of the target half done, and say whose it was."""
+        self.still_ours()
+        found = self.platform.recover(self.target, timeout=self.policy.deploy_timeout)
+        if found:
+            self.say(f"recovered {self.target}", found + (self.held.whose if self.held else ""))
+
+    def register(self) -> str:
+        """Tell the model registry what the target serves; what went wrong, or ""."""
+        try:
+            served = newest_served(self.platform.history(self.target))
+            if served is None:
+                return f"{self.target} serves nothing that could be registered"
+            said = register(self.policy, self.platform, self.target, served)
+        except RolloutError as error:
+            return f"not registered: {error}"
+        if said is not None:
+            self.say(f"registered {self.target}", said)
+        return ""
+
     def begin(self, build: Build, *, before: int | None, note: str) -> JournalEntry:
         """Open the journal of a change that is about to begin; `before` is where to return to."""
         self.still_ours()
@@ -131,7 +152,7 @@ class Context:
 
     def gate(self, deployment: Deployment, label: str) -> GateRun:
         """Run all gates of the deployment's environment and add them to the story."""
-        self.say(f"{label} gates of {deployment}")
+        self.say(f"{label} gates of {deployment}", f"at {self._route(deployment)}")
         run = self.runner.run(
             deployment,
             self._subfolder(f"{label}-gates"),
@@ -188,6 +209,10 @@ class Context:
             return Sight(
                 probes=probes, replicas=None
             )  # a gap: the trigger says when it is too long
+
+    def _route(self, deployment: Deployment) -> Route:
+        own = deployment != self.source
+        return self.platform.route(deployment) if own else self.settings.route_to(deployment)
 
     def _client(self, deployment: Deployment) -> InferenceClient:
         # --base-url names the source; what is promoted is always watched where its platform says.

@@ -32,8 +32,7 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
 
     def work(_started: datetime) -> End:
         target = context.target
-        if found := context.platform.recover(target):
-            context.say(f"recovered {target}", found)
+        context.recover()
         history = context.platform.history(target)
         serving = newest_served(history)
         earlier = [r for r in history if serving is None or r.build != serving.build]
@@ -164,7 +163,9 @@ def _finish_what_was_under_way(context: Context) -> End | None:
         return None
     context.say(
         f"run {entry.run_id} was under way and did not finish",
-        f"{entry.source} to {entry.target}, phase {entry.phase}: {entry.note}",
+        f"{entry.source} to {entry.target}, phase {entry.phase}: {entry.note}; begun by "
+        f"{entry.holder} at {entry.started:%Y-%m-%d %H:%M:%S %Z}, last heard of at "
+        f"{entry.updated:%Y-%m-%d %H:%M:%S %Z}",
     )
     if entry.target != context.target.environment:
         raise UsageError(
@@ -173,8 +174,7 @@ def _finish_what_was_under_way(context: Context) -> End | None:
             "undoes that one.",
         )
     context.still_ours()
-    if found := context.platform.recover(context.target):
-        context.say(f"recovered {context.target}", found)
+    context.recover()
     if entry.phase is Phase.WATCH:
         if _runs(context, entry.build):
             return watch_to_the_end(context, entry)

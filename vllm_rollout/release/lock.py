@@ -29,12 +29,20 @@ class Held:
         self.holder = holder
         self._store, self._name, self._clock = store, name, clock
         self._renewed = clock.monotonic()
+        self.after = ""
+        """Whose expired lease this one took the place of; empty where it was free."""
 
     def renew(self) -> None:
         """Renew the lease; a conflict or an unreachable store leaves it to run out."""
         asked = self._clock.monotonic()
-        self._store.acquire(self._name, self.holder, ttl=TTL)
+        lease = self._store.acquire(self._name, self.holder, ttl=TTL)
+        self.after = lease.after or self.after
         self._renewed = asked
+
+    @property
+    def whose(self) -> str:
+        """Who had the lease and let it run out, as the end of a sentence; empty if nobody."""
+        return f"; the lease was {self.after}'s, who let it run out" if self.after else ""
 
     def ensure(self) -> None:
         """Return only while the lease is surely ours.

@@ -92,6 +92,8 @@ def promote(context: Context, promotion: Promotion) -> End:
     run = context.verify(target)
     if run.outcome is not Outcome.PASS:
         return roll_back(context, entry, f"it does not serve: {trouble_of(run)}")
+    if trouble := context.register():
+        return roll_back(context, entry, trouble)
     return _promoted(context, entry)
 
 
@@ -103,6 +105,9 @@ def gate_and_watch(
     entry = context.journal.advance(
         entry, Phase.GATES, f"gating revision {revision.number}", now=context.clock.now()
     )
+    # Before the gates: the smoke test comes through the router, which must know the model.
+    if trouble := context.register():
+        return roll_back(context, entry, trouble)
     run = context.gate(context.target, context.target.environment)
     if run.outcome is not Outcome.PASS:
         return roll_back(context, entry, f"gates after promotion: {trouble_of(run)}")

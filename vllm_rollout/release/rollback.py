@@ -40,6 +40,10 @@ def roll_back(
             context.say(f"{back_to} is back after {acted:.1f} s; verifying that it serves")
             run = context.verify(target)
             trouble = "" if run.outcome is Outcome.PASS else trouble_of(run)
+            if unregistered := context.register():
+                # What serves again was registered once; that this is stale is no reason to call
+                # the rollback failed.
+                context.say(f"{target} is {unregistered}", outcome=Outcome.INCONCLUSIVE)
     except RolloutError as error:
         trouble = f"{error} {error.remedy}".rstrip()
     if trouble:

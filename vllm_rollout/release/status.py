@@ -10,6 +10,7 @@ from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.journal import Journal, JournalEntry
 from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.model_registry import registered
 from vllm_rollout.release.waiting import reasons_to_wait, soak_left
 
 
@@ -19,8 +20,9 @@ class EnvironmentStatus:
 
     `evidence` is the digest of the evidence by which this build passed its gates here, or None.
     `soaked_seconds` is how long the revision has stood, `soak_left_seconds` how much longer it
-    must. `blocks` says why it cannot go on to the next environment now; empty if nothing is known
-    to hold it but its gates, and for the last environment.
+    must. `registered` is what the model registry says, or why it cannot be asked; None where no
+    command asks it. `blocks` says why it cannot go on to the next environment now; empty if nothing
+    is known to hold it but its gates, and for the last environment.
     """
 
     environment: str
@@ -35,6 +37,7 @@ class EnvironmentStatus:
     evidence: str | None = None
     soaked_seconds: float = 0.0
     soak_left_seconds: float = 0.0
+    registered: str | None = None
     blocks: tuple[str, ...] = ()
 
 
@@ -79,7 +82,7 @@ def _environment(
 ) -> EnvironmentStatus:
     environment = deployment.environment
     try:
-        url = platform.base_url(deployment)
+        url = platform.route(deployment).url
     except RolloutError as error:
         url = str(error)
     history = platform.history(deployment)
@@ -107,8 +110,18 @@ def _environment(
         evidence=_evidence(Ledger(platform.store), deployment, history),
         soaked_seconds=max(timedelta(), now - newest.created).total_seconds(),
         soak_left_seconds=left.total_seconds(),
+        registered=_registered(platform, policy, deployment, newest),
         blocks=blocks,
     )
+
+
+def _registered(
+    platform: Platform, policy: Policy, deployment: Deployment, newest: Revision
+) -> str | None:
+    try:
+        return registered(policy, platform, deployment, newest)
+    except RolloutError as error:
+        return f"unknown: {error}"
 
 
 def _evidence(ledger: Ledger, deployment: Deployment, history: Sequence[Revision]) -> str | None:

@@ -3,6 +3,9 @@
 - {apiGroups: [""], resources: [secrets], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods, events], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods/log], verbs: [get]}
+# Reaching a server from outside the cluster, through the API server.
+- {apiGroups: [""], resources: [services], verbs: [get]}
+- {apiGroups: [""], resources: [pods/portforward], verbs: [get, create]}
 # Before a deployment: whether what the pods need is there.
 - {apiGroups: [""], resources: [namespaces, configmaps, persistentvolumeclaims], verbs: [get]}
 - {apiGroups: [""], resources: [resourcequotas], verbs: [list]}

@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_what_a_killed_client_left_pending_is_recovered(
 ) -> None:
     namespace.behave(slow_start())
     killed_while_it_waits(namespace, production, helm_binary, "none")
-    found = platform.recover(production)
+    found = platform.recover(production, timeout=LONG)
     assert "was left pending-install since" in found
     assert "so it was uninstalled" in found
     assert platform.history(production) == []
@@ -191,8 +192,8 @@ def test_what_a_killed_client_left_pending_is_recovered(
     killed_while_it_waits(namespace, production, helm_binary, "two")
     with pytest.raises(DeployError, match="is in progress"):
         apply(made_of("two"))
-    assert "rolled back to revision 1" in platform.recover(production)
-    assert platform.recover(production) == ""
+    assert "rolled back to revision 1" in platform.recover(production, timeout=LONG)
+    assert platform.recover(production, timeout=LONG) == ""
     assert platform.history(production)[-1].build == first.build
 
 
@@ -206,7 +207,8 @@ def test_a_cluster_that_goes_away_is_never_an_empty_release(
     control_plane = namespace.cluster.control_plane
     control_plane.stop_api_server()
     try:
-        for ask in (platform.history, platform.replicas, platform.recover, platform.logs):
+        recover = partial(platform.recover, timeout=LONG)
+        for ask in (platform.history, platform.replicas, recover, platform.logs):
             with pytest.raises(UnreachableError):
                 ask(production)
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace
 
 from vllm_rollout.deployment import Deployment, Target
@@ -50,7 +51,7 @@ def acting_as(namespace: Namespace, helm_binary: str, monkeypatch: pytest.Monkey
             namespace=namespace.name,
             context=None,
             chart=CHARTS / "vllm-deployment",
-            service_url="http://{model}-{environment}",
+            service_url="http://{model}-{environment}.{namespace}.svc:8000",
             helm=helm_binary,
         )
 
@@ -75,7 +76,7 @@ def test_promote_may_do_all_that_a_rollout_takes(acting_as: As, production: Depl
     assert platform.store.keys("evidence/") == ["evidence/a"]
     platform.store.acquire("lease", "us", ttl=LONG)
     platform.store.release("lease", "us")
-    assert platform.recover(production) == ""
+    assert platform.recover(production, timeout=LONG) == ""
     platform.uninstall(production, timeout=LONG)
 
 
@@ -101,6 +102,18 @@ def test_gate_reads_and_changes_nothing(acting_as: As, production: Deployment) -
         platform.store.write("evidence/a", {}, expect=None)
     assert "verb 'create' on 'configmaps" in caught.value.remedy
     assert len(acting_as("admin").history(production)) == 1
+
+
+def test_gate_reaches_the_pods_by_a_tunnel(
+    namespace: Namespace, acting_as: As, production: Deployment
+) -> None:
+    namespace.behave(HEALTHY.serving())
+    apply(acting_as("admin"), production, "one", 2)
+    platform = acting_as("gate")
+    try:
+        assert httpx.get(f"{platform.base_url(production)}/health").status_code == httpx.codes.OK
+    finally:
+        platform.close()
 
 
 def test_watch_rolls_back_and_removes_nothing(acting_as: As, production: Deployment) -> None:

@@ -16,6 +16,7 @@ from vllm_rollout.deployment import RevisionStatus
 from vllm_rollout.errors import DeployError, UsageError
 from vllm_rollout.platform.local import processes
 
+MINUTE = timedelta(minutes=1)
 SHORT = timedelta(seconds=5)
 
 
@@ -157,7 +158,7 @@ def test_two_state_directories_do_not_touch_each_other(
 
     assert (here.router, here.carried()) == (None, [])
     assert there.served(2) == {"b": 2}
-    assert here.platform.recover(here.deployment).endswith("revision 1 serves")
+    assert here.platform.recover(here.deployment, timeout=MINUTE).endswith("revision 1 serves")
     assert here.served(2) == {"a": 2}
 
 

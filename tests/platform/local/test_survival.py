@@ -17,6 +17,7 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.lock import RouterLock
 
+MINUTE = timedelta(minutes=1)
 CLIENT = """
 import json, sys
 from datetime import timedelta
@@ -66,11 +67,11 @@ def test_a_client_killed_in_a_change_is_undone_by_recover(
     with client(tmp_path / "state", tiny("b", "--never-ready")) as other:
         until(lambda: moment(release))
         with pytest.raises(ConflictError, match=f"process {other.pid}"):
-            release.platform.recover(release.deployment)
+            release.platform.recover(release.deployment, timeout=MINUTE)
     with pytest.raises(ConflictError, match="revision 2 is still pending"):
         release.apply(tiny("c"), 2, 2)
 
-    found = release.platform.recover(release.deployment)
+    found = release.platform.recover(release.deployment, timeout=MINUTE)
 
     assert "revision 2 was pending" in found
     assert str(other.pid) in found
@@ -78,7 +79,7 @@ def test_a_client_killed_in_a_change_is_undone_by_recover(
     assert release.statuses == ["deployed", "failed"]
     assert release.served(4) == {"a": 4}
     until(lambda: len(release.carried()) == 2)
-    assert release.platform.recover(release.deployment) == ""
+    assert release.platform.recover(release.deployment, timeout=MINUTE) == ""
     assert release.apply(tiny("c"), 2, 2).number == 3
 
 
@@ -92,7 +93,7 @@ def test_a_client_killed_in_a_first_install_leaves_nothing_running(
     if not with_router:
         kill(router)
 
-    assert "revision 1 was pending" in release.platform.recover(release.deployment)
+    assert "revision 1 was pending" in release.platform.recover(release.deployment, timeout=MINUTE)
 
     until(lambda: not processes.is_running(router) and not release.rows)
     assert [processes.carrying(each) for each in ids] == [[]]
@@ -114,7 +115,7 @@ def test_replicas_outlive_a_killed_router_and_are_adopted_by_the_next(
         "UPDATE replicas SET pid = NULL, created = NULL WHERE id = ?", (unknown.id,)
     )
 
-    found = release.platform.recover(release.deployment)
+    found = release.platform.recover(release.deployment, timeout=MINUTE)
 
     assert found == "the router was not running: started again; revision 1 serves"
     assert release.url == url

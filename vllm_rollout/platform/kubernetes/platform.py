@@ -12,6 +12,7 @@ import yaml
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.platform.base import Route
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import load_chart, overlay
@@ -19,12 +20,12 @@ from vllm_rollout.platform.kubernetes.composition import is_ours, next_rollout, 
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.pods import list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
+from vllm_rollout.platform.kubernetes.reach import Reach, Ways
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
 from vllm_rollout.symptoms import Symptoms
 
-_RECOVERY_TIMEOUT = timedelta(minutes=15)
 _DIAGNOSIS_LINES = 20
 _NOT_READY = "Read what the pods say; a model that loads slowly needs a longer start-up probe."
 
@@ -34,7 +35,7 @@ class KubernetesPlatform:
 
     `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
-    `{model}`, `{environment}` and `{namespace}`.
+    `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Ways`).
     """
 
     name = "kubernetes"
@@ -48,12 +49,13 @@ class KubernetesPlatform:
         service_url: str,
         overlays: Path | None = None,
         helm: str = "helm",
+        reach: Reach = "auto",
     ) -> None:
         self._namespace = namespace
         self._context = context
         self._chart = chart
         self._overlays = overlays or chart
-        self._service_url = service_url
+        self._ways = Ways(service_url, reach)
         self._helm = Helm(helm, context=context)
         self._releases = Releases(self._helm)
 
@@ -67,12 +69,21 @@ class KubernetesPlatform:
         return KubernetesStore(self._api, self._namespace)
 
     def base_url(self, deployment: Deployment) -> str:
-        """The Service's URL, without a trailing slash."""
-        return self._service_url.format(
-            model=deployment.model,
-            environment=deployment.environment,
-            namespace=deployment.namespace,
-        ).rstrip("/")
+        """The Service's URL, or that of a tunnel to its pods, without a trailing slash.
+
+        Raises:
+            UnreachableError: a tunnel is needed, and the Service cannot be read.
+            NotFoundError: there is no such Service.
+        """
+        return self._ways.url(deployment, self._api)
+
+    def route(self, deployment: Deployment) -> Route:
+        """The Service's URL, and whether it is reached directly or by a tunnel."""
+        return self._ways.route(deployment)
+
+    def close(self) -> None:
+        """Close the tunnels; otherwise they end with this process."""
+        self._ways.close()
 
     def history(self, deployment: Deployment) -> list[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""
@@ -185,7 +196,7 @@ class KubernetesPlatform:
         """Remove the release and its history. The store's documents stay."""
         self._helm.uninstall(deployment.release, namespace=deployment.namespace, timeout=timeout)
 
-    def recover(self, deployment: Deployment) -> str:
+    def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
         """Clear a `pending-*` revision that a killed client left; say what was found, or "".
 
         Only for the holder of the model's lease: Helm cannot tell a dead client from a slow one.
@@ -208,11 +219,11 @@ class KubernetesPlatform:
                 served.revision,
                 namespace=deployment.namespace,
                 description=f"vllm-rollout recovery: back to revision {served.revision}",
-                timeout=_RECOVERY_TIMEOUT,
+                timeout=timeout,
             )
             return f"{found}; rolled back to revision {served.revision}"
         if pending.status == "pending-install":
-            self.uninstall(deployment, timeout=_RECOVERY_TIMEOUT)
+            self.uninstall(deployment, timeout=timeout)
             return f"{found}; nothing had served before, so it was uninstalled"
         raise DeployError(
             f"{found}, and no earlier revision was ever deployed",

@@ -62,8 +62,14 @@ class _Probe(_Wire):
     failure_threshold: int = 3
 
 
+class _Port(_Wire):
+    container_port: int
+    name: str = ""
+
+
 class _ContainerSpec(_Wire):
     name: str
+    ports: Sequence[_Port] = ()
     resources: Mapping[str, Any] = Field(default_factory=dict)
     startup_probe: _Probe | None = None
 

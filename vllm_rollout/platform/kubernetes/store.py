@@ -154,7 +154,8 @@ class KubernetesStore:
             },
         }
         self._put("lease", "leases", object_name(name), body, new=held is None, what=name)
-        return Lease(name, holder, now + timedelta(seconds=seconds))
+        after = spec.holder_identity if spec and not renews else None
+        return Lease(name, holder, now + timedelta(seconds=seconds), after or "")
 
     def release(self, name: str, holder: str) -> None:
         """Give the lease up if `holder` has it; otherwise do nothing."""

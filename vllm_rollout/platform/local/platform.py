@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target, canonical_digest
 from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.platform.base import Route
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.control import Routers
@@ -84,6 +85,10 @@ class LocalPlatform:
                 f"--environment {deployment.environment}.",
             )
         return f"http://{LOOPBACK}:{release.port}"
+
+    def route(self, deployment: Deployment) -> Route:
+        """The router's URL, which is reached directly."""
+        return Route(url=self.base_url(deployment))
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""
@@ -186,7 +191,12 @@ class LocalPlatform:
         for name in self._state.releases():
             self._routers.stop(name, timeout=timeout, forget=False)
 
-    def recover(self, deployment: Deployment) -> str:
+    def recover(
+        self,
+        deployment: Deployment,
+        *,
+        timeout: timedelta,  # noqa: ARG002 - a start here has the startup timeout
+    ) -> str:
         """Withdraw a revision whose client was killed and restart a router that was.
 
         Returns what was found in words, "" when nothing was. It waits for the replicas up to the

@@ -77,7 +77,8 @@ class SqliteStore:
                         f"{name} is held by {row['holder']} until {until.isoformat()}",
                         remedy="Wait for it to end, or for the lease to expire.",
                     )
-            lease = Lease(name, holder, now + ttl)
+            after = row["holder"] if row is not None and row["holder"] != holder else ""
+            lease = Lease(name, holder, now + ttl, after)
             self._database.execute(
                 "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
                 " SET holder = excluded.holder, expires = excluded.expires",

@@ -1,0 +1,145 @@
+"""A deployment is reached by its Service's name, or by a tunnel through a real API server."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import httpx
+import pytest
+from cluster.behaviour import HEALTHY, unready
+from cluster.fixtures import Namespace, eventually
+
+from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.errors import DeployError, UnreachableError
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.platform.kubernetes.reach import Reach, Ways
+from vllm_rollout.resources import CHARTS
+
+pytestmark = pytest.mark.cluster
+
+MODEL = "llama-2-7b"
+SERVICE = "http://{model}-{environment}.{namespace}.svc.cluster.local:8000"
+
+
+@pytest.fixture
+def production(namespace: Namespace) -> Deployment:
+    return Deployment(MODEL, "production", namespace.name)
+
+
+@pytest.fixture
+def platform(namespace: Namespace, helm_binary: str) -> Iterator[KubernetesPlatform]:
+    platform = KubernetesPlatform(
+        namespace=namespace.name,
+        context=None,
+        chart=CHARTS / "vllm-deployment",
+        service_url=SERVICE,
+        helm=helm_binary,
+    )
+    yield platform
+    platform.close()
+
+
+def deploy(platform: KubernetesPlatform, deployment: Deployment) -> None:
+    values = {"model": {"name": MODEL}}
+    target = Target(build=platform.build(deployment, values), values=values, replicas=2, capacity=2)
+    platform.apply(deployment, target, description="one", timeout=timedelta(seconds=60))
+
+
+def test_a_tunnel_reaches_every_ready_pod_in_turn(
+    namespace: Namespace, platform: KubernetesPlatform, production: Deployment
+) -> None:
+    namespace.behave(HEALTHY.serving(ttft_seconds="0.001", inter_token_seconds="0.001"))
+    deploy(platform, production)
+    route = platform.route(production)
+    assert str(route) == (
+        f"http://{MODEL}-production.{namespace.name}.svc.cluster.local:8000, "
+        "by a tunnel through the API server"
+    )
+    url = platform.base_url(production)
+    assert url.startswith("http://127.0.0.1:")
+    assert platform.base_url(production) == url
+    kubelet = namespace.cluster.kubelet
+    servers = kubelet.serving(namespace.name, production.release)
+    assert len(servers) == 2
+
+    def ask(_: int) -> bool:
+        with InferenceClient(url, model=MODEL) as client:
+            whole = client.complete("Hello", max_tokens=200, timeout_seconds=20)
+            streamed = client.complete("Hello", max_tokens=50, timeout_seconds=20, stream=True)
+        return whole.ok and streamed.ok
+
+    with ThreadPoolExecutor(20) as pool:
+        assert all(pool.map(ask, range(60)))
+    for server in servers:
+        text = httpx.get(f"{server.url}/metrics").text
+        done = [line for line in text.splitlines() if "vllm:request_success_total{" in line]
+        assert sum(float(line.split()[-1]) for line in done) >= 40
+
+
+def test_pods_that_are_not_ready_are_not_reached(
+    namespace: Namespace, platform: KubernetesPlatform, production: Deployment
+) -> None:
+    namespace.behave(HEALTHY.serving())
+    deploy(platform, production)
+    url = platform.base_url(production)
+    assert httpx.get(f"{url}/health").status_code == 200
+    namespace.behave(unready())
+    eventually(lambda: not any(r.ready for r in platform.replicas(production)))
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/health", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    eventually(lambda: not answers())
+    namespace.behave(HEALTHY.serving())
+    eventually(answers)
+
+
+def test_a_service_that_is_not_there_is_said(
+    platform: KubernetesPlatform, production: Deployment
+) -> None:
+    with pytest.raises(DeployError, match=f"services {MODEL}-production"):
+        platform.base_url(production)
+
+
+@pytest.mark.parametrize(
+    ("reach", "url", "tunnelled"),
+    [
+        ("auto", "http://localhost:8000", False),
+        ("auto", "https://llm.example/{model}", False),
+        ("auto", SERVICE, True),
+        ("service", SERVICE, False),
+        ("tunnel", "http://{model}:8000", True),
+    ],
+)
+def test_the_way_is_chosen_and_said(reach: Reach, url: str, *, tunnelled: bool) -> None:
+    route = Ways(url, reach).route(Deployment(MODEL, "production"))
+    assert ("tunnel" in str(route)) is tunnelled
+
+
+def test_inside_the_cluster_the_service_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert Ways(SERVICE, "auto").route(Deployment(MODEL, "production")).how == ""
+
+
+def test_a_service_whose_name_resolves_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolves(host: str, _port: object) -> list[str]:
+        assert host == f"{MODEL}-production.system.svc.cluster.local"
+        return [host]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolves)
+    assert Ways(SERVICE, "auto").route(Deployment(MODEL, "production")).how == ""
+
+
+def test_a_tunnel_without_a_cluster_is_unreachable(
+    namespace: Namespace, platform: KubernetesPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = namespace.cluster.control_plane
+    dead = control.kubeconfig("dead", user="admin", server="https://127.0.0.1:9")
+    monkeypatch.setenv("KUBECONFIG", str(dead))
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
+        platform.base_url(Deployment(MODEL, "production", namespace.name))

@@ -1,0 +1,80 @@
+"""How a deployment is reached from here: by its Service's name, or by a tunnel to its pods."""
+
+import os
+import socket
+from typing import Literal
+from urllib.parse import urlsplit
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.platform.base import Route
+from vllm_rollout.platform.kubernetes.api import KubernetesApi
+from vllm_rollout.platform.kubernetes.tunnel import Tunnel
+
+Reach = Literal["auto", "service", "tunnel"]
+
+_IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
+_DEFAULT_PORT = {"http": 80, "https": 443}
+
+
+class Ways:
+    """Finds the way to each deployment, once, and keeps tunnels open until this process ends.
+
+    `service_url` may name `{model}`, `{environment}` and `{namespace}`. With `auto` a tunnel is
+    taken where the URL is a Service's name (`….svc…`) that means nothing here.
+    """
+
+    def __init__(self, service_url: str, reach: Reach) -> None:
+        self._service_url = service_url
+        self._reach = reach
+        self._resolved: dict[str, bool] = {}
+        self._tunnels: dict[Deployment, Tunnel] = {}
+
+    def route(self, deployment: Deployment) -> Route:
+        """The Service's URL, and how it is reached. Opens nothing."""
+        how = "by a tunnel through the API server" if self._by_tunnel(deployment) else ""
+        return Route(url=self._url(deployment), how=how)
+
+    def url(self, deployment: Deployment, api: KubernetesApi) -> str:
+        """The URL to connect to, without a trailing slash.
+
+        Raises: as `Tunnel`, where one is needed.
+        """
+        url = self._url(deployment)
+        if not self._by_tunnel(deployment):
+            return url
+        if deployment not in self._tunnels:
+            parts = urlsplit(url)
+            self._tunnels[deployment] = Tunnel(
+                api,
+                deployment,
+                service=(parts.hostname or "").split(".")[0],
+                port=parts.port or _DEFAULT_PORT[parts.scheme],
+            )
+        return self._tunnels[deployment].url + urlsplit(url).path
+
+    def close(self) -> None:
+        """Close every tunnel."""
+        while self._tunnels:
+            self._tunnels.popitem()[1].close()
+
+    def _url(self, deployment: Deployment) -> str:
+        return self._service_url.format(
+            model=deployment.model,
+            environment=deployment.environment,
+            namespace=deployment.namespace,
+        ).rstrip("/")
+
+    def _by_tunnel(self, deployment: Deployment) -> bool:
+        if self._reach != "auto":
+            return self._reach == "tunnel"
+        host = urlsplit(self._url(deployment)).hostname or ""
+        return "svc" in host.split(".") and _IN_CLUSTER not in os.environ and not self._has(host)
+
+    def _has(self, host: str) -> bool:
+        """Whether the name means anything here; asked once."""
+        if host not in self._resolved:
+            try:
+                self._resolved[host] = bool(socket.getaddrinfo(host, None))
+            except OSError:
+                self._resolved[host] = False
+        return self._resolved[host]

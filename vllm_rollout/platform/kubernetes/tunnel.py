@@ -1,0 +1,204 @@
+"""A tunnel to the pods of a release: a local port, forwarded through the API server.
+
+What `kubectl port-forward` does for one pod, for all that are ready: each connection goes to the
+next of them, as a Service would have it. Protocol: the WebSocket form of the pods' `portforward`
+subresource, `v4.channel.k8s.io`, where each message begins with its channel: 0 for the port's
+data, 1 for its errors, and the first message of each channel names the port.
+"""
+
+import asyncio
+import atexit
+import itertools
+import logging
+import ssl
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import aiohttp
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.errors import DeployError, RolloutError, UnreachableError
+from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
+from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, replica_of
+
+_log = logging.getLogger(__name__)
+
+_PROTOCOL = "v4.channel.k8s.io"
+_DATA, _ERROR = 0, 1
+_CHUNK_BYTES = 1 << 16
+_PODS_FRESH_SECONDS = 1.0
+_START_SECONDS = 10.0
+
+
+class Tunnel:
+    """Listens on 127.0.0.1 until `close`, or until this process ends.
+
+    A connection for which no pod is ready, or that the API server refuses, is closed at once: the
+    client sees an error and never another pod's answer. `port` is the Service's.
+
+    Raises:
+        NotFoundError, UnreachableError: the Service cannot be read.
+    """
+
+    def __init__(
+        self, api: KubernetesApi, deployment: Deployment, *, service: str, port: int
+    ) -> None:
+        self._api = api
+        self._deployment = deployment
+        self._target = _target_port(api, deployment.namespace, service, port)
+        self._turn = itertools.count()
+        self._pods: list[Pod] = []
+        self._looked = -_PODS_FRESH_SECONDS
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        started: Future[int] = Future()
+        self._thread = threading.Thread(
+            target=lambda: self._loop.run_until_complete(self._serve(started)),
+            daemon=True,
+            name=f"tunnel to {deployment}",
+        )
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{started.result(_START_SECONDS)}"
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End every connection and stop listening."""
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(_START_SECONDS)
+            self._loop.close()
+
+    async def _serve(self, started: "Future[int]") -> None:
+        try:
+            server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        except OSError as error:
+            started.set_exception(error)
+            return
+        connector = aiohttp.TCPConnector(limit=0, ssl=_ssl_context(self._api))
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS[0])
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self._session:
+            started.set_result(server.sockets[0].getsockname()[1])
+            await self._stop.wait()
+            server.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            pod = await self._loop.run_in_executor(None, self._next_pod)
+            await self._forward(pod, reader, writer)
+        except (RolloutError, aiohttp.ClientError, OSError) as error:
+            _log.warning("tunnel to %s: %s", self._deployment, error)
+        finally:
+            writer.close()
+
+    async def _forward(
+        self, pod: Pod, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        url = (
+            f"{self._api.address}/api/v1/namespaces/{self._deployment.namespace}"
+            f"/pods/{pod.metadata.name}/portforward"
+        )
+        async with self._session.ws_connect(
+            url,
+            params={"ports": str(_port_of(pod, self._target))},
+            protocols=(_PROTOCOL,),
+            headers=await self._loop.run_in_executor(None, _credentials, self._api),
+            max_msg_size=0,
+        ) as socket:
+            sending = asyncio.create_task(_send(reader, socket))
+            receiving = asyncio.create_task(_receive(socket, writer))
+            _, unfinished = await asyncio.wait(
+                (sending, receiving), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in unfinished:
+                task.cancel()
+            for result in await asyncio.gather(sending, receiving, return_exceptions=True):
+                if isinstance(result, Exception):
+                    raise result
+
+    def _next_pod(self) -> Pod:
+        """The next ready pod; the list is not older than a second.
+
+        Raises:
+            UnreachableError: none is ready, or they cannot be listed.
+        """
+        if time.monotonic() - self._looked > _PODS_FRESH_SECONDS:
+            self._pods = [p for p in list_pods(self._api, self._deployment) if replica_of(p).ready]
+            self._looked = time.monotonic()
+        pods = self._pods
+        if not pods:
+            raise UnreachableError(f"no pod of {self._deployment} is ready", address=self.url)
+        return pods[next(self._turn) % len(pods)]
+
+
+async def _send(reader: asyncio.StreamReader, socket: aiohttp.ClientWebSocketResponse) -> None:
+    while data := await reader.read(_CHUNK_BYTES):
+        await socket.send_bytes(bytes([_DATA]) + data)
+
+
+async def _receive(socket: aiohttp.ClientWebSocketResponse, writer: asyncio.StreamWriter) -> None:
+    """Raises DeployError with what the kubelet says went wrong."""
+    opened = set()
+    async for message in socket:
+        if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
+            continue
+        channel, data = message.data[0], message.data[1:]
+        if channel not in opened:
+            opened.add(channel)
+        elif channel == _ERROR:
+            raise DeployError(f"port-forward: {data.decode(errors='replace')}")
+        else:
+            writer.write(data)
+            await writer.drain()
+
+
+def _target_port(api: KubernetesApi, namespace: str, service: str, port: int) -> int | str:
+    """The number, or the name, of the pods' port behind the Service's `port`."""
+    with api.doing("get", f"services {service} in namespace {namespace}"):
+        found = api.core.read_namespaced_service(
+            service, namespace, _request_timeout=TIMEOUT_SECONDS
+        )
+    for entry in found.spec.ports or ():
+        if entry.port == port:
+            target: int | str = entry.target_port or port
+            return target
+    raise DeployError(
+        f"the Service {service} in namespace {namespace} has no port {port}",
+        remedy="Name its port in `service_url`.",
+    )
+
+
+def _port_of(pod: Pod, target: int | str) -> int:
+    if isinstance(target, int):
+        return target
+    for container in pod.spec.containers:
+        for port in container.ports:
+            if port.name == target:
+                return port.container_port
+    raise DeployError(f"{pod.metadata.name} has no port named {target!r}")
+
+
+def _credentials(api: KubernetesApi) -> dict[str, str]:
+    """The headers that identify this client; a token that expires is read again."""
+    wanted = api.core.api_client.configuration.auth_settings().values()
+    return {each["key"]: each["value"] for each in wanted if each["in"] == "header"}
+
+
+def _ssl_context(api: KubernetesApi) -> Any:
+    """What the kubeconfig says of certificates; True is the system's way, for plain HTTP too."""
+    configuration = api.core.api_client.configuration
+    if not api.address.startswith("https"):
+        return True
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    return context
