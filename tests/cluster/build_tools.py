@@ -4,7 +4,8 @@
 
 Each is pinned by a Go module of its own under `tools/`, is built once into the user's cache (Helm
 2-4 minutes, the API server about 10 on one slow core) and is found there ever after. Only Go is
-needed. Tests never build: they call `tool` and skip, loudly, what is missing.
+needed. A `helm` on PATH and what `KUBEBUILDER_ASSETS` (envtest's folder) holds is used instead.
+Tests never build: they call `tool` and skip, loudly, what is missing.
 """
 
 import argparse
@@ -95,18 +96,18 @@ def cache() -> Path:
 
 
 def tool(name: str) -> Path:
-    """The binary `name`: a `helm` of that major version on PATH, or the one built before.
+    """The binary `name`: one that was there already, or the one built before.
 
     Raises:
         ToolMissingError: neither is there.
     """
-    on_path = _helm_on_path(name)
+    had = _had_already(name)
     built = _built(name)
-    if on_path is None and not built.is_file():
+    if had is None and not built.is_file():
         raise ToolMissingError(
             f"{name} is missing: python tests/cluster/build_tools.py {name} builds it (needs Go)"
         )
-    return on_path or built
+    return had or built
 
 
 def build(name: str) -> Path:
@@ -145,7 +146,11 @@ def _built(name: str) -> Path:
     return cache() / f"{name}-{TOOLS[name].version}"
 
 
-def _helm_on_path(name: str) -> Path | None:
+def _had_already(name: str) -> Path | None:
+    """A `helm` of that major version on PATH; what `KUBEBUILDER_ASSETS` holds of the rest."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and os.access(Path(assets) / name, os.X_OK):
+        return Path(assets) / name
     helm = shutil.which("helm") if name.startswith("helm") else None
     if helm is None:
         return None
@@ -164,7 +169,7 @@ def main() -> int:
         parser.error(f"no such tool: {', '.join(unknown)}")
     try:
         for name in names:
-            sys.stdout.write(f"{name}: {_helm_on_path(name) or build(name)}\n")
+            sys.stdout.write(f"{name}: {_had_already(name) or build(name)}\n")
     except ToolMissingError as error:
         sys.stderr.write(f"{error}\n")
         return 1

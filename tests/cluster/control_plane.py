@@ -117,22 +117,8 @@ class ControlPlane:
             "server": server or self.url,
             "certificate-authority": str(self._ca_file),
         }
-        context = {"cluster": "test", "user": "test", "namespace": namespace or "default"}
         path = self.folder / f"{name}.kubeconfig"
-        path.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "test",
-                    "clusters": [{"name": "test", "cluster": cluster}],
-                    "users": [{"name": "test", "user": credentials}],
-                    "contexts": [{"name": "test", "context": context}],
-                }
-            )
-        )
-        path.chmod(0o600)
-        return path
+        return write_kubeconfig(path, cluster, credentials, namespace=namespace)
 
     def client(self, user: str) -> httpx.Client:
         """The API as the holder of a certificate that was issued."""
@@ -221,6 +207,25 @@ class ControlPlane:
             "kube-api-qps": "200",
             "kube-api-burst": "400",
         }
+
+
+def write_kubeconfig(path: Path, cluster: object, credentials: object, *, namespace: str) -> Path:
+    """Write a kubeconfig of one context, which is the current one; gives the path."""
+    context = {"cluster": "test", "user": "test", "namespace": namespace or "default"}
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": cluster}],
+                "users": [{"name": "test", "user": credentials}],
+                "contexts": [{"name": "test", "context": context}],
+            }
+        )
+    )
+    path.chmod(0o600)
+    return path
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
 """The fixtures of a real control plane: one per test process, a namespace per test."""
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from cluster.behaviour import Behaviour
 from cluster.control_plane import ControlPlane
+from cluster.existing import ExistingControlPlane
 from cluster.kubelet import Choose, Kubelet
 from cluster.services import Services
 
@@ -22,7 +24,7 @@ _GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule
 class Cluster:
     """The control plane, the API as the administrator, and the pods' kubelet."""
 
-    control_plane: ControlPlane
+    control_plane: ControlPlane | ExistingControlPlane
     api: httpx.Client
     kubelet: Kubelet
     services: Services
@@ -31,13 +33,15 @@ class Cluster:
         """A node with so many GPUs, tainted for pods that ask for one."""
         node = {"metadata": {"name": name, "labels": labels or {}}}
         self.send("POST", "/api/v1/nodes", node).raise_for_status()
+        conditions = [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]
+        self.kubelet.join(name, conditions)
         resources = {"cpu": "64", "memory": "512Gi", "pods": "110", "nvidia.com/gpu": str(gpus)}
         status = {
             "capacity": resources,
             "allocatable": resources,
             "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self.kubelet.port}},
-            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+            "conditions": conditions,
         }
         self.send("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}).raise_for_status()
         # Admission has tainted the node as not ready; a node controller would take that back.
@@ -90,11 +94,16 @@ def eventually(holds: Callable[[], bool], *, within_seconds: float = _PATIENCE_S
         time.sleep(0.05)
 
 
+def _control_plane(folder: Path) -> ControlPlane | ExistingControlPlane:
+    existing = os.environ.get("VLLM_ROLLOUT_TEST_KUBECONFIG")
+    return ExistingControlPlane(folder, Path(existing)) if existing else ControlPlane(folder)
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A real control plane, up in seconds, for all tests of this process."""
     with (
-        ControlPlane(tmp_path_factory.mktemp("cluster")) as control_plane,
+        _control_plane(tmp_path_factory.mktemp("cluster")) as control_plane,
         control_plane.client("admin") as api,
     ):
         kubelet = Kubelet(control_plane, control_plane.issue("node", "nodes"))
@@ -103,8 +112,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
         try:
             cluster = Cluster(control_plane, api, kubelet, services)
-            cluster.add_node("gpu-1", gpus=64)
+            node = f"gpu-{secrets.token_hex(4)}"
+            cluster.add_node(node, gpus=64)
             yield cluster
+            cluster.send("DELETE", f"/api/v1/nodes/{node}")
             assert kubelet.failures == []
         finally:
             services.close()
@@ -116,6 +127,7 @@ def namespace(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nam
     """A namespace of the test's own; KUBECONFIG points at it with all rights."""
     name = f"test-{secrets.token_hex(4)}"
     cluster.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}}).raise_for_status()
+    cluster.kubelet.adopt(name)
     kubeconfig = cluster.control_plane.kubeconfig(name, user="admin", namespace=name)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     created = Namespace(cluster, name, kubeconfig)

@@ -6,6 +6,7 @@ no container runs. Where a test asks, a simulator answers for a pod on loopback.
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 from cluster.behaviour import CRASH_BACK_OFF, HEALTHY, Behaviour
 from cluster.control_plane import ControlPlane
+from cluster.existing import ExistingControlPlane
 from cluster.kubelet_server import kubelet_server
 from cluster.scheduling import choose_node
 
@@ -24,15 +26,20 @@ Pod = Mapping[str, Any]
 Choose = Callable[[Pod], Behaviour]
 
 _INTERVAL_SECONDS = 0.1
+_HEARTBEAT_SECONDS = 10.0
 
 
 class Kubelet:
     """Looks at all pods every tenth of a second, in a thread, until `close`.
 
-    `behave` says how the pods of a namespace behave; those of others are healthy.
+    Only the pods of the namespaces that it adopted are its own, and only the nodes. `behave` says
+    how the pods of a namespace behave; those of others are healthy.
     """
 
-    def __init__(self, control_plane: ControlPlane, pem: Path) -> None:
+    def __init__(self, control_plane: ControlPlane | ExistingControlPlane, pem: Path) -> None:
+        self._namespaces: set[str] = set()
+        self._nodes: dict[str, Any] = {}
+        self._beat = time.monotonic()
         self._behaviours: dict[str, Choose] = {}
         self._simulators: dict[str, RunningSimulator] = {}
         self._serving: dict[tuple[str, str], list[RunningSimulator]] = {}
@@ -45,6 +52,14 @@ class Kubelet:
         self.port = self._stack.enter_context(kubelet_server(self._logs, self._url, pem))
         self._thread = threading.Thread(target=self._run, daemon=True, name="kubelet")
         self._thread.start()
+
+    def adopt(self, namespace: str) -> None:
+        """Look after the pods of `namespace` from now on."""
+        self._namespaces.add(namespace)
+
+    def join(self, node: str, conditions: Any) -> None:
+        """Keep the node alive with these conditions, as its kubelet would."""
+        self._nodes[node] = conditions
 
     def behave(self, namespace: str, choose: Choose | Behaviour) -> None:
         """How the pods of `namespace` behave from now on; those that run already change too."""
@@ -77,17 +92,27 @@ class Kubelet:
             # The API server is killed and restarted by some tests.
             with suppress(httpx.HTTPError):
                 self._look()
+                if time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
+                    self._beat = time.monotonic()
+                    self._tell_alive()
+
+    def _tell_alive(self) -> None:
+        for node, conditions in self._nodes.items():
+            told = [{**each, "lastHeartbeatTime": _now()} for each in conditions]
+            body = {"status": {"conditions": told}}
+            self._send("PATCH", f"/api/v1/nodes/{node}/status", body)
 
     def _look(self) -> None:
-        pods = self._get("/api/v1/pods")
-        nodes = self._get("/api/v1/nodes")
+        everyone = self._get("/api/v1/pods")
+        nodes = [n for n in self._get("/api/v1/nodes") if n["metadata"]["name"] in self._nodes]
+        pods = [pod for pod in everyone if pod["metadata"]["namespace"] in self._namespaces]
         for pod in pods:
             if "deletionTimestamp" in pod["metadata"]:
                 self._remove(pod)
             elif pod["spec"].get("nodeName"):
                 self._realise(pod)
             else:
-                self._schedule(pod, nodes, pods)
+                self._schedule(pod, nodes, everyone)
         self._serving = self._ready(pods)
         alive = {_key(pod) for pod in pods}
         for key in [key for key in self._simulators if key not in alive]:

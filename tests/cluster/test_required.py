@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cluster.build_tools import TOOLS
+from cluster.build_tools import TOOLS, ToolMissingError, tool
 from cluster.required import required_tool
 
 
@@ -28,8 +28,17 @@ def test_a_missing_tool_skips_or_fails_and_says_how_to_get_it(
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_every_tool_is_pinned_and_stamped_with_its_version(name: str) -> None:
-    tool = TOOLS[name]
+    wanted = TOOLS[name]
 
-    assert tool.version.startswith("v")
-    assert all(stamp.format(version="", major="", minor="") for stamp in tool.stamps)
-    assert tool.linker_flags.count(tool.version) == min(1, len(tool.stamps))
+    assert wanted.version.startswith("v")
+    assert all(stamp.format(version="", major="", minor="") for stamp in wanted.stamps)
+    assert wanted.linker_flags.count(wanted.version) == min(1, len(wanted.stamps))
+
+
+def test_what_kubebuilder_has_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    (tmp_path / "etcd").touch(mode=0o755)
+    assert tool("etcd") == tmp_path / "etcd"
+    with pytest.raises(ToolMissingError, match="kube-controller-manager"):
+        tool("kube-controller-manager")
