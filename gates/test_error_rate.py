@@ -13,6 +13,6 @@ def test_error_rate(load: LoadResult, slo: Gates, policy: Policy, verdict: Verdi
             load.failed_in_order,
             limit=slo.error_rate.limit,
             confidence=policy.confidence,
-            rate_per_second=load.plan.rate_per_second,
+            rate_per_second=load.plan.mean_rate_per_second,
         )
     )

@@ -20,6 +20,6 @@ def test_goodput(load: LoadResult, slo: Gates, policy: Policy, verdict: VerdictR
             ttft_seconds=load.ttft_in_order,
             inter_token_seconds=load.itl_in_order,
             latency_seconds=load.latencies_in_order,
-            rate_per_second=load.plan.rate_per_second,
+            rate_per_second=load.plan.mean_rate_per_second,
         )
     )

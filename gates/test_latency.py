@@ -15,6 +15,6 @@ def test_p95_latency(
             percentile=slo.latency.percentile,
             limit_seconds=slo.latency.limit_seconds,
             confidence=policy.confidence,
-            rate_per_second=load.plan.rate_per_second,
+            rate_per_second=load.plan.mean_rate_per_second,
         )
     )

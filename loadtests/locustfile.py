@@ -5,9 +5,9 @@
 
 works alone, with or without `--headless`, and with `--processes` or `--master` and `--worker`; the
 gates run the same file. Requests are sent by a schedule, not by Locust's users: the number of users
-has no influence. Latencies run from the time at which a request was due. Locust's own table rounds
-them; `--results` writes each request down exactly. A bearer key is read from the environment
-variable VLLM_ROLLOUT_API_KEY.
+has no influence but with `--arrivals closed`. Latencies run from the time at which a request was
+due. Locust's own table rounds them; `--results` writes each request down exactly. A bearer key is
+read from the environment variable VLLM_ROLLOUT_API_KEY.
 """
 
 import logging
@@ -26,13 +26,15 @@ from locust.runners import MasterRunner, WorkerRunner
 # Locust takes index 0 away again after the import.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from loadtests.completions import PATH
 from loadtests.generator import Generator
 from vllm_rollout.errors import RolloutError, UsageError
-from vllm_rollout.observe.load import ARRIVALS, LoadPlan, RequestRecord
+from vllm_rollout.observe.load import RequestRecord
+from vllm_rollout.observe.load_plan import ARRIVALS, LoadPlan, RateSegment
+from vllm_rollout.observe.trace import read_trace
 
 API_KEY = "VLLM_ROLLOUT_API_KEY"
 _DONE = "schedule_done"
+_AFTER_THE_LAST_SECONDS = 0.001
 _HEAD_START_SECONDS = 0.2
 _HEAD_START_OF_WORKERS_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
@@ -55,7 +57,16 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
     group.add_argument("--model", default="", help="Model to ask, e.g. llama-2-7b")
     group.add_argument("--rate", type=float, default=10.0, help="Requests per second")
-    group.add_argument("--arrivals", choices=ARRIVALS, default="poisson", help="Law of arrivals")
+    group.add_argument(
+        "--arrivals",
+        choices=ARRIVALS,
+        default="poisson",
+        help="poisson: at random; constant: evenly spaced; closed: as many users as --users says "
+        "each wait for an answer before they ask again",
+    )
+    group.add_argument("--ramp-to", type=float, default=None, help="Rate at the end of the run")
+    group.add_argument("--trace", default="", metavar="FILE", help="Recorded requests to replay")
+    group.add_argument("--speed", type=float, default=1.0, help="How many times as fast")
     group.add_argument("--timeout", type=float, default=30.0, help="Seconds a request may take")
     group.add_argument("--prompt", default="Write one sentence about the sea.", help="Prompt")
     group.add_argument("--max-tokens", type=int, default=64, help="Tokens to ask for at most")
@@ -86,12 +97,24 @@ def plan_of(options: Any, *, host: str | None, duration_seconds: float) -> LoadP
             return LoadPlan.from_json(Path(options.plan).read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"cannot read the load plan: {error}") from error
+    trace = read_trace(Path(options.trace), speed=options.speed) if options.trace else ()
+    if trace:
+        duration_seconds = min(duration_seconds, trace[-1].at + _AFTER_THE_LAST_SECONDS)
+    shape: tuple[RateSegment, ...] = ()
+    if options.ramp_to is not None:
+        if not math.isfinite(duration_seconds):
+            raise UsageError("a ramp needs an end", remedy="Give --run-time.")
+        shape = (RateSegment(seconds=duration_seconds, start=options.rate, end=options.ramp_to),)
+    closed = options.arrivals == "closed"
     return LoadPlan(
         base_url=host or "",
         model=options.model,
         rate_per_second=options.rate,
         duration_seconds=duration_seconds,
         arrivals=options.arrivals,
+        users=(options.num_users or 1) if closed else 0,
+        shape=shape,
+        trace=trace,
         timeout_seconds=options.timeout,
         prompt=options.prompt,
         max_tokens=options.max_tokens,
@@ -174,30 +197,36 @@ class LoadRun:
             started_at=self._options.load_started_at,
             api_key=os.environ.get(API_KEY),
             results=Path(self._options.results) if self._options.results else None,
-            on_request=self._show,
+            # Driven by the suite, nobody reads Locust's own tables, and filling them takes a fifth
+            # of what a request costs.
+            on_request=None if self._options.plan else self._show,
             on_end=self._share_done,
         )
 
     def _show(self, record: RequestRecord, received: int) -> None:
         """Tell Locust's tables and web page about a request."""
-        fire = self._environment.events.request.fire
-        fire(
-            request_type="POST",
-            name=PATH,
-            response_time=record.latency_seconds * 1000,
+        name = record.request_class or "completion"
+        failed = None if record.ok else f"{record.outcome}: {record.error}"
+        self._fire("POST", name, record.latency_seconds, received, failed)
+        if not math.isnan(record.first_token):
+            self._fire("TTFT", name, record.ttft_seconds)
+        if record.ok and record.completion_tokens > 1 and not math.isnan(record.first_token):
+            self._fire("ITL", name, record.itl_seconds)
+            # Locust's tables have one unit; the column of times reads tokens per second here.
+            speed = record.completion_tokens / (record.end - record.sent)
+            self._fire("tokens/s", name, speed / 1000)
+
+    def _fire(
+        self, kind: str, name: str, seconds: float, received: int = 0, failed: str | None = None
+    ) -> None:
+        self._environment.events.request.fire(
+            request_type=kind,
+            name=name,
+            response_time=seconds * 1000,
             response_length=received,
-            exception=None if record.ok else f"{record.outcome}: {record.error}",
+            exception=failed,
             context={},
         )
-        if not math.isnan(record.first_token):
-            fire(
-                request_type="TTFT",
-                name=PATH,
-                response_time=record.ttft_seconds * 1000,
-                response_length=0,
-                exception=None,
-                context={},
-            )
 
     def _share_done(self) -> None:
         if isinstance(self._runner, WorkerRunner):

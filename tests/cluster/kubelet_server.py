@@ -70,18 +70,24 @@ def _forward(answering: Answering) -> Handler:
             await socket.send_bytes(channel + port)
         url = urlsplit(answering(request.match_info["namespace"], request.match_info["pod"]))
         try:
-            reader, writer = await asyncio.open_connection(url.hostname, url.port)
+            # Port 1 is nobody's: the connection is refused, as that of a pod where nothing listens.
+            reader, writer = await asyncio.open_connection("127.0.0.1", url.port or 1)
         except OSError as error:
             await socket.send_bytes(_ERROR + f"error forwarding port: {error}".encode())
             await socket.close()
             return socket
         answers = asyncio.create_task(_pass_back(reader, socket))
-        async for message in socket:
-            if message.type is WSMsgType.BINARY:
-                writer.write(message.data[1:])
-                await writer.drain()
-        writer.close()
-        answers.cancel()
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY:
+                    writer.write(message.data[1:])
+                    await writer.drain()
+        except ConnectionError:
+            pass  # the pod's server has gone; its end of the tunnel closes
+        finally:
+            answers.cancel()
+            writer.close()
+            await asyncio.gather(answers, writer.wait_closed(), return_exceptions=True)
         return socket
 
     return handle

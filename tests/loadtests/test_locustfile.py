@@ -61,11 +61,11 @@ def test_the_run_time_is_the_schedule_and_the_table_shows_ttft_apart(
     )
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(done.stdout)}
-    assert set(rows) == ({"POST"} if options else {"POST", "TTFT"})
+    assert set(rows) == ({"POST"} if options else {"POST", "TTFT", "ITL", "tokens/s"})
     for row in rows.values():
         assert (row["num_requests"], row["num_failures"]) == (20, 0)
     log = (tmp_path / "log" / "worker-0.jsonl").read_text().splitlines()
-    assert log[-1] == '{"end":{}}'
+    assert log[-1].startswith('{"end":{"stopped_at":null,')
     assert sum(line.startswith("[") for line in log) == 20
 
 
@@ -106,14 +106,44 @@ def test_the_web_page_starts_and_stops_an_endless_load_whatever_the_number_of_us
     ):
         try:
             assert page.post("/swarm", data=form, timeout=30).json()["success"]
-            while len(rows := page.get("/stats/requests").json()["stats"]) < 3:
+            while len(rows := page.get("/stats/requests").json()["stats"]) < 5:
                 time.sleep(0.1)
             assert page.post("/stop", timeout=30).json()["success"]
         finally:
             locust_process.terminate()
-    assert [row["method"] for row in rows] == ["POST", "TTFT", ""]
+    assert [row["method"] for row in rows] == ["ITL", "POST", "TTFT", "tokens/s", ""]
     assert not re.search("Traceback|ERROR", (tmp_path / "output").read_text())
     log = (tmp_path / "log" / "worker-0.jsonl").read_text().splitlines()
     numbers = [json.loads(line)[0] for line in log if line.startswith("[")]
     assert sorted(numbers) == list(range(len(numbers))), "each arrival once, though 7 users ran"
-    assert log[-1] == '{"end":{}}'
+    assert log[-1].startswith('{"end":{"stopped_at":null,')
+
+
+def test_closed_users_wait_for_their_answers_and_a_trace_is_replayed_at_its_times(
+    tmp_path: Path, base_url: str
+) -> None:
+    (tmp_path / "trace.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:47.0805900,12,3\n"
+    )
+    common = ("--headless", "--host", base_url, "--model", "m", "--results", "log")
+    closed = ("--arrivals", "closed", "--users", "3", "--run-time", "1s")
+    for options in (closed, ("--trace", "trace.csv", "--speed", "2")):
+        done = subprocess.run(
+            locust(*common, *options), cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        log = (tmp_path / "log" / "worker-0.jsonl").read_text().splitlines()
+        sent = [json.loads(line) for line in log if line.startswith("[")]
+        assert {line[5] for line in sent} == {"ok"}
+        if options == closed:
+            assert len(sent) > 3
+            assert max(_under_way(sent)) <= 3
+        else:
+            assert [line[1] for line in sent] == [0.0, 0.2]
+            assert {line[10] for line in sent} == {"trace"}
+
+
+def _under_way(sent: list[list[float]]) -> list[int]:
+    """How many requests were open when each was sent."""
+    return [sum(other[2] <= one[2] < other[4] for other in sent) for one in sent]

@@ -5,10 +5,19 @@ from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from vllm_rollout.errors import UsageError
 from vllm_rollout.observe.arrivals import arrivals, share
-from vllm_rollout.observe.load import LoadPlan, LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load_plan import (
+    Lengths,
+    LoadPlan,
+    RateSegment,
+    RequestClass,
+    TraceEntry,
+)
 
 PLAN = LoadPlan(
     base_url="http://127.0.0.1:8000",
@@ -17,6 +26,15 @@ PLAN = LoadPlan(
     duration_seconds=30,
     arrivals="constant",
 )
+
+
+def entry(at: float) -> TraceEntry:
+    return TraceEntry(at=at, prompt_tokens=10, output_tokens=5)
+
+
+def request_class(name: str, **changes: object) -> RequestClass:
+    fields = {"prompts": ("Hello",), "output": Lengths(median=8, p95=8, longest=8), **changes}
+    return RequestClass(name=name, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +56,15 @@ PLAN = LoadPlan(
         ("max_tokens", 0),
         ("workers", 0),
         ("arrivals", "uniform"),
+        ("users", 3),
+        ("shape", (RateSegment(seconds=0, start=1, end=1),)),
+        ("shape", (RateSegment(seconds=1, start=0, end=0),)),
+        ("shape", (RateSegment(seconds=1, start=math.nan, end=1),)),
+        ("trace", (entry(2), entry(1))),
+        ("trace", (TraceEntry(at=0, prompt_tokens=0, output_tokens=1),)),
+        ("classes", (request_class("a"), request_class("a"))),
+        ("classes", (request_class("a", weight=0.0),)),
+        ("classes", (request_class("a", kind="words"),)),
     ],
 )
 def test_a_plan_that_makes_no_load_is_refused_by_the_name_of_what_is_wrong(
@@ -49,7 +76,18 @@ def test_a_plan_that_makes_no_load_is_refused_by_the_name_of_what_is_wrong(
 
 
 def test_a_plan_survives_json_and_anything_else_is_refused() -> None:
-    assert LoadPlan.from_json(PLAN.to_json()) == PLAN
+    shaped = replace(PLAN, shape=(RateSegment(seconds=5, start=1, end=9),))
+    traced = replace(PLAN, trace=(entry(0), entry(1.5)))
+    chat = request_class(
+        "chat",
+        api="chat",
+        kind="file",
+        prompts=(({"role": "user", "content": "Hi"},),),
+        prompt_tokens=Lengths(median=1, p95=2, longest=3),
+    )
+    mixed = replace(PLAN, classes=(request_class("text"), chat))
+    for plan in (PLAN, shaped, traced, mixed):
+        assert LoadPlan.from_json(plan.to_json()) == plan
     for text in ("", "[]", "{}", '{"model": "m"}', '{"unknown": 1}'):
         with pytest.raises(UsageError, match="not a load plan"):
             LoadPlan.from_json(text)
@@ -75,6 +113,58 @@ def test_poisson_arrivals_follow_from_the_seed_alone_and_have_exponential_gaps()
     # 3,000 gaps: both are within 10% of 1/rate for any seed worth worrying about.
     assert mean == pytest.approx(0.01, rel=0.1)
     assert deviation == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_changing_rate_sends_as_many_as_it_says_when_it_says() -> None:
+    step = (RateSegment(seconds=10, start=5, end=5), RateSegment(seconds=10, start=50, end=50))
+    times = list(arrivals(replace(PLAN, duration_seconds=20, shape=step, warmup_seconds=2)))
+    counts = [sum(a <= time < b for time in times) for a, b in ((0, 2), (2, 12), (12, 22))]
+    assert counts == [10, 50, 500]
+
+    ramp = (RateSegment(seconds=10, start=0, end=100),)
+    plan = replace(PLAN, duration_seconds=10, shape=ramp)
+    assert plan.expected_requests == 500
+    assert plan.mean_rate_per_second == 50
+    times = list(arrivals(plan))
+    # Of a rate that grows from 0, t seconds have brought 5 t².
+    assert times == pytest.approx([math.sqrt(number / 5) for number in range(500)])
+    down = replace(plan, shape=(RateSegment(seconds=10, start=100, end=0),))
+    backwards = [10 - time for time in reversed(list(arrivals(down)))]
+    assert backwards == pytest.approx([math.sqrt(number / 5) for number in range(1, 501)])
+
+
+@given(
+    seconds=st.lists(st.floats(0.1, 20), min_size=1, max_size=4),
+    rates=st.lists(st.floats(0, 50), min_size=5, max_size=5),
+    law=st.sampled_from(["constant", "poisson"]),
+)
+def test_schedules_are_in_order_inside_the_run_and_as_many_as_planned(
+    seconds: list[float], rates: list[float], law: str
+) -> None:
+    shape = tuple(
+        RateSegment(seconds=length, start=start, end=end)
+        for length, (start, end) in zip(seconds, pairwise(rates), strict=False)
+    )
+    assume(sum(segment.requests for segment in shape) > 0)
+    plan = replace(PLAN, arrivals=law, shape=shape, duration_seconds=sum(seconds))
+    times = list(arrivals(plan))
+    assert times == sorted(times)
+    assert all(0 <= time < plan.total_seconds for time in times)
+    slack = 1 if law == "constant" else 6 * math.sqrt(plan.expected_requests) + 6
+    assert abs(len(times) - plan.expected_requests) <= slack
+
+
+def test_a_trace_is_sent_at_its_own_times_after_the_warm_up() -> None:
+    plan = replace(PLAN, trace=(entry(0), entry(0.5), entry(29.9)), warmup_seconds=3)
+    assert list(arrivals(plan)) == [3, 3.5, 32.9]
+    assert plan.expected_requests == 3
+
+
+def test_users_that_wait_for_answers_have_no_schedule() -> None:
+    plan = replace(PLAN, arrivals="closed", users=2)
+    assert math.isnan(plan.expected_requests)
+    with pytest.raises(ValueError, match="no schedule"):
+        next(arrivals(plan))
 
 
 @pytest.mark.parametrize("law", ["constant", "poisson"])

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.observe.load import LoadPlan, LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.observe.load_collect import LoadCollector
 from vllm_rollout.observe.load_log import LOG_NAME, LogWriter
+from vllm_rollout.observe.load_plan import LoadPlan
 
 PLAN = LoadPlan(
     base_url="http://127.0.0.1:8000",
@@ -31,7 +32,7 @@ def collected(folder: Path, spoil: Callable[[Path], object] = Path.exists) -> Lo
                 number,
                 RequestRecord(intended=due, sent=due, end=due + 0.2, outcome=RequestOutcome.OK),
             )
-        writer.tick(sent=8 - index, cpu=0.25 * (index + 1))
+        writer.tick(sent=8 - index, busy_seconds=0.3 * (index + 1))
         writer.end()
     spoil(folder / LOG_NAME.format(index=0))
     collector.read(to_the_end=True)
@@ -86,7 +87,9 @@ def test_a_whole_run_is_complete_in_order_and_without_the_warm_up(tmp_path: Path
     assert [request.intended for request in result.requests] == [
         number / 10 for number in range(5, 15)
     ]
-    assert (result.started_at, result.generator_cpu, result.failures) == (1.5e9, 0.5, 0)
+    assert (result.started_at, result.failures) == (1.5e9, 0)
+    assert result.generator_cpu == pytest.approx(0.6 / PLAN.total_seconds)
+    assert result.generator_seconds == pytest.approx(0.9)
 
 
 def test_a_problem_seen_from_outside_is_told_first(tmp_path: Path) -> None:

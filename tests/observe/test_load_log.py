@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.observe.load import LoadPlan, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 from vllm_rollout.observe.load_log import LogReader, LogWriter
+from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_progress import ProgressMeter
 
 OK = RequestRecord(
@@ -30,14 +31,14 @@ def test_what_is_written_is_read_while_the_log_grows(tmp_path: Path) -> None:
     assert reader.read() == [], "before the worker has started"
     writer = LogWriter(path, started_at=1.5e9)
     writer.record(0, OK)
-    writer.tick(sent=2, cpu=0.5)
+    writer.tick(sent=2, busy_seconds=0.5)
     assert reader.read() == [(0, OK)]
     writer.record(1, FAILED)
-    writer.tick(sent=2, cpu=0.25)
+    writer.tick(sent=2, busy_seconds=0.75)
     [(number, failed)] = reader.read()
     assert (number, failed.outcome, failed.error) == (1, FAILED.outcome, FAILED.error)
     assert math.isnan(failed.first_token)
-    assert (reader.started_at, reader.sent, reader.cpu) == (1.5e9, 2, 0.5)
+    assert (reader.started_at, reader.sent, reader.busy_seconds) == (1.5e9, 2, 0.75)
     assert not reader.ended
     writer.end()
     assert reader.read(to_the_end=True) == []

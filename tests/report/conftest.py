@@ -10,7 +10,8 @@ import pytest
 
 from vllm_rollout.deployment import Build, Deployment
 from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.observe.load import LoadPlan, LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.report.evidence import (
     Attachment,
     Evidence,

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rollout.observe.load import LoadPlan, LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.report.evidence import LoadSummary
 from vllm_rollout.report.summary import summarize_load
 

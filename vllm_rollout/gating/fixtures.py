@@ -24,7 +24,8 @@ from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import Finding, diagnose
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.load import LoadPlan, LoadResult
+from vllm_rollout.observe.load import LoadResult
+from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates, Policy

@@ -1,4 +1,4 @@
-"""What a load run is asked for and what it found.
+"""What a load run found.
 
 A `LoadPlan` goes to `loadtests/` and a `LoadResult` comes back. Latency runs from the *intended*
 send time of the schedule, so a stall of the server or of the generator is never hidden
@@ -6,16 +6,12 @@ send time of the schedule, so a stall of the server or of the generator is never
 never sent is there, by name.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from urllib.parse import urlsplit
 
-from vllm_rollout.errors import UsageError
-
-ARRIVALS = ("constant", "poisson")
-"""The laws by which requests may arrive (`vllm_rollout.observe.arrivals`)."""
+from vllm_rollout.observe.gaps import GapSummary
+from vllm_rollout.observe.load_plan import LoadPlan
 
 
 class RequestOutcome(StrEnum):
@@ -35,93 +31,6 @@ class RequestOutcome(StrEnum):
     """Planned, and the generator has no record of it: it ended or fell behind before sending it."""
 
 
-def _is_base_url(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        # Reading the port checks it. A password has no place where a URL is shown.
-        plain = url.port != 0 and url.username is None and not url.query and not url.fragment
-    except ValueError:
-        return False
-    return plain and bool(url.hostname) and url.scheme in ("http", "https") and _is_graphic(text)
-
-
-def _is_graphic(text: str) -> bool:
-    return text.isascii() and text.isprintable() and " " not in text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPlan:
-    """An open-loop load: `rate_per_second` arrivals for `warmup_seconds` + `duration_seconds`.
-
-    `timeout_seconds` is a total deadline per request, from its intended send time to the last byte.
-
-    Raises:
-        UsageError: a value no load can be made of; the message names it.
-    """
-
-    base_url: str
-    model: str
-    rate_per_second: float
-    duration_seconds: float
-    warmup_seconds: float = 0.0
-    arrivals: str = "poisson"
-    timeout_seconds: float = 30.0
-    prompt: str = "Hello"
-    max_tokens: int = 64
-    stream: bool = True
-    workers: int = 1
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        sound = {
-            "base_url is http:// or https://, a host, and at most a port and a path": _is_base_url(
-                self.base_url
-            ),
-            "model is not empty": bool(self.model),
-            "rate_per_second is above 0": 0 < self.rate_per_second < math.inf,
-            "duration_seconds is above 0": self.duration_seconds > 0,
-            "warmup_seconds is 0 or more": 0 <= self.warmup_seconds < math.inf,
-            "timeout_seconds is above 0": 0 < self.timeout_seconds < math.inf,
-            "max_tokens is 1 or more": self.max_tokens >= 1,
-            "workers is 1 or more": self.workers >= 1,
-            f"arrivals is {' or '.join(ARRIVALS)}": self.arrivals in ARRIVALS,
-        }
-        broken = [rule for rule, holds in sound.items() if not holds]
-        if broken:
-            raise UsageError(
-                f"not a load plan: it must hold that {'; that '.join(broken)}",
-                remedy="Correct the policy's `load` block or the option.",
-            )
-
-    @property
-    def total_seconds(self) -> float:
-        """Length of the schedule, warm-up included."""
-        return self.warmup_seconds + self.duration_seconds
-
-    @property
-    def expected_requests(self) -> float:
-        """Mean number of judged requests the plan makes."""
-        return self.rate_per_second * self.duration_seconds
-
-    def to_json(self) -> str:
-        """The plan as a JSON object, for `from_json`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "LoadPlan":
-        """The plan that `to_json` wrote.
-
-        Raises:
-            UsageError: the text is no plan.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise UsageError(
-                f"not a load plan: {error}", remedy="Write it with LoadPlan.to_json()."
-            ) from error
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
     """One request. Times are seconds since the start of the run; a missing one is NaN.
@@ -138,6 +47,8 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str = ""
+    request_class: str = ""
+    """Name of the plan's class it is of; empty where all are alike."""
 
     @property
     def ok(self) -> bool:
@@ -173,8 +84,10 @@ class LoadResult:
 
     `incomplete` is empty, or says why this result does not show the whole run (a worker died, the
     generator was killed, fewer arrivals than planned); no verdict may pass on an incomplete result.
-    `generator_cpu` is the highest CPU use seen of any worker, as a fraction of one core; NaN when
-    it was not measured.
+    `stopped_after_seconds` of judged arrivals the load was stopped because everything was decided;
+    infinite where it went to its end. `generator_cpu` is the CPU use of the busiest worker over the
+    run, as a fraction of one core, `generator_seconds` that of all workers in CPU seconds; NaN
+    where they were not measured. `gaps` are the times between tokens.
     """
 
     plan: LoadPlan
@@ -182,7 +95,10 @@ class LoadResult:
     """Unix time of the schedule's zero."""
     requests: tuple[RequestRecord, ...]
     incomplete: str = ""
+    stopped_after_seconds: float = math.inf
     generator_cpu: float = math.nan
+    generator_seconds: float = math.nan
+    gaps: GapSummary = field(default_factory=GapSummary)
 
     @property
     def total(self) -> int:
@@ -190,9 +106,14 @@ class LoadResult:
         return len(self.requests)
 
     @property
+    def judged_seconds(self) -> float:
+        """How long arrivals were judged."""
+        return min(self.plan.duration_seconds, self.stopped_after_seconds)
+
+    @property
     def offered_per_second(self) -> float:
         """Rate at which requests were really sent."""
-        return sum(not math.isnan(r.sent) for r in self.requests) / self.plan.duration_seconds
+        return sum(not math.isnan(r.sent) for r in self.requests) / self.judged_seconds
 
     @property
     def failures(self) -> int:

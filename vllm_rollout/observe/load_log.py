@@ -2,9 +2,9 @@
 
     {"start": {"at": <unix time of the schedule's zero>}}
     [number, intended, sent, first_token, end,
-     outcome, status, prompt_tokens, completion_tokens, error]     (on one line)
-    {"tick": {"sent": <requests sent so far>, "cpu": <fraction of one core since the last tick>}}
-    {"end": {}}
+     outcome, status, prompt_tokens, completion_tokens, error, class]     (on one line)
+    {"tick": {"sent": <requests sent so far>, "busy": <CPU seconds so far>}}
+    {"end": {"stopped_at": <seconds, or null>, "gaps": <HDR histogram of inter-token gaps>}}
 
 Times are seconds since the schedule's zero, null where there is none; `number` is the request's
 place in the schedule. A log without its end line is of a worker that did not end by itself.
@@ -18,6 +18,8 @@ from typing import Any
 from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 
 LOG_NAME = "worker-{index}.jsonl"
+STOP_NAME = "stop"
+"""A file of this name among the logs tells the workers to send no more."""
 _MICROSECONDS = 6
 
 
@@ -42,17 +44,22 @@ class LogWriter:
                 record.prompt_tokens,
                 record.completion_tokens,
                 record.error,
+                record.request_class,
             ]
         )
 
-    def tick(self, *, sent: int, cpu: float) -> None:
-        """Write how far the worker is; `cpu` is NaN where it was not measured yet."""
-        self._write({"tick": {"sent": sent, "cpu": _to_json(cpu)}})
+    def tick(self, *, sent: int, busy_seconds: float) -> None:
+        """Write how far the worker is, and what CPU time that took."""
+        self._write({"tick": {"sent": sent, "busy": _to_json(busy_seconds)}})
         self._file.flush()
 
-    def end(self) -> None:
-        """Write that the worker ended by itself, and close the log."""
-        self._write({"end": {}})
+    def end(self, *, stopped_at: float = math.inf, gaps: str = "") -> None:
+        """Write that the worker ended by itself, and close the log.
+
+        `stopped_at` is when it was told to send no more, infinite if it was not.
+        """
+        told = _to_json(stopped_at) if math.isfinite(stopped_at) else None
+        self._write({"end": {"stopped_at": told, "gaps": gaps}})
         self._file.close()
 
     def _write(self, line: Any) -> None:
@@ -62,15 +69,18 @@ class LogWriter:
 class LogReader:
     """Follows the log of one worker.
 
-    `started_at` is None until the worker has started; `sent` and `cpu` (its highest, NaN before
-    the first) come from the ticks; `unparsable` counts the lines that are none of the four.
+    `started_at` is None until the worker has started; `sent` and `busy_seconds` (NaN before the
+    first) come from the latest tick; `stopped_at` (infinite where it was not told to stop) and
+    `gaps` from the end; `unparsable` counts the lines that are none of the four.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.started_at: float | None = None
         self.sent = 0
-        self.cpu = math.nan
+        self.busy_seconds = math.nan
+        self.stopped_at = math.inf
+        self.gaps = ""
         self.ended = False
         self.unparsable = 0
         self._offset = 0
@@ -112,10 +122,11 @@ class LogReader:
                 self.started_at = float(fields["at"])
             case "tick":
                 self.sent = int(fields["sent"])
-                cpu = _from_json(fields["cpu"])
-                if math.isnan(self.cpu) or cpu > self.cpu:
-                    self.cpu = cpu
+                self.busy_seconds = _from_json(fields["busy"])
             case "end":
+                told = fields["stopped_at"]
+                self.stopped_at = math.inf if told is None else float(told)
+                self.gaps = str(fields["gaps"])
                 self.ended = True
             case _:
                 raise ValueError(kind)
@@ -142,6 +153,7 @@ def _decode(
     prompt_tokens: int,
     completion_tokens: int,
     error: str,
+    request_class: str,
 ) -> tuple[int, RequestRecord]:
     return int(number), RequestRecord(
         intended=float(intended),
@@ -153,4 +165,5 @@ def _decode(
         prompt_tokens=int(prompt_tokens),
         completion_tokens=int(completion_tokens),
         error=str(error),
+        request_class=str(request_class),
     )

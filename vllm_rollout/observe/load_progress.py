@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from hdrh.histogram import HdrHistogram
 
-from vllm_rollout.observe.load import LoadPlan, RequestRecord
+from vllm_rollout.observe.load import RequestRecord
+from vllm_rollout.observe.load_plan import LoadPlan
 
 _LONGEST_SECONDS = 3600
 _PER_SECOND = 1_000_000
@@ -63,7 +64,7 @@ class ProgressMeter:
         return LoadProgress(
             elapsed_seconds=max(0.0, elapsed_seconds),
             remaining_seconds=max(0.0, self._plan.total_seconds - max(0.0, elapsed_seconds)),
-            asked_rate_per_second=self._plan.rate_per_second,
+            asked_rate_per_second=self._plan.mean_rate_per_second,
             planned=self._planned,
             sent=max(sent, self._done),
             done=self._done,

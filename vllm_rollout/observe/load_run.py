@@ -9,12 +9,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vllm_rollout.errors import UnreachableError, UsageError
-from vllm_rollout.observe.load import LoadPlan, LoadResult
+from vllm_rollout.observe.load import LoadResult, RequestRecord
 from vllm_rollout.observe.load_collect import LoadCollector
+from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_progress import LoadProgress
 from vllm_rollout.observe.process_group import ProcessGroup
 from vllm_rollout.resources import LOADTESTS
@@ -34,6 +35,7 @@ def run_load(
     work_dir: Path,
     api_key: str | None = None,
     on_progress: Callable[[LoadProgress], None] | None = None,
+    enough: Callable[[Iterable[RequestRecord]], bool] | None = None,
 ) -> LoadResult:
     """Send the load of `plan` and return every judged request.
 
@@ -45,6 +47,8 @@ def run_load(
         work_dir: a folder for the plan, the request logs and Locust's own log (`locust.log`).
         api_key: bearer token; reaches Locust through its environment only.
         on_progress: called about once a second while requests are sent.
+        enough: given the judged requests in order, each once, as soon as all before it have ended;
+            when it returns True no more requests are sent.
 
     Raises:
         UsageError: the plan has no end.
@@ -62,7 +66,7 @@ def run_load(
     with ProcessGroup(
         _command(plan, plan_file, results), env=_environment(api_key), cwd=work_dir, log=locust_log
     ) as locust:
-        late = _follow(locust, plan, collector, on_progress)
+        late = _follow(locust, plan, collector, on_progress, enough)
     collector.read(to_the_end=True)
     if collector.started_at is None:
         raise _not_started(locust_log, late)
@@ -74,6 +78,7 @@ def _follow(
     plan: LoadPlan,
     collector: LoadCollector,
     on_progress: Callable[[LoadProgress], None] | None,
+    enough: Callable[[Iterable[RequestRecord]], bool] | None,
 ) -> str:
     """Read along until Locust exits; return why it was not waited for any longer, or ""."""
     deadline = time.monotonic() + _LONGEST_START_SECONDS
@@ -88,6 +93,9 @@ def _follow(
                 deadline = time.monotonic() - elapsed + longest
             if on_progress is not None:
                 on_progress(collector.progress(elapsed_seconds=elapsed))
+            if enough is not None and enough(collector.next_in_order()):
+                collector.stop()
+                enough = None
         if time.monotonic() > deadline:
             return "the generator did not end in time" if started else "it did not start in time"
     return ""

@@ -11,6 +11,8 @@ _MOST_SLICES = 120
 # A slice's P95 is its slowest request when it holds fewer than this.
 _REQUESTS_PER_SLICE = 20
 _SHORTEST_SECONDS = 1e-6
+# Nearer than this the edges of bins between two latencies are rounding.
+_ALIKE = 1e-9
 
 
 def summarize_load(result: LoadResult) -> LoadSummary:
@@ -25,8 +27,8 @@ def summarize_load(result: LoadResult) -> LoadSummary:
     ttfts = _sorted(r.ttft_seconds for r in answered)
     lag = result.lag_percentile(99)
     return LoadSummary(
-        rate_per_second=result.plan.rate_per_second,
-        duration_seconds=result.plan.duration_seconds,
+        rate_per_second=result.plan.mean_rate_per_second,
+        duration_seconds=result.judged_seconds,
         total=result.total,
         failures=result.failures,
         failures_by_kind=result.failures_by_kind,
@@ -68,7 +70,7 @@ def _histogram(ordered: Sequence[float]) -> tuple[LatencyBin, ...]:
         return ()
     lowest = max(ordered[0], _SHORTEST_SECONDS)
     highest = max(ordered[-1], lowest)
-    if lowest == highest:
+    if highest / lowest < 1 + _ALIKE:
         return (LatencyBin(upper_seconds=highest, count=len(ordered)),)
     per_bin = math.log(highest / lowest) / _BINS
     counts = [0] * _BINS

@@ -1,0 +1,74 @@
+"""Times between the tokens of streamed answers, every one of them, in a histogram that merges.
+
+An HDR histogram (3 significant digits, 1 µs to an hour) for each worker; those of several workers
+add up exactly to that of all.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from hdrh.histogram import HdrHistogram
+
+_LONGEST_MICROSECONDS = 3600 * 1_000_000
+_SIGNIFICANT_DIGITS = 3
+_PER_SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapSummary:
+    """Inter-token gaps of a run's judged requests, in seconds; NaN where there was none."""
+
+    count: int = 0
+    p50_seconds: float = math.nan
+    p95_seconds: float = math.nan
+    p99_seconds: float = math.nan
+    longest_seconds: float = math.nan
+
+
+class GapHistogram:
+    """Counts gaps; `add` is cheap, and is to be called with many at once."""
+
+    def __init__(self) -> None:
+        self._histogram = HdrHistogram(1, _LONGEST_MICROSECONDS, _SIGNIFICANT_DIGITS)
+
+    def add(self, gaps_seconds: Sequence[float]) -> None:
+        """Count each gap."""
+        if not gaps_seconds:
+            return
+        micros = np.rint(np.asarray(gaps_seconds) * _PER_SECOND).astype(np.int64)
+        values, counts = np.unique(micros.clip(1, _LONGEST_MICROSECONDS), return_counts=True)
+        for value, count in zip(values, counts, strict=True):
+            self._histogram.record_value(int(value), int(count))
+
+    def encoded(self) -> str:
+        """The histogram as text, for `merged`; empty where it counts nothing."""
+        if self._histogram.get_total_count() == 0:
+            return ""
+        encoded: bytes = self._histogram.encode()
+        return encoded.decode("ascii")
+
+
+def merged(encoded: Iterable[str]) -> GapSummary:
+    """The gaps of several histograms together.
+
+    Raises:
+        ValueError: a text is no histogram.
+    """
+    whole = HdrHistogram(1, _LONGEST_MICROSECONDS, _SIGNIFICANT_DIGITS)
+    for text in filter(None, encoded):
+        try:
+            whole.decode_and_add(text.encode("ascii"))
+        except Exception as error:  # the library raises what its decoder happens to raise
+            raise ValueError(f"not a histogram: {text[:40]!r}") from error
+    if whole.get_total_count() == 0:
+        return GapSummary()
+    at = {p: whole.get_value_at_percentile(p) / _PER_SECOND for p in (50, 95, 99)}
+    return GapSummary(
+        count=whole.get_total_count(),
+        p50_seconds=at[50],
+        p95_seconds=at[95],
+        p99_seconds=at[99],
+        longest_seconds=whole.get_max_value() / _PER_SECOND,
+    )
