@@ -348,3 +348,28 @@ def test_times_and_dates_need_no_quotes(load: Load) -> None:
     windows = load("windows: {hours: {from: 9:30, to: 16:00}, holidays: [2026-12-25]}").windows
     assert (windows.hours.from_.hour, windows.hours.to.hour) == (9, 16)
     assert windows.holidays[0].isoformat() == "2026-12-25"
+
+
+@pytest.mark.parametrize(
+    ("traffic", "said"),
+    [
+        ("profile: [{rate: 1/s, fro: 5m}]", "unknown key 'fro'; did you mean 'for'?"),
+        ("profile: []", "profile: must not be empty"),
+        ("profile: [{rate: 1/s, for: 1m}], replay: {file: a}", "either stretched or replayed"),
+        ("workload: [{name: a, prompts: words, max_tokens: {median: 9}}]", "need it"),
+        ("workload: [{name: a, prompts: file, max_tokens: {median: 9}}]", "needs one"),
+        (
+            "workload: [{name: a, prompts: file, file: a, max_tokens: {median: 9, p95: 3}}]",
+            "max_tokens.p95: p95 is below the median",
+        ),
+    ],
+)
+def test_traffic_that_makes_no_load_is_refused_at_its_place(
+    tmp_path: Path, traffic: str, said: str
+) -> None:
+    path = tmp_path / "rollout.yaml"
+    path.write_text(f"environments: {{staging: {{load: {{traffic: {{{traffic}}}}}}}}}\n")
+    with pytest.raises(PolicyError) as caught:
+        load_policy(path)
+    assert said in str(caught.value)
+    assert f"{path}:1:" in str(caught.value)

@@ -19,13 +19,13 @@ import pytest
 
 from vllm_rollout.deployment import Deployment, Replica, Revision, newest_served
 from vllm_rollout.errors import UsageError
+from vllm_rollout.gating.load_plans import load_plan
 from vllm_rollout.gating.progress import Progress
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import Finding, diagnose
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
-from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates, Policy
@@ -190,22 +190,3 @@ def load(_load_result: LoadResult, policy: Policy, deployment: Deployment) -> Lo
             pytrace=False,
         )
     return _load_result
-
-
-def load_plan(policy: Policy, deployment: Deployment, *, base_url: str) -> LoadPlan:
-    """The load the policy asks for against `base_url`."""
-    load = policy.environments[deployment.environment].load
-    return LoadPlan(
-        base_url=base_url,
-        model=deployment.model,
-        rate_per_second=load.rate,
-        duration_seconds=load.duration.total_seconds(),
-        warmup_seconds=load.warmup.total_seconds(),
-        arrivals=load.arrivals,
-        timeout_seconds=load.timeout.total_seconds(),
-        prompt=load.prompt,
-        max_tokens=load.max_tokens,
-        stream=load.stream,
-        workers=load.workers,
-        seed=load.seed,
-    )

@@ -20,7 +20,8 @@ class AnytimeShare:
 
     The first to reach 1 / (1 - confidence) decides, once and for good. Over the whole life of the
     stream the chance of a pass, the share being `limit` or more, is at most 1 - confidence, and so
-    is the chance of a fail, the share being `limit` or less.
+    is the chance of a fail, the share being `limit` or less; where `fail_confidence` is given, a
+    fail takes that one.
 
     Up to `burst` requests in a row may share one fate. A run of that many counts as one: the stake
     of a bet is taken to the power 1 / burst. That is never more than betting on each run's mean
@@ -38,14 +39,17 @@ class AnytimeShare:
         confidence: float,
         good: float | None = None,
         bad: float | None = None,
+        fail_confidence: float | None = None,
         burst: int = 1,
         dependence: Callable[[], int] = lambda: 1,
     ) -> None:
         check_confidence(confidence)
+        check_confidence(confidence if fail_confidence is None else fail_confidence)
         if not 0 < limit <= 1:
             raise ValueError(f"limit must be above 0 and at most 1, not {limit}")
         self.limit = limit
         self.confidence = confidence
+        self.fail_confidence = confidence if fail_confidence is None else fail_confidence
         self.burst = check_burst(burst)
         self.block = self.burst
         self.outcome = Outcome.INCONCLUSIVE
@@ -56,11 +60,12 @@ class AnytimeShare:
         self._dependence = dependence
         self._below, self._above = bet_below(limit, good), bet_above(limit, bad)
         self._threshold = -math.log1p(-confidence)
+        self._fail_threshold = -math.log1p(-self.fail_confidence)
         # The most by which a good run, and a bad one, can raise the logarithm of a stake.
         self._good_growth = -math.log1p(math.expm1(min(self._below.log_odds)) * limit)
         self._bad_growth = max(self._above.log_odds)
         self._next_search: float = math.inf
-        self._plan(self._threshold, self._threshold)
+        self._plan(self._threshold, self._fail_threshold)
 
     def add_counted(self, bad: int, worse: int, total: int) -> None:
         """Take in `total` more requests, in an order that is not known.
@@ -85,7 +90,7 @@ class AnytimeShare:
         """
         for_pass, for_fail = self._runs()
         return (
-            self._above.bound(*for_fail, self._threshold),
+            self._above.bound(*for_fail, self._fail_threshold),
             self._below.bound(*for_pass, self._threshold),
         )
 
@@ -127,7 +132,7 @@ class AnytimeShare:
         (bad, whole), (worse, begun) = self._runs()
         return (
             self._threshold - self._below.log_stake(bad, whole, self.limit),
-            self._threshold - self._above.log_stake(worse, begun, self.limit),
+            self._fail_threshold - self._above.log_stake(worse, begun, self.limit),
         )
 
     def _runs(self) -> tuple[tuple[float, int], tuple[float, int]]:

@@ -36,7 +36,8 @@ class SequentialRate:
     `update` returns it as it was, and its counts are left out. A new question takes a new test.
 
     Where the policy names the share expected of a `good` service or of a `bad` one, services like
-    them are told apart in the fewest requests; any other share is still found, a little later.
+    them are told apart in the fewest requests; any other share is still found, a little later. A
+    fail that has to stand among several (`judge.family`) takes a `fail_confidence` of its own.
 
     Requests are taken to be independent, up to `burst` of them in a row excepted, which may fail
     together for one cause. Where failures are seen to come in longer bursts, as many requests as
@@ -59,10 +60,18 @@ class SequentialRate:
         confidence: float,
         good: float | None = None,
         bad: float | None = None,
+        fail_confidence: float | None = None,
         burst: int = 1,
         rate_per_second: float | None = None,
     ) -> None:
-        test = AnytimeShare(limit=limit, confidence=confidence, good=good, bad=bad, burst=burst)
+        test = AnytimeShare(
+            limit=limit,
+            confidence=confidence,
+            good=good,
+            bad=bad,
+            fail_confidence=fail_confidence,
+            burst=burst,
+        )
         self._speaker = _Speaker(
             test,
             rate_per_second,
@@ -122,6 +131,7 @@ class SequentialPercentile:
         confidence: float,
         good: float | None = None,
         bad: float | None = None,
+        fail_confidence: float | None = None,
         burst: int = _BURST_OF_LATENCIES,
         rate_per_second: float | None = None,
     ) -> None:
@@ -138,6 +148,7 @@ class SequentialPercentile:
                 confidence=confidence,
                 good=good,
                 bad=bad,
+                fail_confidence=fail_confidence,
                 burst=burst,
                 dependence=lambda: latest.block_length(percentile, limit_seconds),
             ),
@@ -238,6 +249,7 @@ class _Speaker:
             n=test.n,
             remedy=self._remedy,
             unit="ratio",
+            p_value=1 - test.fail_confidence if test.outcome is Outcome.FAIL else None,
         )
         if test.outcome is not Outcome.INCONCLUSIVE:
             self.final = verdict

@@ -20,6 +20,7 @@ from vllm_rollout.policy.fields import (
     broken_rule,
 )
 from vllm_rollout.policy.preflight import Preflight
+from vllm_rollout.policy.traffic import Traffic
 from vllm_rollout.units import format_duration
 
 
@@ -204,6 +205,10 @@ class Load(Block):
     """Load generator processes."""
     max_lag: Span
     """Requests that leave later than this after their time (P99) leave the run without verdict."""
+    early_stop: Switch
+    """Whether the load ends as soon as every verdict on it is decided."""
+    traffic: Traffic
+    """Changing rates, a recorded trace, or a mix of requests."""
     seed: CountOrZero
     """Seed of the arrival schedule: the same seed sends at the same times."""
 

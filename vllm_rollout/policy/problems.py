@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -65,7 +65,12 @@ def refusal(problems: Iterable[Problem]) -> PolicyError:
 
 def problems_of(error: ValidationError, root: Node, model: type[BaseModel]) -> list[Problem]:
     """What `error`, raised when `model` was made of `root`, means to who wrote the policy."""
-    return [_problem(details, root, model) for details in error.errors(include_url=False)]
+    return [
+        _problem(details, root, model)
+        for details in error.errors(include_url=False)
+        # A list whose items are wrong also counts as too short: the items say what is wrong.
+        if not (details["type"] == "too_short" and details["input"])
+    ]
 
 
 def _problem(details: ErrorDetails, root: Node, model: type[BaseModel]) -> Problem:
@@ -133,6 +138,12 @@ def _keys_at(model: type[BaseModel], steps: tuple[str | int, ...]) -> list[str]:
 
 
 def _types_by_key(model: type[BaseModel]) -> dict[str, Any]:
-    """What each key of a block holds, `| None` taken off."""
+    """What each key of a block holds, `| None` and what annotates it taken off."""
     types = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
-    return {key: get_args(of)[0] if isinstance(of, UnionType) else of for key, of in types.items()}
+    return {key: _bare(of) for key, of in types.items()}
+
+
+def _bare(kind: Any) -> Any:
+    while get_origin(kind) in (UnionType, Union, Annotated):
+        kind = get_args(kind)[0]
+    return kind
