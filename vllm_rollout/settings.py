@@ -141,4 +141,7 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platfor
         helm=policy.kubernetes.helm,
         service_url=policy.service_url,
         reach=policy.kubernetes.reach,
+        surge=policy.kubernetes.surge,
+        unavailable=policy.kubernetes.unavailable,
+        history=policy.kubernetes.history,
     )

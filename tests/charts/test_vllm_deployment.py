@@ -186,6 +186,24 @@ def test_a_canary_runs_beside_stable_pods_that_do_not_change(render: Render) -> 
         assert labels["vllm-rollout/track"] == track
 
 
+def test_in_a_handover_both_tracks_run_the_new_build(render: Render) -> None:
+    objects = render(
+        {
+            "image": {"digest": DIGEST},
+            "replicaCount": 2,
+            "canary": {"replicaCount": 2, "handover": True},
+        }
+    )
+    after = render({"image": {"digest": DIGEST}})
+
+    stable = objects["Deployment", "llama-2-7b-production"]
+    assert container(stable)["image"].endswith(DIGEST)
+    # The pods that came in the handover are not restarted at its end.
+    whole = after["Deployment", "llama-2-7b-production"]
+    assert stable["spec"]["template"] == whole["spec"]["template"]
+    assert ("Deployment", "llama-2-7b-production-canary") in objects
+
+
 def test_a_canary_without_the_stable_template_is_refused(render: Render) -> None:
     with pytest.raises(UsageError, match="stablePodTemplate"):
         render({"canary": {"replicaCount": 1}})

@@ -1,8 +1,10 @@
 """What one platform needs to know and the other does not."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from vllm_rollout.policy.fields import Block, CountOrZero, MayBeOff, Span, Text
+from pydantic import model_validator
+
+from vllm_rollout.policy.fields import Block, Count, CountOrZero, MayBeOff, Span, Text, broken_rule
 
 
 class Kubernetes(Block):
@@ -16,6 +18,18 @@ class Kubernetes(Block):
     """How service_url is reached: directly, by a tunnel to the pods, or whichever works here."""
     helm: Text
     """The Helm command, Helm 3 or Helm 4."""
+    surge: CountOrZero
+    """Pods that a ramp may run above a release's capacity."""
+    unavailable: CountOrZero
+    """Pods that may be missing below it meanwhile."""
+    history: Count
+    """Helm revisions kept of a release; a rollback removes none."""
+
+    @model_validator(mode="after")
+    def _can_move(self) -> Self:
+        if not self.surge + self.unavailable:
+            raise broken_rule("a ramp needs room: surge or unavailable must be above 0", "surge")
+        return self
 
 
 class Local(Block):

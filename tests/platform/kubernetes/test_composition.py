@@ -9,6 +9,8 @@ from vllm_rollout.platform.kubernetes.composition import (
     Rollout,
     is_ours,
     next_rollout,
+    pods_of,
+    read_pods,
     read_rollout,
     release_values,
 )
@@ -56,7 +58,7 @@ def test_the_pods_of_each_track(
     before: Rollout | None, wanted: Target, stable: int, canary: int
 ) -> None:
     rollout = next_rollout(wanted, before)
-    values = release_values(rollout, {"spec": {}})
+    values = release_values(rollout, pods_of(rollout), {"spec": {}})
 
     assert (values["replicaCount"], values["canary"]["replicaCount"]) == (stable, canary)
     assert bool(values["canary"]["stablePodTemplate"]) == (canary > 0)
@@ -66,9 +68,10 @@ def test_the_pods_of_each_track(
 
 def test_a_composition_is_read_back_from_helms_json() -> None:
     rollout = next_rollout(target(NEW, 1), running(OLD, 4))
-    values = json.loads(json.dumps(release_values(rollout, {"spec": {}})))
+    values = json.loads(json.dumps(release_values(rollout, pods_of(rollout), {"spec": {}})))
 
     assert read_rollout(values, chart="vllm-deployment-0.1.0") == rollout
+    assert read_pods(values, rollout) == pods_of(rollout)
     assert rollout.values == target(NEW, 1).values
     assert values["rollout"]["digest"] == NEW.digest
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from vllm_rollout.deployment import Build, Target, canonical_digest
+from vllm_rollout.platform.kubernetes.walk import Pods
 
 _COUNT = TypeAdapter(int)
 
@@ -64,8 +65,15 @@ def _whole(rollout: Rollout) -> bool:
     return rollout.previous is not None or rollout.replicas >= rollout.capacity
 
 
+def pods_of(rollout: Rollout) -> Pods:
+    """The pods of each track once the rollout is in place."""
+    if rollout.previous is None:
+        return Pods(stable=rollout.replicas)
+    return Pods(stable=rollout.capacity - rollout.replicas, canary=rollout.replicas)
+
+
 def release_values(
-    rollout: Rollout, stable_pod_template: Mapping[str, Any] | None
+    rollout: Rollout, pods: Pods, stable_pod_template: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The values that go over all others: the pods of each track, and the rollout itself.
 
@@ -73,13 +81,24 @@ def release_values(
     """
     split = rollout.previous is not None
     return {
-        "replicaCount": rollout.capacity - rollout.replicas if split else rollout.replicas,
+        "replicaCount": pods.stable,
         "canary": {
-            "replicaCount": rollout.replicas if split else 0,
+            "replicaCount": pods.canary,
+            "handover": pods.handover,
             "stablePodTemplate": dict(stable_pod_template or {}) if split else {},
         },
         "rollout": rollout.model_dump(mode="json"),
     }
+
+
+def read_pods(values: Mapping[str, Any], rollout: Rollout) -> Pods:
+    """The pods of each track that a revision's values ask for; `rollout` is the revision's."""
+    try:
+        stable = _COUNT.validate_python(values["replicaCount"])
+        canary = _COUNT.validate_python(values["canary"]["replicaCount"])
+    except (KeyError, TypeError, ValidationError):
+        return pods_of(rollout)
+    return Pods(stable=stable, canary=canary)
 
 
 def read_rollout(values: Mapping[str, Any], *, chart: str) -> Rollout:

@@ -16,7 +16,12 @@ from vllm_rollout.platform.base import Route
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import load_chart, overlay
-from vllm_rollout.platform.kubernetes.composition import is_ours, next_rollout, release_values
+from vllm_rollout.platform.kubernetes.composition import (
+    is_ours,
+    next_rollout,
+    pods_of,
+    release_values,
+)
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.pods import list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
@@ -24,6 +29,7 @@ from vllm_rollout.platform.kubernetes.reach import Reach, Ways
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
+from vllm_rollout.platform.kubernetes.walk import walk
 from vllm_rollout.symptoms import Symptoms
 
 _DIAGNOSIS_LINES = 20
@@ -36,6 +42,8 @@ class KubernetesPlatform:
     `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
     `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Ways`).
+    `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
+    `history` the revisions that Helm keeps of a release.
     """
 
     name = "kubernetes"
@@ -50,13 +58,17 @@ class KubernetesPlatform:
         overlays: Path | None = None,
         helm: str = "helm",
         reach: Reach = "auto",
+        surge: int = 1,
+        unavailable: int = 0,
+        history: int = 100,
     ) -> None:
         self._namespace = namespace
         self._context = context
         self._chart = chart
         self._overlays = overlays or chart
         self._ways = Ways(service_url, reach)
-        self._helm = Helm(helm, context=context)
+        self._surge, self._unavailable = surge, unavailable
+        self._helm = Helm(helm, context=context, history=history)
         self._releases = Releases(self._helm)
 
     @cached_property
@@ -135,18 +147,19 @@ class KubernetesPlatform:
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
     ) -> Revision:
-        """Bring the release to `target` in a new revision and wait until its pods are ready.
+        """Bring the release to `target` and wait until its pods are ready.
 
-        When they are not within `timeout`, the release goes back to the revision that served
-        before (which may take as long again), and the failed one stays in the history.
+        A ramp step takes several revisions, one for each move of `walk`, so that pods leave only
+        when those in their place are ready; the last one is returned. When a move's pods are not
+        ready within `timeout`, the release goes back to the revision that served before (which
+        may take as long again), and the failed one stays in the history.
 
         Raises:
             DeployError: not ready, or the chart is not the one `target.build` was made of.
             UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
             UnreachableError: Helm or the cluster did not answer.
         """
-        entries = self._releases.entries(deployment)
-        served = newest_served(entries)
+        served = newest_served(self._releases.entries(deployment))
         with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
             # A copy, so that what is compared with the target is what Helm then reads.
             chart = Path(shutil.copytree(self._chart, Path(folder) / "chart"))
@@ -154,26 +167,15 @@ class KubernetesPlatform:
             values = [
                 _write(Path(folder) / "build.yaml", dict(target.values)),
                 overlay(self._overlays, deployment.environment),
-                _write(
-                    Path(folder) / "rollout.yaml",
-                    self._rollout_values(deployment, target, served, ramps=load_chart(chart).ramps),
-                ),
             ]
-            try:
-                self._helm.upgrade(
-                    deployment.release,
-                    chart,
-                    namespace=deployment.namespace,
-                    values=values,
-                    description=description,
-                    timeout=timeout,
+            ramps = load_chart(chart).ramps
+            moves = self._moves(deployment, target, served, ramps=ramps)
+            for number, move in enumerate(moves, start=1):
+                more = f", move {number} of {len(moves)}" if number < len(moves) else ""
+                rollout = _write(Path(folder) / "rollout.yaml", move)
+                self._upgrade(
+                    deployment, chart, [*values, rollout], description + more, served, timeout
                 )
-            except DeployError as error:
-                if self._releases.entries(deployment)[-1:] == entries[-1:]:
-                    # Helm refused before it changed anything, perhaps because another client is
-                    # at work: then nothing here is ours to undo.
-                    raise
-                raise self._undone(deployment, served, error, timeout) from error
         return self.history(deployment)[-1]
 
     def rollback(
@@ -246,27 +248,63 @@ class KubernetesPlatform:
         """What is known of each pod, and of pods that could not be made."""
         return symptoms_of(self._api, deployment)
 
-    def _rollout_values(
+    def _moves(
         self,
         deployment: Deployment,
         target: Target,
         served: HelmRevision | None,
         *,
         ramps: bool,
-    ) -> dict[str, Any]:
-        """The values that make the release, which runs `served`, run `target`."""
+    ) -> list[dict[str, Any]]:
+        """The values of each revision by which the release, which runs `served`, runs `target`."""
         before = self._releases.rollout(deployment, served) if served else None
         rollout = next_rollout(target, before)
-        if served is None or rollout.previous is None:
-            return release_values(rollout, None)
-        if not ramps:
-            raise UsageError(
-                f"the chart {self._chart} cannot run two builds side by side",
-                remedy="Ramp in one step (`ramp: [{share: 100%}]`), or use the chart "
-                "vllm-deployment, whose README says what a chart needs for it.",
+        goal = pods_of(rollout)
+        start = self._releases.pods(deployment, served) if served else goal
+        stable = None
+        if served is not None and rollout.previous is not None:
+            if not ramps:
+                raise UsageError(
+                    f"the chart {self._chart} cannot run two builds side by side",
+                    remedy="Ramp in one step (`ramp: [{share: 100%}]`), or use the chart "
+                    "vllm-deployment, whose README says what a chart needs for it.",
+                )
+            stable = self._releases.stable_pod_template(deployment, served.revision)
+        moves = walk(
+            start,
+            goal,
+            capacity=target.capacity,
+            surge=self._surge,
+            unavailable=self._unavailable,
+        )
+        return [release_values(rollout, pods, stable) for pods in moves]
+
+    def _upgrade(
+        self,
+        deployment: Deployment,
+        chart: Path,
+        values: list[Path],
+        description: str,
+        served: HelmRevision | None,
+        timeout: timedelta,
+    ) -> None:
+        """One revision; where its pods do not come up, the release goes back to `served`."""
+        entries = self._releases.entries(deployment)
+        try:
+            self._helm.upgrade(
+                deployment.release,
+                chart,
+                namespace=deployment.namespace,
+                values=values,
+                description=description,
+                timeout=timeout,
             )
-        stable = self._releases.stable_pod_template(deployment, served.revision)
-        return release_values(rollout, stable)
+        except DeployError as error:
+            if self._releases.entries(deployment)[-1:] == entries[-1:]:
+                # Helm refused before it changed anything, perhaps because another client is
+                # at work: then nothing here is ours to undo.
+                raise
+            raise self._undone(deployment, served, error, timeout) from error
 
     def _undone(
         self,

@@ -5,8 +5,9 @@ from typing import Any
 
 from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.errors import UsageError
-from vllm_rollout.platform.kubernetes.composition import Rollout, read_rollout
+from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
+from vllm_rollout.platform.kubernetes.walk import Pods
 
 TRACK_LABEL = "vllm-rollout/track"
 
@@ -16,7 +17,7 @@ class Releases:
 
     def __init__(self, helm: Helm) -> None:
         self._helm = helm
-        self._rollouts: dict[tuple[str, str, HelmRevision], Rollout] = {}
+        self._read: dict[tuple[str, str, HelmRevision], tuple[Rollout, Pods]] = {}
 
     def entries(self, deployment: Deployment) -> list[HelmRevision]:
         """Helm's own history, oldest first; empty when the release does not exist."""
@@ -24,14 +25,22 @@ class Releases:
 
     def rollout(self, deployment: Deployment, entry: HelmRevision) -> Rollout:
         """What that revision runs."""
+        return self._known(deployment, entry)[0]
+
+    def pods(self, deployment: Deployment, entry: HelmRevision) -> Pods:
+        """How many pods of each track that revision asks for."""
+        return self._known(deployment, entry)[1]
+
+    def _known(self, deployment: Deployment, entry: HelmRevision) -> tuple[Rollout, Pods]:
         # A revision's values never change; its status does, and is part of the entry.
         key = (deployment.namespace, deployment.release, entry)
-        if key not in self._rollouts:
+        if key not in self._read:
             values = self._helm.values(
                 deployment.release, entry.revision, namespace=deployment.namespace
             )
-            self._rollouts[key] = read_rollout(values, chart=entry.chart)
-        return self._rollouts[key]
+            rollout = read_rollout(values, chart=entry.chart)
+            self._read[key] = rollout, read_pods(values, rollout)
+        return self._read[key]
 
     def stable_pod_template(self, deployment: Deployment, revision: int) -> dict[str, Any]:
         """The pod template of the Deployment that runs all pods but the canary's.
