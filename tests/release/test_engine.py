@@ -11,6 +11,7 @@ from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
 from vllm_rollout.release.journal import Phase
+from vllm_rollout.release.lock import hold
 
 RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]
 
@@ -282,9 +283,12 @@ def test_another_run_that_keeps_its_lease_is_left_alone(world: World) -> None:
 
 def test_a_lost_lease_stops_every_change(world: World) -> None:
     def freeze(deployment: object) -> None:
-        world.clock.seconds += 3600  # this process was stopped, its renewals with it
+        # This process was stopped, and another run came, went, and gave the lease back.
+        with hold(world.platform.store, MODEL, clock=world.clock, on_wait=print):
+            pass
 
     context = world.context()
+    world.clock.meanwhile = lambda: None
     world.gates.during = freeze
 
     evidence = gate_and_promote(context)

@@ -4,6 +4,7 @@ Everything else is the real engine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,12 +19,13 @@ from vllm_rollout.deployment import (
     Target,
     canonical_digest,
 )
-from vllm_rollout.errors import DeployError
+from vllm_rollout.errors import DeployError, RolloutError
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.platform.base import ConflictError, Entry, Lease, Route
+from vllm_rollout.platform.base import ConflictError, Entry, Guard, Lease, LeaseHeldError, Route
 from vllm_rollout.policy import load_policy
 from vllm_rollout.release.context import Context
+from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.report.evidence import GateResult, GateRun, Step
@@ -41,10 +43,12 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.wall = timedelta()
+        """By how much the wall clock was stepped."""
         self.meanwhile: Callable[[], None] = lambda: None
 
     def now(self) -> datetime:
-        return WEDNESDAY + timedelta(seconds=self.seconds)
+        return WEDNESDAY + timedelta(seconds=self.seconds) + self.wall
 
     def monotonic(self) -> float:
         return self.seconds
@@ -61,6 +65,7 @@ class MemoryStore:
         self.entries: dict[str, Entry] = {}
         self.leases: dict[str, Lease] = {}
         self.clock = clock
+        self.written = 0
 
     def read(self, key: str) -> Entry | None:
         return self.entries.get(key)
@@ -76,16 +81,30 @@ class MemoryStore:
     def keys(self, prefix: str) -> list[str]:
         return sorted(key for key in self.entries if key.startswith(prefix))
 
-    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+    def acquire(
+        self, name: str, holder: str, *, ttl: timedelta, over: Lease | None = None
+    ) -> Lease:
         held = self.leases.get(name)
-        if held and held.holder != holder and held.expires > self.clock.now():
-            raise ConflictError(f"{held.holder} holds {name} until {held.expires}")
-        self.leases[name] = Lease(name, holder, self.clock.now() + ttl)
-        return self.leases[name]
+        if held and held.holder != holder and (over is None or over.version != held.version):
+            raise LeaseHeldError(held)
+        after = held.holder if held and held.holder != holder else ""
+        return self._put(name, holder, ttl, after)
+
+    def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        held = self.leases.get(name)
+        if held is None or held.holder != holder:
+            raise ConflictError(f"the lease of {name} is {held.holder if held else 'nobody'}'s")
+        return self._put(name, holder, ttl)
 
     def release(self, name: str, holder: str) -> None:
         if name in self.leases and self.leases[name].holder == holder:
             del self.leases[name]
+
+    def _put(self, name: str, holder: str, ttl: timedelta, after: str = "") -> Lease:
+        self.written += 1
+        expires = self.clock.now() + ttl
+        self.leases[name] = Lease(name, holder, expires, str(self.written), after)
+        return self.leases[name]
 
 
 class Killed(BaseException):
@@ -105,6 +124,10 @@ class SimulatedPlatform:
     fail_rollback: bool = False
     kill_at: str = ""
     name: str = "simulated"
+    guarded_by: Guard | None = None
+
+    def guard(self, guard: Guard) -> None:
+        self.guarded_by = guard
 
     def base_url(self, deployment: Deployment) -> str:
         return f"http://{deployment.release}"
@@ -175,6 +198,8 @@ class SimulatedPlatform:
         return (newest.build.digest, newest.replicas, newest.capacity) if newest else None
 
     def _call(self, call: str) -> None:
+        if self.guarded_by:
+            self.guarded_by.ensure()
         self.calls.append(call)
         if self.kill_at == call:
             self.kill_at = ""
@@ -294,8 +319,17 @@ class World:
             folder=self.tmp_path,
             journal=Journal(self.platform.store, MODEL),
             ledger=Ledger(self.platform.store),
+            decisions=Decisions(self.platform.store),
+            who="ada",
+            reason="a test",
         )
-        self.clock.meanwhile = lambda: context.held.renew() if context.held else None
+
+        def renew() -> None:
+            if context.held:
+                with suppress(RolloutError):
+                    context.held.renew()
+
+        self.clock.meanwhile = renew
         return context
 
 

@@ -55,10 +55,10 @@ def deploy_command(
     checked_before(settings, deployment, content, gate_options=choice.for_gates(settings))
     capacity = rules.environments[deployment.environment].replicas
     with hold(where.store, model, clock=SystemClock(), on_wait=options.say) as held:
+        where.guard(held)
         if found := where.recover(deployment, timeout=rules.deploy_timeout):
             options.say(f"recovered {deployment}: {found}{held.whose}")
         build = where.build(deployment, content)
-        held.ensure()
         with options.console.status(f"deploying build {build.short} to {deployment}"):
             revision = where.apply(
                 deployment,
@@ -122,7 +122,8 @@ def uninstall_command(
 ) -> None:
     """Remove MODEL's release from --environment (default: every environment)."""
     rules, where, deployment = _reach(choice, model, environment)
-    with hold(where.store, model, clock=SystemClock(), on_wait=options.say):
+    with hold(where.store, model, clock=SystemClock(), on_wait=options.say) as held:
+        where.guard(held)
         for name in [deployment.environment] if environment else list(rules.environments):
             target = Deployment(model, name, rules.namespace)
             where.uninstall(target, timeout=rules.deploy_timeout)

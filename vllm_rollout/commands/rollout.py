@@ -14,6 +14,7 @@ from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.context import Context
+from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import (
     gate_and_promote,
     roll_back_by_hand,
@@ -142,17 +143,20 @@ def _run(
             folder=folder,
             journal=Journal(store, target.model),
             ledger=Ledger(store),
+            decisions=Decisions(store),
+            who=_deployer(),
+            reason=reason,
         )
         try:
             evidence = work(context)
-            _show(evidence, context, reason)
+            _show(evidence, context)
         except KeyboardInterrupt as error:  # another Ctrl-C, while the first one's report is made
             options.say(state_when_interrupted(context))
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
     raise typer.Exit(evidence.exit_code or 0)
 
 
-def _show(evidence: Evidence, context: Context, reason: str) -> None:
+def _show(evidence: Evidence, context: Context) -> None:
     """Print the gates, write report and record, and say where they are.
 
     The rollout is over: a report that cannot be written is said, and changes no exit code.
@@ -166,8 +170,8 @@ def _show(evidence: Evidence, context: Context, reason: str) -> None:
             record = write_record(
                 evidence,
                 folder=Path("deployments"),
-                deployer=_deployer(),
-                reason=reason,
+                deployer=context.who,
+                reason=context.reason,
                 rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
                 report_path=paths.html,
                 previous=context.previous,

@@ -21,6 +21,20 @@ class ConflictError(RolloutError):
     exit_code = ExitCode.INCONCLUSIVE
 
 
+class Guard(Protocol):
+    """Says whether releases may still be changed: the model's lease, as changes see it."""
+
+    def ensure(self) -> None:
+        """Return only if the store says at this moment that the lease is ours.
+
+        Raises:
+            RolloutError: it is not, or the store cannot be asked.
+        """
+
+    def seconds_left(self) -> float:
+        """For how long the lease is surely ours if it is never renewed again; 0 when lost."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A stored JSON document and the version to name when replacing it."""
@@ -34,13 +48,27 @@ class Entry:
 class Lease:
     """Who may change a model's releases, and until when unless renewed.
 
-    `after` is the holder whose expired lease this one takes the place of, or empty.
+    `version` is another after every renewal. `after` is the holder whose lease this one takes the
+    place of, or empty.
     """
 
     name: str
     holder: str
     expires: datetime
+    version: str
     after: str = ""
+
+
+class LeaseHeldError(ConflictError):
+    """Another holds the lease: `lease` is what was seen of it."""
+
+    def __init__(self, lease: Lease, *, remedy: str = "") -> None:
+        super().__init__(
+            f"{lease.name} is being changed by {lease.holder} until "
+            f"{lease.expires:%Y-%m-%d %H:%M:%S} UTC unless renewed",
+            remedy=remedy or "Wait for it to end; the lease of a run that is gone runs out.",
+        )
+        self.lease = lease
 
 
 class Store(Protocol):
@@ -61,11 +89,24 @@ class Store(Protocol):
     def keys(self, prefix: str) -> list[str]:
         """All keys that begin with `prefix`, sorted."""
 
-    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
-        """Take or renew the lease: free, expired or `holder`'s own.
+    def acquire(
+        self, name: str, holder: str, *, ttl: timedelta, over: Lease | None = None
+    ) -> Lease:
+        """Take the lease where it is free, or take it over where it still is exactly `over`.
+
+        Whether a lease has run out is for the caller to know, who saw it unchanged for its time
+        to live: clocks of two machines need not agree, and one clock may be stepped.
 
         Raises:
-            ConflictError: another holder's lease is valid; the message says whose and until when.
+            LeaseHeldError: another holds it, or renewed it meanwhile.
+            ConflictError: another took it at this moment.
+        """
+
+    def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        """Renew the lease that `holder` has, and never one that it had once.
+
+        Raises:
+            ConflictError: it is another's by now, or nobody's: another may have had it between.
         """
 
     def release(self, name: str, holder: str) -> None:
@@ -93,6 +134,12 @@ class Platform(Protocol):
     @property
     def store(self) -> Store:
         """Where evidence, journal and lock are kept."""
+
+    def guard(self, guard: Guard) -> None:
+        """Ask `guard` from now on right before each request that changes a release.
+
+        What takes its time (a Helm command) is ended when the guard has no seconds left.
+        """
 
     def base_url(self, deployment: Deployment) -> str:
         """The URL to connect to for the deployment, without a trailing slash."""

@@ -4,6 +4,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+# CLOCK_MONOTONIC stands still while a Linux machine is suspended: a lease would seem to last.
+_ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Clock(Protocol):
     """What the rollout knows of time."""
@@ -12,7 +15,7 @@ class Clock(Protocol):
         """Wall-clock time, with its zone."""
 
     def monotonic(self) -> float:
-        """Seconds that never run backwards."""
+        """Seconds that never run backwards, and go on while the machine sleeps."""
 
     def sleep(self, duration: timedelta) -> None:
         """Wait."""
@@ -26,8 +29,8 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since an arbitrary moment."""
-        return time.monotonic()
+        """Seconds since an arbitrary moment, time asleep included where the system tells it."""
+        return time.clock_gettime(_ELAPSED)
 
     def sleep(self, duration: timedelta) -> None:
         """Wait."""

@@ -1,6 +1,6 @@
 """What every part of a rollout works with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.base import Platform, Route
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
+from vllm_rollout.release.decisions import DecisionKind, Decisions
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal, JournalEntry, Phase
 from vllm_rollout.release.ledger import Ledger
@@ -65,6 +66,13 @@ class Context:
     folder: Path
     journal: Journal
     ledger: Ledger
+    decisions: Decisions
+    who: str
+    """Who runs this, for the decisions."""
+    reason: str
+    """Why, as they said."""
+    notify: Callable[[str, str], None] = lambda _kind, _text: None
+    """Tells people, by the policy's ways: a kind of message and its text. It does not raise."""
     held: Held | None = None
     steps: list[Step] = field(default_factory=list)
     runs: list[GateRun] = field(default_factory=list)
@@ -89,11 +97,31 @@ class Context:
         self.steps.append(step)
         self.reporter.step(step)
 
+    def decide(self, kind: DecisionKind, why: str, *, build: str = "", evidence: str = "") -> None:
+        """Add a decision about the target to the model's chain.
+
+        Raises: as `Decisions.append`, and as the store.
+        """
+        self.decisions.append(
+            kind,
+            model=self.target.model,
+            environment=self.target.environment,
+            at=self.clock.now(),
+            who=self.who,
+            why=why,
+            run_id=self.run_id,
+            build=build,
+            evidence=evidence,
+        )
+
     def still_ours(self) -> None:
-        """Return only while this run surely holds the model's lease; asked before every change.
+        """Return only if the store says now that this run holds the model's lease.
+
+        Asked before every change, and once more by the platform right before it makes one.
 
         Raises:
             LeaseLostError: it does not.
+            UnreachableError: the store does not answer.
         """
         if self.held is None:
             raise AssertionError("a change without the lease")

@@ -63,6 +63,7 @@ def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:
             on_wait=lambda text: context.say("waiting for the lease", text),
         ) as held:
             context.held = held
+            context.platform.guard(held)
             end = work(started)
     except RolloutError as error:
         end = End(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.platform.base import Store
-from vllm_rollout.report.evidence import Evidence, as_json
+from vllm_rollout.report.evidence import Evidence, as_json, evidence_key
 
 
 class Ledger:
@@ -15,7 +15,7 @@ class Ledger:
 
     def keep(self, evidence: Evidence) -> str:
         """Store the evidence under its digest; storing it again changes nothing."""
-        key = f"evidence/{evidence.model}/{evidence.digest.removeprefix('sha256:')}"
+        key = evidence_key(evidence.model, evidence.digest)
         if self._store.read(key) is None:
             self._store.write(key, as_json(evidence), expect=None)
         return evidence.digest

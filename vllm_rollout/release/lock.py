@@ -1,19 +1,31 @@
-"""One rollout per model at a time: a lease, renewed while the work goes on."""
+"""One rollout per model at a time: a lease, renewed while the work goes on, and fenced.
+
+Fenced means that a run which lost its lease changes nothing any more, also when it was frozen and
+does not know yet: `Held.ensure` asks the store right before every change, a renewal never takes a
+lease back that another may have had in between, and the time that is left is counted by a clock
+that goes on while the machine sleeps.
+
+A lease is taken over only by who saw it unchanged for its whole time to live, by its own clock.
+No two machines' clocks are compared, so none that is wrong, or is stepped, ends a lease early.
+"""
 
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from vllm_rollout.errors import ExitCode, RolloutError
-from vllm_rollout.platform.base import ConflictError, Store
+from vllm_rollout.platform.base import ConflictError, Lease, LeaseHeldError, Store
 from vllm_rollout.release.clock import Clock
 
 TTL = timedelta(seconds=30)
-_RENEW_EVERY = TTL / 3
+_RENEWALS = 3
+"""Attempts in one time to live, and looks at another's lease in it."""
+_MARGIN = 0.1
+"""Share of the time to live that is left unused, for what is under way when it ends."""
 
 
 class LeaseLostError(RolloutError):
@@ -23,68 +35,99 @@ class LeaseLostError(RolloutError):
 
 
 class Held:
-    """A lease in hand. Ask `ensure` before every change."""
+    """A lease in hand: the `Guard` of every change."""
 
-    def __init__(self, store: Store, name: str, holder: str, clock: Clock) -> None:
-        self.holder = holder
-        self._store, self._name, self._clock = store, name, clock
-        self._renewed = clock.monotonic()
+    def __init__(self, store: Store, name: str, *, clock: Clock, ttl: timedelta) -> None:
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.after = ""
-        """Whose expired lease this one took the place of; empty where it was free."""
+        """Whose lease, run out, this one took the place of; empty where it was free."""
+        self._store, self._name, self._clock, self._ttl = store, name, clock, ttl
+        self._renewed = clock.monotonic()
+        self._lost = ""
+        # Two renewals at once would each take the other for somebody else.
+        self._renewing = threading.Lock()
 
-    def renew(self) -> None:
-        """Renew the lease; a conflict or an unreachable store leaves it to run out."""
+    def take(self, over: Lease | None = None) -> None:
+        """Take the lease where it is free or still is `over`. Raises as `Store.acquire`."""
         asked = self._clock.monotonic()
-        lease = self._store.acquire(self._name, self.holder, ttl=TTL)
-        self.after = lease.after or self.after
-        self._renewed = asked
+        lease = self._store.acquire(self._name, self.holder, ttl=self._ttl, over=over)
+        self._renewed, self.after = asked, lease.after
 
     @property
     def whose(self) -> str:
         """Who had the lease and let it run out, as the end of a sentence; empty if nobody."""
         return f"; the lease was {self.after}'s, who let it run out" if self.after else ""
 
-    def ensure(self) -> None:
-        """Return only while the lease is surely ours.
+    def renew(self) -> None:
+        """Renew the lease at the store.
 
         Raises:
-            LeaseLostError: it was not renewed within its time to live (this process was frozen,
-                or the store was out of reach).
+            LeaseLostError: it is another's, or may have been in between: it is lost for good.
+            UnreachableError: the store did not answer; the lease may still be ours.
         """
-        if self._clock.monotonic() - self._renewed >= TTL.total_seconds():
-            raise LeaseLostError(
-                f"the lease of {self._name} was lost; nothing more is changed by this run",
-                remedy="Run gate-and-promote again: it finds the journal and goes on from there.",
-            )
+        with self._renewing:
+            if self._lost:
+                raise self._loss(self._lost)
+            asked = self._clock.monotonic()
+            try:
+                self._store.renew(self._name, self.holder, ttl=self._ttl)
+            except ConflictError as conflict:
+                self._lost = str(conflict)
+                raise self._loss(self._lost) from conflict
+            self._renewed = asked
+
+    def ensure(self) -> None:
+        """Return only if the store says so now, with most of the lease's time left.
+
+        Raises: as `renew`; LeaseLostError also when the answer took too long.
+        """
+        self.renew()
+        if self.seconds_left() <= 0:
+            raise self._loss("the store answered too late")
+
+    def seconds_left(self) -> float:
+        """For how long the lease is surely ours if it is never renewed again; 0 when lost."""
+        if self._lost:
+            return 0.0
+        sure = self._ttl.total_seconds() * (1 - _MARGIN)
+        return max(0.0, self._renewed + sure - self._clock.monotonic())
+
+    def _loss(self, why: str) -> LeaseLostError:
+        return LeaseLostError(
+            f"the lease of {self._name} was lost, and nothing more is changed by this run: {why}",
+            remedy="Run gate-and-promote again: it finds the journal and goes on from there.",
+        )
 
 
 @contextmanager
 def hold(
-    store: Store, model: str, *, clock: Clock, on_wait: Callable[[str], None]
+    store: Store,
+    model: str,
+    *,
+    clock: Clock,
+    on_wait: Callable[[str], None],
+    ttl: timedelta = TTL,
 ) -> Iterator[Held]:
     """Hold the model's lease for the length of a `with` block.
 
-    A lease left behind by a killed run is waited for once, until it expires.
+    A lease left behind by a run that is gone is waited for, once, until it has run out.
 
     Raises:
-        ConflictError: another run holds and renews it.
+        LeaseHeldError: another run holds it, and has renewed it while this one waited.
     """
-    holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
-    held = Held(store, model, holder, clock)
+    held = Held(store, model, clock=clock, ttl=ttl)
     try:
-        held.renew()
-    except ConflictError as conflict:
-        on_wait(f"{conflict}; waiting {TTL.total_seconds():.0f} s in case that run is gone")
-        clock.sleep(TTL + timedelta(seconds=1))
-        held.renew()
+        held.take()
+    except LeaseHeldError as conflict:
+        on_wait(f"{conflict}; looking for {ttl.total_seconds():.0f} s whether that run is gone")
+        _take_over(held, conflict.lease, clock=clock, ttl=ttl)
     stop = threading.Event()
 
     def keep() -> None:
-        while not stop.wait(_RENEW_EVERY.total_seconds()):
-            try:
+        while not stop.wait(ttl.total_seconds() / _RENEWALS):
+            # `ensure` says what is wrong when it matters; an unreachable store may come back.
+            with suppress(RolloutError):
                 held.renew()
-            except RolloutError:
-                continue  # `ensure` notices when the lease has run out
 
     thread = threading.Thread(target=keep, name="lease", daemon=True)
     thread.start()
@@ -93,4 +136,18 @@ def hold(
     finally:
         stop.set()
         thread.join()
-        store.release(model, holder)
+        # What cannot be given back now runs out.
+        with suppress(RolloutError):
+            store.release(model, held.holder)
+
+
+def _take_over(held: Held, seen: Lease, *, clock: Clock, ttl: timedelta) -> None:
+    since = clock.monotonic()
+    while True:
+        clock.sleep(ttl / _RENEWALS)
+        run_out = clock.monotonic() - since >= ttl.total_seconds()
+        try:
+            return held.take(over=seen if run_out else None)
+        except LeaseHeldError as conflict:
+            if conflict.lease.version != seen.version:
+                raise

@@ -26,6 +26,11 @@ def new_run_id(now: datetime) -> str:
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+def evidence_key(model: str, digest: str) -> str:
+    """Where a platform's store keeps the evidence of that digest."""
+    return f"evidence/{model}/{digest.removeprefix('sha256:')}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
     """Text shown beside a gate (a model's answer, log lines). Untrusted: escaped where shown."""

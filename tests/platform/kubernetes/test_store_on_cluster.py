@@ -7,7 +7,7 @@ from cluster.faulty import FaultyDoor, Refusal
 from cluster.fixtures import Namespace
 
 from vllm_rollout.errors import DeployError, ExitCode, UnreachableError
-from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.base import ConflictError, LeaseHeldError
 from vllm_rollout.platform.kubernetes import store as store_module
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.store import KubernetesStore, utc_now
@@ -54,21 +54,26 @@ def test_keys_are_found_over_all_pages(
     assert store.keys("evidence/") == keys
 
 
-def test_a_lease_is_one_holders_until_it_expires(namespace: Namespace) -> None:
+def test_a_lease_is_one_holders_whatever_the_clocks_say(namespace: Namespace) -> None:
     now = utc_now()
     ours = KubernetesStore(connect(None), namespace.name, now=lambda: now)
-    theirs = KubernetesStore(connect(None), namespace.name, now=lambda: now + MINUTE / 2)
-    later = KubernetesStore(connect(None), namespace.name, now=lambda: now + 2 * MINUTE)
-    assert ours.acquire("llama", "us", ttl=MINUTE).expires == now + MINUTE
-    with pytest.raises(ConflictError, match="is being changed by us"):
-        theirs.acquire("llama", "them", ttl=MINUTE)
-    theirs.release("llama", "them")
-    ours.acquire("llama", "us", ttl=MINUTE)
-    later.acquire("llama", "them", ttl=MINUTE)
-    ours.release("llama", "us")
-    with pytest.raises(ConflictError, match="is being changed by them"):
-        ours.acquire("llama", "us", ttl=MINUTE)
+    later = KubernetesStore(connect(None), namespace.name, now=lambda: now + 60 * MINUTE)
+    first = ours.acquire("llama", "us", ttl=MINUTE)
+    assert first.expires == now + MINUTE
+    with pytest.raises(LeaseHeldError, match="is being changed by us") as held:
+        later.acquire("llama", "them", ttl=MINUTE)
+    assert held.value.lease == first
     later.release("llama", "them")
+    ours.renew("llama", "us", ttl=MINUTE)
+    with pytest.raises(LeaseHeldError) as held:
+        later.acquire("llama", "them", ttl=MINUTE, over=first)
+
+    assert later.acquire("llama", "them", ttl=MINUTE, over=held.value.lease).after == "us"
+    with pytest.raises(ConflictError, match="is them's by now"):
+        ours.renew("llama", "us", ttl=MINUTE)
+    later.release("llama", "them")
+    with pytest.raises(ConflictError, match="is nobody's by now"):
+        ours.renew("llama", "us", ttl=MINUTE)
     ours.acquire("llama", "us", ttl=MINUTE)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_rollout.errors import UnreachableError, UsageError
-from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.base import ConflictError, LeaseHeldError
 from vllm_rollout.platform.local.database import SCHEMA_VERSION, Database
 from vllm_rollout.platform.local.store import SqliteStore
 
@@ -54,7 +54,7 @@ def test_one_of_many_writers_wins_each_version(tmp_path: Path, store: SqliteStor
     script = """
 import sys
 from pathlib import Path
-from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.base import ConflictError, LeaseHeldError
 from vllm_rollout.platform.local.database import Database
 from vllm_rollout.platform.local.store import SqliteStore
 store = SqliteStore(Database(Path(sys.argv[1])))
@@ -90,21 +90,25 @@ def test_what_is_not_json_is_not_stored(store: SqliteStore) -> None:
     assert store.read("a") is None
 
 
-def test_a_lease_is_one_holders_until_it_expires(store: SqliteStore, clock: Clock) -> None:
-    store.acquire("llama", "ci-1", ttl=MINUTE)
-    with pytest.raises(ConflictError, match="ci-1 until 2026-01-01T00:01:00"):
+def test_a_lease_is_one_holders_until_another_saw_it_stand_still(
+    store: SqliteStore, clock: Clock
+) -> None:
+    first = store.acquire("llama", "ci-1", ttl=MINUTE)
+    with pytest.raises(LeaseHeldError, match="ci-1 until 2026-01-01 00:01:00 UTC") as held:
         store.acquire("llama", "ci-2", ttl=MINUTE)
+    assert held.value.lease.version == first.version
 
     clock.time += timedelta(seconds=50)
-    assert store.acquire("llama", "ci-1", ttl=MINUTE).expires == clock.time + MINUTE
-    clock.time += timedelta(seconds=59)
-    with pytest.raises(ConflictError):
-        store.acquire("llama", "ci-2", ttl=MINUTE)
+    assert store.renew("llama", "ci-1", ttl=MINUTE).expires == clock.time + MINUTE
+    with pytest.raises(LeaseHeldError) as held:  # it was renewed: ci-1 lives
+        store.acquire("llama", "ci-2", ttl=MINUTE, over=first)
 
-    clock.time += timedelta(seconds=1)
-    assert store.acquire("llama", "ci-2", ttl=MINUTE).holder == "ci-2"
-    with pytest.raises(ConflictError, match="ci-2"):
-        store.acquire("llama", "ci-1", ttl=MINUTE)
+    assert store.acquire("llama", "ci-2", ttl=MINUTE, over=held.value.lease).after == "ci-1"
+    with pytest.raises(ConflictError, match="is ci-2's by now"):
+        store.renew("llama", "ci-1", ttl=MINUTE)
+    store.release("llama", "ci-2")
+    with pytest.raises(ConflictError, match="is nobody's by now"):
+        store.renew("llama", "ci-1", ttl=MINUTE)
 
 
 def test_only_the_holder_can_give_a_lease_up(store: SqliteStore) -> None:

@@ -4,13 +4,23 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from typing import Self
 
 from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.platform.base import Guard
+from vllm_rollout.platform.kubernetes import leash as leash_program
+from vllm_rollout.platform.kubernetes.leash import ELAPSED
 from vllm_rollout.platform.redact import redact, secrets_in
 
 _GRACE_SECONDS = 30.0
 """For Helm to mark the release failed after SIGTERM, before it is killed."""
+
+_LEASH = str(leash_program.__file__)
+_TELL_SECONDS = 1.0
 
 _NO_CLUSTER = re.compile(
     r"cluster unreachable|connection refused|no such host|i/o timeout|TLS handshake timeout"
@@ -29,27 +39,90 @@ class ReleaseNotFoundError(DeployError):
     """Helm knows no such release, or no such revision of it."""
 
 
-def run(binary: str, arguments: Sequence[str], *, timeout_seconds: float, where: str) -> str:
+def run(
+    binary: str,
+    arguments: Sequence[str],
+    *,
+    timeout_seconds: float,
+    where: str,
+    guard: Guard | None = None,
+) -> str:
     """Run `binary` with `arguments` and return its standard output.
 
     `where` names the cluster in errors. The child ends by SIGTERM when time is up or the caller is
-    interrupted, which lets Helm leave a failed release and not a pending one.
+    interrupted, which lets Helm leave a failed release and not a pending one. What changes a
+    release has a `guard`: it is begun only if that agrees, and goes on no longer than it does,
+    whatever becomes of this process.
 
     Raises:
         UnreachableError: no such binary, no cluster, or the cluster refuses the credentials.
         UsageError: the chart or its values are wrong.
         ReleaseNotFoundError: there is no such release.
         DeployError: anything else, time included.
+        RolloutError: as `guard.ensure`.
     """
+    verb = f"helm {arguments[0]}"
+    with _Leash(guard) if guard else nullcontext() as leash:
+        process = _start(binary, arguments, leash)
+        try:
+            out, err = _output(process, timeout_seconds, leash)
+        except subprocess.TimeoutExpired as error:
+            message = f"{verb} did not return within {timeout_seconds:g} s and was ended"
+            raise DeployError(
+                message, remedy="Is the cluster overloaded? Then try again."
+            ) from error
+        finally:
+            if process.poll() is None:
+                _end(process)
+    if process.returncode != 0:
+        if guard is not None:
+            guard.ensure()  # a change that was cut short because the lease is lost says so
+        complaint = "\n".join([*_findings(out), _complaint(err.decode(errors="replace"))])
+        text = redact(complaint.strip(), secrets_in())
+        raise _error(verb, text or f"exit code {process.returncode}", where)
+    return out.decode(errors="replace")
+
+
+class _Leash:
+    """This process's end of a leash (see the module `leash`)."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def __enter__(self) -> Self:
+        self._guard.ensure()
+        self.pipe, self._ours = os.pipe()
+        os.set_blocking(self._ours, False)
+        self.tell()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._ours)
+        os.close(self.pipe)
+
+    def tell(self) -> None:
+        """Tell the leash until when the command may run."""
+        now = time.clock_gettime(ELAPSED)  # first, so that a pause here makes it earlier
+        with suppress(BlockingIOError):  # a leash that is frozen reads what was said before
+            os.write(self._ours, f"{now + self._guard.seconds_left()}\n".encode())
+
+
+def _start(
+    binary: str, arguments: Sequence[str], leash: _Leash | None
+) -> "subprocess.Popen[bytes]":
     # Helm forgets all but 10 revisions by default, and with them the last good one.
     environment = os.environ | {"HELM_MAX_HISTORY": "0"}
+    command = [binary, *arguments]
+    if leash:
+        command = [sys.executable, "-I", "-S", _LEASH, str(leash.pipe), *command]
     try:
-        process = subprocess.Popen(  # noqa: S603 - an argv list, no shell
-            [binary, *arguments],
+        return subprocess.Popen(  # noqa: S603 - an argv list, no shell
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
+            pass_fds=[leash.pipe] if leash else [],
             # Ctrl-C reaches us alone, and we end the child in order.
             start_new_session=True,
         )
@@ -59,20 +132,21 @@ def run(binary: str, arguments: Sequence[str], *, timeout_seconds: float, where:
             address=binary,
             remedy="Install Helm 3 or 4 and put it on PATH, or use the local platform.",
         ) from error
-    verb = f"helm {arguments[0]}"
-    try:
-        out, err = process.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired as error:
-        message = f"{verb} did not return within {timeout_seconds:g} s and was ended"
-        raise DeployError(message, remedy="Is the cluster overloaded? Then try again.") from error
-    finally:
-        if process.poll() is None:
-            _end(process)
-    if process.returncode != 0:
-        complaint = "\n".join([*_findings(out), _complaint(err.decode(errors="replace"))])
-        text = redact(complaint.strip(), secrets_in())
-        raise _error(verb, text or f"exit code {process.returncode}", where)
-    return out.decode(errors="replace")
+
+
+def _output(
+    process: "subprocess.Popen[bytes]", seconds: float, leash: _Leash | None
+) -> tuple[bytes, bytes]:
+    if leash is None:
+        return process.communicate(timeout=seconds)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return process.communicate(timeout=_TELL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                raise
+        leash.tell()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -80,7 +154,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.communicate(timeout=_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # a leash and what it holds
         process.communicate()
 
 

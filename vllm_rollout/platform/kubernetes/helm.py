@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.platform.base import Guard
 from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError, run
 
 _QUICK_SECONDS = 60.0
@@ -45,8 +46,11 @@ class Helm:
 
     An upgrade keeps the newest `history` revisions of a release; Helm's own default of 10 would
     drop the one to return to in the middle of a ramp. Every method raises as `command.run` does.
-    No secret is passed to it: values name Secrets.
+    No secret is passed to it: values name Secrets. Changes are made under `guard`, where one is
+    set.
     """
+
+    guard: Guard | None = None
 
     def __init__(
         self, binary: str = "helm", *, context: str | None = None, history: int = 100
@@ -86,7 +90,7 @@ class Helm:
         timeout: timedelta,
     ) -> None:
         """Install or upgrade, with exactly these values files, and wait until pods are ready."""
-        self._run(
+        self._change(
             "upgrade",
             *("--install", release, str(chart)),
             *("--namespace", namespace, "--reset-values", *_files(values)),
@@ -105,7 +109,7 @@ class Helm:
         it: that takes rights which the watch over production does not have.
         """
         described = ["--description", _shortened(description)] if self._describes_rollbacks else []
-        self._run(
+        self._change(
             *("rollback", release, str(revision), "--namespace", namespace, "--history-max", "0"),
             *described,
             *self._waiting(timeout),
@@ -115,7 +119,7 @@ class Helm:
     def uninstall(self, release: str, *, namespace: str, timeout: timedelta) -> None:
         """Remove the release, its history too, and wait until its objects are gone."""
         try:
-            self._run(
+            self._change(
                 *("uninstall", release, "--namespace", namespace, "--cascade", "foreground"),
                 *self._waiting(timeout),
                 timeout=timeout,
@@ -165,14 +169,23 @@ class Helm:
         wait = "--wait" if self.version.major == 3 else "--wait=watcher"
         return [wait, "--timeout", f"{timeout.total_seconds():.0f}s"]
 
-    def _run(self, *arguments: str, timeout: timedelta | None = None) -> str:
+    def _change(self, *arguments: str, timeout: timedelta) -> None:
+        seconds = _QUICK_SECONDS + timeout.total_seconds()
+        self._run(*arguments, timeout_seconds=seconds, guard=self.guard)
+
+    def _run(
+        self,
+        *arguments: str,
+        timeout_seconds: float = _QUICK_SECONDS,
+        guard: Guard | None = None,
+    ) -> str:
         context = ["--kube-context", self._context] if self._context else []
-        seconds = _QUICK_SECONDS + (timeout.total_seconds() if timeout else 0)
         return run(
             self._binary,
             [*arguments, *context],
-            timeout_seconds=seconds,
+            timeout_seconds=timeout_seconds,
             where=f"kube context {self._context}" if self._context else "the current kube context",
+            guard=guard,
         )
 
 

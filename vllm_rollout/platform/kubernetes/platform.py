@@ -12,7 +12,7 @@ import yaml
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.errors import DeployError, RolloutError, UsageError
-from vllm_rollout.platform.base import Route
+from vllm_rollout.platform.base import Guard, Route
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import load_chart, overlay
@@ -79,6 +79,10 @@ class KubernetesPlatform:
     def store(self) -> KubernetesStore:
         """ConfigMaps and Leases in `namespace`."""
         return KubernetesStore(self._api, self._namespace)
+
+    def guard(self, guard: Guard) -> None:
+        """Ask `guard` before each Helm command that changes a release; it ends with the lease."""
+        self._helm.guard = guard
 
     def base_url(self, deployment: Deployment) -> str:
         """The Service's URL, or that of a tunnel to its pods, without a trailing slash.

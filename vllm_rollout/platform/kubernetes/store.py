@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vllm_rollout.errors import DeployError
-from vllm_rollout.platform.base import ConflictError, Entry, Lease
+from vllm_rollout.platform.base import ConflictError, Entry, Lease, LeaseHeldError
 from vllm_rollout.platform.kubernetes.api import (
     TIMEOUT_SECONDS,
     ExpiredError,
@@ -38,7 +38,7 @@ def utc_now() -> datetime:
 
 
 class KubernetesStore:
-    """The `Store` in one namespace. `now` is the clock by which leases expire.
+    """The `Store` in one namespace. `now` is the clock that dates leases, for people.
 
     Every method raises as `KubernetesApi.doing`, besides what it names itself.
     """
@@ -125,19 +125,46 @@ class KubernetesStore:
             if not more:
                 return keys
 
-    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
-        """Take or renew the lease: free, expired or `holder`'s own.
+    def acquire(
+        self, name: str, holder: str, *, ttl: timedelta, over: Lease | None = None
+    ) -> Lease:
+        """Take the lease where it is free, or take it over where it still is exactly `over`.
 
         Raises:
-            ConflictError: another holder's lease is valid, or another took it at this moment.
+            LeaseHeldError: another holds it, or renewed it meanwhile.
+            ConflictError: another took it at this moment.
         """
+        held = self._read_lease(name)
+        owner = str(held.spec.holder_identity or "") if held else ""
+        if owner and owner != holder:
+            seen = _lease(name, held)
+            if over is None or over.version != seen.version:
+                delete = f"kubectl delete lease {object_name(name)} -n {self._namespace}"
+                raise LeaseHeldError(
+                    seen, remedy=f"Wait for it to end. If that holder is gone for sure: {delete}."
+                )
+        return self._put_lease(name, held, holder, ttl)
+
+    def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        """Renew the lease that `holder` has.
+
+        Raises:
+            ConflictError: it is another's by now, or nobody's.
+        """
+        held = self._read_lease(name)
+        owner = str(held.spec.holder_identity or "") if held else ""
+        if owner != holder:
+            raise ConflictError(
+                f"the lease of {name} is {owner or 'nobody'}'s by now, not {holder}'s"
+            )
+        return self._put_lease(name, held, holder, ttl)
+
+    def _put_lease(self, name: str, held: Any, holder: str, ttl: timedelta) -> Lease:
+        """Write the lease in the place of `held`, as it was read (None: new)."""
         now = self._now()
         seconds = max(1, round(ttl.total_seconds()))
-        held = self._read_lease(name)
         spec = held.spec if held else None
         renews = bool(spec and spec.holder_identity == holder)
-        if spec and spec.holder_identity and not renews:
-            self._check_expired(name, spec, now)
         body: dict[str, Any] = {
             "metadata": {
                 "name": object_name(name),
@@ -153,9 +180,15 @@ class KubernetesStore:
                 "leaseTransitions": _transitions(spec, renews=renews),
             },
         }
-        self._put("lease", "leases", object_name(name), body, new=held is None, what=name)
-        after = spec.holder_identity if spec and not renews else None
-        return Lease(name, holder, now + timedelta(seconds=seconds), after or "")
+        put = self._put("lease", "leases", object_name(name), body, new=held is None, what=name)
+        after = str(spec.holder_identity or "") if spec and not renews else ""
+        return Lease(
+            name,
+            holder,
+            now + timedelta(seconds=seconds),
+            str(put.metadata.resource_version),
+            after,
+        )
 
     def release(self, name: str, holder: str) -> None:
         """Give the lease up if `holder` has it; otherwise do nothing."""
@@ -180,21 +213,6 @@ class KubernetesStore:
             f"ConfigMap {self._namespace}/{object_name(key)} should hold {key}: {why}",
             remedy="Restore it from a backup, or delete it if what it held may be lost.",
         )
-
-    def _check_expired(self, name: str, spec: Any, now: datetime) -> None:
-        if spec.renew_time is None or spec.lease_duration_seconds is None:
-            raise ConflictError(
-                f"the lease of {name} is held by {spec.holder_identity} and says not until when",
-                remedy=f"kubectl delete lease {object_name(name)} -n {self._namespace}, if that "
-                "holder is gone.",
-            )
-        expires = spec.renew_time + timedelta(seconds=spec.lease_duration_seconds)
-        if now < expires:
-            raise ConflictError(
-                f"{name} is being changed by {spec.holder_identity} until "
-                f"{expires:%Y-%m-%d %H:%M:%S} UTC unless renewed",
-                remedy="Wait for it to end, or until its lease expires.",
-            )
 
     def _read_lease(self, name: str) -> Any:
         try:
@@ -235,6 +253,14 @@ def _written_first(what: str) -> ConflictError:
         f"{what} is not at the version expected: someone else wrote it",
         remedy="Read it again and decide anew.",
     )
+
+
+def _lease(name: str, found: Any) -> Lease:
+    """A Lease as it was read; one that does not say until when has run out, as far as it says."""
+    renewed = found.spec.renew_time or datetime.fromtimestamp(0, UTC)
+    expires = renewed + timedelta(seconds=found.spec.lease_duration_seconds or 0)
+    version = str(found.metadata.resource_version)
+    return Lease(name, str(found.spec.holder_identity), expires, version)
 
 
 def _transitions(spec: Any, *, renews: bool) -> int:

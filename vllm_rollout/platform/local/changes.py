@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.deployment import Build, RevisionStatus
 from vllm_rollout.errors import DeployError
-from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.base import ConflictError, Guard
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.control import Routers
@@ -29,10 +29,17 @@ class Changes:
     """Makes revisions. Whatever interrupts one, the revision that served before is desired again;
     only a client killed outright leaves it pending, for `withdraw_pending`."""
 
+    guard: Guard | None = None
+
     def __init__(self, state: State, routers: Routers, logs: ReleaseLogs) -> None:
         self._state = state
         self._routers = routers
         self._logs = logs
+
+    def ensure_guarded(self) -> None:
+        """Raise what the guard raises when releases may not be changed any more."""
+        if self.guard is not None:
+            self.guard.ensure()
 
     def begin(
         self,
@@ -50,6 +57,7 @@ class Changes:
             ConflictError: another revision is pending.
         """
         with self._state.database.transaction():
+            self.ensure_guarded()
             history = self._state.revisions(name)
             for earlier in history:
                 if earlier.status is RevisionStatus.PENDING:
@@ -97,12 +105,15 @@ class Changes:
         """Call a pending revision failed and desire the one before; return it if there was one.
 
         Raises:
-            ConflictError: another process, still running, is making it.
+            ConflictError: another process, still running, is making it, and there is no guard that
+                says whether it still may.
         """
         with self._state.database.transaction():
+            self.ensure_guarded()
             for row in self._state.revisions(name):
                 if row.status is RevisionStatus.PENDING:
-                    if row.client.pid != os.getpid() and processes.is_running(row.client):
+                    other = row.client.pid != os.getpid() and processes.is_running(row.client)
+                    if other and self.guard is None:
                         raise ConflictError(
                             f"{name}: process {row.client.pid} is making revision {row.number}",
                             remedy="Let it finish, or end it first.",
@@ -130,7 +141,7 @@ class Changes:
         while True:
             release = self._state.release(name)
             if release is None or release.desired != row.number:
-                raise DeployError(f"{name}: revision {row.number} was withdrawn by another command")
+                raise _withdrawn(name, row.number)
             if release.settled == row.number and self._routers.running(name) is not None:
                 return
             if self._cannot_come(name, row, replaced):
@@ -145,18 +156,29 @@ class Changes:
 
     def _deployed(self, name: str, number: int) -> None:
         with self._state.database.transaction():
+            if not self._pending(name, number):
+                raise _withdrawn(name, number)
             for row in self._state.revisions(name):
                 if row.status is RevisionStatus.DEPLOYED:
                     self._state.set_status(name, row.number, RevisionStatus.SUPERSEDED)
             self._state.set_status(name, number, RevisionStatus.DEPLOYED)
 
     def _withdraw(self, name: str, number: int) -> RevisionRow | None:
-        """Call the revision failed; return the one that is desired again."""
+        """Call the revision failed; return the one that is desired again.
+
+        One that is not pending any more was withdrawn by another, who has gone on since.
+        """
         with self._state.database.transaction():
             back = self.serving(name)
+            if not self._pending(name, number):
+                return back
             self._state.set_status(name, number, RevisionStatus.FAILED)
             self._state.desire(name, None if back is None else back.number)
         return back
+
+    def _pending(self, name: str, number: int) -> bool:
+        row = self._state.revision(name, number)
+        return row is not None and row.status is RevisionStatus.PENDING
 
     def _return(self, name: str, back: RevisionRow | None) -> str:
         if back is None:
@@ -196,6 +218,10 @@ class Changes:
     def _secrets(self, name: str, composition: Composition) -> set[str]:
         rows = [self._state.revision(name, part.revision) for part in composition.parts]
         return {secret for row in rows if row for secret in row.values.get("secrets", [])}
+
+
+def _withdrawn(name: str, number: int) -> DeployError:
+    return DeployError(f"{name}: revision {number} was withdrawn by another command")
 
 
 def _deployed(history: list[RevisionRow]) -> RevisionRow | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target, canonical_digest
 from vllm_rollout.errors import DeployError, UsageError
-from vllm_rollout.platform.base import Route
+from vllm_rollout.platform.base import Guard, Route
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.control import Routers
@@ -70,6 +70,14 @@ class LocalPlatform:
     def name(self) -> str:
         """`local`."""
         return "local"
+
+    def guard(self, guard: Guard) -> None:
+        """Ask `guard` in the transaction that begins each change: what it says holds for all of it.
+
+        The lease is in the same file. A change whose client has lost the lease, frozen perhaps, is
+        withdrawn by the lease's next holder like that of a client that is gone.
+        """
+        self._changes.guard = guard
 
     def base_url(self, deployment: Deployment) -> str:
         """The router's URL; it stays the same for as long as the release exists.
@@ -178,6 +186,7 @@ class LocalPlatform:
             DeployError: a process does not end.
         """
         if self._state.release(_key(deployment)) is not None:
+            self._changes.ensure_guarded()
             self._routers.stop(_key(deployment), timeout=timeout, forget=True)
 
     def stop_all(self, *, timeout: timedelta = timedelta(seconds=10)) -> None:
@@ -203,7 +212,7 @@ class LocalPlatform:
         startup timeout and says so when they are not ready by then.
 
         Raises:
-            ConflictError: the pending revision's client still runs.
+            ConflictError: the pending revision's client still runs, and no guard is set.
             UnreachableError: the state file cannot be used.
         """
         name = _key(deployment)

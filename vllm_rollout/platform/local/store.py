@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from vllm_rollout.platform.base import ConflictError, Entry, Lease
+from vllm_rollout.platform.base import ConflictError, Entry, Lease, LeaseHeldError
 from vllm_rollout.platform.local.database import Database
 
 
@@ -58,33 +58,53 @@ class SqliteStore:
         )
         return [row["key"] for row in rows]
 
-    def acquire(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
-        """Take or renew the lease for `ttl`: free, expired or `holder`'s own.
+    def acquire(
+        self, name: str, holder: str, *, ttl: timedelta, over: Lease | None = None
+    ) -> Lease:
+        """Take the lease where it is free, or take it over where it still is exactly `over`.
 
         Raises:
-            ConflictError: another holder's lease is valid; the message says whose and until when.
+            LeaseHeldError: another holds it, or renewed it meanwhile.
             ValueError: `ttl` is not positive.
         """
+        with self._database.transaction():
+            held = self._lease(name)
+            if held is not None and held.holder != holder:
+                if over is None or over.version != held.version:
+                    raise LeaseHeldError(held)
+                return self._put(name, holder, ttl, after=held.holder)
+            return self._put(name, holder, ttl)
+
+    def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
+        """Renew the lease that `holder` has. In a transaction it stands until that ends.
+
+        Raises:
+            ConflictError: it is another's by now, or nobody's.
+        """
+        with self._database.transaction():
+            held = self._lease(name)
+            if held is None or held.holder != holder:
+                whose = held.holder if held else "nobody"
+                raise ConflictError(f"the lease of {name} is {whose}'s by now, not {holder}'s")
+            return self._put(name, holder, ttl)
+
+    def _lease(self, name: str) -> Lease | None:
+        row = self._database.row("SELECT holder, expires FROM leases WHERE name = ?", (name,))
+        if row is None:
+            return None
+        expires = datetime.fromisoformat(row["expires"])
+        return Lease(name, row["holder"], expires, f"{row['holder']} {row['expires']}")
+
+    def _put(self, name: str, holder: str, ttl: timedelta, *, after: str = "") -> Lease:
         if ttl <= timedelta(0):
             raise ValueError(f"a lease of {ttl} is none")
-        with self._database.transaction():
-            now = self._now()
-            row = self._database.row("SELECT holder, expires FROM leases WHERE name = ?", (name,))
-            if row is not None and row["holder"] != holder:
-                until = datetime.fromisoformat(row["expires"])
-                if until > now:
-                    raise ConflictError(
-                        f"{name} is held by {row['holder']} until {until.isoformat()}",
-                        remedy="Wait for it to end, or for the lease to expire.",
-                    )
-            after = row["holder"] if row is not None and row["holder"] != holder else ""
-            lease = Lease(name, holder, now + ttl, after)
-            self._database.execute(
-                "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
-                " SET holder = excluded.holder, expires = excluded.expires",
-                (name, holder, lease.expires.isoformat()),
-            )
-        return lease
+        expires = self._now() + ttl
+        self._database.execute(
+            "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+            " SET holder = excluded.holder, expires = excluded.expires",
+            (name, holder, expires.isoformat()),
+        )
+        return Lease(name, holder, expires, f"{holder} {expires.isoformat()}", after)
 
     def release(self, name: str, holder: str) -> None:
         """Give the lease up if `holder` has it; otherwise do nothing."""

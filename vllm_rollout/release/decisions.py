@@ -1,0 +1,223 @@
+"""Every decision about a model, in order, each carrying the digest of the one before.
+
+What was decided, who decided it, when, why and on which evidence. An entry that was changed,
+removed or put elsewhere afterwards breaks the chain, and `Decisions.verify` names it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_rollout.deployment import canonical_digest
+from vllm_rollout.platform.base import ConflictError, Entry, Store
+from vllm_rollout.report.evidence import evidence_key
+
+_TRIES = 10
+
+
+class DecisionKind(StrEnum):
+    """What was decided, or how what was decided ended."""
+
+    PROMOTION = "promotion"
+    """A build that passed its gates is promoted from here on."""
+    PROMOTED = "promoted"
+    """The promotion is complete, watched to its end."""
+    REFUSAL = "refusal"
+    """Nothing is promoted."""
+    ROLLBACK = "rollback"
+    """The target is returned to the state before from here on."""
+    ROLLED_BACK = "rolled-back"
+    """The state before is back and serves."""
+    ROLLBACK_FAILED = "rollback-failed"
+    """A person is needed."""
+    LEFT = "left"
+    """A run ended with the rollout unfinished: the next one finishes or undoes it."""
+    SIGN_OFF = "sign-off"
+    """A named person approved an evidence digest."""
+    REJECTION = "rejection"
+    """A named person refused one."""
+    OVERRIDE = "override"
+    """A named person had conditions of a promotion passed over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One entry. `evidence` is the digest it rests on or "", `build` the build's, `why` for people.
+
+    `number` counts from 1, without gaps, for each model. `previous` is the digest of the entry
+    before, "" in the first.
+    """
+
+    number: int
+    kind: DecisionKind
+    model: str
+    environment: str
+    at: datetime
+    who: str
+    why: str
+    run_id: str = ""
+    build: str = ""
+    evidence: str = ""
+    previous: str
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the content, the digest of the entry before among it."""
+        return canonical_digest(_ADAPTER.dump_python(self, mode="json"))
+
+    def __str__(self) -> str:
+        return f"entry {self.number} ({self.kind} by {self.who}, {self.at:%Y-%m-%d %H:%M:%S %Z})"
+
+
+_ADAPTER: TypeAdapter[Decision] = TypeAdapter(Decision)
+
+
+class Decisions:
+    """The chains of all models, in a platform's store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def append(
+        self,
+        kind: DecisionKind,
+        *,
+        model: str,
+        environment: str,
+        at: datetime,
+        who: str,
+        why: str,
+        run_id: str = "",
+        build: str = "",
+        evidence: str = "",
+    ) -> Decision:
+        """Add an entry behind the last; entries of several writers at once follow one another.
+
+        Raises:
+            ConflictError: the place behind the last entry is taken by what does not follow it.
+        """
+        for _ in range(_TRIES):
+            head = self._head(model)
+            number, previous = _last(head)
+            decision = Decision(
+                number=number + 1,
+                kind=kind,
+                model=model,
+                environment=environment,
+                at=at,
+                who=who,
+                why=why,
+                run_id=run_id,
+                build=build,
+                evidence=evidence,
+                previous=previous,
+            )
+            try:
+                self._store.write(_key(model, number + 1), _document(decision), expect=None)
+            except ConflictError:
+                # Another was first, or was killed before it could say that its entry is the last.
+                self._catch_up(model, head, number + 1)
+                continue
+            self._set_head(model, head, decision)
+            return decision
+        raise ConflictError(
+            f"the decisions about {model} cannot be added to: entry {number + 1} does not follow "
+            f"entry {number}",
+            remedy=f"vllm-rollout history {model} says what is wrong with them.",
+        )
+
+    def of(self, model: str) -> list[Decision]:
+        """All decisions about `model`, oldest first, as far as they can be read."""
+        found = (self._read(model, number) for number in range(1, self._length(model) + 1))
+        return [decision for decision, _ in found if decision is not None]
+
+    def verify(self, model: str) -> list[str]:
+        """What is wrong with the chain, a line for each entry; empty when nothing is."""
+        return list(self._wrong(model))
+
+    def _wrong(self, model: str) -> Iterator[str]:
+        last, last_digest = _last(self._head(model))
+        length = self._length(model)
+        before: Decision | None = None
+        for number in range(1, length + 1):
+            decision, trouble = self._read(model, number)
+            if decision is None or decision.number != number:
+                yield trouble or (
+                    f"entry {number} is gone: in its place is what was written as entry "
+                    f"{decision.number if decision else '?'}"
+                )
+                before = None
+                continue
+            if trouble:
+                yield trouble
+            elif before is not None and decision.previous != before.digest:
+                yield (
+                    f"{before} is not the one that {decision} was written after: one of the two "
+                    "was replaced"
+                )
+            elif number == 1 and decision.previous:
+                yield f"{decision} was written after another, which is gone"
+            if decision.evidence and (wrong := self._wrong_evidence(decision)):
+                yield wrong
+            # Of a changed entry the digest it had is known from itself at best: do not go by it.
+            before = None if trouble else decision
+            if decision.number == last and not trouble and decision.digest != last_digest:
+                yield f"{decision} is not the one that was written last: it was replaced"
+
+    def _wrong_evidence(self, decision: Decision) -> str:
+        kept = self._store.read(evidence_key(decision.model, decision.evidence))
+        if kept is None:
+            return f"the evidence {decision.evidence} of {decision} is gone"
+        if canonical_digest(kept.value) != decision.evidence:
+            return f"the evidence {decision.evidence} of {decision} was changed"
+        return ""
+
+    def _read(self, model: str, number: int) -> tuple[Decision | None, str]:
+        """The entry at a place, and what is wrong with it by itself."""
+        entry = self._store.read(_key(model, number))
+        if entry is None:
+            return None, f"entry {number} is gone"
+        try:
+            decision = _ADAPTER.validate_python(entry.value["decision"])
+            if decision.digest == entry.value["digest"]:
+                return decision, ""
+        except (ValidationError, KeyError, TypeError):
+            return None, f"entry {number} was changed: it is no decision any more"
+        return decision, f"{decision} was changed after it was written"
+
+    def _length(self, model: str) -> int:
+        """How many entries there are; one may not be noted as the last yet."""
+        number, _ = _last(self._head(model))
+        return number + (self._store.read(_key(model, number + 1)) is not None)
+
+    def _head(self, model: str) -> Entry | None:
+        return self._store.read(f"decided/{model}")
+
+    def _set_head(self, model: str, head: Entry | None, last: Decision) -> None:
+        value = {"number": last.number, "digest": last.digest}
+        try:
+            self._store.write(f"decided/{model}", value, expect=head.version if head else None)
+        except ConflictError:
+            return  # another has gone on from this entry already
+
+    def _catch_up(self, model: str, head: Entry | None, number: int) -> None:
+        decision, trouble = self._read(model, number)
+        if decision is not None and not trouble and decision.previous == _last(head)[1]:
+            self._set_head(model, head, decision)
+
+
+def _key(model: str, number: int) -> str:
+    return f"decisions/{model}/{number:08d}"
+
+
+def _last(head: Entry | None) -> tuple[int, str]:
+    return (int(head.value["number"]), str(head.value["digest"])) if head else (0, "")
+
+
+def _document(decision: Decision) -> dict[str, Any]:
+    content = _ADAPTER.dump_python(decision, mode="json")
+    return {"decision": content, "digest": decision.digest}
