@@ -19,7 +19,6 @@ import pytest
 
 from vllm_rollout.deployment import Deployment, Replica, Revision, newest_served
 from vllm_rollout.errors import UsageError
-from vllm_rollout.gating.load_plans import load_plan
 from vllm_rollout.gating.progress import Progress
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome
@@ -27,6 +26,7 @@ from vllm_rollout.judge.diagnosis import Finding, diagnose
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_run import run_load
+from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates, Policy
 from vllm_rollout.preflight import Preflight
