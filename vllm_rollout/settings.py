@@ -143,5 +143,4 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platfor
         reach=policy.kubernetes.reach,
         surge=policy.kubernetes.surge,
         unavailable=policy.kubernetes.unavailable,
-        history=policy.kubernetes.history,
     )

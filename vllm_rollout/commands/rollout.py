@@ -23,6 +23,7 @@ from vllm_rollout.release.engine import (
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.notify import Notifier
 from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.report.record import write_record
 from vllm_rollout.report.render import write_reports
@@ -124,13 +125,23 @@ def _run(
     run_id = new_run_id(clock.now())
     folder = settings.report_dir / target.model / run_id
     store = settings.require_platform().store
+    policy, who = settings.policy.for_model(target.model), _deployer()
+    messages = Notifier(
+        policy.notifications,
+        model=target.model,
+        environment=target.environment,
+        run_id=run_id,
+        who=who,
+        reason=reason,
+        now=clock.now,
+    )
     with LiveReporter(options.console) as reporter:
         context = Context(
             run_id=run_id,
             source=source,
             target=target,
             settings=settings,
-            policy=settings.policy.for_model(target.model),
+            policy=policy,
             clock=clock,
             reporter=reporter,
             runner=GateRunner(
@@ -144,8 +155,10 @@ def _run(
             journal=Journal(store, target.model),
             ledger=Ledger(store),
             decisions=Decisions(store),
-            who=_deployer(),
+            who=who,
             reason=reason,
+            notify=messages.tell,
+            undelivered=messages.close,
         )
         try:
             evidence = work(context)

@@ -19,6 +19,7 @@ from vllm_rollout.policy.fields import (
     once_each,
 )
 from vllm_rollout.policy.gates import Environment
+from vllm_rollout.policy.notifications import Notifications
 from vllm_rollout.policy.platforms import Kubernetes, Local
 from vllm_rollout.policy.problems import did_you_mean
 from vllm_rollout.policy.ramp import Ramp, falling_step
@@ -57,6 +58,8 @@ class Rules(Block):
     """The registry by which routers find models."""
     windows: Windows
     """When production may be deployed to."""
+    notifications: Notifications
+    """Whom a rollout tells what."""
 
     @model_validator(mode="after")
     def _ramp_only_climbs(self) -> Self:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from vllm_rollout.policy.fields import Block, Count, CountOrZero, MayBeOff, Span, Text, broken_rule
+from vllm_rollout.policy.fields import Block, CountOrZero, MayBeOff, Span, Text, broken_rule
 
 
 class Kubernetes(Block):
@@ -22,8 +22,6 @@ class Kubernetes(Block):
     """Pods that a ramp may run above a release's capacity."""
     unavailable: CountOrZero
     """Pods that may be missing below it meanwhile."""
-    history: Count
-    """Helm revisions kept of a release; a rollback removes none."""
 
     @model_validator(mode="after")
     def _can_move(self) -> Self:

@@ -73,6 +73,8 @@ class Context:
     """Why, as they said."""
     notify: Callable[[str, str], None] = lambda _kind, _text: None
     """Tells people, by the policy's ways: a kind of message and its text. It does not raise."""
+    undelivered: Callable[[], list[str]] = list
+    """Waits for the messages under way, not for long: a line for each that did not arrive."""
     held: Held | None = None
     steps: list[Step] = field(default_factory=list)
     runs: list[GateRun] = field(default_factory=list)
@@ -98,10 +100,11 @@ class Context:
         self.reporter.step(step)
 
     def decide(self, kind: DecisionKind, why: str, *, build: str = "", evidence: str = "") -> None:
-        """Add a decision about the target to the model's chain.
+        """Tell people of a decision about the target and add it to the model's chain.
 
         Raises: as `Decisions.append`, and as the store.
         """
+        self.notify(kind, why)
         self.decisions.append(
             kind,
             model=self.target.model,

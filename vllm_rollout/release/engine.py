@@ -70,6 +70,8 @@ def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:
     except KeyboardInterrupt:
         end = End(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(context))
     context.say(f"exit {end.code.value}", end.conclusion)
+    for line in context.undelivered():
+        context.say("a message did not arrive", line, Outcome.INCONCLUSIVE)
     evidence = _evidence(context, started, end)
     try:
         context.ledger.keep(evidence)

@@ -1,15 +1,12 @@
 """Tells the model registry of deployments that serve, and asks it, by the team's own commands."""
 
-import os
-import signal
-import subprocess
 from collections.abc import Sequence
 
 from vllm_rollout.deployment import Deployment, Revision
 from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.platform.base import Platform
-from vllm_rollout.platform.redact import redact, secrets_in
 from vllm_rollout.policy import Policy
+from vllm_rollout.release.own_command import OwnCommandError, run_own_command
 
 _LONGEST_ANSWER = 300
 
@@ -60,36 +57,19 @@ def _run(
         "build": revision.build.digest,
     }
     words = [word.format_map(filled) for word in command]
-    seconds = policy.model_registry.timeout.total_seconds()
     try:
-        process = subprocess.Popen(  # noqa: S603 - an argv list, no shell
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        status, text = run_own_command(
+            words, timeout_seconds=policy.model_registry.timeout.total_seconds()
         )
-    except OSError as error:
+    except OwnCommandError as error:
         raise RegistryError(
-            f"the model registry's command {words[0]!r} cannot be run: {error.strerror}",
-            remedy="Install it, or correct `model_registry` in the policy.",
+            f"the model registry's command {error}",
+            remedy="Correct `model_registry` in the policy, its timeout perhaps, or try again.",
         ) from error
-    with process:
-        try:
-            printed, _ = process.communicate(timeout=seconds)
-        except BaseException as error:  # time is up, or Ctrl-C
-            os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise RegistryError(
-                f"the model registry's command {words[0]!r} did not end within {seconds:g} s",
-                remedy="Try again, or raise `model_registry.timeout`.",
-            ) from error
-    text = redact(printed.decode(errors="replace"), secrets_in()).strip()
     last = text.splitlines()[-1][:_LONGEST_ANSWER] if text else ""
-    if process.returncode != 0:
+    if status != 0:
         raise RegistryError(
-            f"the model registry's command {words[0]!r} ended with {process.returncode}: {last}",
+            f"the model registry's command {words[0]!r} ended with {status}: {last}",
             remedy="Correct what it says; a deployment that no router knows serves nobody.",
         )
     return last

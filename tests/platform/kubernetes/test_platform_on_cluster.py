@@ -66,7 +66,9 @@ def test_a_release_is_ramped_described_and_rolled_back(
 
     whole = apply(made_of("two"))
     assert {replica.build for replica in platform.replicas(production)} == {whole.build.digest}
-    assert [entry.description for entry in platform.history(production)] == ["a test"] * 3
+    described = [entry.description for entry in platform.history(production)]
+    assert described[:3] == ["a test", "a test, move 1 of 2", "a test"]
+    assert described[-1] == "a test"
 
     back = platform.rollback(production, first.number, description="it broke", timeout=LONG)
     assert back.build == first.build

@@ -44,20 +44,15 @@ _VALUES = TypeAdapter(dict[str, Any] | None)
 class Helm:
     """The `helm` command line against one cluster (`context` None: the current one).
 
-    An upgrade keeps the newest `history` revisions of a release; Helm's own default of 10 would
-    drop the one to return to in the middle of a ramp. Every method raises as `command.run` does.
-    No secret is passed to it: values name Secrets. Changes are made under `guard`, where one is
-    set.
+    Every method raises as `command.run` does. No secret is passed to it: values name Secrets.
+    Changes are made under `guard`, where one is set.
     """
 
     guard: Guard | None = None
 
-    def __init__(
-        self, binary: str = "helm", *, context: str | None = None, history: int = 100
-    ) -> None:
+    def __init__(self, binary: str = "helm", *, context: str | None = None) -> None:
         self._binary = binary
         self._context = context
-        self._history = history
 
     @cached_property
     def version(self) -> HelmVersion:
@@ -94,7 +89,6 @@ class Helm:
             "upgrade",
             *("--install", release, str(chart)),
             *("--namespace", namespace, "--reset-values", *_files(values)),
-            *("--history-max", str(self._history)),
             *("--description", _shortened(description)),
             *self._waiting(timeout),
             timeout=timeout,
@@ -105,12 +99,11 @@ class Helm:
     ) -> None:
         """Make a new revision with the state of `revision` and wait until pods are ready.
 
-        Helm 3 takes no description for a rollback and writes its own. No revision is dropped for
-        it: that takes rights which the watch over production does not have.
+        Helm 3 takes no description for a rollback and writes its own.
         """
         described = ["--description", _shortened(description)] if self._describes_rollbacks else []
         self._change(
-            *("rollback", release, str(revision), "--namespace", namespace, "--history-max", "0"),
+            *("rollback", release, str(revision), "--namespace", namespace),
             *described,
             *self._waiting(timeout),
             timeout=timeout,

@@ -42,8 +42,7 @@ class KubernetesPlatform:
     `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
     `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Ways`).
-    `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
-    `history` the revisions that Helm keeps of a release.
+    `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`).
     """
 
     name = "kubernetes"
@@ -60,7 +59,6 @@ class KubernetesPlatform:
         reach: Reach = "auto",
         surge: int = 1,
         unavailable: int = 0,
-        history: int = 100,
     ) -> None:
         self._namespace = namespace
         self._context = context
@@ -68,7 +66,7 @@ class KubernetesPlatform:
         self._overlays = overlays or chart
         self._ways = Ways(service_url, reach)
         self._surge, self._unavailable = surge, unavailable
-        self._helm = Helm(helm, context=context, history=history)
+        self._helm = Helm(helm, context=context)
         self._releases = Releases(self._helm)
 
     @cached_property
