@@ -15,7 +15,7 @@ from loadtests.completions import Completions
 from vllm_rollout.observe.arrivals import share
 from vllm_rollout.observe.gaps import GapHistogram
 from vllm_rollout.observe.load import RequestRecord
-from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, LogWriter
+from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, LogWriter, WorkerNode
 from vllm_rollout.observe.load_plan import LoadPlan
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,9 @@ _DRAIN_GRACE_SECONDS = 5.0
 
 
 class Generator:
-    """One worker: share `index` of `count` of the plan's arrivals, from `started_at` (Unix time).
+    """One worker: share `index` of `count` of the plan's arrivals, from `started_at`.
+
+    That is the master's Unix time; `node` says by how much the clock here is before the master's.
 
     Every finished request is given to `on_request` (record, body bytes received) and, when there
     is a folder for results, written to the worker's log there; a file called `STOP_NAME` in that
@@ -39,6 +41,7 @@ class Generator:
         index: int,
         count: int,
         started_at: float,
+        node: WorkerNode,
         api_key: str | None,
         results: Path | None,
         on_request: Callable[[RequestRecord, int], None] | None,
@@ -47,10 +50,10 @@ class Generator:
         self._plan = plan
         self._index, self._count = index, count
         # Workers agree on a Unix time; from here on only the steady clock counts.
-        zero = time.monotonic() + (started_at - time.time())
+        zero = time.monotonic() + started_at + node.clock_ahead_seconds - time.time()
         self._completions = Completions(plan, api_key=api_key, zero=zero)
         self._log = results and LogWriter(
-            results / LOG_NAME.format(index=index), started_at=started_at
+            results / LOG_NAME.format(index=index), started_at=started_at, node=node
         )
         self._stop_file = results and results / STOP_NAME
         self._stopped_at = math.inf

@@ -27,8 +27,11 @@ from locust.runners import MasterRunner, WorkerRunner
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from loadtests.generator import Generator
+from loadtests.handover import Handover
+from loadtests.relay import MasterRelay, WorkerRelay
 from vllm_rollout.errors import RolloutError, UsageError
 from vllm_rollout.observe.load import RequestRecord
+from vllm_rollout.observe.load_log import WorkerNode
 from vllm_rollout.observe.load_plan import ARRIVALS, LoadPlan, RateSegment
 from vllm_rollout.observe.trace import read_trace
 
@@ -38,6 +41,7 @@ _AFTER_THE_LAST_SECONDS = 0.001
 _HEAD_START_SECONDS = 0.2
 _HEAD_START_OF_WORKERS_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
+_SILENT_SECONDS = 15.0
 _log = logging.getLogger(__name__)
 
 
@@ -78,6 +82,19 @@ def add_options(parser: LocustArgumentParser) -> None:
         default="",
         metavar="FILE",
         help="Load plan as JSON, in place of the options above",
+    )
+    group.add_argument(
+        "--relay",
+        action="store_true",
+        help="For master and workers without a folder in common: bring the workers' logs to the "
+        "master, which gives them out on 127.0.0.1",
+    )
+    group.add_argument("--relay-port", type=int, default=8089, help="Port of the master's logs")
+    group.add_argument(
+        "--unattended",
+        type=float,
+        default=30.0,
+        help="Seconds after which a master with --relay ends when nobody asks for its logs",
     )
     group.add_argument(
         "--end-with-parent",
@@ -139,14 +156,35 @@ class LoadRun:
         self._generator: Generator | None = None
         self._running = False
         self._workers_done = 0
+        # The master's options come over a worker's own when the run starts.
+        self._own_results: str = self._options.results
+        self._to_master: WorkerRelay | None = None
+        self._from_workers: MasterRelay | None = None
         environment.events.test_start.add_listener(self._start)
         environment.events.test_stopping.add_listener(self._stop)
         if isinstance(runner, MasterRunner):
             runner.register_message(_DONE, self._count_worker)
+        if self._options.relay:
+            self._attach_relay()
         if self._options.end_with_parent:
             gevent.spawn(self._end_with_parent, os.getppid())
         if self._options.headless and not isinstance(runner, WorkerRunner):
             self._limit_run_time()
+
+    def _attach_relay(self) -> None:
+        folder = Path(self._own_results)
+        if isinstance(self._runner, WorkerRunner):
+            self._to_master = WorkerRelay(self._runner, folder)
+            return
+        self._from_workers = MasterRelay(self._runner, folder)
+        handover = Handover(
+            self._from_workers,
+            folder,
+            port=self._options.relay_port,
+            unattended_seconds=self._options.unattended,
+            on_unattended=self._runner.quit,
+        )
+        self._environment.events.quitting.add_listener(handover.wait)
 
     def _limit_run_time(self) -> None:
         """Let the schedule end the run: Locust's own limit cuts off the requests under way."""
@@ -187,21 +225,29 @@ class LoadRun:
         self._options.load_plan = self._plan().to_json()
         self._options.load_workers = workers
         self._options.load_started_at = time.time() + head_start
+        if self._from_workers is not None:
+            self._from_workers.start(workers)
 
     def _generate(self) -> None:
         workers = self._options.load_workers
+        index = workers.index(self._runner.client_id)
+        relay = self._to_master
+        results = self._own_results or self._options.results
         self._generator = Generator(
             LoadPlan.from_json(self._options.load_plan),
-            index=workers.index(self._runner.client_id),
+            index=index,
             count=len(workers),
             started_at=self._options.load_started_at,
+            node=relay.node() if relay else WorkerNode(name=f"process {os.getpid()}"),
             api_key=os.environ.get(API_KEY),
-            results=Path(self._options.results) if self._options.results else None,
+            results=Path(results) if results else None,
             # Driven by the suite, nobody reads Locust's own tables, and filling them takes a fifth
             # of what a request costs.
             on_request=None if self._options.plan else self._show,
             on_end=self._share_done,
         )
+        if relay is not None:
+            relay.start(index)
 
     def _show(self, record: RequestRecord, received: int) -> None:
         """Tell Locust's tables and web page about a request."""
@@ -229,6 +275,8 @@ class LoadRun:
         )
 
     def _share_done(self) -> None:
+        if self._to_master is not None:
+            self._to_master.end()
         if isinstance(self._runner, WorkerRunner):
             self._runner.send_message(_DONE)
         else:
@@ -239,9 +287,14 @@ class LoadRun:
 
     def _end_with_workers(self) -> None:
         # A worker that went missing is not waited for: its log has no end, and that is noticed.
-        while self._running and self._workers_done < self._runner.worker_count:
+        relay = self._from_workers
+        while (
+            relay.awaited(_SILENT_SECONDS)
+            if relay
+            else self._running and self._workers_done < self._runner.worker_count
+        ):
             gevent.sleep(_LOOK_SECONDS)
-        if self._running:
+        if self._running or self._options.headless:
             self._end()
 
     def _end_with_parent(self, parent: int) -> None:
@@ -260,6 +313,8 @@ class LoadRun:
         if self._generator is not None:
             self._generator.stop()
             self._generator = None
+            if self._to_master is not None:
+                self._to_master.end()
 
 
 def attach(environment: Any, runner: Any, **_: Any) -> None:

@@ -51,8 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("--namespace", "NAME", "namespace of the releases (default: the policy's)"),
         ("--kube-context", "NAME", "context of the kubeconfig to use"),
         ("--report-dir", "DIR", "where reports are written (default: reports)"),
+        ("--workers", "N", "processes or pods that make load (default: the policy's load.workers)"),
     ):
         group.addoption(option, metavar=metavar, help=text)
+    group.addoption(
+        "--load-in-cluster",
+        action="store_true",
+        help="make load by pods in the deployment's cluster (charts/load-generator) and not here",
+    )
     group.addoption(
         "--policy-set",
         action="append",
@@ -266,6 +272,8 @@ def _load_settings(config: pytest.Config) -> Settings:
         kube_context=config.getoption("kube_context"),
         base_url=config.getoption("base_url"),
         report_dir=config.getoption("report_dir"),
+        workers=config.getoption("workers"),
+        load_in_cluster=config.getoption("load_in_cluster"),
     )
     for model in _models(config):
         settings.deployment(model, settings.policy.order[0])

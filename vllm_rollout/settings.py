@@ -12,10 +12,13 @@ from typing import Any
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.base import Platform, Route
+from vllm_rollout.platform.load_pods import LoadPods
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
 
 ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
+_MOST_WORKERS = 1000
+_SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 
 def option_or_environment(name: str, option: str | None) -> str | None:
@@ -25,12 +28,19 @@ def option_or_environment(name: str, option: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a run works with. `platform` is None when only a URL is known, not a release."""
+    """What a run works with. `platform` is None when only a URL is known, not a release.
+
+    `workers` and `load_in_cluster` are options that go over the policy's `load.workers` and
+    `load.where`.
+    """
 
     policy: Policy
     platform: Platform | None
     base_url: str | None
     report_dir: Path
+    kube_context: str | None = None
+    workers: int | None = None
+    load_in_cluster: bool = False
 
     @property
     def api_key(self) -> str | None:
@@ -58,6 +68,32 @@ class Settings:
             return Route(url=self.base_url.rstrip("/"), how="by --base-url")
         return self.require_platform().route(deployment)
 
+    def load_pods(self, deployment: Deployment) -> LoadPods | None:
+        """The pods that make the deployment's load; None where processes here make it.
+
+        Raises:
+            UsageError: the platform has no cluster to make load in.
+        """
+        load = self.policy.for_model(deployment.model).environments[deployment.environment].load
+        if not self.load_in_cluster and load.where == "here":
+            return None
+        if self.policy.platform != "kubernetes":
+            raise UsageError(
+                f"load cannot be made in the cluster: the platform is {self.policy.platform}",
+                remedy="Leave --load-in-cluster out (and `load.where: here`); --workers N makes "
+                "it with more processes.",
+            )
+        return make_load_pods(
+            self.policy,
+            deployment,
+            kube_context=self.kube_context,
+            has_key=self.api_key is not None,
+        )
+
+    def load_url_of(self, deployment: Deployment, pods: LoadPods | None) -> str:
+        """Where load is sent to: as `url_of` says, or by the name that `pods` know it by."""
+        return self.url_of(deployment) if pods is None else self.route_to(deployment).url
+
     def require_platform(self) -> Platform:
         """The platform.
 
@@ -81,6 +117,8 @@ def load_settings(
     kube_context: str | None = None,
     base_url: str | None = None,
     report_dir: str | None = None,
+    workers: str | int | None = None,
+    load_in_cluster: bool = False,
     needs_platform: bool = False,
 ) -> Settings:
     """Resolve the settings of a run; each argument is the option of that name, or None.
@@ -118,7 +156,29 @@ def load_settings(
         else make_platform(policy, kube_context=context),
         base_url=url,
         report_dir=Path(option_or_environment("report-dir", report_dir) or "reports"),
+        kube_context=context,
+        workers=_workers(option_or_environment("workers", str(workers) if workers else None)),
+        load_in_cluster=load_in_cluster or _switched_on("load-in-cluster"),
     )
+
+
+def _workers(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_WORKERS:
+        raise UsageError(
+            f"--workers {text!r} is not a number of load workers",
+            remedy=f"1 to {_MOST_WORKERS}; one for each CPU core that is free.",
+        )
+    return int(text)
+
+
+def _switched_on(name: str) -> bool:
+    text = option_or_environment(name, None) or "off"
+    if text.lower() not in _SWITCH:
+        variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
+        raise UsageError(f"{variable} is {text!r}", remedy="Write on or off.")
+    return _SWITCH[text.lower()]
 
 
 def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platform:
@@ -143,4 +203,28 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platfor
         reach=policy.kubernetes.reach,
         surge=policy.kubernetes.surge,
         unavailable=policy.kubernetes.unavailable,
+    )
+
+
+def make_load_pods(
+    policy: Policy, deployment: Deployment, *, kube_context: str | None, has_key: bool
+) -> LoadPods:
+    """The pods that make the deployment's load. Reaches the cluster's kubeconfig, and no more."""
+    from vllm_rollout.platform.kubernetes.api import connect
+    from vllm_rollout.platform.kubernetes.helm import Helm
+    from vllm_rollout.platform.kubernetes.load_generator import KubernetesLoadPods
+    from vllm_rollout.platform.kubernetes.load_values import LoadSettings
+
+    own = policy.kubernetes.load_generator
+    return KubernetesLoadPods(
+        connect(kube_context),
+        Helm(policy.kubernetes.helm, context=kube_context),
+        deployment,
+        LoadSettings(
+            namespace=own.namespace or deployment.namespace,
+            image=own.image or "",
+            values=Path(own.values) if own.values else None,
+            start_seconds=own.start_timeout.total_seconds(),
+            has_key=has_key,
+        ),
     )

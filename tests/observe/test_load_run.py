@@ -3,8 +3,6 @@
 import asyncio
 import itertools
 import math
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from aiohttp import web
+from support.completions import EVENTS, NOAUTH, answer
 
 from vllm_rollout.errors import UnreachableError, UsageError
 from vllm_rollout.observe.arrivals import arrivals
@@ -25,11 +24,7 @@ from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_run import LoadProgress, run_load
 
-NOAUTH = Path(__file__).parents[1] / "data" / "vllm-0.32.0" / "noauth"
 OVERLOAD = NOAUTH.parent / "overload503"
-STREAM = (NOAUTH / "completion_stream_usage.body").read_bytes()
-EVENTS = [event + b"\n\n" for event in STREAM.split(b"\n\n") if event]
-WHOLE = (NOAUTH / "completion.body").read_bytes()
 
 Serve = Callable[..., str]
 
@@ -46,21 +41,15 @@ def a_plan(base_url: str, **changes: object) -> LoadPlan:
     return replace(plan, **changes)  # type: ignore[arg-type]
 
 
-async def answer(request: web.Request) -> web.StreamResponse:
-    """Answer as vLLM does, streamed when asked to."""
-    body = await request.json()
-    if not body["stream"]:
-        return web.Response(body=WHOLE, content_type="application/json")
-    assert body["stream_options"] == {"include_usage": True}
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    for event in EVENTS:
-        await response.write(event)
-    return response
-
-
 def of_this_test(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children(recursive=True) if "locust" in child.cmdline()]
+    return [child for child in process.children(recursive=True) if _is_locust(child)]
+
+
+def _is_locust(process: psutil.Process) -> bool:
+    try:
+        return "locust" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def outcomes(result: LoadResult) -> Counter[str]:
@@ -227,25 +216,46 @@ def test_two_workers_share_the_schedule_exactly(serve: Serve, tmp_path: Path) ->
     assert [log.read_text().count('"ok"') for log in logs] == [50, 50]
 
 
+class StrikingAt:
+    """Answers; does `strike` to the load worker that was started last, at the 100th request."""
+
+    def __init__(self, strike: Callable[[psutil.Process], None]) -> None:
+        self._strike = strike
+        self._numbers = itertools.count()
+        self.struck = psutil.Process()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if next(self._numbers) == 100:
+            self.struck = max(of_this_test(psutil.Process()), key=lambda process: process.pid)
+            self._strike(self.struck)
+        return await answer(request)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_killed_while_it_runs_leaves_the_result_incomplete_and_nothing_out(
     serve: Serve, tmp_path: Path, workers: int
 ) -> None:
-    def kill_the_last(progress: LoadProgress) -> None:
-        processes = of_this_test(psutil.Process())
-        if progress.done and len(processes) > workers - 1 and not killed:
-            killed.append(max(processes, key=lambda process: process.pid).pid)
-            os.kill(killed[0], signal.SIGKILL)
-
-    killed: list[int] = []
-    plan = a_plan(serve(answer), duration_seconds=3, workers=workers)
-    result = run_load(plan, work_dir=tmp_path, on_progress=kill_the_last)
+    server = StrikingAt(psutil.Process.kill)
+    plan = a_plan(serve(server.answer), duration_seconds=3, workers=workers)
+    result = run_load(plan, work_dir=tmp_path)
     assert f"only {workers - 1} of {workers} load workers ended by themselves" in result.incomplete
+    assert f"(process {server.struck.pid})" in result.incomplete
     assert ("killed by signal 9" in result.incomplete) == (workers == 1)
     assert result.total == 300
-    assert outcomes(result)["ok"] + outcomes(result)["unsent"] == 300
     assert outcomes(result)["unsent"] > 0
     assert f"{outcomes(result)['unsent']} of 300 requests" in result.incomplete
+
+
+def test_a_worker_that_stands_still_is_missed_and_not_waited_for(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = StrikingAt(psutil.Process.suspend)
+    plan = a_plan(serve(server.answer), duration_seconds=3, timeout_seconds=3, workers=2)
+    result = run_load(plan, work_dir=tmp_path)
+    assert f"(process {server.struck.pid})" in result.incomplete
+    assert outcomes(result)["unsent"] > 0
+    _, alive = psutil.wait_procs([server.struck], timeout=20)
+    assert not alive
 
 
 def test_an_interrupted_run_leaves_no_process(serve: Serve, tmp_path: Path) -> None:

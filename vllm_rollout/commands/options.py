@@ -22,6 +22,20 @@ Environment = Annotated[
 ReportDir = Annotated[
     str | None, typer.Option("--report-dir", help="where reports go (default: reports)")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="processes or pods that make load (default: the policy's load.workers)",
+    ),
+]
+LoadInCluster = Annotated[
+    bool,
+    typer.Option(
+        "--load-in-cluster", help="make load by pods in the deployment's cluster and not here"
+    ),
+]
 PolicyFile = Annotated[
     str | None,
     typer.Option(
@@ -75,6 +89,12 @@ class Choice:
         if self.kube_context:
             words += ["--kube-context", self.kube_context]
         return words
+
+
+def for_load(workers: int | None, *, in_cluster: bool) -> list[str]:
+    """How load is made, as the gates' own pytest options."""
+    words = ["--workers", str(workers)] if workers else []
+    return [*words, "--load-in-cluster"] if in_cluster else words
 
 
 def say(text: str) -> None:

@@ -25,6 +25,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import Finding, diagnose
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
+from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.platform.base import Platform
@@ -164,11 +165,17 @@ def _load_result(
             raise GateInconclusiveError(
                 f"no load was sent: {', '.join(bad)} did not pass", pytrace=False
             )
-        plan = load_plan(policy, deployment, base_url=settings.url_of(deployment))
+        pods = settings.load_pods(deployment)
+        plan = load_plan(policy, deployment, base_url=settings.load_url_of(deployment, pods))
+        plan = replace(plan, workers=settings.workers or plan.workers)
         progress = Progress(request.config, deployment)
         with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
             loads[deployment] = run_load(
-                plan, api_key=settings.api_key, on_progress=progress.load, work_dir=Path(folder)
+                plan,
+                api_key=settings.api_key,
+                on_progress=progress.load,
+                work_dir=Path(folder),
+                start=remotely(pods) if pods else None,
             )
     return loads[deployment]
 

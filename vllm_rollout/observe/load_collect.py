@@ -15,15 +15,22 @@ from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, LogReader
 from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_progress import LoadProgress, ProgressMeter
 
+_CLOCK_WITHIN_SECONDS = 0.25
+"""How exactly the workers' clocks must be known for them to be said to start together."""
+
 
 class LoadCollector:
-    """Follows the logs that the workers of `plan` write to `folder`. Logs of an earlier run go."""
+    """Follows the logs that the workers of `plan` write to `folder`. Logs of an earlier run go.
+
+    `clock_ahead_seconds` is by how much the clock that they go by is before this machine's.
+    """
 
     def __init__(self, plan: LoadPlan, folder: Path) -> None:
         self._plan = plan
         self._schedule = [] if plan.closed else list(arrivals(plan))
         self._records: dict[int, RequestRecord] = {}
         self._next = 0
+        self.clock_ahead_seconds = 0.0
         self._meter = ProgressMeter(plan, planned=len(self._schedule))
         self._stop_file = folder / STOP_NAME
         self._stop_file.unlink(missing_ok=True)
@@ -35,8 +42,9 @@ class LoadCollector:
 
     @property
     def started_at(self) -> float | None:
-        """Unix time of the schedule's zero; None until a worker has logged it."""
-        return next((log.started_at for log in self._logs if log.started_at is not None), None)
+        """Unix time of the schedule's zero, by the clock here; None until a worker logged it."""
+        told = next((log.started_at for log in self._logs if log.started_at is not None), None)
+        return None if told is None else told - self.clock_ahead_seconds
 
     def read(self, *, to_the_end: bool = False) -> None:
         """Take in what was logged since the last call; `to_the_end` when nobody logs any more."""
@@ -68,14 +76,23 @@ class LoadCollector:
         requests = self._requests_before(end)
         judged = tuple(r for r in requests if r.intended >= self._plan.warmup_seconds)
         unsent = sum(request.outcome is RequestOutcome.UNSENT for request in requests)
-        ended = sum(log.ended for log in self._logs)
+        unended = [_name(i, log) for i, log in enumerate(self._logs) if not log.ended]
+        strangers = [
+            _name(index, log)
+            for index, log in enumerate(self._logs)
+            if not log.node.clock_within_seconds <= _CLOCK_WITHIN_SECONDS
+        ]
+        lost = sum(log.lost for log in self._logs)
         unparsable = sum(log.unparsable for log in self._logs)
         gaps, broken = self._gaps()
         problems = {
             problem: problem != "",
-            f"only {ended} of {len(self._logs)} load workers ended by themselves": ended
-            < len(self._logs),
+            f"only {len(self._logs) - len(unended)} of {len(self._logs)} load workers ended by "
+            f"themselves, not {', '.join(unended)}": bool(unended),
+            f"when {', '.join(strangers)} started is not known to {_CLOCK_WITHIN_SECONDS:g} s: its "
+            "clock could not be compared with the master's": bool(strangers),
             f"{unsent} of {len(requests)} requests were not sent or left no record": unsent > 0,
+            f"{lost} finished requests are missing from the request log": lost != 0,
             f"{unparsable} lines of the request log cannot be read": unparsable > 0,
             broken: broken != "",
             "the schedule holds no request": not judged,
@@ -111,3 +128,8 @@ class LoadCollector:
             return merged(log.gaps for log in self._logs), ""
         except ValueError as error:
             return GapSummary(), f"the inter-token gaps cannot be read: {error}"
+
+
+def _name(index: int, log: LogReader) -> str:
+    """What a worker is called in messages."""
+    return f"worker {index} ({log.node.name or 'which sent nothing'})"

@@ -1,17 +1,21 @@
 """The log in which one load worker writes down every request: JSON lines, readable while it grows.
 
-    {"start": {"at": <unix time of the schedule's zero>}}
+    {"start": {"at": <unix time of the schedule's zero>, "worker": <its name>,
+               "ahead": <seconds of its clock before the master's>, "within": <± seconds, or null>}}
     [number, intended, sent, first_token, end,
      outcome, status, prompt_tokens, completion_tokens, error, class]     (on one line)
     {"tick": {"sent": <requests sent so far>, "busy": <CPU seconds so far>}}
-    {"end": {"stopped_at": <seconds, or null>, "gaps": <HDR histogram of inter-token gaps>}}
+    {"end": {"stopped_at": <seconds, or null>, "gaps": <HDR histogram of inter-token gaps>,
+             "requests": <number of the lines above that are requests>}}
 
 Times are seconds since the schedule's zero, null where there is none; `number` is the request's
 place in the schedule. A log without its end line is of a worker that did not end by itself.
 """
 
+import hashlib
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +27,39 @@ STOP_NAME = "stop"
 _MICROSECONDS = 6
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerNode:
+    """Where a worker runs, and what is known of its clock.
+
+    It is `clock_ahead_seconds` before that of the master, give or take `clock_within_seconds`,
+    which is infinite where nothing is known.
+    """
+
+    name: str = ""
+    clock_ahead_seconds: float = 0.0
+    clock_within_seconds: float = 0.0
+
+
 class LogWriter:
     """Writes the log of one worker. Lines reach the file at `tick` and `end`, or when many wait."""
 
-    def __init__(self, path: Path, *, started_at: float) -> None:
+    def __init__(self, path: Path, *, started_at: float, node: WorkerNode | None = None) -> None:
+        node = node or WorkerNode()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", encoding="utf-8", buffering=1 << 16)
-        self._write({"start": {"at": started_at}})
+        self._requests = 0
+        start = {
+            "at": started_at,
+            "worker": node.name,
+            "ahead": _to_json(node.clock_ahead_seconds),
+            "within": _finite(node.clock_within_seconds),
+        }
+        self._write({"start": start})
         self._file.flush()
 
     def record(self, number: int, record: RequestRecord) -> None:
         """Write one finished request."""
+        self._requests += 1
         times = (record.intended, record.sent, record.first_token, record.end)
         self._write(
             [
@@ -58,8 +84,8 @@ class LogWriter:
 
         `stopped_at` is when it was told to send no more, infinite if it was not.
         """
-        told = _to_json(stopped_at) if math.isfinite(stopped_at) else None
-        self._write({"end": {"stopped_at": told, "gaps": gaps}})
+        told = _finite(stopped_at)
+        self._write({"end": {"stopped_at": told, "gaps": gaps, "requests": self._requests}})
         self._file.close()
 
     def _write(self, line: Any) -> None:
@@ -69,20 +95,24 @@ class LogWriter:
 class LogReader:
     """Follows the log of one worker.
 
-    `started_at` is None until the worker has started; `sent` and `busy_seconds` (NaN before the
-    first) come from the latest tick; `stopped_at` (infinite where it was not told to stop) and
-    `gaps` from the end; `unparsable` counts the lines that are none of the four.
+    `started_at` is None until the worker has started, and `node` says little; `sent` and
+    `busy_seconds` (NaN before the first) come from the latest tick; `stopped_at` (infinite where it
+    was not told to stop), `gaps`, and how many requests were `lost` on the way, from the end;
+    `unparsable` counts the lines that are none of the four.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.started_at: float | None = None
+        self.node = WorkerNode()
         self.sent = 0
         self.busy_seconds = math.nan
         self.stopped_at = math.inf
         self.gaps = ""
         self.ended = False
+        self.lost = 0
         self.unparsable = 0
+        self._requests = 0
         self._offset = 0
 
     def read(self, *, to_the_end: bool = False) -> list[tuple[int, RequestRecord]]:
@@ -113,13 +143,21 @@ class LogReader:
 
     def _take(self, line: Any) -> tuple[int, RequestRecord] | None:
         if isinstance(line, list):
-            return _decode(*line)
+            request = _decode(*line)
+            self._requests += 1
+            return request
         if not isinstance(line, dict):
             raise TypeError(line)
         [(kind, fields)] = line.items()
         match kind:
             case "start":
                 self.started_at = float(fields["at"])
+                within = fields["within"]
+                self.node = WorkerNode(
+                    name=str(fields["worker"]),
+                    clock_ahead_seconds=float(fields["ahead"]),
+                    clock_within_seconds=math.inf if within is None else float(within),
+                )
             case "tick":
                 self.sent = int(fields["sent"])
                 self.busy_seconds = _from_json(fields["busy"])
@@ -127,15 +165,27 @@ class LogReader:
                 told = fields["stopped_at"]
                 self.stopped_at = math.inf if told is None else float(told)
                 self.gaps = str(fields["gaps"])
+                self.lost = int(fields["requests"]) - self._requests
                 self.ended = True
             case _:
                 raise ValueError(kind)
         return None
 
 
+def log_digest(path: Path) -> str:
+    """SHA-256 of a whole log, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _to_json(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else round(value, _MICROSECONDS)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return round(value, _MICROSECONDS) if math.isfinite(value) else None
 
 
 def _from_json(value: float | None) -> float:

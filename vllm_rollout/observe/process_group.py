@@ -39,6 +39,11 @@ class ProcessGroup:
         self._status = psutil.Process(self._process.pid).status
 
     @property
+    def pid(self) -> int:
+        """The first process's number, which is the group's."""
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the first process has not exited."""
         return self._process.returncode is None and self._status() != psutil.STATUS_ZOMBIE

@@ -202,7 +202,9 @@ class Load(Block):
     stream: Switch
     """Whether answers are streamed, which is what time to first token is measured on."""
     workers: Count
-    """Load generator processes."""
+    """Load generator processes, or pods."""
+    where: Literal["here", "cluster"]
+    """Whether load is made by processes on this machine or by pods in the deployment's cluster."""
     max_lag: Span
     """Requests that leave later than this after their time (P99) leave the run without verdict."""
     early_stop: Switch

@@ -7,6 +7,19 @@ from pydantic import model_validator
 from vllm_rollout.policy.fields import Block, CountOrZero, MayBeOff, Span, Text, broken_rule
 
 
+class LoadGenerator(Block):
+    """Load made in the cluster (`load.where: cluster`), by the chart load-generator."""
+
+    image: Annotated[Text | None, MayBeOff()]
+    """REPOSITORY@sha256:…, an image with this version of vllm-rollout in it."""
+    namespace: Annotated[Text | None, MayBeOff()]
+    """Namespace of its pods; off means that of the releases."""
+    values: Annotated[Text | None, MayBeOff()]
+    """Values file for the chart: resources, nodes, the Secret of the bearer key."""
+    start_timeout: Span
+    """How long its pods may take to be there: images are pulled, nodes are added."""
+
+
 class Kubernetes(Block):
     """The Kubernetes platform's own settings. Folders are looked for from the working directory."""
 
@@ -18,6 +31,8 @@ class Kubernetes(Block):
     """How service_url is reached: directly, by a tunnel to the pods, or whichever works here."""
     helm: Text
     """The Helm command, Helm 3 or Helm 4."""
+    load_generator: LoadGenerator
+    """Load made in the cluster."""
     surge: CountOrZero
     """Pods that a ramp may run above a release's capacity."""
     unavailable: CountOrZero

@@ -11,7 +11,14 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
 from vllm_rollout.platform.kubernetes.store import object_name
 
-API = KubernetesApi(core=None, coordination=None, storage=None, address="https://10.0.0.1:6443")
+API = KubernetesApi(
+    core=None,
+    coordination=None,
+    storage=None,
+    batch=None,
+    networking=None,
+    address="https://10.0.0.1:6443",
+)
 FORBIDDEN = 'pods is forbidden: User "ci" cannot list resource "pods" in the namespace "system"'
 
 

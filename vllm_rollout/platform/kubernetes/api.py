@@ -31,6 +31,8 @@ class KubernetesApi:
     core: Any
     coordination: Any
     storage: Any
+    batch: Any
+    networking: Any
     address: str
 
     @contextmanager
@@ -120,6 +122,8 @@ def connect(context: str | None) -> KubernetesApi:
         core=client.CoreV1Api(connection),
         coordination=client.CoordinationV1Api(connection),
         storage=client.StorageV1Api(connection),
+        batch=client.BatchV1Api(connection),
+        networking=client.NetworkingV1Api(connection),
         address=connection.configuration.host,
     )
 

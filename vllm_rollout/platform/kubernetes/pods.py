@@ -171,15 +171,23 @@ def list_pods(api: KubernetesApi, deployment: Deployment) -> list[Pod]:
 
     Raises: as `KubernetesApi.doing`.
     """
-    with api.doing("list", f"pods in namespace {deployment.namespace}"):
+    pods = list_instance(api, deployment.namespace, deployment.release)
+    return [pod for pod in pods if pod.serves]
+
+
+def list_instance(api: KubernetesApi, namespace: str, instance: str) -> list[Pod]:
+    """All pods of an instance of an application, by name.
+
+    Raises: as `KubernetesApi.doing`.
+    """
+    with api.doing("list", f"pods in namespace {namespace}"):
         found = api.core.list_namespaced_pod(
-            deployment.namespace,
-            label_selector=f"{INSTANCE_LABEL}={deployment.release}",
+            namespace,
+            label_selector=f"{INSTANCE_LABEL}={instance}",
             _request_timeout=TIMEOUT_SECONDS,
         )
     documents = [api.core.api_client.sanitize_for_serialization(item) for item in found.items]
-    pods = [pod for pod in map(parse_pod, documents) if pod.serves]
-    return sorted(pods, key=lambda pod: pod.metadata.name)
+    return sorted(map(parse_pod, documents), key=lambda pod: pod.metadata.name)
 
 
 def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:

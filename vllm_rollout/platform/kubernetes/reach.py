@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.platform.base import Route
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
-from vllm_rollout.platform.kubernetes.tunnel import Tunnel
+from vllm_rollout.platform.kubernetes.tunnel import Tunnel, release_tunnel
 
 Reach = Literal["auto", "service", "tunnel"]
 
@@ -37,14 +37,14 @@ class Ways:
     def url(self, deployment: Deployment, api: KubernetesApi) -> str:
         """The URL to connect to, without a trailing slash.
 
-        Raises: as `Tunnel`, where one is needed.
+        Raises: as `release_tunnel`, where one is needed.
         """
         url = self._url(deployment)
         if not self._by_tunnel(deployment):
             return url
         if deployment not in self._tunnels:
             parts = urlsplit(url)
-            self._tunnels[deployment] = Tunnel(
+            self._tunnels[deployment] = release_tunnel(
                 api,
                 deployment,
                 service=(parts.hostname or "").split(".")[0],

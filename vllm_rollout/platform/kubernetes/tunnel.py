@@ -1,9 +1,9 @@
-"""A tunnel to the pods of a release: a local port, forwarded through the API server.
+"""A tunnel to pods: a local port, forwarded through the API server.
 
-What `kubectl port-forward` does for one pod, for all that are ready: each connection goes to the
-next of them, as a Service would have it. Protocol: the WebSocket form of the pods' `portforward`
-subresource, `v4.channel.k8s.io`, where each message begins with its channel: 0 for the port's
-data, 1 for its errors, and the first message of each channel names the port.
+What `kubectl port-forward` does for one pod, with a choice for each connection: those to a release
+go to all its ready pods in turn, as a Service would have it. Protocol: the WebSocket form of the
+pods' `portforward` subresource, `v4.channel.k8s.io`, where each message begins with its channel: 0
+for the port's data, 1 for its errors, and the first message of each channel names the port.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import logging
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -32,32 +33,33 @@ _PODS_FRESH_SECONDS = 1.0
 _START_SECONDS = 10.0
 
 
+Choose = Callable[[], tuple[str, int]]
+"""The name and the port of the pod that the next connection goes to.
+
+Raises:
+    RolloutError: there is none; the connection is closed then.
+"""
+
+
 class Tunnel:
     """Listens on 127.0.0.1 until `close`, or until this process ends.
 
-    A connection for which no pod is ready, or that the API server refuses, is closed at once: the
-    client sees an error and never another pod's answer. `port` is the Service's.
-
-    Raises:
-        NotFoundError, UnreachableError: the Service cannot be read.
+    A connection for which there is no pod, or that the API server refuses, is closed at once: the
+    client sees an error and never another pod's answer. `whither` is for people.
     """
 
-    def __init__(
-        self, api: KubernetesApi, deployment: Deployment, *, service: str, port: int
-    ) -> None:
+    def __init__(self, api: KubernetesApi, *, namespace: str, choose: Choose, whither: str) -> None:
         self._api = api
-        self._deployment = deployment
-        self._target = _target_port(api, deployment.namespace, service, port)
-        self._turn = itertools.count()
-        self._pods: list[Pod] = []
-        self._looked = -_PODS_FRESH_SECONDS
+        self._namespace = namespace
+        self._choose = choose
+        self._whither = whither
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         started: Future[int] = Future()
         self._thread = threading.Thread(
             target=lambda: self._loop.run_until_complete(self._serve(started)),
             daemon=True,
-            name=f"tunnel to {deployment}",
+            name=f"tunnel to {whither}",
         )
         self._thread.start()
         self.url = f"http://127.0.0.1:{started.result(_START_SECONDS)}"
@@ -90,23 +92,20 @@ class Tunnel:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            pod = await self._loop.run_in_executor(None, self._next_pod)
-            await self._forward(pod, reader, writer)
+            pod, port = await self._loop.run_in_executor(None, self._choose)
+            await self._forward(pod, port, reader, writer)
         except (RolloutError, aiohttp.ClientError, OSError) as error:
-            _log.warning("tunnel to %s: %s", self._deployment, error)
+            _log.warning("tunnel to %s: %s", self._whither, error)
         finally:
             writer.close()
 
     async def _forward(
-        self, pod: Pod, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, pod: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        url = (
-            f"{self._api.address}/api/v1/namespaces/{self._deployment.namespace}"
-            f"/pods/{pod.metadata.name}/portforward"
-        )
+        url = f"{self._api.address}/api/v1/namespaces/{self._namespace}/pods/{pod}/portforward"
         async with self._session.ws_connect(
             url,
-            params={"ports": str(_port_of(pod, self._target))},
+            params={"ports": str(port)},
             protocols=(_PROTOCOL,),
             headers=await self._loop.run_in_executor(None, _credentials, self._api),
             max_msg_size=0,
@@ -122,8 +121,37 @@ class Tunnel:
                 if isinstance(result, Exception):
                     raise result
 
-    def _next_pod(self) -> Pod:
-        """The next ready pod; the list is not older than a second.
+
+def release_tunnel(
+    api: KubernetesApi, deployment: Deployment, *, service: str, port: int
+) -> Tunnel:
+    """A tunnel to the ready pods of a release; `port` is the Service's.
+
+    Raises:
+        NotFoundError, UnreachableError: the Service cannot be read.
+    """
+    target = _target_port(api, deployment.namespace, service, port)
+    return Tunnel(
+        api,
+        namespace=deployment.namespace,
+        choose=_ReadyPods(api, deployment, target).choose,
+        whither=str(deployment),
+    )
+
+
+class _ReadyPods:
+    """The ready pods of a release in turn; the list is not older than a second."""
+
+    def __init__(self, api: KubernetesApi, deployment: Deployment, target: int | str) -> None:
+        self._api = api
+        self._deployment = deployment
+        self._target = target
+        self._turn = itertools.count()
+        self._pods: list[Pod] = []
+        self._looked = -_PODS_FRESH_SECONDS
+
+    def choose(self) -> tuple[str, int]:
+        """The next of them.
 
         Raises:
             UnreachableError: none is ready, or they cannot be listed.
@@ -133,8 +161,11 @@ class Tunnel:
             self._looked = time.monotonic()
         pods = self._pods
         if not pods:
-            raise UnreachableError(f"no pod of {self._deployment} is ready", address=self.url)
-        return pods[next(self._turn) % len(pods)]
+            raise UnreachableError(
+                f"no pod of {self._deployment} is ready", address=self._api.address
+            )
+        pod = pods[next(self._turn) % len(pods)]
+        return pod.metadata.name, _port_of(pod, self._target)
 
 
 async def _send(reader: asyncio.StreamReader, socket: aiohttp.ClientWebSocketResponse) -> None:

@@ -1,0 +1,110 @@
+"""From a load task to the values of the chart load-generator."""
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from vllm_rollout.errors import UsageError
+from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
+from vllm_rollout.platform.load_pods import LoadTask
+from vllm_rollout.yaml_file import read_mapping
+
+_LONGEST_NAME = 46
+"""Its pods' names, with `-worker-` and five letters, and Helm's own limit of 53, are kept."""
+_LARGEST_PLAN = 1_000_000
+"""A ConfigMap holds 1 MiB."""
+_OVERTIME_SECONDS = 180
+"""For fetching the logs, before Kubernetes ends what has not ended by itself."""
+_DEFAULT_PORT = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSettings:
+    """Where pods make load, and of what: `values` is a file for the chart, or None."""
+
+    namespace: str
+    image: str
+    values: Path | None
+    start_seconds: float
+    has_key: bool
+    """Whether there is a bearer key here, which the pods will need too."""
+
+
+def generator_name(release: str) -> str:
+    """What the generator of a release is called."""
+    name = f"{release}-load"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(release.encode()).hexdigest()[:6]
+    return f"{release[: _LONGEST_NAME - 12].rstrip('-')}-{digest}-load"
+
+
+def generator_values(api: KubernetesApi, settings: LoadSettings, task: LoadTask) -> dict[str, Any]:
+    """What is laid over the chart's values and over `settings.values`.
+
+    Raises:
+        UsageError: the plan is too large, a key or the image is missing, or the address means
+            nothing in a pod.
+        NotFoundError, UnreachableError: the Service that `base_url` names cannot be read.
+    """
+    own = read_mapping(settings.values) if settings.values else {}
+    if len(task.plan.encode()) > _LARGEST_PLAN:
+        raise UsageError(
+            f"the load plan takes {len(task.plan.encode()):,} bytes, and a ConfigMap has room for "
+            f"{_LARGEST_PLAN:,}",
+            remedy="Take fewer prompts or a shorter trace, or make the load here.",
+        )
+    if settings.has_key and not (own.get("apiKeySecret") or {}).get("name"):
+        raise UsageError(
+            "the model server asks for a bearer key, and the load generator's pods have none",
+            remedy="Name its Secret: `apiKeySecret: {name: …, key: …}` in the file of "
+            "`kubernetes.load_generator.values`.",
+        )
+    values: dict[str, Any] = {
+        "plan": task.plan,
+        "workers": task.workers,
+        "startSeconds": round(settings.start_seconds),
+        "activeSeconds": round(settings.start_seconds + task.longest_seconds + _OVERTIME_SECONDS),
+    }
+    if settings.image:
+        values["image"] = settings.image
+    elif not own.get("image"):
+        raise UsageError(
+            "load in the cluster needs an image with vllm-rollout in it",
+            remedy="Name it in the policy, by digest: `kubernetes: {load_generator: {image: "
+            "REPOSITORY@sha256:…}}`; charts/load-generator/Dockerfile builds it.",
+        )
+    if "target" not in own:
+        values["target"] = _target(api, task.base_url)
+    return values
+
+
+def _target(api: KubernetesApi, base_url: str) -> dict[str, Any]:
+    """Whom the pods may ask: the pods of the Service that is named, or any address at the port."""
+    url = urlsplit(base_url)
+    host = url.hostname or ""
+    if _is_loopback(host):
+        raise UsageError(
+            f"{base_url} is this machine's own, and in a pod it would mean the pod",
+            remedy="Leave --base-url out, or name the server as the cluster knows it.",
+        )
+    service, _, rest = host.partition(".")
+    namespace, _, kind = rest.partition(".")
+    if kind.split(".")[0] == "svc":
+        with api.doing("get", f"services {service} in namespace {namespace}"):
+            found = api.core.read_namespaced_service(
+                service, namespace, _request_timeout=TIMEOUT_SECONDS
+            )
+        if found.spec.selector:
+            return {"namespace": namespace, "podLabels": dict(found.spec.selector)}
+    return {"port": url.port or _DEFAULT_PORT[url.scheme]}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
