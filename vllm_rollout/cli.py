@@ -13,6 +13,7 @@ from vllm_rollout.commands import (
     releases,
     rollout,
     status,
+    watch,
 )
 from vllm_rollout.simulator.main import simulate
 
@@ -34,6 +35,7 @@ app.command("deploy")(releases.deploy_command)
 app.command("preflight")(preflight.preflight_command)
 app.command("gate-and-promote")(rollout.promote_command)
 app.command("rollback")(rollout.rollback_command)
+app.command("watch")(watch.watch_command)
 app.command("status")(status.status_command)
 app.command("history")(releases.history_command)
 app.command("diagnose")(diagnose.diagnose_command)

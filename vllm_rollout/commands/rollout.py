@@ -1,7 +1,5 @@
 """`gate-and-promote` and `vllm-rollout rollback`."""
 
-import getpass
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,25 +7,17 @@ from typing import Annotated
 import typer
 
 from vllm_rollout.commands import options
+from vllm_rollout.commands.running import new_context, show_end
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import ExitCode, RolloutError, UsageError
-from vllm_rollout.release.clock import SystemClock
+from vllm_rollout.errors import ExitCode, UsageError
 from vllm_rollout.release.context import Context
-from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import (
     gate_and_promote,
     roll_back_by_hand,
     state_when_interrupted,
 )
-from vllm_rollout.release.gates import GateRunner
-from vllm_rollout.release.journal import Journal
-from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.release.notify import Notifier
-from vllm_rollout.report.evidence import Evidence, new_run_id
-from vllm_rollout.report.record import write_record
-from vllm_rollout.report.render import write_reports
-from vllm_rollout.report.terminal import gates_table
+from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.settings import Settings
 
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
@@ -126,86 +116,20 @@ def _run(
     work: Callable[[Context], Evidence],
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
-    clock = SystemClock()
-    run_id = new_run_id(clock.now())
-    folder = settings.report_dir / target.model / run_id
-    store = settings.require_platform().store
-    policy, who = settings.policy.for_model(target.model), _deployer()
-    messages = Notifier(
-        policy.notifications,
-        model=target.model,
-        environment=target.environment,
-        run_id=run_id,
-        who=who,
-        reason=reason,
-        now=clock.now,
-    )
     with LiveReporter(options.console) as reporter:
-        context = Context(
-            run_id=run_id,
+        context = new_context(
+            settings,
             source=source,
             target=target,
-            settings=settings,
-            policy=policy,
-            clock=clock,
-            reporter=reporter,
-            runner=GateRunner(
-                options=gate_options,
-                own_gates=own_gates,
-                on_event=lambda kind, text: (
-                    reporter.gate(text) if kind == "gate" else reporter.progress(text)
-                ),
-            ),
-            folder=folder,
-            journal=Journal(store, target.model),
-            ledger=Ledger(store),
-            decisions=Decisions(store),
-            who=who,
+            gate_options=gate_options,
+            own_gates=own_gates,
             reason=reason,
-            notify=messages.tell,
-            undelivered=messages.close,
+            reporter=reporter,
         )
         try:
             evidence = work(context)
-            _show(evidence, context)
+            show_end(evidence, context)
         except KeyboardInterrupt as error:  # another Ctrl-C, while the first one's report is made
             options.say(state_when_interrupted(context))
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
     raise typer.Exit(evidence.exit_code or 0)
-
-
-def _show(evidence: Evidence, context: Context) -> None:
-    """Print the gates, write report and record, and say where they are.
-
-    The rollout is over: a report that cannot be written is said, and changes no exit code.
-    """
-    for run in evidence.runs:
-        options.console.print(gates_table(run))
-    target = context.target
-    try:
-        paths = write_reports(evidence, context.folder)
-        if context.touched and context.serves_users:
-            record = write_record(
-                evidence,
-                folder=Path("deployments"),
-                deployer=context.who,
-                reason=context.reason,
-                rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
-                report_path=paths.html,
-                previous=context.previous,
-                environment=target.environment,
-            )
-            options.say(f"record: {record}")
-        options.say(f"report: {paths.html}")
-    except (RolloutError, OSError) as error:
-        options.say(
-            f"the report could not be written, the evidence is in the platform's store: {error}"
-        )
-    options.say(evidence.conclusion)
-
-
-def _deployer() -> str:
-    """Who deploys: the CI's user, else this machine's."""
-    return (
-        os.environ.get("GITLAB_USER_LOGIN") or os.environ.get("GITHUB_ACTOR") or getpass.getuser()
-    )

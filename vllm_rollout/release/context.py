@@ -214,19 +214,31 @@ class Context:
         return replace(run, expected=VERIFY_GATES)
 
     def watch(
-        self, deployment: Deployment, duration: timedelta, *, after_promotion: bool = False
+        self,
+        deployment: Deployment,
+        duration: timedelta | None,
+        *,
+        after_promotion: bool = False,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> WatchEnd:
-        """Watch the deployment's triggers for `duration`."""
+        """Watch the deployment's triggers for `duration`; see `Watcher`."""
         with self._client(deployment) as client:
             watcher = Watcher(
                 policy=self.policy,
                 clock=self.clock,
                 look=lambda: self._look(client, deployment),
+                interrupted=interrupted,
+                on_blind=lambda names: self._blind(deployment, names),
                 on_tick=lambda elapsed, sight: self.reporter.progress(
                     f"watching {deployment}: {sight_line(elapsed, duration, sight)}"
                 ),
             )
             return watcher.watch(duration, after_promotion=after_promotion)
+
+    def _blind(self, deployment: Deployment, names: tuple[str, ...]) -> None:
+        text = f"no data of {deployment}: {', '.join(names)}"
+        self.say("the watch is blind", text, Outcome.INCONCLUSIVE)
+        self.notify("blind", text)
 
     def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
         probes = probe(

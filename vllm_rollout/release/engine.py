@@ -8,7 +8,8 @@ from vllm_rollout.deployment import Build, Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.release.context import Context, End, refusal_of, trouble_of
-from vllm_rollout.release.journal import Phase
+from vllm_rollout.release.decisions import DecisionKind
+from vllm_rollout.release.journal import JournalEntry, Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.release.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.release.rollback import roll_back
@@ -50,6 +51,48 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
         return roll_back(context, entry, reason, code=ExitCode.OK)
 
     return _conduct(context, work)
+
+
+def roll_back_watched(context: Context, *, reason: str, revision: int) -> Evidence:
+    """Return the target from `revision`, over which a trigger fired, to the newest good one before.
+
+    Nothing is done, and the end is OK, where a rollout is under way by now or another revision
+    serves. What a rollback has brought back is not left again by a trigger: going from revision to
+    revision would not help, a person may.
+    """
+
+    def work(_started: datetime) -> End:
+        target = context.target
+        last = context.journal.read()
+        if last is not None and last.unfinished:
+            return End(code=ExitCode.OK, conclusion=f"Nothing done: {last.run_id} is under way")
+        history = context.platform.history(target)
+        serving = newest_served(history)
+        if serving is None or serving.number != revision:
+            return End(code=ExitCode.OK, conclusion=f"Nothing done: revision {revision} is gone")
+        earlier = [r for r in history if r.number < revision and r.build != serving.build]
+        good = context.ledger.good_revision(target, earlier)
+        if good is None or _brought_back(context, serving, last):
+            why = "it was brought back itself" if good else "no earlier revision is good"
+            return End(
+                code=ExitCode.NEEDS_PERSON,
+                conclusion=f"A person is needed: {target}, revision {revision}: {reason}; it is "
+                f"not rolled back, as {why}",
+            )
+        entry = context.begin(serving.build, before=good.number, note=f"watch: {reason}")
+        return roll_back(context, entry, reason)
+
+    return _conduct(context, work)
+
+
+def _brought_back(context: Context, serving: Revision, last: JournalEntry | None) -> bool:
+    """Whether a rollback, and no promotion, made the target serve what it serves."""
+    target = context.target
+    if last is not None and last.target == target.environment:
+        return last.build != serving.build
+    about = context.decisions.of(target.model)
+    kinds = [each.kind for each in about if each.environment == target.environment]
+    return kinds[-1:] == [DecisionKind.ROLLED_BACK]
 
 
 def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:

@@ -22,10 +22,11 @@ class WatchEnd:
 
     `fired` is the reason for rollback, or empty. `unobservable` names triggers that had no data at
     the end: nothing is known of them. `verdicts` are the SLO's by name, where the watch was long
-    enough.
+    enough. `interrupted` is set where whoever asked for it had it ended before its time.
     """
 
     fired: str = ""
+    interrupted: bool = False
     unobservable: tuple[str, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     observed_seconds: float
@@ -142,17 +143,23 @@ class Watcher:
     """Watches one deployment.
 
     `look` takes one sight and does not raise. `on_tick` is told once per observation how many
-    seconds the watch has lasted and what was seen.
+    seconds the watch has lasted and what was seen; `on_blind`, once each time, which triggers have
+    had no data for longer than the policy's gap. `interrupted` is asked before each observation.
     """
 
     policy: Policy
     clock: Clock
     look: Callable[[], Sight]
     on_tick: Callable[[float, Sight], None]
+    on_blind: Callable[[tuple[str, ...]], None] = lambda _names: None
+    interrupted: Callable[[], bool] = lambda: False
     _slo_samples: list[ProbeSample] = field(default_factory=list)
 
-    def watch(self, duration: timedelta, *, after_promotion: bool = False) -> WatchEnd:
-        """Watch for `duration`, at least one observation; `after_promotion` judges the SLO too."""
+    def watch(self, duration: timedelta | None, *, after_promotion: bool = False) -> WatchEnd:
+        """Watch for `duration`, at least one observation; `after_promotion` judges the SLO too.
+
+        None is for ever: until a trigger fires or it is interrupted.
+        """
         watch = self.policy.watch
         triggers = Triggers(
             self.policy,
@@ -161,11 +168,21 @@ class Watcher:
         self._slo_samples.clear()
         started = self.clock.monotonic()
         verdicts: Mapping[str, Verdict] = {}
+        blind_since: float | None = None
         while True:
             elapsed = self.clock.monotonic() - started
+            if self.interrupted():
+                return WatchEnd(interrupted=True, verdicts=verdicts, observed_seconds=elapsed)
             sight = self.look()
             self.on_tick(elapsed, sight)
             fired, blind = triggers.step(elapsed, sight)
+            if not blind:
+                blind_since = None
+            elif blind_since is None:
+                blind_since = elapsed
+            elif elapsed - blind_since > self.policy.triggers.max_gap_seconds:
+                self.on_blind(blind)
+                blind_since = math.inf
             if after_promotion and elapsed <= watch.slo.within_seconds:
                 self._slo_samples.append(sight.probes)
             slo_due = after_promotion and elapsed >= watch.slo.within_seconds
@@ -173,7 +190,7 @@ class Watcher:
                 verdicts = self._slo_verdicts()
                 failed = [v.reason for v in verdicts.values() if v.outcome is Outcome.FAIL]
                 fired = fired or "; ".join(failed)
-            if fired or elapsed >= duration.total_seconds():
+            if fired or (duration is not None and elapsed >= duration.total_seconds()):
                 return WatchEnd(
                     fired=fired,
                     unobservable=blind,

@@ -85,9 +85,12 @@ def progress_line(progress: LoadProgress) -> str:
     return ", ".join([*parts, f"{_clock(progress.remaining_seconds)} left"])
 
 
-def sight_line(elapsed_seconds: float, duration: timedelta, sight: Sight | None) -> str:
-    """What a watch sees now, on one line; `sight` is None when nothing could be observed."""
-    when = f"{_clock(elapsed_seconds)} of {format_duration(duration)}"
+def sight_line(elapsed_seconds: float, duration: timedelta | None, sight: Sight | None) -> str:
+    """What a watch sees now, on one line; `sight` is None when nothing could be observed.
+
+    `duration` is None for a watch without end.
+    """
+    when = _clock(elapsed_seconds) + (f" of {format_duration(duration)}" if duration else "")
     if sight is None:
         return f"{when}: cannot observe"
     probes = sight.probes

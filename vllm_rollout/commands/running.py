@@ -1,0 +1,110 @@
+"""What the commands that change releases share: a run's tools, and what is left when it ends."""
+
+import getpass
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_rollout.commands import options
+from vllm_rollout.console import LiveReporter
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.errors import RolloutError
+from vllm_rollout.release.clock import SystemClock
+from vllm_rollout.release.context import Context
+from vllm_rollout.release.decisions import Decisions
+from vllm_rollout.release.gates import GateRunner
+from vllm_rollout.release.journal import Journal
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.notify import Notifier
+from vllm_rollout.report.evidence import Evidence, new_run_id
+from vllm_rollout.report.record import write_record
+from vllm_rollout.report.render import write_reports
+from vllm_rollout.report.terminal import gates_table
+from vllm_rollout.settings import Settings
+
+
+def new_context(
+    settings: Settings,
+    *,
+    source: Deployment,
+    target: Deployment,
+    gate_options: Sequence[str],
+    own_gates: Sequence[Path] = (),
+    reason: str,
+    reporter: LiveReporter,
+) -> Context:
+    """The tools of a new run from `source` to `target`."""
+    clock = SystemClock()
+    run_id = new_run_id(clock.now())
+    store = settings.require_platform().store
+    policy, who = settings.policy.for_model(target.model), _deployer()
+    messages = Notifier(
+        policy.notifications,
+        model=target.model,
+        environment=target.environment,
+        run_id=run_id,
+        who=who,
+        reason=reason,
+        now=clock.now,
+    )
+    return Context(
+        run_id=run_id,
+        source=source,
+        target=target,
+        settings=settings,
+        policy=policy,
+        clock=clock,
+        reporter=reporter,
+        runner=GateRunner(
+            options=gate_options,
+            own_gates=own_gates,
+            on_event=lambda kind, text: (
+                reporter.gate(text) if kind == "gate" else reporter.progress(text)
+            ),
+        ),
+        folder=settings.report_dir / target.model / run_id,
+        journal=Journal(store, target.model),
+        ledger=Ledger(store),
+        decisions=Decisions(store),
+        who=who,
+        reason=reason,
+        notify=messages.tell,
+        undelivered=messages.close,
+    )
+
+
+def show_end(evidence: Evidence, context: Context) -> None:
+    """Print the gates, write report and record, and say where they are.
+
+    The rollout is over: a report that cannot be written is said, and changes no exit code.
+    """
+    for run in evidence.runs:
+        options.console.print(gates_table(run))
+    target = context.target
+    try:
+        paths = write_reports(evidence, context.folder)
+        if context.touched and context.serves_users:
+            record = write_record(
+                evidence,
+                folder=Path("deployments"),
+                deployer=context.who,
+                reason=context.reason,
+                rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
+                report_path=paths.html,
+                previous=context.previous,
+                environment=target.environment,
+            )
+            options.say(f"record: {record}")
+        options.say(f"report: {paths.html}")
+    except (RolloutError, OSError) as error:
+        options.say(
+            f"the report could not be written, the evidence is in the platform's store: {error}"
+        )
+    options.say(evidence.conclusion)
+
+
+def _deployer() -> str:
+    """Who deploys: the CI's user, else this machine's."""
+    return (
+        os.environ.get("GITLAB_USER_LOGIN") or os.environ.get("GITHUB_ACTOR") or getpass.getuser()
+    )

@@ -1,0 +1,77 @@
+"""`vllm-rollout watch`."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from vllm_rollout.commands import options
+from vllm_rollout.commands.running import new_context, show_end
+from vllm_rollout.console import LiveReporter
+from vllm_rollout.errors import UsageError
+from vllm_rollout.release.clock import SystemClock
+from vllm_rollout.release.standing_watch import StandingWatch, StoppableClock
+from vllm_rollout.units import UnitError, parse_duration
+
+_FOREVER = "forever"
+
+
+@options.about_releases
+def watch_command(
+    model: options.Model,
+    environment: options.Environment = None,
+    for_: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="for example 24h; or forever")
+    ] = _FOREVER,
+    *,
+    choice: options.Choice,
+    report_dir: options.ReportDir = None,
+) -> None:
+    """Stand watch over MODEL in --environment (default: the last), and roll back on a trigger.
+
+    The policy's triggers, hours later as in the first minute. A rollout that is under way is left
+    alone; of several watches over one deployment one leads. SIGTERM and Ctrl-C end it, and let a
+    rollback that was begun come to its end. The chart rollout-watch runs it in the cluster.
+
+    Exit codes: 0 the time is over or it was asked to end, and, with --for TIME, 5 rolled back,
+    6 rollback did not restore service: a person is needed.
+    """
+    settings = choice.settings(report_dir=report_dir)
+    target = settings.deployment(model, environment or settings.policy.order[-1])
+    try:
+        duration = None if for_ == _FOREVER else parse_duration(for_)
+    except UnitError as error:
+        raise UsageError(f"--for {for_}: {error}", remedy="Write 24h, or forever.") from error
+    stop = threading.Event()
+    with LiveReporter(options.console) as reporter, _ended_by_signals(stop):
+        watch = StandingWatch(
+            new_context=lambda: new_context(
+                settings,
+                source=target,
+                target=target,
+                gate_options=choice.for_gates(settings),
+                reason="a trigger fired in the standing watch",
+                reporter=reporter,
+            ),
+            on_end=show_end,
+            clock=StoppableClock(SystemClock(), stop),
+        )
+        code = watch.run(duration)
+    raise typer.Exit(int(code))
+
+
+@contextmanager
+def _ended_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop` instead of ending the process."""
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
