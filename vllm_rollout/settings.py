@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import UsageError
@@ -15,6 +15,9 @@ from vllm_rollout.platform.base import Platform, Route
 from vllm_rollout.platform.load_pods import LoadPods
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
+
+if TYPE_CHECKING:
+    from vllm_rollout.platform.kubernetes import StartUpOf
 
 ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
 _MOST_WORKERS = 1000
@@ -203,6 +206,7 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platfor
         reach=policy.kubernetes.reach,
         surge=policy.kubernetes.surge,
         unavailable=policy.kubernetes.unavailable,
+        start_up=start_up_by(policy),
     )
 
 
@@ -228,3 +232,19 @@ def make_load_pods(
             has_key=has_key,
         ),
     )
+
+
+def start_up_by(policy: Policy) -> "StartUpOf":
+    """How long models may load, by the policy's table."""
+    from vllm_rollout.platform.kubernetes import StartUp
+
+    def start_up(model: str, stated: float | None) -> StartUp:
+        rules = policy.for_model(model)
+        parameters = rules.parameters(model, stated=stated)
+        return StartUp(
+            parameters=parameters,
+            period_seconds=rules.startup_probe.period_seconds,
+            failure_threshold=rules.startup_failure_threshold(parameters),
+        )
+
+    return start_up

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from support.world import MODEL, PRODUCTION, STAGING, Killed, World
+from support.world import MODEL, PRODUCTION, STAGING, Killed, World, healthy
 
+from vllm_rollout.deployment import Replica
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.observe.probe import ProbeSample
@@ -12,6 +13,8 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
 from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import hold
+from vllm_rollout.report.html import summary_html
+from vllm_rollout.symptoms import Symptoms
 
 RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]
 
@@ -128,7 +131,7 @@ def test_an_outage_after_promotion_rolls_back(world: World) -> None:
     world.probes = lambda _seconds: ProbeSample(
         total=10,
         failures=10 if len(world.gates.outcomes) or len(changes(world)) == 3 else 0,
-        latencies_seconds=(),
+        latencies_seconds=(0.1,),
         healthy=True,
     )
     world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
@@ -143,6 +146,39 @@ def test_an_outage_after_promotion_rolls_back(world: World) -> None:
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "complete outage" in evidence.conclusion
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_a_step_that_cannot_be_watched_does_not_go_on(world: World) -> None:
+    world.overrides["ramp"] = [{"replicas": 1, "hold": "1h"}, {"share": "100%", "hold": "0s"}]
+    world.probes = lambda _seconds: ProbeSample(
+        total=10, failures=0, latencies_seconds=(), healthy=True
+    )
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.UNREACHABLE
+    assert "went blind (P95 latency)" in evidence.conclusion
+    assert changes(world) == ["apply production 1/4"]
+    world.probes = healthy
+    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert changes(world)[1] == "rollback production 1"
+
+
+def test_why_replicas_did_not_come_up_is_in_the_report(world: World) -> None:
+    trouble = Symptoms(
+        replica=Replica(name="pod-a", phase="Pending", ready=False, restarts=0),
+        requests={"nvidia.com/gpu": 4.0},
+        scarce="nvidia.com/gpu",
+        events=(("FailedScheduling", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),),
+    )
+
+    world.platform.fail_apply_at, world.platform.trouble = 1, (trouble,)
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.GATE_FAILED
+    (step,) = (each for each in evidence.steps if each.title.startswith("pod-a: "))
+    assert "waits for 4 nvidia.com/gpu" in step.title
+    assert "add GPU nodes" in step.detail
+    assert "add GPU nodes" in summary_html(evidence)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.INCONCLUSIVE])

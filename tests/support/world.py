@@ -22,7 +22,15 @@ from vllm_rollout.deployment import (
 from vllm_rollout.errors import DeployError, RolloutError
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.platform.base import ConflictError, Entry, Guard, Lease, LeaseHeldError, Route
+from vllm_rollout.platform.base import (
+    ConflictError,
+    Entry,
+    Guard,
+    Lease,
+    LeaseHeldError,
+    NotReadyError,
+    Route,
+)
 from vllm_rollout.policy import load_policy
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import Decisions
@@ -123,6 +131,7 @@ class SimulatedPlatform:
     fail_apply_at: int | None = None
     fail_rollback: bool = False
     kill_at: str = ""
+    trouble: Sequence[Symptoms] = ()
     name: str = "simulated"
     guarded_by: Guard | None = None
 
@@ -157,7 +166,7 @@ class SimulatedPlatform:
     ) -> Revision:
         self._call(f"apply {deployment.environment} {target.replicas}/{target.capacity}")
         if self.fail_apply_at == target.replicas:
-            raise DeployError("not ready in time")
+            raise NotReadyError("not ready in time", symptoms=self.trouble)
         return self._add(deployment, target.build, target.replicas, target.capacity, description)
 
     def rollback(

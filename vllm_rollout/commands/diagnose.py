@@ -1,6 +1,7 @@
 """`vllm-rollout diagnose`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from vllm_rollout.commands import options
 from vllm_rollout.errors import ExitCode
-from vllm_rollout.judge.diagnosis import Finding, diagnose
+from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.report.words import one_line
 
 
@@ -32,8 +33,7 @@ def diagnose_command(
     policy = settings.policy.for_model(model)
     deployment = settings.deployment(model, environment or policy.order[0])
     symptoms = settings.require_platform().symptoms(deployment)
-    threshold = policy.startup_failure_threshold(policy.parameters(model))
-    findings = diagnose(symptoms, failure_threshold=threshold)
+    findings = findings_of(symptoms, policy, model)
     if as_json:
         document = {
             "deployment": asdict(deployment),
@@ -45,10 +45,16 @@ def diagnose_command(
         options.console.print(f"{deployment}: there is no replica", soft_wrap=True)
     elif not findings:
         options.console.print(f"{deployment}: {len(symptoms)} replicas, all ready", soft_wrap=True)
-    for finding in () if as_json else findings:
-        _show(finding)
+    if not as_json:
+        show_findings(findings)
     if findings or not symptoms:
         raise typer.Exit(ExitCode.GATE_FAILED)
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Print each finding: whose, its cause, what shows it, and what to do."""
+    for finding in findings:
+        _show(finding)
 
 
 def _show(finding: Finding) -> None:

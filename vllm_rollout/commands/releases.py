@@ -8,10 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.commands import options
+from vllm_rollout.commands.diagnose import show_findings
 from vllm_rollout.commands.preflight import checked_before
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import UsageError
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.judge.diagnosis import findings_of
+from vllm_rollout.platform.base import NotReadyError, Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.lock import hold
@@ -59,13 +61,18 @@ def deploy_command(
         if found := where.recover(deployment, timeout=rules.deploy_timeout):
             options.say(f"recovered {deployment}: {found}{held.whose}")
         build = where.build(deployment, content)
+        target = Target(build=build, values=content, replicas=capacity, capacity=capacity)
         with options.console.status(f"deploying build {build.short} to {deployment}"):
-            revision = where.apply(
-                deployment,
-                Target(build=build, values=content, replicas=capacity, capacity=capacity),
-                description=f"vllm-rollout deploy, build {build.short}",
-                timeout=rules.deploy_timeout,
-            )
+            try:
+                revision = where.apply(
+                    deployment,
+                    target,
+                    description=f"vllm-rollout deploy, build {build.short}",
+                    timeout=rules.deploy_timeout,
+                )
+            except NotReadyError as error:
+                show_findings(findings_of(error.symptoms, rules, model))
+                raise
         if said := register(rules, where, deployment, revision):
             options.say(f"registered {deployment}: {said}")
     options.console.print(

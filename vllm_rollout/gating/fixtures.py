@@ -22,7 +22,7 @@ from vllm_rollout.errors import UsageError
 from vllm_rollout.gating.progress import Progress
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.diagnosis import Finding, diagnose
+from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_remote import remotely
@@ -59,10 +59,8 @@ class Cluster:
 
     def findings(self) -> tuple[Finding, ...]:
         """Why each replica that is not ready is not."""
-        threshold = self.policy.startup_failure_threshold(
-            self.policy.parameters(self.deployment.model)
-        )
-        return diagnose(self.platform.symptoms(self.deployment), failure_threshold=threshold)
+        symptoms = self.platform.symptoms(self.deployment)
+        return findings_of(symptoms, self.policy, self.deployment.model)
 
     def logs(self, *, tail: int = 20) -> str:
         """The last log lines of each replica."""

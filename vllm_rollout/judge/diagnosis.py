@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vllm_rollout.policy import Policy
 from vllm_rollout.symptoms import Symptoms
 
 _LINES = 5
@@ -92,6 +93,12 @@ def diagnose(
         for each in symptoms
         if each.replica is None or not each.replica.ready
     )
+
+
+def findings_of(symptoms: Sequence[Symptoms], policy: Policy, model: str) -> tuple[Finding, ...]:
+    """`diagnose` with what the policy asks of the start-up probe of a model of this size."""
+    threshold = policy.startup_failure_threshold(policy.parameters(model))
+    return diagnose(symptoms, failure_threshold=threshold)
 
 
 def _finding(symptoms: Symptoms, failure_threshold: int | None) -> Finding:

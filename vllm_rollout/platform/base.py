@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
-from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.errors import DeployError, ExitCode, RolloutError
 from vllm_rollout.preflight import Preflight
 from vllm_rollout.symptoms import Symptoms
 
@@ -33,6 +33,14 @@ class Guard(Protocol):
 
     def seconds_left(self) -> float:
         """For how long the lease is surely ours if it is never renewed again; 0 when lost."""
+
+
+class NotReadyError(DeployError):
+    """Replicas did not become ready in time; `symptoms` are what was known of them then."""
+
+    def __init__(self, message: str, *, symptoms: Sequence[Symptoms], remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.symptoms = tuple(symptoms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +178,8 @@ class Platform(Protocol):
         """Bring the release to `target` in a new revision and wait until its replicas are ready.
 
         Raises:
-            DeployError: not ready within `timeout`; the failed revision stays in the history.
+            DeployError: not ready within `timeout`; the failed revision stays in the history. It
+                is a NotReadyError where more is known.
             UnreachableError: the platform did not answer.
         """
 

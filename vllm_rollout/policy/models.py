@@ -47,7 +47,7 @@ class Rules(Block):
     ramp: Ramp
     """Steps by which production is reached."""
     deploy_timeout: Span
-    """How long Helm (or the local platform) may take to bring a revision up."""
+    """How long Helm (or the local platform) may take to bring a revision up, or one back."""
     watch: Watch
     """The watch after promotion."""
     triggers: Triggers
@@ -122,10 +122,12 @@ class Policy(Rules):
         rules = {name: getattr(own, name) for name in Rules.model_fields}
         return self.model_copy(update={**rules, "models": {model: own}})
 
-    def parameters(self, model: str) -> float | None:
-        """Billions of parameters of `model`, as given or as its name says; None when unknown."""
+    def parameters(self, model: str, *, stated: float | None = None) -> float | None:
+        """Billions of parameters of `model`: the policy's number, else what its values `stated`,
+        else what its name says; None when unknown.
+        """
         own = self.models.get(model)
-        return own.parameters if own and own.parameters else guess_parameters(model)
+        return (own.parameters if own else None) or stated or guess_parameters(model)
 
     def startup_failure_threshold(self, parameters: float | None) -> int | None:
         """failureThreshold of the startup probe for a model of `parameters` billions.

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from vllm_rollout.deployment import Build, Deployment, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
-from vllm_rollout.platform.base import Platform, Route
+from vllm_rollout.platform.base import NotReadyError, Platform, Route
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.decisions import DecisionKind, Decisions
@@ -116,6 +117,12 @@ class Context:
             build=build,
             evidence=evidence,
         )
+
+    def say_why(self, error: RolloutError) -> None:
+        """Add to the story why replicas did not become ready, as far as `error` knows."""
+        if isinstance(error, NotReadyError):
+            for finding in findings_of(error.symptoms, self.policy, self.target.model):
+                self.say(f"{finding.replica}: {finding.cause}", finding.text, Outcome.FAIL)
 
     def still_ours(self) -> None:
         """Return only if the store says now that this run holds the model's lease.

@@ -79,12 +79,19 @@ def promote(context: Context, promotion: Promotion) -> End:
                 timeout=context.policy.deploy_timeout,
             )
         except DeployError as error:
+            context.say_why(error)
             code = ExitCode.ROLLED_BACK if revision else ExitCode.GATE_FAILED
             return roll_back(context, entry, str(error), code=code)
         context.say(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
         end = context.watch(target, hold)
         if end.fired:
             return roll_back(context, entry, end.fired)
+        if end.unobservable:
+            return End(
+                code=ExitCode.UNREACHABLE,
+                conclusion=f"The watch over {what} went blind ({', '.join(end.unobservable)}), and "
+                "what is not seen does not go on: run gate-and-promote again, it undoes this step",
+            )
     if revision is None:
         raise AssertionError("the policy has no ramp")
     if context.serves_users:

@@ -45,6 +45,7 @@ def roll_back(
                 # the rollback failed.
                 context.say(f"{target} is {unregistered}", outcome=Outcome.INCONCLUSIVE)
     except RolloutError as error:
+        context.say_why(error)
         trouble = f"{error} {error.remedy}".rstrip()
     if trouble:
         context.say("ROLLBACK DID NOT RESTORE SERVICE", trouble, Outcome.FAIL)

@@ -7,13 +7,15 @@
 - {apiGroups: [""], resources: [services], verbs: [get]}
 - {apiGroups: [""], resources: [pods/portforward], verbs: [get, create]}
 # Before a deployment: whether what the pods need is there.
-- {apiGroups: [""], resources: [namespaces, configmaps, persistentvolumeclaims], verbs: [get]}
+- {apiGroups: [""], resources: [namespaces, persistentvolumeclaims], verbs: [get]}
+# Also the suite's own evidence and journal, for status and history.
+- {apiGroups: [""], resources: [configmaps], verbs: [get, list]}
 - {apiGroups: [""], resources: [resourcequotas], verbs: [list]}
 {{- end }}
 
 {{- /* What the suite keeps in the cluster: evidence and journal, and the lease of a model. */ -}}
 {{- define "roles.state" -}}
-- {apiGroups: [""], resources: [configmaps], verbs: [get, list, create, update]}
+- {apiGroups: [""], resources: [configmaps], verbs: [create, update]}
 - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update, delete]}
 {{- end }}
 

@@ -13,6 +13,7 @@ from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.deployment import Deployment, RevisionStatus, Target
 from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.resources import CHARTS
@@ -86,11 +87,13 @@ def test_what_does_not_come_up_is_undone_and_says_what_its_pods_said(
     broken = crash_loop("torch.OutOfMemoryError: CUDA out of memory\n")
     namespace.behave(lambda pod: HEALTHY if pod["metadata"]["name"] in running else broken)
 
-    with pytest.raises(DeployError) as caught:
+    with pytest.raises(NotReadyError) as caught:
         apply(made_of("two"), within=SHORT)
 
-    assert "CrashLoopBackOff" in str(caught.value)
-    assert "CUDA out of memory" in str(caught.value)
+    assert f"is back at revision {first.number}" in str(caught.value)
+    unready = [s for s in caught.value.symptoms if s.replica and not s.replica.ready]
+    assert {symptoms.replica.reason for symptoms in unready} == {"CrashLoopBackOff"}
+    assert "CUDA out of memory" in unready[0].log
     history = platform.history(production)
     assert [entry.status for entry in history[1:]] == [
         RevisionStatus.FAILED,
@@ -100,9 +103,36 @@ def test_what_does_not_come_up_is_undone_and_says_what_its_pods_said(
     eventually(lambda: {r.name for r in platform.replicas(production)} == running)
 
 
+def test_no_limit_takes_the_revision_to_return_to(
+    namespace: Namespace,
+    production: Deployment,
+    helm_binary: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HELM_MAX_HISTORY", "2")
+    platform = KubernetesPlatform(
+        namespace=namespace.name,
+        context=None,
+        chart=own_chart(tmp_path),
+        service_url="http://{model}-{environment}",
+        helm=helm_binary,
+    )
+    for version in ("good", "bad", "worse", "worst"):
+        values = made_of(version)
+        build = platform.build(production, values)
+        target = Target(build=build, values=values, replicas=1, capacity=1)
+        platform.apply(production, target, description="", timeout=LONG)
+    good = platform.history(production)[0]
+    back = platform.rollback(production, good.number, description="back", timeout=LONG)
+    assert back.build == good.build
+    assert [entry.number for entry in platform.history(production)] == [1, 2, 3, 4, 5]
+
+
 OWN_CHART = {
     "Chart.yaml": "apiVersion: v2\nname: ours\nversion: 1.0.0\n",
     "values.yaml": "replicaCount: 1\nmodel: {}\n",
+    "values.schema.json": '{"additionalProperties": false, "properties": {"model": {}}}',
     "values-production.yaml": "",
     "templates/all.yaml": """
 apiVersion: apps/v1
@@ -127,16 +157,21 @@ spec:
 }
 
 
+def own_chart(folder: Path) -> Path:
+    """A team's chart: a Deployment and a Service, and a schema that knows nothing of the suite."""
+    (folder / "templates").mkdir()
+    for name, text in OWN_CHART.items():
+        (folder / name).write_text(text)
+    return folder
+
+
 def test_a_chart_of_a_teams_own_is_rolled_out_in_one_step(
     namespace: Namespace, production: Deployment, helm_binary: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "templates").mkdir()
-    for name, text in OWN_CHART.items():
-        (tmp_path / name).write_text(text)
     platform = KubernetesPlatform(
         namespace=namespace.name,
         context=None,
-        chart=tmp_path,
+        chart=own_chart(tmp_path),
         service_url="http://{model}-{environment}",
         helm=helm_binary,
     )

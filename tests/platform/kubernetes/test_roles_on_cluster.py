@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -14,6 +14,8 @@ from cluster.fixtures import Namespace
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import UnreachableError
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.policy import load_policy
+from vllm_rollout.release.status import model_status, models_known
 from vllm_rollout.resources import CHARTS
 
 pytestmark = pytest.mark.cluster
@@ -94,6 +96,13 @@ def test_gate_reads_and_changes_nothing(acting_as: As, production: Deployment) -
     values = {"modelCache": {"existingClaim": "cache"}}
     (claim,) = platform.preflight(production, values, capacity=2).references()
     assert "there is none" in claim.problem
+    # As `vllm-rollout status` asks: every model that is known, and where each stands.
+    acting_as("admin").store.write("rollout/other", None, expect=None)
+    platform = acting_as("gate")
+    assert models_known(platform) == ["other"]
+    policy = load_policy(None, overrides={"namespace": production.namespace})
+    status = model_status(platform, policy, MODEL, datetime.now(UTC))
+    assert [each.revision for each in status.environments] == [None, None, 1]
     with pytest.raises(UnreachableError, match=r"cannot (create|patch|update) resource"):
         apply(platform, production, "two", 2)
     with pytest.raises(UnreachableError, match="secrets"):

@@ -1,7 +1,9 @@
 """A chart folder: what it is, its digest, and how values files lie over one another."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,38 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         else:
             result[key] = value
     return result
+
+
+def copied(chart: Path, folder: Path) -> Path:
+    """Copy the chart into `folder`, so that what is looked at is what Helm reads; gives its path.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    try:
+        return Path(shutil.copytree(chart, folder / "chart"))
+    except (OSError, shutil.Error) as error:
+        raise UsageError(
+            f"the chart {chart} cannot be read: {error}",
+            remedy="Name a folder that holds a Helm chart.",
+        ) from error
+
+
+def admit(chart: Path, keys: Iterable[str]) -> None:
+    """Let the schema of this copy of a chart take `keys`, where it lists all that values may hold.
+
+    They are the suite's own: a team's schema need not know them.
+
+    Raises:
+        UsageError: the schema is not JSON.
+    """
+    file = chart / "values.schema.json"
+    if not file.is_file():
+        return
+    try:
+        schema = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{file.name} of the chart is not JSON: {error}") from error
+    if isinstance(schema, dict) and schema.get("additionalProperties", True) is not True:
+        schema["properties"] = {key: {} for key in keys} | schema.get("properties", {})
+        file.write_text(json.dumps(schema))

@@ -65,6 +65,10 @@ def _whole(rollout: Rollout) -> bool:
     return rollout.previous is not None or rollout.replicas >= rollout.capacity
 
 
+OWN_VALUES = ("replicaCount", "canary", "rollout")
+"""What the suite itself says of a revision, over all other values."""
+
+
 def pods_of(rollout: Rollout) -> Pods:
     """The pods of each track once the rollout is in place."""
     if rollout.previous is None:
@@ -75,7 +79,7 @@ def pods_of(rollout: Rollout) -> Pods:
 def release_values(
     rollout: Rollout, pods: Pods, stable_pod_template: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The values that go over all others: the pods of each track, and the rollout itself.
+    """The `OWN_VALUES`: the pods of each track, and the rollout itself.
 
     `stable_pod_template` is needed where `rollout.previous` is set, and only there.
     """

@@ -1,22 +1,20 @@
 """Releases driven through Helm, replicas read through the API, state kept in the cluster."""
 
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.errors import DeployError, RolloutError, UsageError
-from vllm_rollout.platform.base import Guard, Route
+from vllm_rollout.platform.base import Guard, NotReadyError, Route
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
-from vllm_rollout.platform.kubernetes.chart import load_chart, overlay
+from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import (
+    OWN_VALUES,
     is_ours,
     next_rollout,
     pods_of,
@@ -29,11 +27,14 @@ from vllm_rollout.platform.kubernetes.reach import Reach, Ways
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
+from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles, write_values
 from vllm_rollout.platform.kubernetes.walk import walk
 from vllm_rollout.symptoms import Symptoms
 
-_DIAGNOSIS_LINES = 20
-_NOT_READY = "Read what the pods say; a model that loads slowly needs a longer start-up probe."
+_NOT_READY = (
+    "Read what the pods say. A model that is still loading needs more time: startup_probe and "
+    "deploy_timeout."
+)
 
 
 class KubernetesPlatform:
@@ -42,7 +43,8 @@ class KubernetesPlatform:
     `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
     `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Ways`).
-    `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`).
+    `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
+    `start_up` how long models may load (None leaves it to the chart).
     """
 
     name = "kubernetes"
@@ -59,11 +61,12 @@ class KubernetesPlatform:
         reach: Reach = "auto",
         surge: int = 1,
         unavailable: int = 0,
+        start_up: StartUpOf | None = None,
     ) -> None:
         self._namespace = namespace
         self._context = context
         self._chart = chart
-        self._overlays = overlays or chart
+        self._files = ValueFiles(overlays=overlays or chart, start_up=start_up)
         self._ways = Ways(service_url, reach)
         self._surge, self._unavailable = surge, unavailable
         self._helm = Helm(helm, context=context)
@@ -141,7 +144,7 @@ class KubernetesPlatform:
             values=values,
             capacity=capacity,
             chart=self._chart,
-            overlays=self._overlays,
+            files=self._files,
             helm=self._helm,
             api=self._api,
         )
@@ -157,26 +160,30 @@ class KubernetesPlatform:
         may take as long again), and the failed one stays in the history.
 
         Raises:
-            DeployError: not ready, or the chart is not the one `target.build` was made of.
+            NotReadyError: not ready; it has what was known of the pods while they were there.
+            DeployError: Helm refused, or the chart is not the one `target.build` was made of.
             UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
             UnreachableError: Helm or the cluster did not answer.
         """
         served = newest_served(self._releases.entries(deployment))
         with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
             # A copy, so that what is compared with the target is what Helm then reads.
-            chart = Path(shutil.copytree(self._chart, Path(folder) / "chart"))
-            check_same(target.build, make_build(chart, deployment, dict(target.values)))
-            values = [
-                _write(Path(folder) / "build.yaml", dict(target.values)),
-                overlay(self._overlays, deployment.environment),
-            ]
-            ramps = load_chart(chart).ramps
-            moves = self._moves(deployment, target, served, ramps=ramps)
+            path = copied(self._chart, Path(folder))
+            check_same(target.build, make_build(path, deployment, dict(target.values)))
+            chart = load_chart(path)
+            values = self._files.write(Path(folder), chart, deployment, target.values)
+            admit(path, OWN_VALUES)
+            moves = self._moves(deployment, target, served, ramps=chart.ramps)
             for number, move in enumerate(moves, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
-                rollout = _write(Path(folder) / "rollout.yaml", move)
+                revision = write_values(Path(folder) / "revision.yaml", move)
                 self._upgrade(
-                    deployment, chart, [*values, rollout], description + more, served, timeout
+                    deployment,
+                    path,
+                    [*values, revision],
+                    description=description + more,
+                    served=served,
+                    timeout=timeout,
                 )
         return self.history(deployment)[-1]
 
@@ -187,13 +194,18 @@ class KubernetesPlatform:
 
         Raises: as `apply`.
         """
-        self._helm.rollback(
-            deployment.release,
-            revision,
-            namespace=deployment.namespace,
-            description=description,
-            timeout=timeout,
-        )
+        try:
+            self._helm.rollback(
+                deployment.release,
+                revision,
+                namespace=deployment.namespace,
+                description=description,
+                timeout=timeout,
+            )
+        except DeployError as error:
+            raise NotReadyError(
+                str(error), symptoms=self._known(deployment), remedy=error.remedy or _NOT_READY
+            ) from error
         return self.history(deployment)[-1]
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
@@ -285,7 +297,8 @@ class KubernetesPlatform:
         self,
         deployment: Deployment,
         chart: Path,
-        values: list[Path],
+        values: Sequence[Path],
+        *,
         description: str,
         served: HelmRevision | None,
         timeout: timedelta,
@@ -314,9 +327,9 @@ class KubernetesPlatform:
         served: HelmRevision | None,
         error: DeployError,
         timeout: timedelta,
-    ) -> DeployError:
-        """`error` with what the pods said while they were still there, once the release is back."""
-        parts = [str(error), self._diagnosis(deployment)]
+    ) -> NotReadyError:
+        """`error` with what is known of the pods while they are there, once the release is back."""
+        parts, symptoms = [str(error)], self._known(deployment)
         if served is not None:
             try:
                 self._helm.rollback(
@@ -329,21 +342,11 @@ class KubernetesPlatform:
                 parts.append(f"{deployment.release} is back at revision {served.revision}.")
             except RolloutError as failure:
                 parts.append(f"Going back to revision {served.revision} failed as well: {failure}")
-        return DeployError("\n".join(filter(None, parts)), remedy=error.remedy or _NOT_READY)
+        return NotReadyError(". ".join(parts), symptoms=symptoms, remedy=error.remedy or _NOT_READY)
 
-    def _diagnosis(self, deployment: Deployment) -> str:
-        """Each pod that is not ready: what is known of it, and its last log lines."""
+    def _known(self, deployment: Deployment) -> Sequence[Symptoms]:
+        """The symptoms of the pods; none where they cannot be read: the error itself is told."""
         try:
-            return "\n".join(
-                f"{replica.name}: {replica.phase} {replica.reason} {replica.message}\n"
-                + pod_log(self._api, deployment, pod, tail=_DIAGNOSIS_LINES)
-                for pod in list_pods(self._api, deployment)
-                if not (replica := replica_of(pod)).ready
-            )
-        except RolloutError as error:
-            return f"(what the pods say is unknown: {error})"
-
-
-def _write(path: Path, values: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    return path
+            return self.symptoms(deployment)
+        except RolloutError:
+            return ()
