@@ -1,98 +1,101 @@
-"""One request: a completion asked for, its answer read as it comes and checked, its times taken."""
+"""Requests for completions: each sent when told to, and ended by its deadline at the latest.
 
-import math
+Nothing here waits: what comes, and what does not come in time, is told by gevent's event loop.
+"""
+
 import time
-from dataclasses import dataclass
-from http import HTTPStatus
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import gevent
-from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
-from loadtests.connections import Connections, Response
+from loadtests.connections import Connections
+from loadtests.exchange import Exchange
 from vllm_rollout.errors import UsageError
-from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
+from vllm_rollout.observe.gaps import GapHistogram
 from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.workload import NUMBER_DIGITS, Template, Workload
 
-_LONGEST_BODY = 64 * 1024 * 1024
 _LONGEST_ERROR = 300
+_SHORTEST_TIMER_SECONDS = 0.001
 
-
-@dataclass(slots=True)
-class _Request:
-    """What is known so far of a request under way; times in seconds since the schedule's zero."""
-
-    intended: float
-    request_class: str
-    sent: float = math.nan
-    first_token: float = math.nan
-    status: int = 0
-    received: int = 0
+Done = Callable[[int, RequestRecord, int], None]
+"""Called with a request's number, its record, and the number of body bytes received."""
 
 
 class Completions:
     """Sends the requests of a plan. `zero` is the schedule's zero on `time.monotonic`'s clock.
 
-    `gaps` are the seconds between tokens of judged requests; whoever counts them empties it.
+    `done` is called once for each request, when it has ended; it may not block. `gaps` counts the
+    times between tokens of judged requests.
     """
 
-    def __init__(self, plan: LoadPlan, *, api_key: str | None, zero: float) -> None:
+    def __init__(self, plan: LoadPlan, *, api_key: str | None, zero: float, done: Done) -> None:
+        self.gaps = GapHistogram()
         self._plan = plan
         self._zero = zero
         self._secret = api_key
+        self._done = done
         url = urlsplit(plan.base_url)
         self._connections = Connections(url)
         self._head = _head(url, api_key)
         self._workload = Workload(plan)
         self._prepared = [self._prepare(each) for each in self._workload.templates]
-        self.gaps: list[float] = []
+        # In order of their deadlines, because they are sent in order of their intended times.
+        self._under_way: dict[int, Exchange] = {}
+        self._timer: Any = None
+
+    @property
+    def under_way(self) -> int:
+        """How many requests were sent and have not ended."""
+        return len(self._under_way)
 
     def now(self) -> float:
         """Seconds since the schedule's zero."""
         return time.monotonic() - self._zero
 
-    def send(self, number: int, intended: float) -> tuple[RequestRecord, int]:
-        """Send request `number`, which is due at `intended`, and wait for its end.
+    def send(self, number: int, intended: float) -> None:
+        """Send request `number`, which is due at `intended`, no earlier than those sent before.
 
-        Never raises for what the server or the network does, and returns by the plan's timeout,
-        counted from `intended`.
-
-        Returns:
-            The record, and the number of body bytes received.
+        It ends whatever the server or the network does, by the plan's timeout counted from
+        `intended`.
         """
         head, template = (
             self._prepared[self._workload.pick(number)]
             if self._prepared
             else self._prepare(self._workload.replayed(number))
         )
-        request = _Request(intended, template.request_class)
-        left = intended + self._plan.timeout_seconds - self.now()
-        if left <= 0:
-            return self._failed(request, RequestOutcome.UNSENT, "the generator fell behind"), 0
-        deadline = gevent.Timeout(left)
-        deadline.start()
-        try:
-            return self._exchange(request, head, template, number), request.received
-        except gevent.Timeout as fired:
-            if fired is not deadline:
-                raise
-            error = f"no whole answer within {self._plan.timeout_seconds:g} s"
-            return self._failed(request, RequestOutcome.TIMEOUT, error), request.received
-        except AnswerError as error:
-            request.status = error.status or request.status
-            return self._failed(request, error.outcome, str(error)), request.received
-        except EOFError as error:
-            return self._failed(request, RequestOutcome.TRUNCATED, str(error)), request.received
-        except (OSError, HTTPConnectionClosed) as error:
-            text = f"{type(error).__name__}: {error}"
-            return self._failed(request, RequestOutcome.CONNECTION, text), request.received
-        except HTTPParseError as error:
-            text = f"not HTTP: {error}"
-            return self._failed(request, RequestOutcome.MALFORMED, text), request.received
-        finally:
-            deadline.close()
+        exchange = Exchange(
+            number,
+            intended=intended,
+            deadline=intended + self._plan.timeout_seconds,
+            request_class=template.request_class,
+            stream=template.stream,
+            now=self.now,
+            on_end=self._ended,
+        )
+        now = self.now()
+        if exchange.deadline <= now:
+            exchange.expire(RequestOutcome.UNSENT, "the generator fell behind")
+            return
+        exchange.sent = now
+        self._under_way[number] = exchange
+        if self._timer is None:
+            self._arm(exchange.deadline)
+        request = (
+            b"%b%0*d%b" % (head, NUMBER_DIGITS, number, template.after)
+            if template.numbered
+            else head
+        )
+        exchange.connection = self._connections.take()
+        if exchange.connection is None:
+            exchange.opening = gevent.spawn(self._open, exchange, request)
+        else:
+            exchange.connection.send(request, exchange)
 
     def _prepare(self, template: Template) -> tuple[bytes, Template]:
         """Everything of the HTTP request that is known before it is sent, and its template."""
@@ -103,91 +106,46 @@ class Completions:
         )
         return head.encode("latin-1") + template.before, template
 
-    def _exchange(
-        self, request: _Request, head: bytes, template: Template, number: int
-    ) -> RequestRecord:
-        request.sent = self.now()
-        sock = self._connections.take()
-        response: Response | None = None
+    def _open(self, exchange: Exchange, request: bytes) -> None:
         try:
-            sock.sendall(
-                b"%b%0*d%b" % (head, NUMBER_DIGITS, number, template.after)
-                if template.numbered
-                else head
+            connection = self._connections.open()
+        except OSError as error:
+            exchange.failed(error)
+            return
+        exchange.opening, exchange.connection = None, connection
+        connection.send(request, exchange)
+
+    def _ended(self, exchange: Exchange, record: RequestRecord) -> None:
+        self._under_way.pop(exchange.number, None)
+        if record.error:
+            record = replace(record, error=self._told(record.error))
+        elif exchange.intended >= self._plan.warmup_seconds:
+            self.gaps.add(exchange.gaps)
+        self._done(exchange.number, record, exchange.bytes_received)
+
+    def _told(self, error: str) -> str:
+        """The error as it may be written down: a server may say the key back."""
+        return (error.replace(self._secret, "***") if self._secret else error)[:_LONGEST_ERROR]
+
+    def _arm(self, deadline: float) -> None:
+        seconds = max(_SHORTEST_TIMER_SECONDS, deadline - self.now())
+        self._timer = gevent.get_hub().loop.timer(seconds)
+        self._timer.start(self._expire, update=True)
+
+    def _expire(self) -> None:
+        self._timer.close()
+        self._timer = None
+        now = self.now()
+        # The late ones are taken first: what follows their end may send others.
+        late = list(takewhile(lambda each: each.deadline <= now, self._under_way.values()))
+        for exchange in late:
+            exchange.expire(
+                RequestOutcome.TIMEOUT,
+                f"no whole answer within {self._plan.timeout_seconds:g} s",
             )
-            response = Response(sock, method="POST")
-            request.status = response.status_code
-            if request.status != HTTPStatus.OK:
-                raise self._http_error(request, response)
-            answer, end = (self._streamed if template.stream else self._whole)(request, response)
-        finally:
-            reusable = response is not None and not response.should_close()
-            self._connections.give_back(sock, reusable=reusable)
-        return RequestRecord(
-            intended=request.intended,
-            sent=request.sent,
-            first_token=request.first_token,
-            end=end,
-            outcome=RequestOutcome.OK,
-            status=request.status,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            request_class=request.request_class,
-        )
-
-    def _streamed(self, request: _Request, response: Response) -> tuple[Answer, float]:
-        sse = SseAnswer()
-        gaps: list[float] = []
-        last = math.nan
-        while data := response.read_some():
-            came = self.now()
-            request.received += len(data)
-            for _ in sse.feed(data):
-                if math.isnan(last):
-                    request.first_token = came
-                else:
-                    gaps.append(came - last)
-                last = came
-        end = self.now()
-        answer = sse.finish()
-        if request.intended >= self._plan.warmup_seconds:
-            self.gaps += gaps
-        return answer, end
-
-    def _whole(self, request: _Request, response: Response) -> tuple[Answer, float]:
-        body = self._body(request, response)
-        end = self.now()
-        return parse_completion(body), end
-
-    def _http_error(self, request: _Request, response: Response) -> AnswerError:
-        try:
-            body = self._body(request, response)
-        except (EOFError, OSError, HTTPParseError):
-            body = b"(the error's body did not come)"
-        return error_of(request.status, body)
-
-    def _body(self, request: _Request, response: Response) -> bytes:
-        parts = []
-        while data := response.read_some():
-            request.received += len(data)
-            if request.received > _LONGEST_BODY:
-                raise AnswerError(RequestOutcome.MALFORMED, f"more than {_LONGEST_BODY} bytes")
-            parts.append(data)
-        return b"".join(parts)
-
-    def _failed(self, request: _Request, outcome: RequestOutcome, error: str) -> RequestRecord:
-        if self._secret:
-            error = error.replace(self._secret, "***")
-        return RequestRecord(
-            intended=request.intended,
-            sent=request.sent,
-            first_token=request.first_token,
-            end=self.now(),
-            outcome=outcome,
-            status=request.status,
-            error=error[:_LONGEST_ERROR],
-            request_class=request.request_class,
-        )
+        first = next(iter(self._under_way.values()), None)
+        if first is not None and self._timer is None:
+            self._arm(first.deadline)
 
 
 def _head(url: SplitResult, api_key: str | None) -> str:

@@ -1,91 +1,258 @@
-"""Connections to one server: as many as are wanted at once, kept alive between requests."""
+"""Connections to one server: as many as are wanted at once, kept alive between requests.
 
+What comes is read by callbacks of gevent's event loop, not by a greenlet for each request: a
+greenlet costs more than the request itself. Only opening a connection takes one.
+"""
+
+import contextlib
+import math
 import select
 import socket
+import ssl
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
 from urllib.parse import SplitResult
 
 import gevent.socket
 from gevent.monkey import get_original
-from geventhttpclient.connectionpool import ConnectionPool, SSLConnectionPool
-from geventhttpclient.response import HTTPParseError, HTTPSocketResponse
+from geventhttpclient._parser import HTTPResponseParser
+from geventhttpclient.connectionpool import SSLConnectionPool
+from geventhttpclient.response import HTTPParseError
 
-_NO_LIMIT = 1_000_000_000
 _LONGEST_IDLE_SECONDS = 1.0
 """Servers close a connection that idles (uvicorn after 5 s); a request on its way at that moment
 would be lost and look like the server's failure, so an older connection is not used again."""
+_ADDRESSES_FOR_SECONDS = 1.0
 _RECEIVE_BYTES = 1 << 16
+_READ, _WRITE = 1, 2
+_AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 _new_poll = get_original("select", "poll")
+_getaddrinfo = get_original("socket", "getaddrinfo")
+
+
+class Receiver(Protocol):
+    """Who has sent a request on a connection and is told what comes of it. Neither may block."""
+
+    def received(self, status: int, body: bytes | bytearray, *, ended: bool) -> None:
+        """Take the next bytes of the response's body; `ended` with its last.
+
+        May raise what `failed` takes.
+        """
+
+    def failed(self, error: Exception) -> None:
+        """There will be no more: OSError, EOFError, HTTPParseError or what `received` raised."""
+
+
+class Connection(HTTPResponseParser):
+    """An open connection, and the parser of the responses on it.
+
+    The receiver of a request is told of everything that comes, until its response has ended or it
+    calls `close`. What comes unasked (the server closes an idle connection) closes it.
+    """
+
+    # What is of no use here goes into a queue without room: no Python code is run for it.
+    _on_status = _on_header_field = _on_header_value = deque[str](maxlen=0).append
+
+    def __init__(self, sock: gevent.socket.socket, give_back: Callable[["Connection"], None]):
+        super().__init__()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(0.0)  # never waits: the callbacks come when there is something to read
+        self.idle_since = 0.0
+        self._give_back = give_back
+        self._sock: gevent.socket.socket | None = sock
+        self._pending = sock.pending if isinstance(sock, gevent.ssl.SSLSocket) else None
+        self._receiver: Receiver | None = None
+        self._poll = _new_poll()
+        self._poll.register(sock, select.POLLIN)
+        loop = gevent.get_hub().loop
+        self._readable = loop.io(sock.fileno(), _READ)
+        self._readable.start(self._read)
+        self._writable = loop.io(sock.fileno(), _WRITE)
+        self._unsent = memoryview(b"")
+        self._body: bytes | bytearray = b""
+        self._begun = self._ended = self._interim = False
+
+    def is_fresh(self) -> bool:
+        """Whether a request may be sent: it has not idled long, and nothing waits to be read."""
+        return (
+            self._sock is not None
+            and time.monotonic() - self.idle_since < _LONGEST_IDLE_SECONDS
+            # One that is readable was closed, which the event loop may not have told yet.
+            and not self._poll.poll(0)
+        )
+
+    def send(self, request: bytes, receiver: Receiver) -> None:
+        """Send a request; its receiver will be told of the response."""
+        self._receiver = receiver
+        self._begun = self._ended = False
+        self._unsent = memoryview(request)
+        self._write()
+
+    def close(self) -> None:
+        """Close it; nobody is told anything more. May be called again."""
+        sock, self._sock, self._receiver = self._sock, None, None
+        if sock is not None:
+            # A watcher must go before its file descriptor does.
+            self._readable.close()
+            self._writable.close()
+            with contextlib.suppress(OSError):
+                sock.close()
+
+    def _write(self) -> None:
+        try:
+            if self._sock is not None:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except _AGAIN:
+            pass
+        except OSError as error:
+            # What the server said before it closed tells more than that it did.
+            self._unsent = memoryview(b"")
+            self._read(otherwise=error)
+        if not self._unsent:
+            self._writable.stop()
+        elif not self._writable.active:
+            self._writable.start(self._write)
+
+    def _read(self, otherwise: OSError | None = None) -> None:
+        while self._sock is not None:
+            try:
+                data = self._sock.recv(_RECEIVE_BYTES)
+            except _AGAIN:
+                if otherwise is not None:
+                    self._fail(otherwise)
+                return
+            except OSError as error:
+                self._fail(otherwise or error)
+                return
+            self._take(data)
+            # What TLS has read ahead makes no socket readable.
+            if not data or (otherwise is None and not (self._pending and self._pending())):
+                return
+
+    def _take(self, data: bytes) -> None:
+        receiver = self._receiver
+        if receiver is None:
+            self.close()
+            return
+        try:
+            self._parse(data)
+        except (HTTPParseError, EOFError, OSError) as error:
+            self._fail(error)
+            return
+        if not self._begun:
+            return
+        body, self._body = self._body, b""
+        status, ended = self.get_code(), self._ended
+        if ended:
+            # First, so that a request which follows from this one's end finds it idle.
+            self._release(reusable=bool(data) and not self._unsent and self.should_keep_alive())
+        try:
+            receiver.received(status, body, ended=ended)
+        except Exception as error:  # noqa: BLE001 - the receiver knows what it is
+            if not ended:
+                self.close()
+            receiver.failed(error)
+
+    def _release(self, *, reusable: bool) -> None:
+        self._receiver = None
+        if reusable:
+            self.idle_since = time.monotonic()
+            self._give_back(self)
+        else:
+            self.close()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.feed(data)
+        except HTTPParseError as error:
+            if data:
+                raise
+            raise EOFError("the connection was closed in the middle of the answer") from error
+        if not data and not self._ended:
+            if not self._begun:
+                raise ConnectionResetError("closed before any answer")
+            raise EOFError("the connection was closed in the middle of the answer")
+
+    def _fail(self, error: Exception) -> None:
+        receiver = self._receiver
+        self.close()
+        if receiver is not None:
+            receiver.failed(error)
+
+    def _on_message_begin(self) -> None:
+        if self._ended:
+            raise HTTPParseError("more than the one answer that was asked for")
+
+    def _on_headers_complete(self) -> None:
+        # Interim responses (1xx) have no body and are followed by the real one.
+        self._interim = self.get_code() < 200
+        self._begun = not self._interim
+
+    def _on_body(self, part: bytearray) -> None:
+        self._body = self._body + part if self._body else part
+
+    def _on_message_complete(self) -> None:
+        self._ended = not self._interim
 
 
 class Connections:
     """Opens and keeps connections to the host of `url`, http or https (verified)."""
 
     def __init__(self, url: SplitResult) -> None:
-        secure = url.scheme == "https"
-        host, port = url.hostname or "", url.port or (443 if secure else 80)
-        pool_class = SSLConnectionPool if secure else ConnectionPool
-        # The pool only opens connections; idle ones are kept here. Neither makes a request wait.
-        self._pool = pool_class(host, port, host, port, size=_NO_LIMIT)
-        self._idle: deque[tuple[float, gevent.socket.socket]] = deque()
+        self._secure = url.scheme == "https"
+        self._host, self._port = url.hostname or "", url.port or (443 if self._secure else 80)
+        self._tls = (
+            SSLConnectionPool(self._host, self._port, self._host, self._port).ssl_context
+            if self._secure
+            else None
+        )
+        self._idle: list[Connection] = []
+        self._lookup: Any = None
+        self._lookup_at = -math.inf
 
-    def take(self) -> gevent.socket.socket:
-        """A connection for one request, without a timeout of its own: the caller has a deadline.
+    def take(self) -> Connection | None:
+        """An idle connection, if there is one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_fresh():
+                return connection
+            connection.close()
+        return None
+
+    def open(self) -> Connection:
+        """A new connection. Blocks, without a timeout of its own: the caller has a deadline.
 
         Raises:
             OSError: it could not be opened (refused, DNS, TLS, no file descriptor left).
         """
-        while self._idle:
-            since, sock = self._idle.pop()
-            if time.monotonic() - since < _LONGEST_IDLE_SECONDS and _is_quiet(sock):
-                return sock
-            self._pool.release_socket(sock)
-        sock = self._pool.get_socket()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(None)
-        return sock
-
-    def give_back(self, sock: gevent.socket.socket, *, reusable: bool) -> None:
-        """Return a connection after its request, to be kept or closed."""
-        if reusable:
-            self._idle.append((time.monotonic(), sock))
-        else:
-            self._pool.release_socket(sock)
-
-
-def _is_quiet(sock: gevent.socket.socket) -> bool:
-    """Whether nothing waits to be read: an idle connection that is readable was closed."""
-    poll = _new_poll()
-    poll.register(sock, select.POLLIN)
-    return not poll.poll(0)
-
-
-class Response(HTTPSocketResponse):
-    """A response whose body is given as it comes, without waiting for a block to fill.
-
-    Raises:
-        HTTPConnectionClosed: the connection was closed before any of it came.
-        HTTPParseError: what came is not HTTP.
-    """
-
-    def read_some(self) -> bytes:
-        """The body bytes that are there, or the next to come; empty at the end of the body.
-
-        Raises:
-            EOFError: the connection ended before the body did.
-            HTTPParseError: the body's framing is broken.
-        """
-        sock = self._sock
-        while sock is not None and not self._body_buffer and not self.message_complete:
-            data = sock.recv(_RECEIVE_BYTES)
+        error: OSError | None = None
+        for family, _, _, _, address in self._addresses():
+            sock = gevent.socket.socket(family, socket.SOCK_STREAM)
             try:
-                self.feed(data)
-            except HTTPParseError as error:
-                if data:
+                sock.connect(address)
+                if self._tls is not None:
+                    sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+                return Connection(sock, self._idle.append)
+            except BaseException as raised:
+                sock.close()
+                if not isinstance(raised, OSError):
                     raise
-                raise EOFError("the connection was closed in the middle of the body") from error
-        body = bytes(self._body_buffer)
-        self._body_buffer.clear()
-        return body
+                error = error or raised
+        raise error or OSError(f"{self._host} has no address")
+
+    def _addresses(self) -> list[Any]:
+        """What `getaddrinfo` says. A lookup takes a thread, so many connections share one."""
+        old = time.monotonic() - self._lookup_at > _ADDRESSES_FOR_SECONDS
+        if self._lookup is None or (self._lookup.ready() and old):
+            self._lookup_at = time.monotonic()
+            self._lookup = gevent.get_hub().threadpool.spawn(
+                _getaddrinfo, self._host, self._port, type=socket.SOCK_STREAM
+            )
+        try:
+            found: list[Any] = self._lookup.get()
+        except UnicodeError as error:
+            raise OSError(f"{self._host} is no host name: {error}") from error
+        return found

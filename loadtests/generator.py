@@ -1,26 +1,26 @@
 """Sends one worker's share of a load: every arrival at its own time, whatever the others do."""
 
+import gc
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import gevent
 import psutil
-from gevent.pool import Group
 
 from loadtests.completions import Completions
 from vllm_rollout.observe.arrivals import share
-from vllm_rollout.observe.gaps import GapHistogram
 from vllm_rollout.observe.load import RequestRecord
 from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, LogWriter, WorkerNode
 from vllm_rollout.observe.load_plan import LoadPlan
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
-_DRAIN_GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 0.02
+_AT_ONCE = 8
 
 
 class Generator:
@@ -28,10 +28,10 @@ class Generator:
 
     That is the master's Unix time; `node` says by how much the clock here is before the master's.
 
-    Every finished request is given to `on_request` (record, body bytes received) and, when there
-    is a folder for results, written to the worker's log there; a file called `STOP_NAME` in that
-    folder ends the sending. `on_end` is called once, when nothing more is sent and every request
-    has ended.
+    Every finished request is given to `on_request` (record, body bytes received), which may not
+    block, and, when there is a folder for results, written to the worker's log there; a file
+    called `STOP_NAME` in that folder ends the sending. `on_end` is called once, when nothing more
+    is sent and every request has ended.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Generator:
         self._index, self._count = index, count
         # Workers agree on a Unix time; from here on only the steady clock counts.
         zero = time.monotonic() + started_at + node.clock_ahead_seconds - time.time()
-        self._completions = Completions(plan, api_key=api_key, zero=zero)
+        self._completions = Completions(plan, api_key=api_key, zero=zero, done=self._done)
         self._log = results and LogWriter(
             results / LOG_NAME.format(index=index), started_at=started_at, node=node
         )
@@ -59,12 +59,15 @@ class Generator:
         self._stopped_at = math.inf
         self._on_request = on_request
         self._on_end = on_end
-        self._requests = Group()
-        self._gaps = GapHistogram()
+        self._numbers = itertools.count(index, count)
+        self._users = 0
         self._sent = 0
         self._ended = False
         self._process = psutil.Process()
         self._busy_before = self._busy()
+        # What is there now stays; to look through it again would make arrivals late.
+        gc.collect()
+        gc.freeze()
         self._ticker = gevent.spawn(self._tick)
         self._dispatcher = gevent.spawn(self._run)
 
@@ -83,49 +86,56 @@ class Generator:
         self._on_end()
 
     def _dispatch(self) -> None:
-        now, spawn, sleep = self._completions.now, self._requests.spawn, gevent.sleep
+        now, send, sleep = self._completions.now, self._completions.send, gevent.sleep
         for number, intended in share(self._plan, self._index, self._count):
             # The event loop's clock is coarse: a sleep may end early, so look again.
             while (early := intended - now()) > 0:
                 sleep(early)
             if intended >= self._stopped_at:
                 return
-            spawn(self._send, number, intended)
+            send(number, intended)
             self._sent += 1
-            # A dispatcher that is late has not slept: let the requests under way go on.
-            sleep(0)
+            if self._sent % _AT_ONCE == 0:
+                # A dispatcher that is late has not slept: let what has come be read.
+                sleep(0)
 
     def _run_users(self) -> None:
-        numbers = itertools.count(self._index, self._count)
-        own = range(self._index, self._plan.users, self._count)
-        gevent.joinall([gevent.spawn(self._use, numbers) for _ in own])
-
-    def _use(self, numbers: Iterator[int]) -> None:
-        """One user of a closed loop: each request when the one before has ended."""
-        end = self._plan.total_seconds
         while (early := -self._completions.now()) > 0:
             gevent.sleep(early)
-        while (now := self._completions.now()) < min(end, self._stopped_at):
-            self._sent += 1
-            self._send(next(numbers), now)
+        self._users = len(range(self._index, self._plan.users, self._count))
+        for _ in range(self._users):
+            self._use()
+        while self._users:
+            gevent.sleep(_LOOK_SECONDS)
 
-    def _send(self, number: int, intended: float) -> None:
-        record, received = self._completions.send(number, intended)
+    def _use(self) -> None:
+        """A user of a closed loop: each request when the one before has ended."""
+        now = self._completions.now()
+        if now < min(self._plan.total_seconds, self._stopped_at):
+            self._sent += 1
+            self._completions.send(next(self._numbers), now)
+        else:
+            self._users -= 1
+
+    def _done(self, number: int, record: RequestRecord, received: int) -> None:
         if self._log:
             self._log.record(number, record)
         if self._on_request:
             self._on_request(record, received)
+        if self._users:
+            self._use()
 
     def _finish(self) -> None:
-        if self._requests:
-            _log.info("Waiting for %d requests under way", len(self._requests))
-        self._requests.join(timeout=self._plan.timeout_seconds + _DRAIN_GRACE_SECONDS)
-        self._requests.kill()
+        self._users = 0
+        if self._completions.under_way:
+            _log.info("Waiting for %d requests under way", self._completions.under_way)
+        while self._completions.under_way:
+            gevent.sleep(_LOOK_SECONDS)
         self._ended = True
         self._ticker.kill()
         if self._log:
             self._write_tick()
-            self._log.end(stopped_at=self._stopped_at, gaps=self._gaps.encoded())
+            self._log.end(stopped_at=self._stopped_at, gaps=self._completions.gaps.encoded())
 
     def _tick(self) -> None:
         while True:
@@ -135,8 +145,6 @@ class Generator:
             self._write_tick()
 
     def _write_tick(self) -> None:
-        self._gaps.add(self._completions.gaps)
-        self._completions.gaps.clear()
         if self._log:
             busy = self._busy() - self._busy_before
             self._log.tick(sent=self._sent, busy_seconds=busy)

@@ -57,7 +57,7 @@ def test_the_run_time_is_the_schedule_and_the_table_shows_ttft_apart(
     command = locust("--headless", "--host", base_url, "--model", "llama-2-7b", "--rate", "20")
     command += ["--arrivals", "constant", "--run-time", "1s", "--results", "log", *options]
     done = subprocess.run(
-        [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(done.stdout)}
@@ -82,7 +82,7 @@ def test_options_that_make_no_plan_end_it_at_once_with_one_clear_message(
     tmp_path: Path, options: list[str], complaint: str
 ) -> None:
     done = subprocess.run(
-        locust("--headless", *options), cwd=tmp_path, capture_output=True, text=True, timeout=60
+        locust("--headless", *options), cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert done.returncode in (1, 2)
     assert complaint in done.stderr
@@ -127,10 +127,10 @@ def test_closed_users_wait_for_their_answers_and_a_trace_is_replayed_at_its_time
         "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:47.0805900,12,3\n"
     )
     common = ("--headless", "--host", base_url, "--model", "m", "--results", "log")
-    closed = ("--arrivals", "closed", "--users", "3", "--run-time", "1s")
+    closed = ("--arrivals", "closed", "--users", "3", "--run-time", "4s")
     for options in (closed, ("--trace", "trace.csv", "--speed", "2")):
         done = subprocess.run(
-            locust(*common, *options), cwd=tmp_path, capture_output=True, text=True, timeout=60
+            locust(*common, *options), cwd=tmp_path, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, done.stderr
         log = (tmp_path / "log" / "worker-0.jsonl").read_text().splitlines()

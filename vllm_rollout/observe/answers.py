@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from vllm_rollout.observe.load import RequestOutcome
 
 _LONGEST_ERROR = 200
@@ -28,6 +30,35 @@ class AnswerError(Exception):
         self.status = status
 
 
+class _Said(msgspec.Struct):
+    """A chat's `message` or, streamed, its `delta`; `role` is there in the one that opens it."""
+
+    role: Any = msgspec.UNSET
+    content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    """One of a completion's or a chat's choices, or a piece of one."""
+
+    index: int = 0
+    text: str | None = None
+    message: _Said | None = None
+    delta: _Said | None = None
+    finish_reason: Any = None
+
+
+class _Wire(msgspec.Struct):
+    """A whole answer or one event of a stream, as far as it is of interest."""
+
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_WIRE = msgspec.json.Decoder(_Wire)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A whole, valid answer. `text` and `finish_reason` are those of the first choice."""
@@ -45,23 +76,25 @@ def parse_completion(body: bytes) -> Answer:
         AnswerError: HTTP_ERROR for an error body, MALFORMED for anything else that is not an
             answer with at least one choice and one token, TRUNCATED for an aborted one.
     """
-    answer = _json_object(body)
-    _raise_error_of(answer)
-    choices = _choices(answer)
-    if not choices:
+    answer = _decoded(body)
+    if answer.error is not None:
+        raise _error(answer.error)
+    if not answer.choices:
         raise _malformed("no choices")
-    for choice in choices:
-        _check_finish(choice.get("finish_reason"))
-    return _answer(_text(choices[0]), choices[0]["finish_reason"], answer.get("usage"))
+    for choice in answer.choices:
+        _check_finish(choice.finish_reason)
+    first = answer.choices[0]
+    return _answer(_text(first), first.finish_reason, answer.usage)
 
 
 def error_of(status: int, body: bytes) -> AnswerError:
     """The error that a response with a status other than 200 stands for, in the server's words."""
     try:
-        _raise_error_of(_json_object(body))
-    except AnswerError as error:
-        if error.outcome is RequestOutcome.HTTP_ERROR:
-            return AnswerError(error.outcome, f"{status} {error}", status=status)
+        told = _decoded(body).error
+    except AnswerError:
+        told = None
+    if told is not None:
+        return AnswerError(RequestOutcome.HTTP_ERROR, f"{status} {_error(told)}", status=status)
     text = body[: 4 * _LONGEST_ERROR].decode("utf-8", "replace")
     return AnswerError(RequestOutcome.HTTP_ERROR, _cut(f"{status} {text}"), status=status)
 
@@ -74,14 +107,15 @@ class SseAnswer:
     """
 
     def __init__(self) -> None:
-        self._line = bytearray()
+        self._rest: list[bytes | bytearray] = []
+        self._rest_length = 0
         self._data: list[bytes] = []
         self._text: list[str] = []
         self._finish_reasons: dict[int, str | None] = {}
         self._usage: Any = None
         self._done = False
 
-    def feed(self, data: bytes) -> list[str]:
+    def feed(self, data: bytes | bytearray) -> list[str]:
         """Take the next bytes; return the text of each event that they complete and holds a token.
 
         A token may be empty text (half of a character); a chat's opening role is no token.
@@ -89,18 +123,26 @@ class SseAnswer:
         Raises:
             AnswerError: HTTP_ERROR for an error event, with its code as status; MALFORMED.
         """
-        self._line += data
-        if len(self._line) > _LONGEST_LINE:
+        self._rest.append(data)
+        self._rest_length += len(data)
+        if self._rest_length > _LONGEST_LINE:
             raise _malformed(f"a line of more than {_LONGEST_LINE} bytes")
         if b"\n" not in data:
             return []
-        *lines, rest = self._line.split(b"\n")
-        self._line = rest
+        lines = b"".join(self._rest).split(b"\n")
+        self._rest = [lines.pop()]
+        self._rest_length = len(self._rest[0])
         tokens: list[str] = []
         for line in lines:
-            event = self._event(bytes(line.removesuffix(b"\r")))
-            if event is not None:
-                tokens += self._take(event)
+            line = line.removesuffix(b"\r")  # noqa: PLW2901 - either line end is allowed
+            if line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            elif line:
+                _check_field(line)
+            elif self._data:
+                event = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+                self._data.clear()
+                self._take(event, tokens)
         return tokens
 
     def finish(self) -> Answer:
@@ -111,8 +153,8 @@ class SseAnswer:
                 or no usage.
         """
         if not self._done:
-            if len(self._line) >= _LONGEST_FIELD:
-                _check_field(bytes(self._line))
+            if self._rest_length >= _LONGEST_FIELD:
+                _check_field(b"".join(self._rest))
             raise _truncated("the stream ended without [DONE]")
         if not self._finish_reasons:
             raise _malformed("a stream without a token")
@@ -121,38 +163,27 @@ class SseAnswer:
         first = self._finish_reasons[min(self._finish_reasons)]
         return _answer("".join(self._text), str(first), self._usage)
 
-    def _event(self, line: bytes) -> bytes | None:
-        """The data of the event that `line` ends, if it ends one."""
-        _check_field(line)
-        if line.startswith(b"data:"):
-            self._data.append(line[5:].removeprefix(b" "))
-        if line or not self._data:
-            return None
-        event = b"\n".join(self._data)
-        self._data.clear()
-        return event
-
-    def _take(self, event: bytes) -> list[str]:
+    def _take(self, event: bytes, tokens: list[str]) -> None:
+        """Take one event's data, and add what it holds to the tokens."""
         if event == b"[DONE]":
             self._done = True
-            return []
-        chunk = _json_object(event)
-        _raise_error_of(chunk)
-        self._usage = chunk.get("usage") or self._usage
-        tokens = []
-        for choice in _choices(chunk):
-            index = choice.get("index", 0)
-            if not isinstance(index, int):
-                raise _malformed("a choice whose index is no number")
+            return
+        chunk = _decoded(event)
+        if chunk.error is not None:
+            raise _error(chunk.error)
+        if chunk.usage:
+            self._usage = chunk.usage
+        if chunk.choices is None:
+            raise _malformed(f"no choices: {event[:_LONGEST_ERROR]!r}")
+        for choice in chunk.choices:
             text = _text(choice)
-            if text or not _opens_chat(choice):
+            if text or choice.delta is None or choice.delta.role is msgspec.UNSET:
                 tokens.append(text)
-                self._finish_reasons.setdefault(index, None)
-            if index == 0:
+                self._finish_reasons.setdefault(choice.index, None)
+            if choice.index == 0:
                 self._text.append(text)
-            if choice.get("finish_reason") is not None:
-                self._finish_reasons[index] = choice["finish_reason"]
-        return tokens
+            if choice.finish_reason is not None:
+                self._finish_reasons[choice.index] = choice.finish_reason
 
 
 def _check_field(line: bytes) -> None:
@@ -161,54 +192,39 @@ def _check_field(line: bytes) -> None:
         raise _malformed(f"not an event stream: {line[:_LONGEST_ERROR]!r}")
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _decoded(body: bytes) -> _Wire:
+    """Decode and check the shape in one go: this is done for every token."""
     try:
-        value = json.loads(body)
+        return _WIRE.decode(body)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        # Half a surrogate pair in a string, as gateways send that cut text anywhere, is still JSON.
+        return msgspec.convert(json.loads(body), _Wire)
     except (ValueError, RecursionError) as error:
-        raise _malformed(f"not JSON ({error}): {body[:_LONGEST_ERROR]!r}") from error
-    if not isinstance(value, dict):
-        raise _malformed(f"not a JSON object: {body[:_LONGEST_ERROR]!r}")
-    return value
+        raise _malformed(f"not an answer ({error}): {body[:_LONGEST_ERROR]!r}") from error
 
 
-def _raise_error_of(answer: dict[str, Any]) -> None:
+def _error(told: Any) -> AnswerError:
     """vLLM: `{"error": {"message", "type", "param", "code"}}`, or `{"error": "Unauthorized"}`."""
-    if "error" not in answer or answer["error"] is None:
-        return
-    message: Any = answer["error"]
+    message: Any = told
     code: Any = 0
-    if isinstance(message, dict):
-        message, code = message.get("message"), message.get("code")
-    raise AnswerError(
+    if isinstance(told, dict):
+        message, code = told.get("message"), told.get("code")
+    return AnswerError(
         RequestOutcome.HTTP_ERROR, _cut(str(message)), status=code if isinstance(code, int) else 0
     )
 
 
-def _choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise _malformed(f"no list of choices, but {', '.join(sorted(answer)) or 'nothing'}")
-    return choices
-
-
-def _text(choice: dict[str, Any]) -> str:
+def _text(choice: _Choice) -> str:
     """The text of a choice: a completion's `text`, a chat's `message` or, streamed, its `delta`."""
-    message = choice.get("message", choice.get("delta"))
-    if message is None:
-        text = choice.get("text")
-    elif isinstance(message, dict):
+    said = choice.message or choice.delta
+    if said is not None:
         # A reasoning model's first tokens come beside the content, and a tool call has none.
-        text = message.get("content") or message.get("reasoning") or ""
-    else:
-        raise _malformed("a choice whose message is no object")
-    if not isinstance(text, str):
+        return said.content or said.reasoning or ""
+    if choice.text is None:
         raise _malformed("a choice without text")
-    return text
-
-
-def _opens_chat(choice: dict[str, Any]) -> bool:
-    delta = choice.get("delta")
-    return isinstance(delta, dict) and "role" in delta
+    return choice.text
 
 
 def _check_finish(reason: Any) -> None:

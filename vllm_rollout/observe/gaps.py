@@ -5,7 +5,7 @@ add up exactly to that of all.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from hdrh.histogram import HdrHistogram
 _LONGEST_MICROSECONDS = 3600 * 1_000_000
 _SIGNIFICANT_DIGITS = 3
 _PER_SECOND = 1_000_000
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,26 +29,34 @@ class GapSummary:
 
 
 class GapHistogram:
-    """Counts gaps; `add` is cheap, and is to be called with many at once."""
+    """Counts gaps. Adding is cheap: they are sorted into the histogram many at once."""
 
     def __init__(self) -> None:
         self._histogram = HdrHistogram(1, _LONGEST_MICROSECONDS, _SIGNIFICANT_DIGITS)
+        self._waiting: list[float] = []
 
-    def add(self, gaps_seconds: Sequence[float]) -> None:
+    def add(self, gaps_seconds: Iterable[float]) -> None:
         """Count each gap."""
-        if not gaps_seconds:
-            return
-        micros = np.rint(np.asarray(gaps_seconds) * _PER_SECOND).astype(np.int64)
-        values, counts = np.unique(micros.clip(1, _LONGEST_MICROSECONDS), return_counts=True)
-        for value, count in zip(values, counts, strict=True):
-            self._histogram.record_value(int(value), int(count))
+        self._waiting += gaps_seconds
+        if len(self._waiting) >= _AT_ONCE:
+            self._count()
 
     def encoded(self) -> str:
         """The histogram as text, for `merged`; empty where it counts nothing."""
+        self._count()
         if self._histogram.get_total_count() == 0:
             return ""
         encoded: bytes = self._histogram.encode()
         return encoded.decode("ascii")
+
+    def _count(self) -> None:
+        micros = np.rint(np.asarray(self._waiting) * _PER_SECOND).clip(1, _LONGEST_MICROSECONDS)
+        self._waiting.clear()
+        # To 11 binary digits: all values that the histogram counts as one are one from here on.
+        mantissas, exponents = np.frexp(micros)
+        micros = np.ldexp(np.floor(np.ldexp(mantissas, 11)), exponents - 11)
+        for value, count in zip(*np.unique(micros, return_counts=True), strict=True):
+            self._histogram.record_value(int(value), int(count))
 
 
 def merged(encoded: Iterable[str]) -> GapSummary:

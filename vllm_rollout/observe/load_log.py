@@ -13,11 +13,12 @@ place in the schedule. A log without its end line is of a worker that did not en
 """
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 
@@ -46,7 +47,7 @@ class LogWriter:
     def __init__(self, path: Path, *, started_at: float, node: WorkerNode | None = None) -> None:
         node = node or WorkerNode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8", buffering=1 << 16)
+        self._file = path.open("wb", buffering=1 << 16)
         self._requests = 0
         start = {
             "at": started_at,
@@ -89,7 +90,7 @@ class LogWriter:
         self._file.close()
 
     def _write(self, line: Any) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
+        self._file.write(msgspec.json.encode(line) + b"\n")
 
 
 class LogReader:
@@ -133,7 +134,7 @@ class LogReader:
         records = []
         for line in whole.split(b"\n") if newline else []:
             try:
-                record = self._take(json.loads(line))
+                record = self._take(msgspec.json.decode(line))
             except (ValueError, TypeError, KeyError, OverflowError):
                 self.unparsable += 1
                 continue

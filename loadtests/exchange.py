@@ -1,0 +1,157 @@
+"""One request under way: its answer is read and checked as it comes, its times are taken."""
+
+import math
+from collections.abc import Callable
+from http import HTTPStatus
+
+import gevent
+from geventhttpclient.response import HTTPParseError
+
+from loadtests.connections import Connection
+from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
+from vllm_rollout.observe.load import RequestOutcome, RequestRecord
+
+_LONGEST_BODY = 64 * 1024 * 1024
+
+
+class Exchange:
+    """What is known so far of request `number`; times in seconds since the schedule's zero (`now`).
+
+    Calls `on_end` with itself and its record, once, when the answer has ended or `failed` or
+    `expire` was called.
+    """
+
+    __slots__ = (
+        "_body",
+        "_last",
+        "_now",
+        "_on_end",
+        "_stream",
+        "bytes_received",
+        "connection",
+        "deadline",
+        "first_token",
+        "gaps",
+        "intended",
+        "number",
+        "opening",
+        "over",
+        "request_class",
+        "sent",
+        "status",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        intended: float,
+        deadline: float,
+        request_class: str,
+        stream: bool,
+        now: Callable[[], float],
+        on_end: Callable[["Exchange", RequestRecord], None],
+    ) -> None:
+        self.number = number
+        self.intended = intended
+        self.deadline = deadline
+        self.request_class = request_class
+        self.sent = self.first_token = self._last = math.nan
+        self.gaps: list[float] = []
+        self.status = 0
+        self.bytes_received = 0
+        self.connection: Connection | None = None
+        self.opening: gevent.Greenlet | None = None
+        """The greenlet that opens a connection for it."""
+        self.over = False
+        self._now = now
+        self._on_end = on_end
+        self._stream = SseAnswer() if stream else None
+        self._body = bytearray()
+
+    def received(self, status: int, body: bytes | bytearray, *, ended: bool) -> None:
+        """Take the next bytes of the answer.
+
+        Raises:
+            AnswerError: it is no success.
+        """
+        came = self._now()
+        self.status = status
+        self.bytes_received += len(body)
+        if status != HTTPStatus.OK or self._stream is None:
+            self._body += body
+            if len(self._body) > _LONGEST_BODY:
+                raise AnswerError(RequestOutcome.MALFORMED, f"more than {_LONGEST_BODY} bytes")
+            if ended:
+                if status != HTTPStatus.OK:
+                    raise error_of(status, bytes(self._body))
+                self._succeed(parse_completion(bytes(self._body)), came)
+            return
+        for _ in self._stream.feed(body):
+            if self._last == self._last:  # not NaN: there was one before
+                self.gaps.append(came - self._last)
+            else:
+                self.first_token = came
+            self._last = came
+        if ended:
+            self._succeed(self._stream.finish(), came)
+
+    def failed(self, error: Exception) -> None:
+        """There is no answer, or no more of it."""
+        if isinstance(error, AnswerError):
+            self.status = error.status or self.status
+            self._end(error.outcome, str(error))
+        elif self.status not in (0, HTTPStatus.OK):
+            error = error_of(self.status, b"(the error's body did not come)")
+            self._end(error.outcome, str(error))
+        elif isinstance(error, EOFError):
+            self._end(RequestOutcome.TRUNCATED, str(error))
+        elif isinstance(error, OSError):
+            self._end(RequestOutcome.CONNECTION, f"{type(error).__name__}: {error}")
+        elif isinstance(error, HTTPParseError):
+            self._end(RequestOutcome.MALFORMED, f"not HTTP: {error}")
+        else:
+            raise error
+
+    def expire(self, outcome: RequestOutcome, error: str) -> None:
+        """Give it up, whatever stage it is at."""
+        if self.opening is not None:
+            self.opening.kill(block=False)
+        if self.connection is not None:
+            self.connection.close()
+        self._end(outcome, error)
+
+    def _succeed(self, answer: Answer, end: float) -> None:
+        self.over = True
+        self._on_end(
+            self,
+            RequestRecord(
+                intended=self.intended,
+                sent=self.sent,
+                first_token=self.first_token,
+                end=end,
+                outcome=RequestOutcome.OK,
+                status=self.status,
+                prompt_tokens=answer.prompt_tokens,
+                completion_tokens=answer.completion_tokens,
+                request_class=self.request_class,
+            ),
+        )
+
+    def _end(self, outcome: RequestOutcome, error: str) -> None:
+        if self.over:
+            return
+        self.over = True
+        self._on_end(
+            self,
+            RequestRecord(
+                intended=self.intended,
+                sent=self.sent,
+                first_token=self.first_token,
+                end=self._now(),
+                outcome=outcome,
+                status=self.status,
+                error=error,
+                request_class=self.request_class,
+            ),
+        )
