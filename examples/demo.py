@@ -5,6 +5,7 @@ yourself. The policy is demo.yaml beside this file; what is served is llama-2-7b
 """
 
 import argparse
+import getpass
 import os
 import secrets
 import subprocess
@@ -18,6 +19,7 @@ import httpx
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.release.journal import Journal, Phase
+from vllm_rollout.report.evidence import read_evidence
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"
@@ -44,7 +46,19 @@ def roll_out(values: str) -> int:
     """Deploy a build to development and promote it through staging to production."""
     must(command("vllm-rollout deploy", "--values", str(HERE / values)))
     must(command("gate-and-promote", "--to", "staging"))
-    return command("gate-and-promote", "--to", "production", "--reason", f"demo of {values}")
+    to_production = ("--to", "production", "--reason", f"demo of {values}")
+    must(command("gate-and-promote", *to_production), be=ExitCode.INCONCLUSIVE)
+    print("\nIt waits for a person. Whoever runs the demo stands in for QA and signs it off:")
+    user = getpass.getuser()
+    must(command("vllm-rollout sign-off", "--evidence", newest_evidence(), "--as", user))
+    return command("gate-and-promote", *to_production)
+
+
+def newest_evidence() -> str:
+    """The digest of the evidence that was written last, shortened as the command prints it."""
+    files = Path("reports", MODEL).glob("*/evidence.json")
+    newest = read_evidence(max(files, key=lambda file: file.stat().st_mtime_ns))
+    return newest.digest.removeprefix("sha256:")[:16]
 
 
 def break_production_after_promotion() -> None:

@@ -12,6 +12,8 @@ from vllm_rollout.commands import (
     preflight,
     releases,
     rollout,
+    sign_off,
+    soak,
     status,
     watch,
 )
@@ -34,6 +36,8 @@ app = typer.Typer(
 app.command("deploy")(releases.deploy_command)
 app.command("preflight")(preflight.preflight_command)
 app.command("gate-and-promote")(rollout.promote_command)
+app.command("sign-off")(sign_off.sign_off_command)
+app.command("soak")(soak.soak_command)
 app.command("rollback")(rollout.rollback_command)
 app.command("watch")(watch.watch_command)
 app.command("status")(status.status_command)

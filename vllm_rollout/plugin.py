@@ -18,8 +18,8 @@ from vllm_rollout.gating.results import BEFORE, URL_ONLY, Results, identity, rec
 from vllm_rollout.gating.select import (
     deployment_of,
     in_order,
+    on_demand_left_out,
     parametrize,
-    preflight_left_out,
     selection_problem,
     without_release,
 )
@@ -112,6 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
             "markers", f"{environment}: gates of the {environment} environment (vllm-rollout)"
         )
     config.addinivalue_line("markers", "preflight: pre-deployment checks (vllm-rollout)")
+    config.addinivalue_line("markers", "soak: how long a revision was healthy (vllm-rollout)")
     config.pluginmanager.register(fixtures, "vllm_rollout.gating.fixtures")
 
 
@@ -141,7 +142,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
     asked = {"marker_expression": config.getoption("markexpr", ""), "arguments": config.args}
-    if out := preflight_left_out(items, settings.policy, **asked):
+    if out := on_demand_left_out(items, settings.policy, **asked):
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
     items[:] = in_order(items, settings.policy)

@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import pytest
 import yaml
 from cluster.control_plane import free_port, wait_until_ok
+from cluster.required import debian_tool
 
 from vllm_rollout.observe.process_group import ProcessGroup
 
@@ -71,7 +69,7 @@ def running_registry(folder: Path, *, password: bool = False) -> Iterator[Regist
         config["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
     file = folder / "registry.yml"
     file.write_text(yaml.safe_dump(config))
-    command = ["setpriv", "--pdeathsig", "KILL", _binary(), "serve", str(file)]
+    command = ["setpriv", "--pdeathsig", "KILL", debian_tool("docker-registry"), "serve", str(file)]
     auth = (USER, PASSWORD) if password else None
     with (
         ProcessGroup(command, env={}, cwd=folder, log=folder / "registry.log"),
@@ -79,13 +77,3 @@ def running_registry(folder: Path, *, password: bool = False) -> Iterator[Regist
     ):
         wait_until_ok(client, "/v2/")
         yield Registry(host, auth)
-
-
-def _binary() -> str:
-    found = shutil.which("docker-registry")
-    if found is None:
-        problem = "docker-registry is missing: apt-get install docker-registry"
-        if os.environ.get("VLLM_ROLLOUT_REQUIRE") == "all":
-            pytest.fail(problem, pytrace=False)
-        pytest.skip(problem)
-    return found

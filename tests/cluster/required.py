@@ -1,6 +1,8 @@
 """What tests do about a real part that is missing: skip, loudly, or fail where all are required."""
 
 import os
+import shutil
+from typing import NoReturn
 
 import pytest
 from cluster.build_tools import ToolMissingError, tool
@@ -13,9 +15,18 @@ def required_tool(name: str) -> str:
     try:
         return str(tool(name))
     except ToolMissingError as error:
-        if os.environ.get("VLLM_ROLLOUT_REQUIRE") == "all":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        _missing(str(error))
+
+
+def debian_tool(name: str) -> str:
+    """Path of a program that Debian has under the name of its package; without it as above."""
+    return shutil.which(name) or _missing(f"{name} is missing: apt-get install {name}")
+
+
+def _missing(problem: str) -> NoReturn:
+    if os.environ.get("VLLM_ROLLOUT_REQUIRE") == "all":
+        pytest.fail(problem, pytrace=False)
+    pytest.skip(problem)
 
 
 @pytest.fixture(params=["helm3", "helm4"])

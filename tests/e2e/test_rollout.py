@@ -193,6 +193,38 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     assert site.files_with_the_key() == []
 
 
+def test_a_person_signs_off_what_then_goes_to_production(site: Site) -> None:
+    site.to_staging("good")
+    asked = ("--set", "environments.staging.sign_off.valid=48h")
+    pending = site.run("gate-and-promote", MODEL, *asked)
+    assert pending.returncode == ExitCode.INCONCLUSIVE, pending.stdout
+    last = pending.stdout.splitlines()[-1]
+    assert last.startswith(f"sign it off: vllm-rollout sign-off {MODEL} --evidence ")
+    digest = last.split()[-3]
+    assert site.evidence().digest.startswith(f"sha256:{digest}")
+    assert f"--evidence {digest} --as NAME" in max(
+        site.folder.glob(f"reports/{MODEL}/*/report.html"), key=lambda f: f.stat().st_mtime_ns
+    ).read_text(encoding="utf-8")
+
+    rules = "minimum: 24h, maximum: 48h, observed_by: samples, grace: 2m, max_gap: 15m"
+    soak = f"environments.staging.soak={{{rules}}}"
+    looked = site.run("vllm-rollout", "soak", MODEL, "--once", "--set", soak)
+    assert looked.returncode == 0, looked.stdout
+    assert "of 24h since" in looked.stdout
+
+    for wrong in ("000000000000", "xyz"):
+        words = ("vllm-rollout", "sign-off", MODEL, "--evidence", wrong, "--as", "Grace", *asked)
+        assert site.run(*words).returncode == ExitCode.USAGE
+    words = ("vllm-rollout", "sign-off", MODEL, "--evidence", digest, "--as", "Grace", *asked)
+    signed = site.run(*words)
+    assert signed.returncode == 0, signed.stdout
+    assert "signed off by Grace" in signed.stdout
+
+    done = site.run("gate-and-promote", MODEL, *asked)
+    assert done.returncode == ExitCode.OK, done.stdout
+    assert "staging gates are not run again" in done.stdout
+
+
 def test_nothing_reaches_production_unless_staging_passes(site: Site) -> None:
     site.to_staging("one")
 
@@ -242,6 +274,9 @@ def test_an_interrupted_and_a_killed_ramp_are_undone_by_the_next_run(site: Site)
         (("gate-and-promote", MODEL), "not deployed in staging"),
         (("gate-and-promote", MODEL, "--to", "prod"), "production"),
         (("gate-and-promote", MODEL, "--set", "watch.duratoin=1m"), "did you mean"),
+        (("gate-and-promote", MODEL, "--emergency", "--as", "Ada"), "demands a name and a reason"),
+        (("gate-and-promote", MODEL, "--emergency", "--reason", "x"), "demands a name"),
+        (("vllm-rollout", "soak", MODEL), "has no soak in the policy"),
         (("vllm-rollout", "deploy", MODEL, "-e", "production", "-f", "x.yaml"), "not skipped"),
         (("vllm-rollout", "deploy", MODEL, "-f", "missing.yaml"), "missing.yaml"),
         (("vllm-rollout", "rollback", MODEL), "earlier good revision"),

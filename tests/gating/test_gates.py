@@ -61,7 +61,15 @@ def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
     evidence = evidence_in(tmp_path)
     found = outcomes(evidence)
     assert found == dict.fromkeys(
-        ["health", "inference", "response_time", "latency", "error_rate", "load_capacity"],
+        [
+            "health",
+            "inference",
+            "response_time",
+            "latency",
+            "error_rate",
+            "load_capacity",
+            "outputs",
+        ],
         Outcome.PASS,
     )
     assert evidence.outcome is Outcome.PASS

@@ -18,7 +18,11 @@ windows: {peak_hours: [{from: 12:00, to: 13:00}], holidays: [2026-12-25], timezo
 environments:
   staging: {gates: {latency: off}, soak: off}
   production: {gates: {smoke: {url: off}}}
-  canary: {replicas: 2, gates: {latency: {limit: 1500ms}}, soak: {minimum: 1h, maximum: 2h}}
+  canary:
+    replicas: 2
+    gates: {latency: {limit: 1500ms}}
+    soak: {minimum: 1h, maximum: 2h, observed_by: age, grace: 0s, max_gap: 1m}
+    sign_off: {valid: 24h}
 ramp: [{share: 12.5%, hold: 90s}, {share: 100%, hold: 0s}]
 models:
   plain: {}
@@ -26,7 +30,9 @@ models:
     parameters: 70.6
     ramp: [{replicas: 1, hold: 2h}, {share: 100%, hold: 0s}]
     environments:
-      staging: {gates: {latency: {limit: 6s}, error_rate: off}, soak: {minimum: 3h, maximum: 4h}}
+      staging:
+        gates: {latency: {limit: 6s}, error_rate: off}
+        soak: {minimum: 3h, maximum: 4h, observed_by: age, grace: 0s, max_gap: 1m}
       canary: {soak: off}
 """
 

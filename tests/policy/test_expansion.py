@@ -10,12 +10,15 @@ Load = Callable[..., Policy]
 def test_the_defaults_run_the_workflows_gates(load: Load) -> None:
     policy = load()
     development = {"pods", "health", "inference", "response_time"}
-    staging = development | {"latency", "error_rate", "load_capacity"}
+    staging = development | {"latency", "error_rate", "load_capacity", "outputs"}
     assert set(policy.environments["development"].gates.enabled) == development
     assert set(policy.environments["staging"].gates.enabled) == staging
     assert set(policy.environments["production"].gates.enabled) == staging - {"load_capacity"} | {
-        "smoke"
+        "smoke",
+        "live_metrics",
     }
+    assert "live_metrics" not in policy.gates_of("production")  # there is no Prometheus
+    assert "live_metrics" in load("prometheus: {url: 'http://p:9090'}").gates_of("production")
     assert list(policy.environments) == list(policy.order)
 
 

@@ -26,8 +26,8 @@ STAGING = "environments:\n  staging:\n    "
         pytest.param(
             STAGING + "gates: {latncy: {limit: 4s}}",
             "rollout.yaml:3:13: environments.staging.gates.latncy: unknown key 'latncy'; did you "
-            "mean 'latency'? (valid here: pods, health, inference, response_time, latency, "
-            "error_rate, goodput, load_capacity, smoke)",
+            "mean 'latency'? (valid here: pods, health, inference, response_time, outputs, "
+            "latency, error_rate, goodput, load_capacity, smoke, live_metrics)",
             id="unknown gate",
         ),
         pytest.param(

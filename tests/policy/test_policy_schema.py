@@ -33,7 +33,12 @@ def test_only_what_stands_in_a_list_has_required_keys() -> None:
     required = {
         name: block["required"] for name, block in definitions.items() if "required" in block
     }
-    assert required == {"RampStep": ["hold"], "StartupThreshold": ["up_to", "failure_threshold"]}
+    assert required == {
+        "Freeze": ["from", "to", "reason"],
+        "RampStep": ["hold"],
+        "Sample": ["prompt"],
+        "StartupThreshold": ["up_to", "failure_threshold"],
+    }
 
 
 def test_the_patterns_accept_every_default() -> None:

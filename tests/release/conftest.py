@@ -25,8 +25,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     clock = FakeClock()
     platform = SimulatedPlatform(MemoryStore(clock), clock)
     platform.deploy(PRODUCTION, {"version": 1}, replicas=4)
-    platform.deploy(STAGING, {"version": 2})
+    build = platform.deploy(STAGING, {"version": 2})
     world = World(tmp_path, clock, platform, ScriptedGates(platform), healthy)
+    world.pass_development(build)
     monkeypatch.setattr(
         Context,
         "_look",

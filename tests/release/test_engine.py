@@ -350,7 +350,7 @@ def test_ctrl_c_says_what_state_production_is_in(world: World) -> None:
 def test_rollback_goes_to_the_newest_revision_with_passing_evidence(world: World) -> None:
     gate_and_promote(world.context())  # revisions 2-4: the second build, with evidence
     world.platform.deploy(PRODUCTION, {"version": 99}, replicas=4)  # somebody's helm upgrade
-    world.platform.deploy(STAGING, {"version": 3})
+    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
     world.gates.outcomes["production"] = Outcome.FAIL
 
     evidence = gate_and_promote(world.context())

@@ -44,7 +44,8 @@ def test_the_soak_and_the_windows_block_and_say_until_when(world: World) -> None
     found = staging(world)
     assert found.soak_left_seconds == timedelta(hours=11).total_seconds()
     soak, window = found.blocks
-    assert "24h, 11h are left" in soak
+    assert "seen healthy for 13h of 24h" in soak
+    assert "11h are left" in soak
     assert "outside the deployment windows" in window
     assert "the next opens" in window
 

@@ -1,6 +1,6 @@
 """Deployment windows."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -22,12 +22,20 @@ def windows(**changes: object) -> Windows:
         ("2026-11-18T08:59", "08:59 is outside"),
         ("2026-11-20T10:00", "friday"),
         ("2026-12-30T10:00", "end of the month"),
+        ("2026-12-28T10:00", "end of the quarter"),
+        ("2026-10-27T10:00", ""),  # of a month, but of no quarter
+        ("2026-12-02T10:00", "frozen until 2026-12-02: stocktaking"),
+        ("2026-12-03T10:00", ""),
         ("2026-11-19T10:00", "holiday"),
         ("2026-11-18T12:30", "peak hours"),
     ],
 )
 def test_production_is_closed_for_the_reasons_of_the_workflow(when: str, why: str) -> None:
-    rules = windows(holidays=["2026-11-19"], peak_hours=[{"from": "12:00", "to": "13:00"}])
+    rules = windows(
+        holidays=["2026-11-19"],
+        peak_hours=[{"from": "12:00", "to": "13:00"}],
+        freezes=[{"from": "2026-12-01", "to": "2026-12-02", "reason": "stocktaking"}],
+    )
 
     reason = closed_because(rules, datetime.fromisoformat(when).replace(tzinfo=UTC))
 
@@ -51,3 +59,39 @@ def test_the_next_opening_steps_over_weekend_and_peak_hours() -> None:
 
 def test_windows_that_are_not_enforced_are_always_open() -> None:
     assert not closed_because(windows(enforce=False), datetime(2026, 11, 20, 3, 0, tzinfo=UTC))
+
+
+def night(**hours: object) -> Windows:
+    """Windows on Sundays in Berlin, when and where clocks are changed."""
+    return windows(timezone="Europe/Berlin", days=["sunday"], avoid_last_days_of_month=0,
+                   avoid_last_days_of_quarter=0, **hours)  # fmt: skip
+
+
+def in_utc(moment: datetime | None) -> datetime:
+    """Moments of a repeated hour compare as unequal to those of another zone, whatever they are."""
+    assert moment is not None
+    return moment.astimezone(UTC)
+
+
+def test_an_hour_that_the_clocks_leave_out_opens_when_it_would_be_over() -> None:
+    rules = night(hours={"from": "02:30", "to": "05:00"})
+    before = datetime(2026, 3, 28, 23, 0, tzinfo=UTC)  # Sunday 0:00 in Berlin; 2:00 becomes 3:00
+    opening = next_opening(rules, before)
+    assert opening is not None
+    assert in_utc(opening) == datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
+    assert f"{opening:%H:%M %Z}" == "03:00 CEST"
+    assert not closed_because(rules, opening)
+
+
+def test_an_hour_that_the_clocks_repeat_is_open_both_times() -> None:
+    rules = night(hours={"from": "02:00", "to": "03:00"},
+                  peak_hours=[{"from": "02:00", "to": "02:30"}])  # fmt: skip
+    first, second = (datetime(2026, 10, 25, hour, 30, tzinfo=UTC) for hour in (0, 1))
+    assert in_utc(next_opening(rules, first - timedelta(hours=1))) == first
+    assert closed_because(rules, first + timedelta(minutes=35))  # 2:05 again: peak hours
+    assert in_utc(next_opening(rules, first + timedelta(minutes=35))) == second
+
+
+def test_windows_that_never_open_say_so() -> None:
+    rules = windows(freezes=[{"from": "2026-01-01", "to": "2030-01-01", "reason": "the end"}])
+    assert next_opening(rules, datetime(2026, 11, 18, 10, 0, tzinfo=UTC)) is None

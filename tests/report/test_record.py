@@ -11,7 +11,7 @@ import pytest
 
 from vllm_rollout.errors import UsageError
 from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.report.evidence import Evidence, GateResult, Step
+from vllm_rollout.report.evidence import Evidence, GateResult, Override, Step
 from vllm_rollout.report.record import write_record
 
 FIRED = datetime(2026, 1, 27, 9, 44, 10, tzinfo=UTC)
@@ -82,6 +82,15 @@ def test_a_promotion_says_nothing_of_rollback(
     assert "rolled back" not in text
     assert f"- Version: build {build.short}, model revision r7\n" in text
     assert "- Previous: not recorded\n" in text
+
+
+def test_an_emergency_override_is_named_with_what_it_passed_over(
+    rolled_back: Evidence, options: dict[str, Any]
+) -> None:
+    override = Override(by="Ada *L*", reason="<b>fix</b>", passed_over=("the soak", "a freeze"))
+    text = write_record(replace(rolled_back, override=override), **options).read_text()
+    line = r"- Emergency override: by Ada \*L\*: &lt;b&gt;fix&lt;/b&gt;; passed over: "
+    assert line + "the soak; a freeze" in text
 
 
 def test_no_record_is_overwritten(rolled_back: Evidence, options: dict[str, Any]) -> None:

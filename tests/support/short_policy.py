@@ -18,6 +18,7 @@ def short_policy(*, rate: int, seconds: int, expected: int) -> dict[str, Any]:
                     "load_capacity": {"expected_rate": f"{expected}/s", "unserved": "3%"},
                 },
                 "soak": False,
+                "sign_off": False,
             },
             "production": {
                 "replicas": 2,

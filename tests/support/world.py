@@ -41,8 +41,10 @@ from vllm_rollout.settings import Settings
 from vllm_rollout.symptoms import Symptoms
 
 MODEL = "llama-2-7b"
+DEVELOPMENT = Deployment(MODEL, "development")
 STAGING = Deployment(MODEL, "staging")
 PRODUCTION = Deployment(MODEL, "production")
+LONG_AGO = timedelta(hours=30)
 WEDNESDAY = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
 
 
@@ -197,7 +199,7 @@ class SimulatedPlatform:
     def deploy(self, deployment: Deployment, values: dict[str, Any], *, replicas: int = 1) -> Build:
         """Put a whole build in place, as if long ago."""
         build = self.build(deployment, values)
-        self._add(deployment, build, replicas, replicas, "deployed by the test")
+        self._add(deployment, build, replicas, replicas, "deployed by the test", age=LONG_AGO)
         return build
 
     def serving(self, deployment: Deployment) -> tuple[str, int, int] | None:
@@ -215,7 +217,14 @@ class SimulatedPlatform:
             raise Killed
 
     def _add(
-        self, deployment: Deployment, build: Build, replicas: int, capacity: int, description: str
+        self,
+        deployment: Deployment,
+        build: Build,
+        replicas: int,
+        capacity: int,
+        description: str,
+        *,
+        age: timedelta = timedelta(),
     ) -> Revision:
         history = self.releases.setdefault(deployment.release, [])
         history[:] = [replace(r, status=RevisionStatus.SUPERSEDED) for r in history]
@@ -224,7 +233,7 @@ class SimulatedPlatform:
                 number=len(history) + 1,
                 build=build,
                 status=RevisionStatus.DEPLOYED,
-                created=self.clock.now() - timedelta(hours=30),
+                created=self.clock.now() - age,
                 description=description,
                 replicas=replicas,
                 capacity=capacity,
@@ -240,6 +249,8 @@ class ScriptedGates:
         self.platform = platform
         self.outcomes: dict[str, Outcome] = {}
         self.unreachable = ""
+        self.policy_digest = "sha256:0"
+        self.own_gates: Sequence[Path] = ()
         self.during: Any = None
 
     def run(
@@ -263,7 +274,7 @@ class ScriptedGates:
             platform="simulated",
             revision=history[-1].number if history else None,
             build=history[-1].build if history else None,
-            policy_digest="sha256:0",
+            policy_digest=self.policy_digest,
             started=now,
             finished=now,
             expected=tuple(gates),
@@ -300,6 +311,13 @@ class ListReporter:
     def progress(self, text: str) -> None: ...
 
 
+UNATTENDED = {
+    "environments.staging.soak.observed_by": "age",
+    "environments.staging.sign_off": False,
+}
+"""Of the conditions, those that tests of other things do without."""
+
+
 @dataclass
 class World:
     """One simulated world, and `context()` for each run in it."""
@@ -309,13 +327,27 @@ class World:
     platform: SimulatedPlatform
     gates: ScriptedGates
     probes: Any
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=lambda: dict(UNATTENDED))
+
+    def pass_development(self, build: Build) -> None:
+        """Note that `build` has passed its gates in development."""
+        revision = Revision(
+            number=len(self.platform.store.keys(f"passed/{DEVELOPMENT.release}/")) + 1,
+            build=build,
+            status=RevisionStatus.DEPLOYED,
+            created=self.clock.now() - LONG_AGO,
+            description="",
+            replicas=1,
+            capacity=1,
+        )
+        Ledger(self.platform.store).passed(DEVELOPMENT, revision, "sha256:of-an-earlier-run")
 
     def context(self) -> Context:
         policy = load_policy(None, overrides=self.overrides)
         settings = Settings(
             policy=policy, platform=self.platform, base_url=None, report_dir=self.tmp_path
         )
+        self.gates.policy_digest = policy.digest
         context = Context(
             run_id=f"run-{len(self.platform.calls)}",
             source=STAGING,

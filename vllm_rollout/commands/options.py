@@ -1,7 +1,9 @@
 """Options that several commands share, and the way every command meets an expected error."""
 
 import functools
+import getpass
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -95,6 +97,13 @@ def for_load(workers: int | None, *, in_cluster: bool) -> list[str]:
     """How load is made, as the gates' own pytest options."""
     words = ["--workers", str(workers)] if workers else []
     return [*words, "--load-in-cluster"] if in_cluster else words
+
+
+def user_name() -> str:
+    """Who runs this: the CI's user, else this machine's."""
+    return (
+        os.environ.get("GITLAB_USER_LOGIN") or os.environ.get("GITHUB_ACTOR") or getpass.getuser()
+    )
 
 
 def say(text: str) -> None:

@@ -17,9 +17,11 @@ from vllm_rollout.release.engine import (
     roll_back_by_hand,
     state_when_interrupted,
 )
+from vllm_rollout.release.override import Emergency
 from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.settings import Settings
 
+_NO_REASON = "not given"
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
 
 
@@ -32,7 +34,25 @@ def promote_command(
     plan: Annotated[
         bool, typer.Option("--plan", help="run the gates, show what would be done, change nothing")
     ] = False,
-    reason: Reason = "not given",
+    reason: Reason = _NO_REASON,
+    wait_for_window: Annotated[
+        bool,
+        typer.Option(
+            "--wait-for-window", help="wait until a deployment window opens, then gate and promote"
+        ),
+    ] = False,
+    emergency: Annotated[
+        bool,
+        typer.Option(
+            "--emergency",
+            help="pass over soak, windows, on-call, pending sign-off and missing evidence of "
+            "earlier stages; demands --reason and --as. The gates still must pass, a rejection "
+            "stands, and production is watched",
+        ),
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--as", help="with --emergency: the name of who answers for it")
+    ] = None,
     base_url: Annotated[
         str | None,
         typer.Option("--base-url", help="where the gated deployment is reached from here"),
@@ -56,6 +76,7 @@ def promote_command(
     2 usage or policy error, 3 inconclusive, 4 something could not be reached, 5 promoted and
     rolled back, 6 rollback did not restore service, 130 interrupted.
     """
+    override = _emergency(emergency, name, reason)
     settings = choice.settings(base_url=base_url, report_dir=report_dir)
     target = settings.deployment(model, to or settings.policy.order[-1])
     before = settings.policy.previous(target.environment)
@@ -74,8 +95,24 @@ def promote_command(
         ],
         own_gates=gates or [],
         reason=reason,
-        work=lambda context: gate_and_promote(context, plan_only=plan),
+        work=lambda context: gate_and_promote(
+            context, plan_only=plan, wait_for_window=wait_for_window
+        ),
+        emergency=override,
     )
+
+
+def _emergency(wanted: bool, name: str | None, reason: str) -> Emergency | None:
+    if not wanted:
+        if name is not None:
+            raise UsageError("--as goes with --emergency", remedy="Leave it out, or add it.")
+        return None
+    if not (name or "").strip() or reason == _NO_REASON or not reason.strip():
+        raise UsageError(
+            "--emergency demands a name and a reason",
+            remedy="Add --as NAME and --reason TEXT; both are recorded with the override.",
+        )
+    return Emergency(by=str(name).strip(), reason=reason.strip())
 
 
 @options.about_releases
@@ -114,6 +151,7 @@ def _run(
     own_gates: Sequence[Path],
     reason: str,
     work: Callable[[Context], Evidence],
+    emergency: Emergency | None = None,
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
     with LiveReporter(options.console) as reporter:
@@ -126,6 +164,7 @@ def _run(
             reason=reason,
             reporter=reporter,
         )
+        context.emergency = emergency
         try:
             evidence = work(context)
             show_end(evidence, context)

@@ -1,7 +1,5 @@
 """What the commands that change releases share: a run's tools, and what is left when it ends."""
 
-import getpass
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.notify import Notifier
+from vllm_rollout.release.signoff import sign_off_command
 from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.report.record import write_record
 from vllm_rollout.report.render import write_reports
@@ -37,7 +36,7 @@ def new_context(
     clock = SystemClock()
     run_id = new_run_id(clock.now())
     store = settings.require_platform().store
-    policy, who = settings.policy.for_model(target.model), _deployer()
+    policy, who = settings.policy.for_model(target.model), options.user_name()
     messages = Notifier(
         policy.notifications,
         model=target.model,
@@ -101,10 +100,5 @@ def show_end(evidence: Evidence, context: Context) -> None:
             f"the report could not be written, the evidence is in the platform's store: {error}"
         )
     options.say(evidence.conclusion)
-
-
-def _deployer() -> str:
-    """Who deploys: the CI's user, else this machine's."""
-    return (
-        os.environ.get("GITLAB_USER_LOGIN") or os.environ.get("GITHUB_ACTOR") or getpass.getuser()
-    )
+    if context.awaits_sign_off:
+        options.say(f"sign it off: {sign_off_command(target.model, evidence.digest)}")

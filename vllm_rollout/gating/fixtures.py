@@ -6,12 +6,14 @@
 `client`      an `InferenceClient` of the deployment
 `preflight`   what is known of a build before it is deployed
 `cluster`     its release: replicas, revisions, logs
+`metrics`     what Prometheus knows of the deployment
 `load`        the result of one load run, shared by every gate of the deployment that asks for it
 `verdict`     call it with a `Verdict` to end the gate
 """
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import run_load
+from vllm_rollout.observe.metrics import DeploymentMetrics
 from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates, Policy
@@ -109,6 +112,18 @@ def cluster(settings: Settings, deployment: Deployment, policy: Policy) -> Clust
             "--base-url names a server, not a release: add --platform to ask for its replicas"
         )
     return Cluster(settings.platform, deployment, policy)
+
+
+@pytest.fixture(scope="session")
+def metrics(policy: Policy, deployment: Deployment) -> Iterator[DeploymentMetrics]:
+    """What Prometheus knows of the deployment; skips where the policy names no Prometheus, and a
+    skip never promotes.
+    """
+    found = DeploymentMetrics.of(policy, deployment)
+    if found is None:
+        pytest.skip("the policy names no Prometheus: set `prometheus.url`")
+    with closing(found):
+        yield found
 
 
 @pytest.fixture(scope="session")

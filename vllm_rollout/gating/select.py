@@ -19,7 +19,10 @@ from vllm_rollout.settings import Settings
 
 NO_MODEL = "no-model-given"
 PREFLIGHT = "preflight"
-_ASK_THE_PLATFORM = ("pods", PREFLIGHT)
+SOAK = "soak"
+ON_DEMAND = (PREFLIGHT, SOAK)
+"""Gates that are run only where they are asked for by name."""
+_ASK_THE_PLATFORM = ("pods", PREFLIGHT, SOAK)
 
 
 def expected_gates(policy: Policy, environment: str, *, of_release: bool) -> tuple[str, ...]:
@@ -27,7 +30,7 @@ def expected_gates(policy: Policy, environment: str, *, of_release: bool) -> tup
 
     Of a mere URL (not `of_release`) those that ask the platform are not expected.
     """
-    gates = policy.environments[environment].gates.enabled
+    gates = policy.gates_of(environment)
     return tuple(g for g in gates if of_release or g not in _ASK_THE_PLATFORM)
 
 
@@ -49,30 +52,30 @@ def preflight_gate(check: str) -> str:
     return f"{PREFLIGHT}-{check}"
 
 
-def preflight_left_out(
+def on_demand_left_out(
     items: Sequence[pytest.Item],
     policy: Policy,
     *,
     marker_expression: str,
     arguments: Sequence[str],
 ) -> list[pytest.Item]:
-    """The pre-deployment checks among `items` that are not to be made.
+    """The pre-deployment checks and soaks among `items` that are not to be looked at.
 
-    They are about a build that is not deployed yet, so `-m staging` alone does not mean them: they
-    are asked for by their file or by `-m "staging and preflight"`. Of those, the policy leaves out
-    what is off.
+    The former are about a build that is not deployed yet, and a soak takes a day that nothing else
+    should wait for: `-m staging` alone does not mean them. They are asked for by their file or by
+    `-m "staging and preflight"`. Of the checks, the policy leaves out what is off.
     """
-    asked = PREFLIGHT in re.findall(r"[\w-]+", marker_expression) or any(
-        f"test_{PREFLIGHT}" in argument for argument in arguments
-    )
+    words = re.findall(r"[\w-]+", marker_expression)
     left_out = []
     for item in items:
-        deployment = deployment_of(item)
-        if deployment is None or gate_name(item.path) != PREFLIGHT or not is_bundled(item.path):
+        deployment, gate = deployment_of(item), gate_name(item.path)
+        if deployment is None or gate not in ON_DEMAND or not is_bundled(item.path):
             continue
-        wanted = policy.for_model(deployment.model).environments[deployment.environment].preflight
-        enabled = map(preflight_gate, wanted.enabled if wanted else ())
-        if not asked or gate_of(item) not in enabled:
+        asked = gate in words or any(f"test_{gate}" in argument for argument in arguments)
+        environment = policy.for_model(deployment.model).environments[deployment.environment]
+        checks = environment.preflight.enabled if environment.preflight else ()
+        off = gate == PREFLIGHT and gate_of(item) not in map(preflight_gate, checks)
+        if not asked or off:
             left_out.append(item)
     return left_out
 
@@ -87,9 +90,11 @@ def environments_of(policy: Policy, path: Path, marks: Iterable[pytest.Mark]) ->
     marked = {mark.name for mark in marks} & set(policy.order)
     if marked:
         return [name for name in policy.order if name in marked]
+    if is_bundled(path) and gate_name(path) == SOAK:
+        return [name for name in policy.order if policy.environments[name].soak is not None]
     if is_bundled(path) and gate_name(path) != PREFLIGHT:
         gate = gate_name(path)
-        return [name for name in policy.order if gate in policy.environments[name].gates.enabled]
+        return [name for name in policy.order if gate in policy.gates_of(name)]
     return list(policy.order)
 
 
@@ -102,7 +107,7 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings, models: Sequence[
             id=f"{environment}-{model}",
             marks=[
                 getattr(pytest.mark, environment),
-                *([pytest.mark.preflight] if gate_name(path) == PREFLIGHT else []),
+                *([getattr(pytest.mark, gate)] if (gate := gate_name(path)) in ON_DEMAND else []),
                 pytest.mark.xdist_group(f"{model}-{environment}"),
             ],
         )
@@ -128,7 +133,7 @@ def in_order(items: list[pytest.Item], policy: Policy) -> list[pytest.Item]:
         deployment = deployment_of(item)
         if deployment is None:
             return (len(policy.order), "", 0)
-        gates = policy.environments[deployment.environment].gates.enabled
+        gates = policy.gates_of(deployment.environment)
         gate = gate_name(item.path)
         first = -1 if gate == PREFLIGHT else len(gates)
         return (

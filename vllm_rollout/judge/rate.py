@@ -14,7 +14,7 @@ from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import MEND_FAILURES, bound_text
 from vllm_rollout.units import format_share
 
-__all__ = ["rate_verdict", "requests_needed"]
+__all__ = ["rate_verdict", "rate_verdict_between", "requests_needed"]
 
 
 def rate_verdict(
@@ -90,6 +90,24 @@ def rate_verdict(
         f"{counted}: up to {bound_text(upper)} may fail, {sure} {against}",
         f"{_needs(limit, confidence, failures)}; you sent {total:,}: "
         f"{more_load(needed, rate_per_second)}.",
+    )
+
+
+def rate_verdict_between(
+    failures: int, failures_at_most: int, total: int, *, limit: float, confidence: float
+) -> Verdict:
+    """`rate_verdict` where only bounds of the failures are known.
+
+    It passes on the most that may have failed and fails on the least that did.
+    """
+    most = rate_verdict(min(failures_at_most, total), total, limit=limit, confidence=confidence)
+    least = rate_verdict(min(failures, total), total, limit=limit, confidence=confidence)
+    if most.outcome is not Outcome.FAIL or least.outcome is Outcome.FAIL:
+        return least if least.outcome is Outcome.FAIL else most
+    return least.because(
+        f"between {failures:,} and {failures_at_most:,} of {total:,} requests failed "
+        f"(limit: below {format_share(float(limit))})",
+        "The counters do not tell failures apart that well: judge them by a load of your own.",
     )
 
 

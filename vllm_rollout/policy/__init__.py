@@ -14,13 +14,15 @@ from vllm_rollout.policy.gates import (
     Pods,
     ResponseTime,
     Smoke,
-    Soak,
 )
 from vllm_rollout.policy.load import Override, load_policy
 from vllm_rollout.policy.models import ModelRules, Policy, Rules
+from vllm_rollout.policy.outputs import Outputs
 from vllm_rollout.policy.platforms import Kubernetes, Local
+from vllm_rollout.policy.prometheus import LiveMetrics
 from vllm_rollout.policy.ramp import RampStep
 from vllm_rollout.policy.startup import StartupProbe, StartupThreshold
+from vllm_rollout.policy.staying import SignOff, Soak
 from vllm_rollout.policy.watch import (
     CrashLoop,
     ErrorSpike,
@@ -31,13 +33,14 @@ from vllm_rollout.policy.watch import (
     Watch,
     WatchSlo,
 )
-from vllm_rollout.policy.windows import Hours, Windows
+from vllm_rollout.policy.windows import Freeze, Hours, OnCall, Windows
 
 __all__ = [
     "CrashLoop",
     "Environment",
     "ErrorRate",
     "ErrorSpike",
+    "Freeze",
     "Gates",
     "Goodput",
     "Health",
@@ -47,10 +50,13 @@ __all__ = [
     "Kubernetes",
     "Latency",
     "LatencyTrigger",
+    "LiveMetrics",
     "Load",
     "LoadCapacity",
     "Local",
     "ModelRules",
+    "OnCall",
+    "Outputs",
     "Override",
     "Pods",
     "Policy",
@@ -58,6 +64,7 @@ __all__ = [
     "ResponseTime",
     "Rules",
     "ShareTrigger",
+    "SignOff",
     "Smoke",
     "Soak",
     "StartupProbe",

@@ -19,7 +19,10 @@ from vllm_rollout.policy.fields import (
     Text,
     broken_rule,
 )
+from vllm_rollout.policy.outputs import Outputs
 from vllm_rollout.policy.preflight import Preflight
+from vllm_rollout.policy.prometheus import LiveMetrics
+from vllm_rollout.policy.staying import SignOff, Soak
 from vllm_rollout.policy.traffic import Traffic
 from vllm_rollout.units import format_duration
 
@@ -165,6 +168,8 @@ class Gates(Block):
     """Sample inference completes."""
     response_time: Annotated[ResponseTime | None, MayBeOff()] = None
     """Response time of single requests."""
+    outputs: Annotated[Outputs | None, MayBeOff()] = None
+    """Sample outputs for QA."""
     latency: Annotated[Latency | None, MayBeOff()] = None
     """A percentile of latency under load."""
     error_rate: Annotated[ErrorRate | None, MayBeOff()] = None
@@ -175,6 +180,8 @@ class Gates(Block):
     """Handles the traffic expected of production."""
     smoke: Annotated[Smoke | None, MayBeOff()] = None
     """A completion through the router."""
+    live_metrics: Annotated[LiveMetrics | None, MayBeOff()] = None
+    """Metrics within SLO, by Prometheus."""
 
     @property
     def enabled(self) -> tuple[str, ...]:
@@ -235,24 +242,6 @@ class Load(Block):
         return self.max_lag.total_seconds()
 
 
-class Soak(Block):
-    """How long a revision stays unchanged and healthy before the next environment."""
-
-    minimum: Duration
-    """The least time."""
-    maximum: Duration
-    """After this its evidence is stale."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.minimum > self.maximum:
-            least, most = format_duration(self.minimum), format_duration(self.maximum)
-            raise broken_rule(
-                f"minimum ({least}) is longer than maximum ({most})", "minimum", "maximum"
-            )
-        return self
-
-
 class Environment(Block):
     """One environment, with what it inherited already in it."""
 
@@ -266,6 +255,8 @@ class Environment(Block):
     """How load is made here; inherited from the environment before."""
     soak: Annotated[Soak | None, MayBeOff()] = None
     """Time to spend here before the next environment; not inherited."""
+    sign_off: Annotated[SignOff | None, MayBeOff()] = None
+    """A person's approval of the evidence before the next environment; not inherited."""
 
     @model_validator(mode="after")
     def _streams_what_is_timed_by_token(self) -> Self:

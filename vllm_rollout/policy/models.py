@@ -22,6 +22,7 @@ from vllm_rollout.policy.gates import Environment
 from vllm_rollout.policy.notifications import Notifications
 from vllm_rollout.policy.platforms import Kubernetes, Local
 from vllm_rollout.policy.problems import did_you_mean
+from vllm_rollout.policy.prometheus import Prometheus
 from vllm_rollout.policy.ramp import Ramp, falling_step
 from vllm_rollout.policy.registry import ModelRegistry
 from vllm_rollout.policy.startup import StartupProbe, guess_parameters
@@ -60,6 +61,8 @@ class Rules(Block):
     """When production may be deployed to."""
     notifications: Notifications
     """Whom a rollout tells what."""
+    prometheus: Prometheus
+    """Prometheus, where there is one."""
 
     @model_validator(mode="after")
     def _ramp_only_climbs(self) -> Self:
@@ -67,6 +70,18 @@ class Rules(Block):
         fall = falling_step(self.ramp, last[0].replicas) if last else ""
         if fall:
             raise broken_rule(f"the ramp goes down: {fall}", "ramp")
+        return self
+
+    @model_validator(mode="after")
+    def _soak_is_observed(self) -> Self:
+        for name, environment in self.environments.items():
+            soak = environment.soak
+            if soak and soak.observed_by == "prometheus" and self.prometheus.url is None:
+                raise broken_rule(
+                    "the soak is observed by Prometheus, and prometheus.url is off",
+                    f"environments.{name}.soak.observed_by",
+                    "prometheus.url",
+                )
         return self
 
 
@@ -113,6 +128,14 @@ class Policy(Rules):
         self.environment(environment)
         at = self.order.index(environment)
         return self.order[at - 1] if at else None
+
+    def gates_of(self, environment: str) -> tuple[str, ...]:
+        """Names of the gates that are run in `environment`, cheap ones first.
+
+        Those that ask Prometheus only where there is one.
+        """
+        enabled = self.environments[environment].gates.enabled
+        return tuple(g for g in enabled if g != "live_metrics" or self.prometheus.url is not None)
 
     def for_model(self, model: str) -> "Policy":
         """The policy as it holds for `model`, without the blocks of other models."""

@@ -12,12 +12,14 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from vllm_rollout.policy.models import Policy
+from vllm_rollout.policy.outputs import Sample
 from vllm_rollout.policy.ramp import RampStep
 from vllm_rollout.policy.startup import StartupThreshold
+from vllm_rollout.policy.windows import Freeze
 from vllm_rollout.resources import POLICY_SCHEMA
 
 # A list is replaced whole, so a block that only lists hold keeps the keys it cannot do without.
-_WHOLE = {RampStep.__name__, StartupThreshold.__name__}
+_WHOLE = {block.__name__ for block in (Freeze, RampStep, Sample, StartupThreshold)}
 
 
 class _Generator(GenerateJsonSchema):

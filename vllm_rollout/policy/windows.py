@@ -16,7 +16,11 @@ from pydantic import (
 from vllm_rollout.policy.fields import (
     Block,
     CountOrZero,
+    HttpUrl,
+    MayBeOff,
+    Span,
     Switch,
+    Text,
     ZoneName,
     broken_rule,
     find_zone,
@@ -69,6 +73,40 @@ class Hours(Block):
         return self
 
 
+class Freeze(Block):
+    """Days on which production is left alone, the last one included."""
+
+    from_: Date = Field(alias="from")
+    """Its first day."""
+    to: Date
+    """Its last day."""
+    reason: Text
+    """Why, for people."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Self:
+        if self.from_ > self.to:
+            raise broken_rule("from must not be later than to", "from", "to")
+        return self
+
+
+class OnCall(Block):
+    """How it is found out whether somebody is on call; asked before production is changed."""
+
+    command: Annotated[tuple[Text, ...] | None, MayBeOff()]
+    """A command, word by word, without a shell: it ends with 0 if somebody is."""
+    url: Annotated[HttpUrl | None, MayBeOff()]
+    """A URL that answers 200 if somebody is."""
+    timeout: Span
+    """How long either may take."""
+
+    @model_validator(mode="after")
+    def _names_a_program(self) -> Self:
+        if self.command is not None and not self.command:
+            raise broken_rule("has no word: write off, or a command", "command")
+        return self
+
+
 class Windows(Block):
     """When production may be deployed to. Rollback is never windowed."""
 
@@ -84,8 +122,18 @@ class Windows(Block):
     """Dates on which it may not."""
     avoid_last_days_of_month: Annotated[CountOrZero, Field(le=27)]
     """How many days before a month's end it may not."""
+    avoid_last_days_of_quarter: Annotated[CountOrZero, Field(le=27)]
+    """The same before the end of March, June, September and December."""
+    freezes: tuple[Freeze, ...]
+    """Stretches of days on which it may not."""
+    calendar: Annotated[Text | None, MayBeOff()]
+    """An iCalendar file (.ics) or its URL: while any of its events lasts it may not."""
+    calendar_timeout: Span
+    """How long the URL may take."""
+    on_call: OnCall
+    """Whether somebody is on call."""
     enforce: Switch
-    """Whether a deployment outside the windows is refused or only warned of."""
+    """Whether a deployment outside the windows is refused."""
 
     @property
     def zone(self) -> tzinfo:

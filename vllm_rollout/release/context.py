@@ -21,6 +21,7 @@ from vllm_rollout.release.journal import Journal, JournalEntry, Phase
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.lock import Held
 from vllm_rollout.release.model_registry import register
+from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.preflight import run_preflight
 from vllm_rollout.release.watch import Sight, WatchEnd, Watcher
 from vllm_rollout.report.evidence import GateRun, Step
@@ -76,6 +77,12 @@ class Context:
     """Tells people, by the policy's ways: a kind of message and its text. It does not raise."""
     undelivered: Callable[[], list[str]] = list
     """Waits for the messages under way, not for long: a line for each that did not arrive."""
+    emergency: Emergency | None = None
+    """Who has conditions passed over, and why; None where none are."""
+    signed: bool = False
+    """Whether a person has signed off the evidence that this run goes by."""
+    awaits_sign_off: bool = False
+    """Whether this run's evidence waits for a person."""
     held: Held | None = None
     steps: list[Step] = field(default_factory=list)
     runs: list[GateRun] = field(default_factory=list)
@@ -246,6 +253,11 @@ class Context:
         text = f"no data of {deployment}: {', '.join(names)}"
         self.say("the watch is blind", text, Outcome.INCONCLUSIVE)
         self.notify("blind", text)
+
+    def sight(self, deployment: Deployment) -> Sight:
+        """One look at a deployment, as the watch takes it."""
+        with self._client(deployment) as client:
+            return self._look(client, deployment)
 
     def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
         probes = probe(

@@ -7,18 +7,29 @@ from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.release import conditions
 from vllm_rollout.release.context import Context, End, refusal_of, trouble_of
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.journal import JournalEntry, Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.release.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.release.rollback import roll_back
-from vllm_rollout.release.waiting import reasons_to_wait
+from vllm_rollout.release.waiting import wait_until_open
 from vllm_rollout.report.evidence import Evidence
 
 
-def gate_and_promote(context: Context, *, plan_only: bool = False) -> Evidence:
-    """Gate the source, promote exactly what was gated, watch it, and roll back on a trigger."""
+def gate_and_promote(
+    context: Context, *, plan_only: bool = False, wait_for_window: bool = False
+) -> Evidence:
+    """Gate the source, promote exactly what was gated, watch it, and roll back on a trigger.
+
+    `wait_for_window` waits first, holding nothing, until production may be deployed to; but what
+    a killed run left is finished or undone at once.
+    """
+    if wait_for_window and context.serves_users and context.emergency is None:
+        left = context.journal.read()
+        if left is None or not left.unfinished:
+            wait_until_open(context.policy.windows, context.clock, context.reporter.progress)
 
     def work(started: datetime) -> End:
         return _finish_what_was_under_way(context) or _gate_then_promote(
@@ -120,6 +131,7 @@ def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:
         context.ledger.keep(evidence)
     except RolloutError as error:
         context.reporter.progress(f"the evidence is only in the report folder: {error}")
+    conditions.ask_for_sign_off(context, evidence)
     return evidence
 
 
@@ -129,12 +141,15 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     values = platform.values(source, revision.number)
     if _runs(context, revision.build):
         return _nothing_to_do(context, revision)
+    if end := conditions.before_gates(context, revision):
+        return end
     # First, so that what cannot be deployed is not put under load for nothing.
     before = context.preflight(values)
     if before is not None and (refusal := refusal_of(before)):
         return refusal
     context.reach(source)
-    run = context.gate(source, source.environment)
+    conditions.note_health(context, source, revision)
+    run = conditions.reusable_run(context, revision) or context.gate(source, source.environment)
     if refusal := refusal_of(run):
         return refusal
     build = platform.build(target, values)
@@ -144,15 +159,8 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
             code=ExitCode.INCONCLUSIVE,
             conclusion=f"What would be promoted is not what was gated: {'; '.join(differences)}",
         )
-    waits = reasons_to_wait(
-        context.policy,
-        source.environment,
-        context.target.environment,
-        revision,
-        context.clock.now(),
-    )
-    if wait := next(waits, ""):
-        return End(code=ExitCode.INCONCLUSIVE, conclusion=f"All gates passed, and {wait}")
+    if end := conditions.still_to_wait_for(context, revision):
+        return end
     gated = _evidence(context, started, None)
     promotion = Promotion(
         build=build, values=values, source_revision=revision.number, evidence=gated
@@ -161,8 +169,12 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
         for line in describe(context, promotion):
             context.say(f"would {line}")
         return End(code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing")
-    context.ledger.passed(source, revision, context.ledger.keep(gated))
-    return promote(context, promotion)
+    digest = context.ledger.keep(gated)
+    context.ledger.passed(source, revision, digest)
+    conditions.record_override(context, revision, digest)
+    end = promote(context, promotion)
+    conditions.begin_soak(context, end)
+    return end
 
 
 def _served(context: Context) -> Revision:
@@ -265,4 +277,5 @@ def _evidence(context: Context, started: datetime, end: End | None) -> Evidence:
         steps=tuple(context.steps),
         conclusion=end.conclusion if end else "",
         exit_code=int(end.code) if end else None,
+        override=conditions.override_of(context),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
+from vllm_rollout.deployment import Build, Deployment, Revision, RevisionStatus
 from vllm_rollout.platform.base import Store
 from vllm_rollout.report.evidence import Evidence, as_json, evidence_key
 
@@ -36,6 +36,12 @@ class Ledger:
         if entry is None or entry.value["build"] != revision.build.digest:
             return None
         return str(entry.value["evidence"])
+
+    def build_passed(self, deployment: Deployment, build: Build) -> bool:
+        """Whether any revision of `deployment` passed its gates with that build."""
+        keys = self._store.keys(f"passed/{deployment.release}/")
+        entries = (self._store.read(key) for key in reversed(keys))
+        return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
 
     def good_revision(self, deployment: Deployment, history: Sequence[Revision]) -> Revision | None:
         """Where to return to: the newest complete revision with passing evidence.

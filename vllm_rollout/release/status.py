@@ -1,7 +1,7 @@
 """Where a model stands: what runs in each environment, on what evidence, and what blocks it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, RevisionStatus
@@ -11,7 +11,9 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.release.journal import Journal, JournalEntry
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.model_registry import registered
-from vllm_rollout.release.waiting import reasons_to_wait, soak_left
+from vllm_rollout.release.signoff import what_sign_off_lacks
+from vllm_rollout.release.soak import soak_of
+from vllm_rollout.release.waiting import reasons_to_wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +21,11 @@ class EnvironmentStatus:
     """One environment. `revision` is None where nothing was ever deployed.
 
     `evidence` is the digest of the evidence by which this build passed its gates here, or None.
-    `soaked_seconds` is how long the revision has stood, `soak_left_seconds` how much longer it
-    must. `registered` is what the model registry says, or why it cannot be asked; None where no
-    command asks it. `blocks` says why it cannot go on to the next environment now; empty if nothing
-    is known to hold it but its gates, and for the last environment.
+    `soaked_seconds` is how long the revision was seen healthy (where no soak is asked for, how old
+    it is), `soak_left_seconds` how much longer it must be. `registered` is what the model registry
+    says, or why it cannot be asked; None where no command asks it. `blocks` says why it cannot go
+    on to the next environment now; empty if nothing is known to hold it but its gates, and for the
+    last environment.
     """
 
     environment: str
@@ -91,11 +94,14 @@ def _environment(
         return EnvironmentStatus(environment=environment, url=url, blocks=missing)
     newest = history[-1]
     replicas = tuple(platform.replicas(deployment))
-    left = soak_left(policy, environment, newest, now)
+    soaked, left = _soak(platform, policy, deployment, newest, now)
     blocks = (
         ()
         if after is None
-        else tuple(_blocks(policy, environment, newest, replicas, after, under_way, now))
+        else (
+            *_blocks_here(newest, replicas, under_way),
+            *_blocks_on_the_way(platform, policy, deployment, newest, after, now),
+        )
     )
     return EnvironmentStatus(
         environment=environment,
@@ -108,7 +114,7 @@ def _environment(
         capacity=newest.capacity,
         replicas=replicas,
         evidence=_evidence(Ledger(platform.store), deployment, history),
-        soaked_seconds=max(timedelta(), now - newest.created).total_seconds(),
+        soaked_seconds=soaked.total_seconds(),
         soak_left_seconds=left.total_seconds(),
         registered=_registered(platform, policy, deployment, newest),
         blocks=blocks,
@@ -130,14 +136,22 @@ def _evidence(ledger: Ledger, deployment: Deployment, history: Sequence[Revision
     return next(filter(None, (ledger.evidence_of(deployment, r) for r in of_the_build)), None)
 
 
-def _blocks(
-    policy: Policy,
-    environment: str,
-    newest: Revision,
-    replicas: tuple[Replica, ...],
-    after: EnvironmentStatus,
-    under_way: JournalEntry | None,
-    now: datetime,
+def _soak(
+    platform: Platform, policy: Policy, deployment: Deployment, newest: Revision, now: datetime
+) -> tuple[timedelta, timedelta]:
+    """How long it has soaked and how much is left; all of it where that cannot be known."""
+    try:
+        state = soak_of(platform, policy, deployment, newest, now)
+    except RolloutError:
+        rules = policy.environments[deployment.environment].soak
+        return timedelta(), rules.minimum if rules else timedelta()
+    if state is None:
+        return max(timedelta(), now - newest.created), timedelta()
+    return state.soaked, state.left
+
+
+def _blocks_here(
+    newest: Revision, replicas: tuple[Replica, ...], under_way: JournalEntry | None
 ) -> Iterator[str]:
     if under_way is not None:
         yield (
@@ -149,7 +163,23 @@ def _blocks(
     ready = sum(replica.ready for replica in replicas)
     if ready < newest.capacity:
         yield f"{ready} of {newest.capacity} replicas are ready: vllm-rollout diagnose says why"
+
+
+def _blocks_on_the_way(
+    platform: Platform,
+    policy: Policy,
+    source: Deployment,
+    newest: Revision,
+    after: EnvironmentStatus,
+    now: datetime,
+) -> Iterator[str]:
     if after.build == newest.build and after.on_build == after.capacity:
         yield f"{after.environment} runs this build already"
-    else:
-        yield from reasons_to_wait(policy, environment, after.environment, newest, now)
+        return
+    target = replace(source, environment=after.environment)
+    try:
+        yield from reasons_to_wait(platform, policy, source, target, newest, now)
+        if lacks := what_sign_off_lacks(platform.store, policy, source, newest, now):
+            yield lacks
+    except RolloutError as error:
+        yield f"what it waits for is not known: {error}"

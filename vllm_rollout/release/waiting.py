@@ -1,35 +1,74 @@
 """What a promotion waits for although every gate has passed: the soak, a deployment window."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
-from vllm_rollout.deployment import Revision
-from vllm_rollout.policy import Policy
+from vllm_rollout.deployment import Deployment, Revision
+from vllm_rollout.judge.soak import soak_text
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy, Windows
+from vllm_rollout.release.clock import Clock
+from vllm_rollout.release.oncall import nobody_on_call
+from vllm_rollout.release.soak import soak_of, soak_remedy
 from vllm_rollout.release.windows import closed_because, next_opening
 from vllm_rollout.units import format_duration
 
-
-def soak_left(policy: Policy, environment: str, revision: Revision, now: datetime) -> timedelta:
-    """How much longer `revision` must stand in `environment`, in whole seconds; 0 if not at all."""
-    soak = policy.environments[environment].soak
-    if soak is None:
-        return timedelta()
-    left = revision.created + soak.minimum - now
-    return timedelta(seconds=max(0, math.ceil(left.total_seconds())))
+_LOOK_EVERY = timedelta(seconds=30)
+_ASK_AGAIN = timedelta(hours=1)
 
 
 def reasons_to_wait(
-    policy: Policy, source: str, target: str, revision: Revision, now: datetime
+    platform: Platform,
+    policy: Policy,
+    source: Deployment,
+    target: Deployment,
+    revision: Revision,
+    now: datetime,
 ) -> Iterator[str]:
-    """Why `revision` of the environment `source` may not go to `target` at `now`."""
-    soak = policy.environments[source].soak
-    if soak is not None and (left := soak_left(policy, source, revision, now)):
+    """Why `revision` of `source` may not go to `target` at `now`.
+
+    Raises:
+        UnreachableError: what is known of the soak cannot be had.
+    """
+    soak = soak_of(platform, policy, source, revision, now)
+    if soak is not None and not soak.over:
+        nobody = "nobody has looked, " if not soak.seen else ""
         yield (
-            f"the soak is not over: revision {revision.number} must stand in {source} for "
-            f"{format_duration(soak.minimum)}, {format_duration(left)} are left"
+            f"the soak is not over: revision {revision.number} of {source.environment}: {nobody}"
+            f"{soak_text(soak)}. {soak_remedy(policy, source)}"
         )
-    if target == policy.order[-1] and (reason := closed_because(policy.windows, now)):
-        opening = next_opening(policy.windows, now)
-        when = f"{opening:%A %Y-%m-%d %H:%M %Z}" if opening else "not within a year"
-        yield f"outside the deployment windows ({reason}); the next opens {when}"
+    if target.environment == policy.order[-1] and (reason := closed_because(policy.windows, now)):
+        yield f"outside the deployment windows ({reason}); {opening_text(policy.windows, now)}"
+
+
+def opening_text(windows: Windows, now: datetime) -> str:
+    """When the windows open next, for people."""
+    opening = next_opening(windows, now)
+    if opening is None:
+        return "when the next opens is not known"
+    return f"the next opens {opening:%A %Y-%m-%d %H:%M %Z}"
+
+
+def wait_until_open(windows: Windows, clock: Clock, tell: Callable[[str], None]) -> None:
+    """Return when production may be deployed to and somebody is on call, if anybody is asked.
+
+    `tell` is told every half minute what is waited for. Nothing is held meanwhile.
+    """
+    opening: datetime | None = None
+    again = clock.now()
+    while True:
+        now = clock.now()
+        if now >= again:
+            closed = closed_because(windows, now)
+            reason = closed or nobody_on_call(windows.on_call)
+            if not reason:
+                return
+            opening = next_opening(windows, now) if closed else None
+            # A calendar may change meanwhile, but need not be fetched twice a minute.
+            again = min(opening or now + _LOOK_EVERY, now + _ASK_AGAIN)
+        seconds = math.ceil(((opening or again) - now).total_seconds())
+        left = format_duration(timedelta(seconds=seconds))
+        when = "asked again" if opening is None else f"opens {opening:%A %Y-%m-%d %H:%M %Z}"
+        tell(f"waiting for a deployment window ({reason}): {when}, in {left}")
+        clock.sleep(max(timedelta(seconds=1), min(again - now, _LOOK_EVERY)))

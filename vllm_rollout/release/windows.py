@@ -1,17 +1,76 @@
 """Deployment windows: when production may be deployed to (workflow, "Deployment Windows")."""
 
 import calendar
-from datetime import date, datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 
+from vllm_rollout.errors import UnreachableError
 from vllm_rollout.policy import Windows
+from vllm_rollout.release.calendar import Event, events_between
 
 _SEARCH_DAYS = 400
+_CLOCKS_CHANGE = timedelta(minutes=30)
+"""Clocks are changed on the hour or half past, everywhere."""
+_MONTHS_OF_A_QUARTER = 3
 
 
 def closed_because(windows: Windows, now: datetime) -> str:
-    """Why production may not be deployed to at `now`; "" when it may."""
+    """Why production may not be deployed to at `now`; "" when it may.
+
+    A calendar that cannot be read closes it.
+    """
     if not windows.enforce:
         return ""
+    if reason := _closed_by_rule(windows, now):
+        return reason
+    try:
+        return _closed_by_event(events_between(windows, now, now + timedelta(minutes=1)), now)
+    except UnreachableError as error:
+        return f"{error}. {error.remedy}"
+
+
+def next_opening(windows: Windows, now: datetime) -> datetime | None:
+    """The first moment from `now` on at which production may be deployed to, in the windows' zone.
+
+    None within some 400 days, and where that cannot be known for want of the calendar.
+    """
+    if not windows.enforce:
+        return now
+    end = now + timedelta(days=_SEARCH_DAYS)
+    try:
+        events = events_between(windows, now, end)
+    except UnreachableError:
+        return None
+    # It opens at one of these moments if at all: now, or when something that closes it is over.
+    for moment in (now, *_ends(windows, events, now, end)):
+        if not _closed_by_rule(windows, moment) and not _closed_by_event(events, moment):
+            return moment.astimezone(windows.zone)
+    return None
+
+
+def _ends(
+    windows: Windows, events: Iterable[Event], now: datetime, end: datetime
+) -> Sequence[datetime]:
+    times = [windows.hours.from_, *(peak.to for peak in windows.peak_hours)]
+    today = now.astimezone(windows.zone).date()
+    days = [today + timedelta(days=offset) for offset in range((end - now).days)]
+    # An hour that the clocks repeat is there twice.
+    starts = [
+        datetime.combine(day, start, tzinfo=windows.zone).replace(fold=fold).astimezone(UTC)
+        for day in days
+        for start in times
+        for fold in (0, 1)
+    ]
+    for day in days:
+        midnight = datetime.combine(day, time(), tzinfo=windows.zone)
+        if midnight.utcoffset() != (midnight + timedelta(days=1)).utcoffset():
+            # It may open in the moment at which the clocks are changed.
+            starts += [midnight.astimezone(UTC) + step * _CLOCKS_CHANGE for step in range(48)]
+    starts += [event.end.astimezone(UTC) for event in events]
+    return sorted({moment for moment in starts if moment > now.astimezone(UTC)})
+
+
+def _closed_by_rule(windows: Windows, now: datetime) -> str:
     local = now.astimezone(windows.zone)
     if reason := _closed_day(windows, local.date()):
         return reason
@@ -26,28 +85,25 @@ def closed_because(windows: Windows, now: datetime) -> str:
     return ""
 
 
-def next_opening(windows: Windows, now: datetime) -> datetime | None:
-    """The first moment from `now` on at which production may be deployed to; None within a year."""
-    today = now.astimezone(windows.zone).date()
-    starts = [windows.hours.from_, *(peak.to for peak in windows.peak_hours)]
-    if not closed_because(windows, now):
-        return now
-    for offset in range(_SEARCH_DAYS):
-        day = today + timedelta(days=offset)
-        for start in sorted(starts):
-            moment = datetime.combine(day, start, tzinfo=windows.zone)
-            if moment > now and not closed_because(windows, moment):
-                return moment
-    return None
-
-
 def _closed_day(windows: Windows, day: date) -> str:
     name = calendar.day_name[day.weekday()].lower()
     if name not in windows.days:
         return f"{name} is not a deployment day"
     if day in windows.holidays:
         return f"{day} is a holiday"
-    last = calendar.monthrange(day.year, day.month)[1]
-    if last - day.day < windows.avoid_last_days_of_month:
+    for freeze in windows.freezes:
+        if freeze.from_ <= day <= freeze.to:
+            return f"frozen until {freeze.to}: {freeze.reason}"
+    left = calendar.monthrange(day.year, day.month)[1] - day.day
+    if left < windows.avoid_last_days_of_month:
         return f"{day} is at the end of the month"
+    if day.month % _MONTHS_OF_A_QUARTER == 0 and left < windows.avoid_last_days_of_quarter:
+        return f"{day} is at the end of the quarter"
+    return ""
+
+
+def _closed_by_event(events: Iterable[Event], now: datetime) -> str:
+    for event in events:
+        if event.start <= now < event.end:
+            return f"the calendar has {event.summary!r} until {event.end:%Y-%m-%d %H:%M %Z}"
     return ""

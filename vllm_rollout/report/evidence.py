@@ -166,6 +166,15 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """An emergency: who had which conditions of a promotion passed over, and why."""
+
+    by: str
+    reason: str
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """One run: the gate runs in order, and, for a rollout, its steps and end."""
 
@@ -181,6 +190,8 @@ class Evidence:
     """One sentence: how the run ended. Empty for gates run alone."""
     exit_code: int | None = None
     """Exit code of the rollout (see `ExitCode`), None for gates run alone."""
+    override: Override | None = None
+    """The emergency override of the rollout, if there was one."""
 
     @property
     def outcome(self) -> Outcome:
@@ -219,6 +230,8 @@ def _strict(value: Any) -> Any:
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = _strict(_ADAPTER.dump_python(evidence, mode="json"))
+    if evidence.override is None:
+        del data["override"]  # so that evidence from before there were any keeps its digest
     return data
 
 

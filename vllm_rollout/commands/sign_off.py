@@ -1,0 +1,102 @@
+"""`vllm-rollout sign-off`."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from vllm_rollout.commands import options
+from vllm_rollout.deployment import newest_served
+from vllm_rollout.errors import UsageError
+from vllm_rollout.policy import Policy
+from vllm_rollout.release.signoff import SignOff, SignOffs, gate_run, unusable
+from vllm_rollout.settings import Settings
+
+
+@options.about_releases
+def sign_off_command(
+    model: options.Model,
+    evidence: Annotated[
+        str,
+        typer.Option(
+            "--evidence", metavar="DIGEST", help="as the report names it, or its beginning"
+        ),
+    ],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="who decides")],
+    reject: Annotated[
+        bool, typer.Option("--reject", help="reject it: this revision is promoted on nothing")
+    ] = False,
+    note: Annotated[str, typer.Option("--note", help="why, for the record")] = "",
+    *,
+    choice: options.Choice,
+) -> None:
+    """Approve evidence of MODEL, so that gate-and-promote may take the build on, or reject it.
+
+    Read the report first: what is signed is that one digest. It is refused for evidence that did
+    not pass, is stale, or is about another build than the one that is deployed now. The name, and
+    the account it came from, go into the model's chain of decisions; the last word counts.
+    """
+    settings = choice.settings()
+    settings.deployment(model, settings.policy.order[0])  # refuses what is no name
+    if not name.strip():
+        raise UsageError("--as is empty", remedy="Give the name of who decides.")
+    sign_off, run_id = _decided(settings, model, evidence, name, note, approved=not reject)
+    SignOffs(settings.require_platform().store, model).add(sign_off, run_id)
+    options.say(
+        f"{sign_off.environment}/{model} revision {sign_off.revision} {sign_off}\n"
+        f"evidence {sign_off.evidence}"
+    )
+    if sign_off.approved:
+        following = _after(settings.policy, sign_off.environment)
+        options.say(f"next: gate-and-promote {model} --to {following}")
+
+
+def _decided(
+    settings: Settings, model: str, prefix: str, name: str, note: str, *, approved: bool
+) -> tuple[SignOff, str]:
+    platform, policy = settings.require_platform(), settings.policy.for_model(model)
+    digest, evidence = SignOffs(platform.store, model).evidence(prefix)
+    environment = next(
+        (
+            each
+            for each in policy.order
+            if policy.environments[each].sign_off and gate_run(evidence, each)
+        ),
+        None,
+    )
+    if environment is None:
+        raise UsageError(
+            f"evidence {digest} has no gates of an environment whose policy asks for sign_off",
+            remedy=f"gate-and-promote {model} prints which evidence waits for sign-off.",
+        )
+    now = datetime.now(UTC)
+    deployment = settings.deployment(model, environment)
+    revision = newest_served(platform.history(deployment))
+    if revision is None:
+        raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to sign off.")
+    run = gate_run(evidence, environment)
+    why = unusable(run, policy, environment, revision, now)
+    same = run is not None and (run.revision, run.build) == (revision.number, revision.build)
+    if why and (approved or not same):
+        raise UsageError(
+            f"evidence {digest} cannot be {'signed off' if approved else 'rejected'}: {why}",
+            remedy=f"Run gate-and-promote {model} for fresh evidence.",
+        )
+    return (
+        SignOff(
+            evidence=digest,
+            approved=approved,
+            by=name.strip(),
+            user=options.user_name(),
+            at=now,
+            note=note.strip(),
+            environment=environment,
+            revision=revision.number,
+            build=revision.build.digest,
+        ),
+        evidence.run_id,
+    )
+
+
+def _after(policy: Policy, environment: str) -> str:
+    return policy.order[policy.order.index(environment) + 1]

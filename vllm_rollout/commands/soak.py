@@ -1,0 +1,92 @@
+"""`vllm-rollout soak`."""
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from vllm_rollout.commands import options
+from vllm_rollout.deployment import Deployment, Revision, newest_served
+from vllm_rollout.errors import RolloutError, UsageError
+from vllm_rollout.judge.soak import SoakState, soak_text
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.probe import probe
+from vllm_rollout.release.clock import SystemClock
+from vllm_rollout.release.soak import keep_sample, observed_by, sample_of, soak_of
+from vllm_rollout.settings import Settings
+from vllm_rollout.units import parse_duration
+
+
+@options.about_releases
+def soak_command(
+    model: options.Model,
+    environment: options.Environment = None,
+    every: Annotated[str, typer.Option("--every", help="time between looks")] = "1m",
+    once: Annotated[
+        bool, typer.Option("--once", help="look once and end, for a CronJob or a CI schedule")
+    ] = False,
+    *,
+    choice: options.Choice,
+) -> None:
+    """Look at MODEL's health again and again until its soak is over, and keep what was seen.
+
+    For where no Prometheus is configured: a soak counts only time in which somebody looked. A look
+    asks the platform for ready replicas and restarts, /health, and for a token. --environment is
+    by default the one before the last. It may be stopped and started: a pause longer than the
+    policy's soak.max_gap does not count.
+    """
+    settings = choice.settings()
+    order = settings.policy.order
+    deployment = settings.deployment(model, environment or order[max(0, len(order) - 2)])
+    policy = settings.policy.for_model(model)
+    rules = policy.environments[deployment.environment].soak
+    if rules is None:
+        raise UsageError(f"{deployment.environment} has no soak in the policy")
+    if (how := observed_by(policy, rules)) != "samples":
+        raise UsageError(
+            f"the soak of {deployment} is observed by {how}: there is nothing to look for",
+            remedy="vllm-rollout status shows it; soak.observed_by in the policy changes it.",
+        )
+    pause = max(parse_duration(every), timedelta(seconds=1))
+    clock, told = SystemClock(), ""
+    while True:
+        try:
+            state = _look(settings, deployment)
+            text = soak_text(state)
+        except RolloutError as error:
+            if once:
+                raise
+            state, text = None, f"not seen, which does not count: {error}"
+        if once or text.partition(",")[0] != told:
+            options.say(f"{clock.now():%H:%M:%S}  {deployment}: {text}")
+            told = text.partition(",")[0]
+        if once or (state is not None and state.over):
+            return
+        clock.sleep(pause)
+
+
+def _look(settings: Settings, deployment: Deployment) -> SoakState:
+    """Take one sample and keep it; what is known of the soak then."""
+    platform, policy = settings.require_platform(), settings.policy.for_model(deployment.model)
+    revision = _serving(settings, deployment)
+    with InferenceClient(
+        platform.base_url(deployment), model=deployment.model, api_key=settings.api_key
+    ) as client:
+        seconds = policy.watch.probe_timeout_seconds
+        probes = probe(client, count=1, timeout_seconds=seconds)
+    now = SystemClock().now()
+    sample = sample_of(now, platform.replicas(deployment), revision.capacity, probes)
+    rules = policy.environments[deployment.environment].soak
+    if rules is not None:
+        keep_sample(platform.store, deployment, revision, sample, rules)
+    state = soak_of(platform, policy, deployment, revision, now)
+    if state is None:
+        raise UsageError(f"{deployment.environment} has no soak in the policy")
+    return state
+
+
+def _serving(settings: Settings, deployment: Deployment) -> Revision:
+    revision = newest_served(settings.require_platform().history(deployment))
+    if revision is None:
+        raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to look at.")
+    return revision

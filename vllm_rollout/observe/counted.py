@@ -1,0 +1,108 @@
+"""What was counted of a deployment in a window of time. What is not known has no figure."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vllm_rollout.observe.scrapes import Gap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCounts:
+    """Requests of a window as one source counted them.
+
+    `failures` is what is shown at least, `failures_at_most` what cannot be excluded: vLLM counts a
+    streamed request that it turned away as answered, and only its counter of rejections shows it,
+    which holds the others too. `unknown` says why nothing is known; then the counts are 0.
+    """
+
+    source: str
+    total: int = 0
+    failures: int = 0
+    failures_at_most: int = 0
+    resets: int = 0
+    gaps: tuple[Gap, ...] = ()
+    unknown: str = ""
+
+    @property
+    def error_rate(self) -> float | None:
+        """Share of failed requests; None where nothing is known or no request came."""
+        if self.unknown or self.total == 0:
+            return None
+        return min(1.0, self.failures / self.total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRates:
+    """The same window by every source that is configured: the model servers, a gateway."""
+
+    sources: tuple[RequestCounts, ...]
+
+    @property
+    def unknown(self) -> str:
+        """Why a source has no figure, or empty."""
+        return "; ".join(
+            f"{each.source}: {each.unknown or 'no request'}"
+            for each in self.sources
+            if each.error_rate is None
+        )
+
+    def against(self, limit: float) -> float | None:
+        """The highest rate; None unless it is above `limit` or every source has a figure."""
+        rates = [each.error_rate for each in self.sources]
+        known = [rate for rate in rates if rate is not None]
+        highest = max(known, default=None)
+        if highest is None or (len(known) < len(rates) and highest <= limit):
+            return None
+        return highest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyCounts:
+    """A histogram's growth in a window: requests at or below each bound, as `bucket_verdict` takes.
+
+    `unknown` says why nothing is known; then it is empty.
+    """
+
+    cumulative: Mapping[float, int] = field(default_factory=dict)
+    resets: int = 0
+    gaps: tuple[Gap, ...] = ()
+    unknown: str = ""
+
+    @property
+    def total(self) -> int:
+        """How many requests it holds."""
+        return self.cumulative.get(math.inf, 0)
+
+    def above(self, limit_seconds: float) -> tuple[float, float] | None:
+        """The share of requests slower than the limit: (at least, at most).
+
+        The two differ where the limit lies inside a bucket. None where nothing is known.
+        """
+        if self.unknown or self.total == 0:
+            return None
+        below = [n for bound, n in self.cumulative.items() if bound <= limit_seconds]
+        within = [n for bound, n in self.cumulative.items() if bound >= limit_seconds]
+        return (
+            1 - min(within, default=self.total) / self.total,
+            1 - max(below, default=0) / self.total,
+        )
+
+    def percentile_above(self, percentile: float, limit_seconds: float) -> bool | None:
+        """Whether the percentile is above the limit; None where the buckets do not tell."""
+        share = self.above(limit_seconds)
+        if share is None:
+            return None
+        allowed = 1 - percentile / 100
+        if share[0] > allowed:
+            return True
+        return False if share[1] <= allowed else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uptime:
+    """When the deployment's servers were scraped: (Unix time, how many were up), and restarts."""
+
+    moments: tuple[tuple[float, int], ...]
+    restarts: tuple[float, ...]
+    gaps: tuple[Gap, ...]

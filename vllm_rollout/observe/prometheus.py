@@ -1,0 +1,171 @@
+"""Asks a Prometheus server questions over its HTTP API.
+
+What it does not know it must not make up: an error, a warning that the answer is partial, or an
+answer that cannot be read raises `UnreachableError`.
+"""
+
+import math
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from vllm_rollout.errors import UnreachableError
+
+_LONGEST_COMPLAINT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One time series: its labels, and its samples (Unix time in seconds, value) by time.
+
+    Samples that are no number (NaN, infinite) are left out: they say nothing.
+    """
+
+    labels: Mapping[str, str]
+    samples: tuple[tuple[float, float], ...]
+
+
+class Prometheus:
+    """A client of one Prometheus. Close it in the end.
+
+    Args:
+        url: its address, without `/api/v1`.
+        token: bearer token; shown nowhere.
+        token_file: file with the token, read anew for each question (such tokens are rotated).
+        ca_file: certificates its own must come from.
+        timeout_seconds: for each answer.
+        transport: for tests.
+
+    Raises:
+        UnreachableError: `ca_file` cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        token_file: Path | None = None,
+        ca_file: Path | None = None,
+        timeout_seconds: float,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._token, self._token_file = token, token_file
+        try:
+            verify = True if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
+        except OSError as error:  # an SSLError is one
+            raise self._trouble(f"its CA file {ca_file} cannot be used: {error}") from error
+        self._http = httpx.Client(
+            timeout=timeout_seconds, transport=transport, trust_env=False, verify=verify
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def at(self, promql: str, moment: datetime) -> list[Series]:
+        """The answer to an instant query: each series with its one sample at `moment`.
+
+        Raises:
+            UnreachableError: no answer that can be relied on.
+        """
+        return self._asked("query", {"query": promql, "time": f"{moment.timestamp():.3f}"})
+
+    def scraped(self, selector: str, start: datetime, end: datetime) -> list[Series]:
+        """Every sample in (`start`, `end`] as it was scraped, with its own time.
+
+        Plain samples, because `rate` and `increase` extrapolate, and would make counts of requests
+        that nobody sent.
+
+        Raises:
+            UnreachableError: as `at`.
+        """
+        if not end > start:
+            raise ValueError(f"{end} is not after {start}")
+        milliseconds = math.ceil((end - start) / timedelta(milliseconds=1))
+        return self.at(f"{selector}[{milliseconds}ms]", end)
+
+    def over(self, promql: str, start: datetime, end: datetime, *, step: timedelta) -> list[Series]:
+        """The answer to a range query, one sample every `step`.
+
+        Raises:
+            UnreachableError: as `at`.
+        """
+        return self._asked(
+            "query_range",
+            {
+                "query": promql,
+                "start": f"{start.timestamp():.3f}",
+                "end": f"{end.timestamp():.3f}",
+                "step": f"{step.total_seconds():.3f}",
+            },
+        )
+
+    def _asked(self, path: str, question: Mapping[str, str]) -> list[Series]:
+        try:
+            response = self._http.post(
+                f"{self.url}/api/v1/{path}", data=dict(question), headers=self._headers()
+            )
+            answer = response.json()
+        except httpx.TransportError as error:
+            raise self._trouble(f"{type(error).__name__}: {error}") from error
+        except ValueError as error:
+            raise self._trouble(f"HTTP {response.status_code}, and no JSON") from error
+        if not isinstance(answer, dict) or answer.get("status") != "success":
+            said = answer.get("error") if isinstance(answer, dict) else answer
+            raise self._trouble(f"HTTP {response.status_code}: {said}")
+        if answer.get("warnings"):
+            raise self._trouble(f"the answer may be partial: {answer['warnings']}")
+        try:
+            return [_series(entry) for entry in answer["data"]["result"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._trouble(f"its answer cannot be read: {error!r}") from error
+
+    def _headers(self) -> dict[str, str]:
+        token = self._token
+        if self._token_file is not None:
+            try:
+                token = self._token_file.read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:
+                raise self._trouble(f"the token file {self._token_file}: {error}") from error
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _trouble(self, why: str) -> UnreachableError:
+        return UnreachableError(
+            f"Prometheus at {self.url} gave no answer: {why[:_LONGEST_COMPLAINT]}",
+            address=self.url,
+            remedy="Check `prometheus` in the policy (url, token_env, ca_file) and the server.",
+        )
+
+
+def quoted(value: str) -> str:
+    """`value` as a PromQL string."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def selector(
+    metric: str, labels: Mapping[str, str], matching: Mapping[str, str] | None = None
+) -> str:
+    """`metric` with labels of exactly these values, and others that match a regular expression.
+
+    The names go in as they are: the policy has checked them.
+    """
+    exact = [f"{name}={quoted(value)}" for name, value in labels.items()]
+    patterns = [f"{name}=~{quoted(value)}" for name, value in (matching or {}).items()]
+    return f"{metric}{{{','.join(exact + patterns)}}}"
+
+
+def _series(entry: Any) -> Series:
+    pairs = entry["values"] if "values" in entry else [entry["value"]]
+    samples = [(float(time), float(value)) for time, value in pairs]
+    return Series(
+        labels={str(name): str(value) for name, value in entry["metric"].items()},
+        samples=tuple((t, v) for t, v in samples if math.isfinite(t) and math.isfinite(v)),
+    )

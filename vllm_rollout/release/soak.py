@@ -1,0 +1,223 @@
+"""The soak as it is observed: by Prometheus, by samples in the platform's store, or by age alone.
+
+A sample is one look at a deployment: are all replicas ready, does `/health` answer, does a token
+come. Samples that found the same are one stretch, so that days of them stay small.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from pydantic import TypeAdapter
+
+from vllm_rollout.deployment import Deployment, Replica, Revision
+from vllm_rollout.errors import UsageError
+from vllm_rollout.judge import Verdict
+from vllm_rollout.judge.soak import SoakState, Stretch, soak_state, soak_verdict
+from vllm_rollout.observe.counted import Uptime
+from vllm_rollout.observe.metrics import DeploymentMetrics
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.platform.base import ConflictError, Platform, Store
+from vllm_rollout.policy import Policy, Soak
+
+_MOST_STRETCHES = 200
+"""A revision that has changed its health so often has begun its soak anew since."""
+_TRIES = 5
+_STRETCHES: TypeAdapter[list[Stretch]] = TypeAdapter(list[Stretch])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One look. `restarts` are the restarts of each replica, by its name."""
+
+    at: datetime
+    healthy: bool
+    why: str
+    restarts: dict[str, int]
+
+
+def sample_of(
+    at: datetime, replicas: Sequence[Replica], capacity: int, probes: ProbeSample
+) -> Sample:
+    """What was seen at a moment, as a sample."""
+    ready = sum(replica.ready for replica in replicas)
+    wrong = []
+    if ready < capacity:
+        wrong.append(f"{ready} of {capacity} replicas were ready")
+    if not probes.healthy:
+        wrong.append("the health check failed")
+    if probes.failures:
+        wrong.append(f"no token came: {probes.error}")
+    return Sample(
+        at=at,
+        healthy=not wrong,
+        why=", ".join(wrong),
+        restarts={replica.name: replica.restarts for replica in replicas},
+    )
+
+
+def keep_sample(
+    store: Store, deployment: Deployment, revision: Revision, sample: Sample, rules: Soak
+) -> None:
+    """Add a sample to what is known of `revision`; one from before the last is dropped.
+
+    Raises:
+        ConflictError: others wrote at every try.
+    """
+    key = _key(deployment, revision)
+    for attempt in range(_TRIES):
+        known = store.read(key)
+        same = known is not None and known.value["build"] == revision.build.digest
+        before = known.value if known is not None and same else {"restarts": {}, "stretches": []}
+        stretches = _STRETCHES.validate_python(before["stretches"])
+        if stretches and sample.at < stretches[-1].last:
+            return
+        value = {
+            "build": revision.build.digest,
+            "restarts": sample.restarts,
+            "stretches": _STRETCHES.dump_python(
+                _added(stretches, before["restarts"], sample, rules), mode="json"
+            ),
+        }
+        try:
+            store.write(key, value, expect=known.version if known else None)
+        except ConflictError:
+            if attempt == _TRIES - 1:
+                raise
+        else:
+            return
+
+
+def soak_of(
+    platform: Platform,
+    policy: Policy,
+    deployment: Deployment,
+    revision: Revision,
+    now: datetime,
+) -> SoakState | None:
+    """What is known of the soak of `revision`; None where the environment asks for none.
+
+    Raises:
+        UnreachableError: Prometheus, or the store, did not answer.
+    """
+    rules = policy.environments[deployment.environment].soak
+    if rules is None:
+        return None
+    stretches = _observed(platform, policy, deployment, revision, now, rules)
+    return soak_state(stretches, began=revision.created, now=now, rules=rules)
+
+
+def judge_soak(
+    platform: Platform,
+    policy: Policy,
+    deployment: Deployment,
+    revision: Revision,
+    now: datetime,
+) -> Verdict:
+    """The verdict on the soak of `revision`.
+
+    Raises:
+        UsageError: the environment asks for none.
+        UnreachableError: as `soak_of`.
+    """
+    state = soak_of(platform, policy, deployment, revision, now)
+    if state is None:
+        raise UsageError(f"{deployment.environment} has no soak in the policy")
+    verdict = soak_verdict(state, remedy=soak_remedy(policy, deployment))
+    if not state.seen and not state.over:
+        return verdict.because(f"nobody has looked: {verdict.reason}", verdict.remedy)
+    return verdict
+
+
+def soak_remedy(policy: Policy, deployment: Deployment) -> str:
+    """What to do so that a soak is observed to its end."""
+    rules = policy.environments[deployment.environment].soak
+    how = None if rules is None else observed_by(policy, rules)
+    if how == "samples":
+        return (
+            f"Keep `vllm-rollout soak {deployment.model} -e {deployment.environment}` running, or "
+            "run it with --once by a schedule, every few minutes; or name a Prometheus "
+            "(`prometheus.url`)."
+        )
+    return "Wait; a new revision begins a new soak."
+
+
+def observed_by(policy: Policy, rules: Soak) -> str:
+    """prometheus, samples or age: what `auto` comes to."""
+    if rules.observed_by != "auto":
+        return rules.observed_by
+    return "prometheus" if policy.prometheus.url is not None else "samples"
+
+
+def _observed(
+    platform: Platform,
+    policy: Policy,
+    deployment: Deployment,
+    revision: Revision,
+    now: datetime,
+    rules: Soak,
+) -> list[Stretch]:
+    how = observed_by(policy, rules)
+    if how == "age":
+        return [Stretch(first=revision.created, last=now, healthy=True)]
+    if how == "samples":
+        known = platform.store.read(_key(deployment, revision))
+        if known is None or known.value["build"] != revision.build.digest:
+            return []
+        return _STRETCHES.validate_python(known.value["stretches"])
+    metrics = DeploymentMetrics.of(policy, deployment)
+    if metrics is None or now <= revision.created:
+        return []
+    with closing(metrics):
+        # What is older than a whole soak need not be known.
+        start = max(revision.created, now - rules.maximum - rules.minimum)
+        return stretches_of(metrics.uptime(start, now), revision.capacity, rules)
+
+
+def stretches_of(uptime: Uptime, capacity: int, rules: Soak) -> list[Stretch]:
+    """The scrapes of a deployment as stretches; a restart begins one."""
+    restarts = set(uptime.restarts)
+    stretches: list[Stretch] = []
+    for at, up in uptime.moments:
+        sample = Sample(
+            at=datetime.fromtimestamp(at, UTC),
+            healthy=up >= capacity,
+            why="" if up >= capacity else f"{up} of {capacity} servers were up",
+            restarts={},
+        )
+        _extend(stretches, sample, at in restarts, rules.max_gap)
+    return stretches
+
+
+def _added(
+    stretches: list[Stretch], restarts: dict[str, int], sample: Sample, rules: Soak
+) -> list[Stretch]:
+    more = [name for name, n in sample.restarts.items() if n > restarts.get(name, n)]
+    _extend(stretches, sample, bool(more), rules.max_gap)
+    return stretches[-_MOST_STRETCHES:]
+
+
+def _extend(stretches: list[Stretch], sample: Sample, restarted: bool, max_gap: timedelta) -> None:
+    last = stretches[-1] if stretches else None
+    if (
+        last is not None
+        and not restarted
+        and (last.healthy, last.why) == (sample.healthy, sample.why)
+        and sample.at - last.last <= max_gap
+    ):
+        stretches[-1] = replace(last, last=sample.at)
+        return
+    stretches.append(
+        Stretch(
+            first=sample.at,
+            last=sample.at,
+            healthy=sample.healthy,
+            why=sample.why,
+            restarted=restarted,
+        )
+    )
+
+
+def _key(deployment: Deployment, revision: Revision) -> str:
+    return f"soak/{deployment.release}/{revision.number:08d}"
