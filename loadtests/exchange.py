@@ -85,7 +85,8 @@ class Exchange:
             if ended:
                 if status != HTTPStatus.OK:
                     raise error_of(status, bytes(self._body))
-                self._succeed(parse_completion(bytes(self._body)), came)
+                answer = parse_completion(bytes(self._body))
+                self._end(RequestOutcome.OK, answer=answer, end=came)
             return
         for _ in self._stream.feed(body):
             if self._last == self._last:  # not NaN: there was one before
@@ -94,7 +95,7 @@ class Exchange:
                 self.first_token = came
             self._last = came
         if ended:
-            self._succeed(self._stream.finish(), came)
+            self._end(RequestOutcome.OK, answer=self._stream.finish(), end=came)
 
     def failed(self, error: Exception) -> None:
         """There is no answer, or no more of it."""
@@ -121,37 +122,27 @@ class Exchange:
             self.connection.close()
         self._end(outcome, error)
 
-    def _succeed(self, answer: Answer, end: float) -> None:
-        self.over = True
-        self._on_end(
-            self,
-            RequestRecord(
-                intended=self.intended,
-                sent=self.sent,
-                first_token=self.first_token,
-                end=end,
-                outcome=RequestOutcome.OK,
-                status=self.status,
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.completion_tokens,
-                request_class=self.request_class,
-            ),
-        )
-
-    def _end(self, outcome: RequestOutcome, error: str) -> None:
+    def _end(
+        self,
+        outcome: RequestOutcome,
+        error: str = "",
+        *,
+        answer: Answer | None = None,
+        end: float | None = None,
+    ) -> None:
         if self.over:
             return
         self.over = True
-        self._on_end(
-            self,
-            RequestRecord(
-                intended=self.intended,
-                sent=self.sent,
-                first_token=self.first_token,
-                end=self._now(),
-                outcome=outcome,
-                status=self.status,
-                error=error,
-                request_class=self.request_class,
-            ),
+        record = RequestRecord(
+            intended=self.intended,
+            sent=self.sent,
+            first_token=self.first_token,
+            end=self._now() if end is None else end,
+            outcome=outcome,
+            status=self.status,
+            prompt_tokens=answer.prompt_tokens if answer else 0,
+            completion_tokens=answer.completion_tokens if answer else 0,
+            error=error,
+            request_class=self.request_class,
         )
+        self._on_end(self, record)

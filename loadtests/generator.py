@@ -66,7 +66,6 @@ class Generator:
         self._process = psutil.Process()
         self._busy_before = self._busy()
         # What is there now stays; to look through it again would make arrivals late.
-        gc.collect()
         gc.freeze()
         self._ticker = gevent.spawn(self._tick)
         self._dispatcher = gevent.spawn(self._run)

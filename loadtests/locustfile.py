@@ -20,7 +20,6 @@ from typing import Any
 
 import gevent
 from locust import User, events, task
-from locust.argument_parser import LocustArgumentParser
 from locust.runners import MasterRunner, WorkerRunner
 
 # Locust takes index 0 away again after the import.
@@ -28,16 +27,16 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from loadtests.generator import Generator
 from loadtests.handover import Handover
+from loadtests.options import add_options, plan_of
 from loadtests.relay import MasterRelay, WorkerRelay
-from vllm_rollout.errors import RolloutError, UsageError
+from loadtests.tokens import TokensPage
+from vllm_rollout.errors import RolloutError
 from vllm_rollout.observe.load import RequestRecord
 from vllm_rollout.observe.load_log import WorkerNode
-from vllm_rollout.observe.load_plan import ARRIVALS, LoadPlan, RateSegment
-from vllm_rollout.observe.trace import read_trace
+from vllm_rollout.observe.load_plan import LoadPlan
 
 API_KEY = "VLLM_ROLLOUT_API_KEY"
 _DONE = "schedule_done"
-_AFTER_THE_LAST_SECONDS = 0.001
 _HEAD_START_SECONDS = 0.2
 _HEAD_START_OF_WORKERS_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
@@ -54,92 +53,6 @@ class Schedule(User):
         gevent.sleep(_LOOK_SECONDS)
 
 
-def add_options(parser: LocustArgumentParser) -> None:
-    """Add the options of a load plan."""
-    group = parser.add_argument_group(
-        "Load plan", "What is sent, how often, and how long it may take."
-    )
-    group.add_argument("--model", default="", help="Model to ask, e.g. llama-2-7b")
-    group.add_argument("--rate", type=float, default=10.0, help="Requests per second")
-    group.add_argument(
-        "--arrivals",
-        choices=ARRIVALS,
-        default="poisson",
-        help="poisson: at random; constant: evenly spaced; closed: as many users as --users says "
-        "each wait for an answer before they ask again",
-    )
-    group.add_argument("--ramp-to", type=float, default=None, help="Rate at the end of the run")
-    group.add_argument("--trace", default="", metavar="FILE", help="Recorded requests to replay")
-    group.add_argument("--speed", type=float, default=1.0, help="How many times as fast")
-    group.add_argument("--timeout", type=float, default=30.0, help="Seconds a request may take")
-    group.add_argument("--prompt", default="Write one sentence about the sea.", help="Prompt")
-    group.add_argument("--max-tokens", type=int, default=64, help="Tokens to ask for at most")
-    group.add_argument("--no-stream", action="store_true", help="Ask for the answer in one piece")
-    group.add_argument("--seed", type=int, default=1, help="Seed of the schedule")
-    group.add_argument("--results", default="", metavar="DIR", help="Log every request here")
-    group.add_argument(
-        "--plan",
-        default="",
-        metavar="FILE",
-        help="Load plan as JSON, in place of the options above",
-    )
-    group.add_argument(
-        "--relay",
-        action="store_true",
-        help="For master and workers without a folder in common: bring the workers' logs to the "
-        "master, which gives them out on 127.0.0.1",
-    )
-    group.add_argument("--relay-port", type=int, default=8089, help="Port of the master's logs")
-    group.add_argument(
-        "--unattended",
-        type=float,
-        default=30.0,
-        help="Seconds after which a master with --relay ends when nobody asks for its logs",
-    )
-    group.add_argument(
-        "--end-with-parent",
-        action="store_true",
-        help="End when the process that started this one is gone",
-    )
-
-
-def plan_of(options: Any, *, host: str | None, duration_seconds: float) -> LoadPlan:
-    """The plan that the options ask for.
-
-    Raises:
-        UsageError: they make no plan.
-    """
-    if options.plan:
-        try:
-            return LoadPlan.from_json(Path(options.plan).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"cannot read the load plan: {error}") from error
-    trace = read_trace(Path(options.trace), speed=options.speed) if options.trace else ()
-    if trace:
-        duration_seconds = min(duration_seconds, trace[-1].at + _AFTER_THE_LAST_SECONDS)
-    shape: tuple[RateSegment, ...] = ()
-    if options.ramp_to is not None:
-        if not math.isfinite(duration_seconds):
-            raise UsageError("a ramp needs an end", remedy="Give --run-time.")
-        shape = (RateSegment(seconds=duration_seconds, start=options.rate, end=options.ramp_to),)
-    closed = options.arrivals == "closed"
-    return LoadPlan(
-        base_url=host or "",
-        model=options.model,
-        rate_per_second=options.rate,
-        duration_seconds=duration_seconds,
-        arrivals=options.arrivals,
-        users=(options.num_users or 1) if closed else 0,
-        shape=shape,
-        trace=trace,
-        timeout_seconds=options.timeout,
-        prompt=options.prompt,
-        max_tokens=options.max_tokens,
-        stream=not options.no_stream,
-        seed=options.seed,
-    )
-
-
 class LoadRun:
     """Ties the generator to Locust's start and stop, in each of its processes.
 
@@ -154,6 +67,7 @@ class LoadRun:
         self._runner = runner
         self._duration_seconds = math.inf
         self._generator: Generator | None = None
+        self._tokens = TokensPage(environment, runner)
         self._running = False
         self._workers_done = 0
         # The master's options come over a worker's own when the run starts.
@@ -252,6 +166,7 @@ class LoadRun:
     def _show(self, record: RequestRecord, received: int) -> None:
         """Tell Locust's tables and web page about a request."""
         name = record.request_class or "completion"
+        self._tokens.add(name, record)
         failed = None if record.ok else f"{record.outcome}: {record.error}"
         self._fire("POST", name, record.latency_seconds, received, failed)
         if not math.isnan(record.first_token):

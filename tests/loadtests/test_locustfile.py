@@ -76,6 +76,7 @@ def test_the_run_time_is_the_schedule_and_the_table_shows_ttft_apart(
         (["--model", "llama-2-7b"], "base_url is http:// or https://"),
         (["--plan", "absent.json"], "cannot read the load plan"),
         (["--model", "m", "--arrivals", "uniform"], "invalid choice: 'uniform'"),
+        (["--model", "m", "--shape", "60:10,5"], "'5' is no SECONDS:RATE"),
     ],
 )
 def test_options_that_make_no_plan_end_it_at_once_with_one_clear_message(
@@ -106,11 +107,20 @@ def test_the_web_page_starts_and_stops_an_endless_load_whatever_the_number_of_us
     ):
         try:
             assert page.post("/swarm", data=form, timeout=30).json()["success"]
-            while len(rows := page.get("/stats/requests").json()["stats"]) < 5:
+            while len(rows := (stats := page.get("/stats/requests").json())["stats"]) < 5:
                 time.sleep(0.1)
+            html = page.get("/").text
             assert page.post("/stop", timeout=30).json()["success"]
         finally:
             locust_process.terminate()
+    assert '"title": "Tokens"' in html
+    [tokens] = stats["extended_stats"][0]["data"]
+    assert (tokens["name"], tokens["answers"] > 0, tokens["speed"] > 0) == (
+        "completion",
+        True,
+        True,
+    )
+    assert 0 < tokens["ttft_50"] <= tokens["latency_50"] <= tokens["latency_99"]
     assert [row["method"] for row in rows] == ["ITL", "POST", "TTFT", "tokens/s", ""]
     assert not re.search("Traceback|ERROR", (tmp_path / "output").read_text())
     log = (tmp_path / "log" / "worker-0.jsonl").read_text().splitlines()
@@ -119,7 +129,7 @@ def test_the_web_page_starts_and_stops_an_endless_load_whatever_the_number_of_us
     assert log[-1].startswith('{"end":{"stopped_at":null,')
 
 
-def test_closed_users_wait_for_their_answers_and_a_trace_is_replayed_at_its_times(
+def test_closed_users_wait_for_answers_and_shapes_and_traces_keep_to_their_times(
     tmp_path: Path, base_url: str
 ) -> None:
     (tmp_path / "trace.csv").write_text(
@@ -128,7 +138,8 @@ def test_closed_users_wait_for_their_answers_and_a_trace_is_replayed_at_its_time
     )
     common = ("--headless", "--host", base_url, "--model", "m", "--results", "log")
     closed = ("--arrivals", "closed", "--users", "3", "--run-time", "4s")
-    for options in (closed, ("--trace", "trace.csv", "--speed", "2")):
+    shape = ("--shape", "0.5:20,0.5:20-60", "--arrivals", "constant")
+    for options in (closed, shape, ("--trace", "trace.csv", "--speed", "2")):
         done = subprocess.run(
             locust(*common, *options), cwd=tmp_path, capture_output=True, text=True, timeout=240
         )
@@ -139,6 +150,9 @@ def test_closed_users_wait_for_their_answers_and_a_trace_is_replayed_at_its_time
         if options == closed:
             assert len(sent) > 3
             assert max(_under_way(sent)) <= 3
+        elif options == shape:
+            assert sum(line[1] < 0.5 for line in sent) == 10
+            assert sum(line[1] >= 0.5 for line in sent) == 20
         else:
             assert [line[1] for line in sent] == [0.0, 0.2]
             assert {line[10] for line in sent} == {"trace"}
