@@ -1,12 +1,14 @@
 # Two commands do everything on a fresh machine that has Python 3.11 or newer:
 #   make demo    the main job, on this machine, no cluster
-#   make test    all tests this machine can run
+#   make test    all tests this machine can run; builds what the cluster tests need, once
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv || echo $(BIN)/uv)
 TESTS ?= tests
+# `make test PARTS=as-they-are` builds nothing.
+PARTS ?= build
 
-.PHONY: help demo demo-rollback demo-clean test lint format lock schema wheel clean
+.PHONY: help demo demo-rollback demo-clean test parts lint format lock schema wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -29,7 +31,13 @@ demo-clean: .venv/installed ## stop what the demo left serving and forget it
 	$(BIN)/python examples/demo.py --clean
 
 test: .venv/installed ## all tests this machine can run; says what it skips and why
+ifeq ($(TESTS)-$(PARTS),tests-build)
+	$(BIN)/python tests/cluster/build_tools.py --if-possible
+endif
 	$(BIN)/python -m pytest $(TESTS) -n auto --dist loadgroup -W error --timeout 300 -rs
+
+parts: .venv/installed ## build the real control plane and Helms of the cluster tests, with Go
+	$(BIN)/python tests/cluster/build_tools.py
 
 lint: .venv/installed ## style, types and the layers of the house
 	$(BIN)/ruff check

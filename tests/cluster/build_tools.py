@@ -1,10 +1,12 @@
 """Find or build the real Helm and Kubernetes binaries that the tests run against.
 
+    make parts
     python tests/cluster/build_tools.py [helm3 helm4 etcd kube-apiserver kube-controller-manager]
 
 Each is pinned by a Go module of its own under `tools/`, is built once into the user's cache (Helm
 2-4 minutes, the API server about 10 on one slow core) and is found there ever after. Only Go is
-needed. A `helm` on PATH and what `KUBEBUILDER_ASSETS` (envtest's folder) holds is used instead.
+needed; with `--if-possible` (as `make test` has it) its absence is said and is no failure. A `helm`
+on PATH and what `KUBEBUILDER_ASSETS` (envtest's folder) holds is used instead.
 Tests never build: they call `tool` and skip, loudly, what is missing.
 """
 
@@ -127,8 +129,12 @@ def build(name: str) -> Path:
     return target
 
 
+def _go() -> str | None:
+    return shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+
+
 def _go_build(wanted: Tool, target: Path) -> None:
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    go = _go()
     if go is None:
         raise ToolMissingError("there is no Go on PATH: install Go 1.26 or later from go.dev/dl")
     arguments = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", wanted.linker_flags]
@@ -159,17 +165,40 @@ def _had_already(name: str) -> Path | None:
     return Path(helm) if version.startswith(f"v{name.removeprefix('helm')}.") else None
 
 
+def _about(missing: list[str], *, go: str | None) -> str:
+    """What is about to happen, or why nothing is."""
+    if go is None:
+        return (
+            f"{', '.join(missing)}: missing, and there is no Go to build them with. The tests that "
+            "need them are skipped. Install Go 1.26 or later from go.dev/dl.\n"
+        )
+    return (
+        f"{', '.join(missing)}: built now with {go} into {cache()}, once; all of them take some 15 "
+        "minutes on two cores. Ctrl-C stops it, and what is done stays; "
+        "`make test PARTS=as-they-are` builds nothing.\n"
+    )
+
+
 def main() -> int:
     """Build what is named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TOOLS)}")
-    names = parser.parse_args().names or list(TOOLS)
+    parser.add_argument("--if-possible", action="store_true", help="without Go: only say so")
+    arguments = parser.parse_args()
+    names = arguments.names or list(TOOLS)
     unknown = [name for name in names if name not in TOOLS]
     if unknown:
         parser.error(f"no such tool: {', '.join(unknown)}")
+    missing = [name for name in names if not (_had_already(name) or _built(name).is_file())]
+    if missing:
+        sys.stdout.write(_about(missing, go=_go()))
+        sys.stdout.flush()
+    if missing and arguments.if_possible and _go() is None:
+        return 0
     try:
         for name in names:
             sys.stdout.write(f"{name}: {_had_already(name) or build(name)}\n")
+            sys.stdout.flush()
     except ToolMissingError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from cluster import build_tools
 from cluster.build_tools import TOOLS, ToolMissingError, tool
 from cluster.required import required_tool
 
@@ -42,3 +43,16 @@ def test_what_kubebuilder_has_is_used(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tool("etcd") == tmp_path / "etcd"
     with pytest.raises(ToolMissingError, match="kube-controller-manager"):
         tool("kube-controller-manager")
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize(("words", "code"), [(["--if-possible"], 0), ([], 1)])
+def test_without_go_the_missing_parts_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], code: int
+) -> None:
+    monkeypatch.setattr(build_tools, "_go", lambda: None)
+    monkeypatch.setattr("sys.argv", ["build_tools.py", *words])
+    assert build_tools.main() == code
+    printed = capsys.readouterr().out
+    assert "etcd" in printed
+    assert "no Go to build them with" in printed

@@ -64,6 +64,7 @@ def _cells(status: EnvironmentStatus) -> list[str]:
     if status.revision is None or status.build is None:
         return ["not deployed"]
     left = timedelta(seconds=status.soak_left_seconds)
+    so_far = format_duration(timedelta(seconds=int(status.soaked_seconds)))
     return [
         f"{status.revision} {status.revision_status}",
         status.build.short,
@@ -71,5 +72,5 @@ def _cells(status: EnvironmentStatus) -> list[str]:
         f"{sum(r.ready for r in status.replicas)}/{len(status.replicas)}",
         str(sum(r.restarts for r in status.replicas)),
         "passed" if status.evidence else "–",
-        f"{format_duration(left)} left" if left else "–",
+        f"{so_far}, {format_duration(left)} left" if left else so_far,
     ]
