@@ -133,7 +133,8 @@ def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: Wo
     del world.overrides[SIGN_OFF]
     ran = gates_run(world)
 
-    pending = gate_and_promote(world.context())
+    pending = gate_and_promote(world.context(), plan_only=True)
+    assert any("would bring 1 of 4 replicas" in step.title for step in pending.steps)
     assert pending.exit_code == ExitCode.INCONCLUSIVE
     assert "vllm-rollout sign-off llama-2-7b --evidence" in pending.conclusion
     assert world.platform.calls == []

@@ -159,8 +159,9 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
             code=ExitCode.INCONCLUSIVE,
             conclusion=f"What would be promoted is not what was gated: {'; '.join(differences)}",
         )
-    if end := conditions.still_to_wait_for(context, revision):
-        return end
+    wait = conditions.still_to_wait_for(context, revision)
+    if wait is not None and not plan_only:
+        return wait
     gated = _evidence(context, started, None)
     promotion = Promotion(
         build=build, values=values, source_revision=revision.number, evidence=gated
@@ -168,7 +169,7 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     if plan_only:
         for line in describe(context, promotion):
             context.say(f"would {line}")
-        return End(code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing")
+        return wait or End(code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing")
     digest = context.ledger.keep(gated)
     context.ledger.passed(source, revision, digest)
     conditions.record_override(context, revision, digest)
