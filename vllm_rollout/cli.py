@@ -8,6 +8,7 @@ from vllm_rollout import __version__
 from vllm_rollout.commands import (
     diagnose,
     documents,
+    history,
     options,
     preflight,
     releases,
@@ -41,7 +42,7 @@ app.command("soak")(soak.soak_command)
 app.command("rollback")(rollout.rollback_command)
 app.command("watch")(watch.watch_command)
 app.command("status")(status.status_command)
-app.command("history")(releases.history_command)
+app.command("history")(history.history_command)
 app.command("diagnose")(diagnose.diagnose_command)
 app.command("logs")(releases.logs_command)
 app.command("uninstall")(releases.uninstall_command)

@@ -1,11 +1,9 @@
-"""`vllm-rollout deploy`, `history`, `logs` and `uninstall`."""
+"""`vllm-rollout deploy`, `logs` and `uninstall`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from vllm_rollout.commands import options
 from vllm_rollout.commands.diagnose import show_findings
@@ -81,30 +79,6 @@ def deploy_command(
         soft_wrap=True,
         highlight=False,
     )
-
-
-@options.about_releases
-def history_command(
-    model: options.Model,
-    environment: options.Environment = None,
-    *,
-    choice: options.Choice,
-) -> None:
-    """List the revisions of MODEL in --environment (default: the first)."""
-    _, where, deployment = _reach(choice, model, environment)
-    table = Table(title=str(deployment), title_justify="left")
-    for column in ("revision", "created", "status", "build", "on build", "description"):
-        table.add_column(column)
-    for revision in where.history(deployment):
-        table.add_row(
-            str(revision.number),
-            f"{revision.created:%Y-%m-%d %H:%M:%S %Z}",
-            revision.status.value,
-            revision.build.short,
-            f"{revision.replicas}/{revision.capacity}",
-            escape(revision.description),
-        )
-    options.console.print(table)
 
 
 @options.about_releases

@@ -1,0 +1,99 @@
+"""`vllm-rollout history`."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter
+from rich.markup import escape
+from rich.table import Table
+
+from vllm_rollout.commands import options
+from vllm_rollout.deployment import Revision
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.release.decisions import Decision, Decisions
+
+_REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])
+
+
+@options.about_releases
+def history_command(
+    model: options.Model,
+    environment: options.Environment = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
+    *,
+    choice: options.Choice,
+) -> None:
+    """Show every decision about MODEL, who took it, when, why and on which evidence.
+
+    With --environment only those about it, and its revisions. The decisions are a chain: what was
+    changed, removed or replaced afterwards is named, and the exit code is 1.
+    """
+    settings = choice.settings()
+    where = settings.require_platform()
+    chain = Decisions(where.store)
+    wrong = chain.verify(settings.deployment(model, environment or settings.policy.order[0]).model)
+    decisions = [d for d in chain.of(model) if environment in (None, d.environment)]
+    revisions = (
+        list(where.history(settings.deployment(model, environment))) if environment else None
+    )
+    if as_json:
+        typer.echo(json.dumps(_document(model, decisions, revisions, wrong), indent=1))
+    else:
+        options.console.print(_decisions_table(model, decisions))
+        if revisions is not None:
+            options.console.print(_revisions_table(f"{environment}/{model}", revisions))
+        for line in wrong:
+            options.say(f"TAMPERED: {line}")
+        if not wrong:
+            options.say(f"the chain of {len(chain.of(model))} decisions is whole")
+    if wrong:
+        raise typer.Exit(int(ExitCode.GATE_FAILED))
+
+
+def _document(
+    model: str, decisions: list[Decision], revisions: list[Revision] | None, wrong: list[str]
+) -> dict[str, Any]:
+    listed = TypeAdapter(list[Decision]).dump_python(decisions, mode="json")
+    for entry, decision in zip(listed, decisions, strict=True):
+        entry["digest"] = decision.digest
+    return {
+        "model": model,
+        "whole": not wrong,
+        "wrong": wrong,
+        "decisions": listed,
+        "revisions": None if revisions is None else _REVISIONS.dump_python(revisions, mode="json"),
+    }
+
+
+def _decisions_table(model: str, decisions: list[Decision]) -> Table:
+    table = Table(title=f"{model}: decisions", title_justify="left")
+    for column in ("number", "when", "environment", "decision", "who", "evidence", "why"):
+        table.add_column(column, overflow="fold")
+    for each in decisions:
+        table.add_row(
+            str(each.number),
+            f"{each.at:%Y-%m-%d %H:%M:%S %Z}",
+            each.environment,
+            each.kind.value,
+            escape(each.who),
+            each.evidence.removeprefix("sha256:")[:12] or "–",
+            escape(each.why),
+        )
+    return table
+
+
+def _revisions_table(title: str, revisions: list[Revision]) -> Table:
+    table = Table(title=f"{title}: revisions", title_justify="left")
+    for column in ("revision", "created", "status", "build", "on build", "description"):
+        table.add_column(column)
+    for revision in revisions:
+        table.add_row(
+            str(revision.number),
+            f"{revision.created:%Y-%m-%d %H:%M:%S %Z}",
+            revision.status.value,
+            revision.build.short,
+            f"{revision.replicas}/{revision.capacity}",
+            escape(revision.description),
+        )
+    return table
