@@ -6,6 +6,7 @@ import typer
 
 from vllm_rollout import __version__
 from vllm_rollout.commands import (
+    capacity,
     diagnose,
     documents,
     history,
@@ -39,6 +40,7 @@ app.command("preflight")(preflight.preflight_command)
 app.command("gate-and-promote")(rollout.promote_command)
 app.command("sign-off")(sign_off.sign_off_command)
 app.command("soak")(soak.soak_command)
+app.command("capacity")(capacity.capacity_command)
 app.command("rollback")(rollout.rollback_command)
 app.command("watch")(watch.watch_command)
 app.command("status")(status.status_command)

@@ -68,8 +68,14 @@ class Choice:
         str | None, typer.Option("--kube-context", help="context of the kubeconfig to use")
     ] = None
 
-    def settings(self, *, base_url: str | None = None, report_dir: str | None = None) -> Settings:
-        """The settings that follow; they have a platform."""
+    def settings(
+        self,
+        *,
+        base_url: str | None = None,
+        report_dir: str | None = None,
+        needs_platform: bool = True,
+    ) -> Settings:
+        """The settings that follow; they have a platform, unless a mere URL is enough."""
         return load_settings(
             policy_file=self.policy,
             overrides=pairs(self.changes),
@@ -78,7 +84,7 @@ class Choice:
             kube_context=self.kube_context,
             base_url=base_url,
             report_dir=report_dir,
-            needs_platform=True,
+            needs_platform=needs_platform,
         )
 
     def for_gates(self, settings: Settings) -> list[str]:

@@ -8,6 +8,7 @@
 `cluster`     its release: replicas, revisions, logs
 `metrics`     what Prometheus knows of the deployment
 `load`        the result of one load run, shared by every gate of the deployment that asks for it
+`known_capacity`  what a capacity search found for the build under test
 `verdict`     call it with a `Verdict` to end the gate
 """
 
@@ -19,12 +20,14 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.capacity.record import capacity_on_record
 from vllm_rollout.deployment import Deployment, Replica, Revision, newest_served
 from vllm_rollout.errors import UsageError
 from vllm_rollout.gating.progress import Progress
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import Finding, findings_of
+from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_remote import remotely
@@ -152,6 +155,14 @@ def preflight(
     if facts is None:
         pytest.skip(f"the platform {platform.name} has nothing to look at before a deployment")
     return facts
+
+
+@pytest.fixture(scope="session")
+def known_capacity(
+    settings: Settings, deployment: Deployment, policy: Policy
+) -> KnownCapacity | None:
+    """What `vllm-rollout capacity` found for the build under test; None where it did not search."""
+    return capacity_on_record(settings.platform, deployment, policy)
 
 
 @pytest.fixture

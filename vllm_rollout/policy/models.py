@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from vllm_rollout.deployment import canonical_digest
 from vllm_rollout.errors import UsageError
+from vllm_rollout.policy.capacity import CapacitySearch
 from vllm_rollout.policy.fields import (
     Block,
     Confidence,
@@ -45,6 +46,8 @@ class Rules(Block):
     """Name of the environment variable that holds the bearer key."""
     environments: dict[Name, Environment]
     """What each environment asks for, in order."""
+    capacity: CapacitySearch
+    """The search for the highest rate at which the SLOs hold."""
     ramp: Ramp
     """Steps by which production is reached."""
     deploy_timeout: Span

@@ -20,7 +20,7 @@ from vllm_rollout.units import format_value
 LONGEST_ATTACHMENT = 2_000
 """Characters shown of a model's answer or a log; the evidence holds all of it."""
 
-_ENVIRONMENT = Environment(
+ENVIRONMENT = Environment(
     loader=PackageLoader("vllm_rollout.report"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -28,7 +28,7 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
     finalize=lambda value: words.printable(value) if type(value) is str else value,
 )
-_ENVIRONMENT.filters.update(
+ENVIRONMENT.filters.update(
     cut=lambda text: words.cut(text, LONGEST_ATTACHMENT),
     time=words.time_text,
     value=format_value,
@@ -59,7 +59,7 @@ _SORTED_BY = {"outcome": "result"}
 def summary_html(evidence: Evidence) -> str:
     """The top of the report: banner, what needs attention, gate runs, timeline, sign-off."""
     items = report_items(evidence)
-    return _ENVIRONMENT.get_template("summary.html.jinja").render(
+    return ENVIRONMENT.get_template("summary.html.jinja").render(
         evidence=evidence,
         headline=words.headline(evidence),
         counts=words.outcome_counts(evidence),
@@ -123,7 +123,7 @@ def details_html(item: ReportItem) -> str:
         )
         plots = [Markup(plot) for plot in made if plot]  # noqa: S704 - escaped where it is drawn
     context: dict[str, Any] = {"item": item, "plots": plots}
-    return _ENVIRONMENT.get_template("details.html.jinja").render(context)
+    return ENVIRONMENT.get_template("details.html.jinja").render(context)
 
 
 def _lines(texts: list[str]) -> Markup:

@@ -1,0 +1,1 @@
+"""The capacity search: loads sent one after another, each judged, until the capacity is known."""

@@ -1,0 +1,149 @@
+"""One probe: a load at one rate, judged while it is sent and ended as soon as it is decided."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_rollout.judge.capacity_search import Aim, Ask, Probe
+from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
+from vllm_rollout.judge.saturation import Backlog
+from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.observe.load import LoadResult, RequestRecord
+from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.observe.load_progress import LoadProgress
+from vllm_rollout.observe.load_run import run_load
+from vllm_rollout.units import format_value
+
+
+def send_probe(
+    plan: LoadPlan,
+    ask: Ask,
+    *,
+    slos: Slos,
+    late_after_seconds: float,
+    max_lag_seconds: float,
+    work_dir: Path,
+    api_key: str | None,
+    on_progress: Callable[[LoadProgress], None],
+) -> Probe:
+    """Send `plan`'s requests at the rate asked for, and say what was found.
+
+    Raises: what `run_load` raises.
+    """
+    watch = _Watch(ask, slos, late_after_seconds)
+
+    def look(progress: LoadProgress) -> None:
+        watch.look(progress)
+        on_progress(progress)
+
+    result = run_load(
+        replace(plan, rate_per_second=ask.per_second, duration_seconds=ask.most_seconds),
+        work_dir=work_dir,
+        api_key=api_key,
+        on_progress=look,
+        enough=watch.enough,
+    )
+    return watch.end(result, max_lag_seconds=max_lag_seconds)
+
+
+class _Watch:
+    """Judges a load that is under way."""
+
+    def __init__(self, ask: Ask, slos: Slos, late_after_seconds: float) -> None:
+        self._ask, self._slos = ask, slos
+        self._judge = RateProbe(slos, pass_risk=ask.pass_risk, fail_risk=ask.fail_risk)
+        self._backlog = Backlog(limit_seconds=late_after_seconds, risk=ask.fail_risk)
+        self._told = 0
+        self._elapsed_seconds = 0.0
+        self._saturated = ""
+
+    def look(self, progress: LoadProgress) -> None:
+        """See how many requests are under way."""
+        self._elapsed_seconds = progress.elapsed_seconds
+        if not self._saturated and progress.elapsed_seconds <= self._ask.most_seconds:
+            self._saturated = self._backlog.look(
+                at=progress.elapsed_seconds, sent=progress.sent, ended=progress.done
+            )
+
+    def enough(self, records: Iterable[RequestRecord]) -> bool:
+        """Take in what has ended; whether no more needs to be sent."""
+        self._take(tuple(records))
+        return bool(self._judge.failed or self._saturated or self._proved(self._elapsed_seconds))
+
+    def end(self, result: LoadResult, *, max_lag_seconds: float) -> Probe:
+        """What was found, all requests considered."""
+        self._take(result.requests[self._told :])
+        answers = answers_of(result.requests)
+        seconds = result.judged_seconds
+        latencies = np.sort(np.where(answers.failed, math.inf, answers.latency_seconds))
+        outcome, reason = Outcome.INCONCLUSIVE, self._undecided()
+        limited = _generator_trouble(result, max_lag_seconds)
+        if result.incomplete or limited:
+            reason = result.incomplete or limited
+        elif self._judge.failed or self._saturated:
+            outcome, reason = Outcome.FAIL, self._judge.failed or self._saturated
+        elif self._proved(seconds):
+            outcome, reason = Outcome.PASS, "every SLO holds"
+        return Probe(
+            per_second=self._ask.per_second,
+            aim=self._ask.aim,
+            outcome=outcome,
+            holds=self._judge.holds_so_far,
+            seconds=seconds,
+            reason=reason,
+            saturated=bool(self._saturated) and outcome is Outcome.FAIL,
+            requests=result.total,
+            failures=result.failures,
+            offered_per_second=result.offered_per_second,
+            p50_seconds=_percentile(latencies, 50),
+            p95_seconds=_percentile(latencies, 95),
+            good_per_second=float(np.count_nonzero(answers.good(self._slos))) / seconds
+            if seconds > 0
+            else math.nan,
+            generator_limited="" if result.incomplete else limited,
+            unmeasured=result.incomplete,
+        )
+
+    def _take(self, records: Sequence[RequestRecord]) -> None:
+        self._told += len(records)
+        self._judge.add(answers_of(records))
+
+    def _proved(self, seconds: float) -> bool:
+        return (
+            self._ask.aim is not Aim.EXPLORE
+            and seconds >= self._ask.least_seconds
+            and self._judge.passed
+        )
+
+    def _undecided(self) -> str:
+        if self._judge.doubts:
+            return f"not sure, against it speak: {', '.join(self._judge.doubts)}"
+        return "held so far"
+
+
+def answers_of(records: Sequence[RequestRecord]) -> Answers:
+    """The records as rows."""
+    return Answers(
+        latency_seconds=np.array([r.latency_seconds for r in records], dtype=np.float64),
+        failed=np.array([not r.ok for r in records], dtype=np.bool_),
+        ttft_seconds=np.array([r.ttft_seconds for r in records], dtype=np.float64),
+        inter_token_seconds=np.array([r.itl_seconds for r in records], dtype=np.float64),
+    )
+
+
+def _generator_trouble(result: LoadResult, max_lag_seconds: float) -> str:
+    lag = result.lag_percentile(99)
+    if lag <= max_lag_seconds:
+        return ""
+    return f"requests left {format_value(lag, 's')} late (P99)"
+
+
+def _percentile(ordered: NDArray[np.float64], percentile: float) -> float:
+    """Nearest rank; NaN of nothing."""
+    if not ordered.size:
+        return math.nan
+    return float(ordered[max(0, math.ceil(ordered.size * percentile / 100) - 1)])

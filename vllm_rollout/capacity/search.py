@@ -1,0 +1,54 @@
+"""Conducts a search: asks the judge what to send, sends it, and ends whatever happens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vllm_rollout.errors import RolloutError
+from vllm_rollout.judge.capacity_search import (
+    Ask,
+    Capacity,
+    Ending,
+    Goal,
+    Probe,
+    conclude,
+    next_step,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """What a search does to the world.
+
+    `send` sends a load and judges it. `settle` waits until the server is idle again and says why
+    it is not, or "". `changed` says what has become of the build that is searched, or "".
+    """
+
+    send: Callable[[Ask], Probe]
+    settle: Callable[[], str]
+    changed: Callable[[], str]
+    on_probe: Callable[[Probe], None]
+
+
+def search(goal: Goal, steps: Steps, probes: list[Probe]) -> Capacity:
+    """Search until the judge has seen enough; `probes` grows with each load.
+
+    Ctrl-C ends it with what is known by then, and so does whatever keeps it from going on.
+    """
+    try:
+        return _search(goal, steps, probes)
+    except RolloutError as error:
+        return conclude(goal, probes, Ending.UNMEASURED, str(error))
+    except KeyboardInterrupt:
+        return conclude(goal, probes, Ending.INTERRUPTED)
+
+
+def _search(goal: Goal, steps: Steps, probes: list[Probe]) -> Capacity:
+    while not isinstance(step := next_step(goal, probes), Capacity):
+        probe = steps.send(step)
+        probes.append(probe)
+        steps.on_probe(probe)
+        if trouble := steps.settle():
+            return conclude(goal, probes, Ending.NOT_RECOVERED, trouble)
+        if change := steps.changed():
+            return conclude(goal, probes, Ending.CHANGED, change)
+    return step
