@@ -13,7 +13,9 @@ class Behaviour:
 
     `waiting` is why it never starts, `exit_code` with what it always ends; `restarts` is how often
     it was restarted until now. `probe` fails the named probe for good. `serves` are the dials of a
-    simulator that really answers for the pod; None runs nothing.
+    simulator that really answers for the pod; None runs nothing. With `names` the pod's command
+    really runs, as a process here, which finds each of these addresses at another one; `exited` is
+    with what it ended.
     """
 
     waiting: str = ""
@@ -25,11 +27,14 @@ class Behaviour:
     log: str = ""
     previous_log: str = ""
     serves: Mapping[str, Any] | None = field(default=None)
+    names: Mapping[str, str] | None = field(default=None)
+    exited: int | None = None
 
     @property
     def ready(self) -> bool:
         """Whether the container comes up and stays."""
-        return not self.waiting and self.exit_code is None and not self.probe
+        ended = self.exit_code is not None or self.exited is not None
+        return not self.waiting and not ended and not self.probe
 
     def serving(self, **dials: Any) -> "Behaviour":
         """The same, answered for by a simulator with these dials."""
@@ -37,6 +42,11 @@ class Behaviour:
 
 
 HEALTHY = Behaviour()
+
+
+def running(names: Mapping[str, str] | None = None) -> Behaviour:
+    """The pod's command really runs, as a process on this machine."""
+    return Behaviour(names=names or {})
 
 
 def image_pull(image: str, reason: str = "not found") -> Behaviour:

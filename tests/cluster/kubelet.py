@@ -18,6 +18,7 @@ from cluster.behaviour import CRASH_BACK_OFF, HEALTHY, Behaviour
 from cluster.control_plane import ControlPlane
 from cluster.existing import ExistingControlPlane
 from cluster.kubelet_server import kubelet_server
+from cluster.pod_process import PodProcesses
 from cluster.scheduling import choose_node
 
 from vllm_rollout.simulator.running import RunningSimulator
@@ -48,6 +49,7 @@ class Kubelet:
         self._stop = threading.Event()
         self._stack = ExitStack()
         self._api = self._stack.enter_context(control_plane.client("admin"))
+        self.processes = PodProcesses(control_plane.folder / "pods", self._read)
         self.failures: list[str] = []
         self.port = self._stack.enter_context(kubelet_server(self._logs, self._url, pem))
         self._thread = threading.Thread(target=self._run, daemon=True, name="kubelet")
@@ -81,11 +83,16 @@ class Kubelet:
         self._thread.join()
         for simulator in self._simulators.values():
             simulator.close()
+        self.processes.close()
         self._stack.close()
 
-    def _url(self, namespace: str, pod: str) -> str:
+    def _url(self, namespace: str, pod: str, port: int) -> str:
         simulator = self.simulator(namespace, pod)
-        return simulator.url if simulator else ""
+        if simulator is not None:
+            return simulator.url
+        behaviour = self._logs.get((namespace, pod), HEALTHY)
+        runs = behaviour.names is not None and behaviour.ready
+        return f"http://127.0.0.1:{self.processes.port(namespace, port)}" if runs else ""
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_SECONDS):
@@ -146,6 +153,8 @@ class Kubelet:
         metadata = pod["metadata"]
         choose = self._behaviours.get(metadata["namespace"])
         behaviour = HEALTHY if choose is None else choose(pod)
+        if behaviour.names is not None:
+            behaviour = self.processes.behaviour(pod, behaviour)
         state = repr(behaviour)
         if self._reported.get(_key(pod)) == state:
             return
@@ -166,6 +175,7 @@ class Kubelet:
         simulator = self._simulators.pop(_key(pod), None)
         if simulator is not None:
             simulator.close()
+        self.processes.end(pod)
         self._send("DELETE", _path(pod), {"gracePeriodSeconds": 0})
 
     def _event(self, pod: Pod, reason: str, message: str) -> None:
@@ -195,10 +205,13 @@ class Kubelet:
         self._send("POST", f"/api/v1/namespaces/{metadata['namespace']}/events", body)
 
     def _get(self, path: str) -> list[Any]:
+        items: list[Any] = self._read(path)["items"]
+        return items
+
+    def _read(self, path: str) -> Any:
         answer = self._api.get(path)
         answer.raise_for_status()
-        items: list[Any] = answer.json()["items"]
-        return items
+        return answer.json()
 
     def _send(self, method: str, path: str, body: object) -> httpx.Response:
         merge = {"Content-Type": "application/strategic-merge-patch+json"}
@@ -213,7 +226,7 @@ class Kubelet:
 def status(pod: Pod, behaviour: Behaviour) -> dict[str, Any]:
     """The pod's status as a kubelet reports it."""
     container = pod["spec"]["containers"][0]
-    one_off = pod["spec"].get("restartPolicy") == "Never"
+    one_off = pod["spec"].get("restartPolicy") == "Never" and behaviour.names is None
     ready = behaviour.ready and not one_off
     started = {"startedAt": _now()}
     state: dict[str, Any] = {"running": started}
@@ -224,6 +237,10 @@ def status(pod: Pod, behaviour: Behaviour) -> dict[str, Any]:
         message = f"{CRASH_BACK_OFF}={container['name']} pod={pod['metadata']['name']}"
         state = {"waiting": {"reason": "CrashLoopBackOff", "message": message}}
         last = {"terminated": _ended(behaviour.exit_code, behaviour.ended)}
+    elif behaviour.exited is not None:
+        state = {
+            "terminated": _ended(behaviour.exited, "Error" if behaviour.exited else "Completed")
+        }
     elif one_off:
         state = {"terminated": _ended(0, "Completed")}
     elif behaviour.restarts:
@@ -241,6 +258,8 @@ def status(pod: Pod, behaviour: Behaviour) -> dict[str, Any]:
     phase = "Pending" if behaviour.waiting else "Running"
     if one_off and behaviour.ready:
         phase = "Succeeded"
+    if behaviour.exited is not None:
+        phase = "Failed" if behaviour.exited else "Succeeded"
     unready = ("ContainersNotReady", f"containers with unready status: [{container['name']}]")
     detail = ("", "") if ready else unready
     number = int(pod["metadata"]["uid"].replace("-", "")[:4], 16)

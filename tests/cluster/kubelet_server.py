@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from aiohttp import WSMsgType, web
 from cluster.behaviour import HEALTHY, Behaviour
 
-Answering = Callable[[str, str], str]
-"""Base URL of what answers for a pod of a namespace; empty if nothing does."""
+Answering = Callable[[str, str, int], str]
+"""Base URL of what answers for a namespace's pod at a port; empty if nothing does."""
 
 _PROTOCOL = "v4.channel.k8s.io"
 _DATA, _ERROR = b"\0", b"\1"
@@ -65,10 +65,10 @@ def _forward(answering: Answering) -> Handler:
     async def handle(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=(_PROTOCOL,), max_msg_size=0)
         await socket.prepare(request)
-        port = int(request.query["port"]).to_bytes(2, "little")
+        port = int(request.query["port"])
         for channel in (_DATA, _ERROR):
-            await socket.send_bytes(channel + port)
-        url = urlsplit(answering(request.match_info["namespace"], request.match_info["pod"]))
+            await socket.send_bytes(channel + port.to_bytes(2, "little"))
+        url = urlsplit(answering(request.match_info["namespace"], request.match_info["pod"], port))
         try:
             # Port 1 is nobody's: the connection is refused, as that of a pod where nothing listens.
             reader, writer = await asyncio.open_connection("127.0.0.1", url.port or 1)

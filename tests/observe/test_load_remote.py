@@ -75,7 +75,7 @@ class Processes:
 
     def look(self) -> PodsSeen:
         assert self.master
-        dead = [str(i) for i, worker in enumerate(self.workers) if not worker.running]
+        dead = [str(i) for i, worker in enumerate(self.workers) if _crashed(worker)]
         return PodsSeen(
             master_ended=not self.master.running,
             failed=f"pod worker-{', '.join(dead)} ended" if dead else "",
@@ -225,3 +225,11 @@ def test_an_image_of_another_version_is_refused(
     with pytest.raises(UsageError, match=r"and this is 99\.0"):
         run(a_plan(serve(answer)), pods, tmp_path)
     assert pods.removed
+
+
+def _crashed(worker: ProcessGroup) -> bool:
+    """Whether it ended, and otherwise than a master's goodbye lets it."""
+    if worker.running:
+        return False
+    worker.end()
+    return worker.exit_code != 0

@@ -55,3 +55,13 @@
 {{ include "roles.watch" . }}
 - {apiGroups: [""], resources: [secrets], verbs: [delete]}
 {{- end }}
+
+{{- /* The objects of the chart load-generator; what its Job owns goes with it. */ -}}
+{{- define "roles.load" -}}
+- {apiGroups: [batch], resources: [jobs], verbs: [get, create, delete]}
+- {apiGroups: [""], resources: [configmaps, services], verbs: [create]}
+- {apiGroups: [networking.k8s.io], resources: [networkpolicies], verbs: [create]}
+- {apiGroups: [""], resources: [pods, events], verbs: [list]}
+# The workers' request logs are fetched through the API server.
+- {apiGroups: [""], resources: [pods/portforward], verbs: [get, create]}
+{{- end }}
