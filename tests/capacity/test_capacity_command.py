@@ -133,22 +133,24 @@ def test_a_capacity_above_the_highest_rate_is_at_least_that(folder: Path) -> Non
 
 
 def test_ctrl_c_leaves_what_was_found_and_130(folder: Path) -> None:
-    with RunningSimulator(ttft_seconds=0.05) as simulator:
-        command = [str(Path(sys.executable).parent / "vllm-rollout"), "capacity", MODEL]
-        search = subprocess.Popen(
+    command = [str(Path(sys.executable).parent / "vllm-rollout"), "capacity", MODEL]
+    with (
+        RunningSimulator(ttft_seconds=0.05) as simulator,
+        subprocess.Popen(
             ["env", "--default-signal=INT", *command, "--base-url", simulator.url],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
+        ) as search,
+    ):
         assert search.stdout is not None
         for line in search.stdout:
             if line.strip().startswith("HELD"):
                 break
         search.send_signal(signal.SIGINT)
         said = search.stdout.read()
-    assert search.wait(60) == 130, said
+        assert search.wait(60) == 130, said
     found = document(folder)
     assert found["capacity"]["ending"] == "interrupted"
     assert len(found["probes"]) >= 1
