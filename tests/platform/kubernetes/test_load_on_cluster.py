@@ -3,10 +3,14 @@
 The pods' commands really run, as processes; the server they load is a simulator.
 """
 
+import os
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -18,11 +22,13 @@ from vllm_rollout.errors import UnreachableError, UsageError
 from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import run_load
+from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.load_generator import KubernetesLoadPods
 from vllm_rollout.platform.kubernetes.load_values import LoadSettings, generator_name
 from vllm_rollout.platform.load_pods import LoadTask
+from vllm_rollout.resources import CHARTS
 from vllm_rollout.simulator.running import RunningSimulator
 
 pytestmark = pytest.mark.cluster
@@ -152,6 +158,25 @@ def test_a_worker_without_room_is_said_with_the_schedulers_reason(
     eventually(lambda: site.left() == [])
 
 
+def test_what_a_killed_run_left_is_removed_and_what_runs_is_left_alone(site: Site) -> None:
+    plan = a_plan(seconds=300)
+    task = LoadTask(plan=plan.to_json(), base_url=URL, workers=2, longest_seconds=310)
+    killed = site.pods()
+    killed.start(task)
+    eventually(lambda: _answers(killed))
+    beside = site.pods()
+    first = _uids(site)
+    with pytest.raises(ConflictError, match="has loaded staging/llama-2-7b for"):
+        _attended(killed, lambda: beside.start(task))
+    assert _uids(site) == first
+    # From here on nobody asks.
+    eventually(lambda: _started(beside, task), within_seconds=120)
+    assert not _uids(site) & first
+    beside.remove()
+    killed.remove()
+    eventually(lambda: site.left() == [])
+
+
 def test_what_pods_cannot_do_is_refused_before_any_is_made(site: Site, tmp_path: Path) -> None:
     for url, values, named in (
         ("http://127.0.0.1:8000", VALUES, "in a pod it would mean the pod"),
@@ -162,3 +187,77 @@ def test_what_pods_cannot_do_is_refused_before_any_is_made(site: Site, tmp_path:
         with pytest.raises(UsageError, match=named):
             pods.start(task)
     assert site.left() == []
+
+
+def test_the_role_for_it_allows_this_and_no_more(
+    site: Site, helm_binary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace = site.namespace
+    off = {"enabled": False, "subjects": []}
+    roles = site.folder / "roles.yaml"
+    purposes = {"gate": off, "promote": off, "watch": off, "load": off | {"enabled": True}}
+    roles.write_text(yaml.safe_dump(purposes | {"seesNodes": False}))
+    install = [helm_binary, "install", "roles", str(CHARTS / "rollout-roles")]
+    subprocess.run(
+        [*install, "--namespace", namespace.name, "--values", str(roles)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "KUBECONFIG": str(namespace.kubeconfig)},
+    )
+    token = namespace.token("vllm-rollout-load")
+    control = namespace.cluster.control_plane
+    kubeconfig = control.kubeconfig(f"{namespace.name}-load", token=token, namespace=namespace.name)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    pods = site.pods()
+    plan = a_plan(seconds=300).to_json()
+    pods.start(LoadTask(plan=plan, base_url=URL, workers=2, longest_seconds=310))
+    eventually(lambda: _answers(pods))
+    assert not pods.look().failed
+    pods.remove()
+    eventually(lambda: site.left() == [])
+    own = f"/api/v1/namespaces/{namespace.name}"
+    for method, path in (
+        ("POST", f"{own}/pods"),
+        ("GET", f"{own}/secrets"),
+        ("GET", f"{own}/configmaps"),
+        ("DELETE", f"{own}/configmaps"),
+        ("DELETE", f"{own}/services/any"),
+    ):
+        answer = control.ask(method, path, token=token)
+        assert answer.status_code == httpx.codes.FORBIDDEN, (method, path)
+
+
+def _uids(site: Site) -> set[str]:
+    return {job["metadata"]["uid"] for job in site.namespace.list("jobs", "apis/batch/v1")}
+
+
+def _answers(pods: KubernetesLoadPods) -> bool:
+    try:
+        return httpx.get(f"{pods.url()}/state", timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _started(pods: KubernetesLoadPods, task: LoadTask) -> bool:
+    try:
+        pods.start(task)
+    except ConflictError:
+        return False
+    return True
+
+
+def _attended(pods: KubernetesLoadPods, work: Any) -> None:
+    """Do the work while the other run goes on asking for its logs."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.wait(0.5):
+            _answers(pods)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        work()
+    finally:
+        done.set()
+        thread.join()

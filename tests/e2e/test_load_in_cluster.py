@@ -1,0 +1,114 @@
+"""Staging gates on a real API server, their load made by pods that really run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cluster.behaviour import HEALTHY, Behaviour, running
+from cluster.fixtures import Namespace, eventually
+
+from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.judge import Outcome
+from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.report.evidence import read_evidence
+from vllm_rollout.resources import CHARTS
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+MODEL = "llama-2-7b"
+SERVICE = "http://{model}-{environment}.{namespace}.svc.cluster.local:8000"
+GENERATOR: dict[str, Any] = {
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "apiKeySecret": {"name": "server-key", "key": "token"},
+}
+# What a machine that is busy with other tests is slow at is not what is tested here.
+PATIENT = {
+    "load": {"rate": "20/s", "duration": "8s", "warmup": "0s", "max_tokens": 2, "max_lag": "30s"},
+    "gates": {
+        "response_time": {"limit": "20s", "requests": 2},
+        "latency": {"limit": "20s"},
+        "error_rate": {"limit": "3%"},
+        "load_capacity": {"expected_rate": "10/s", "unserved": "3%"},
+    },
+}
+
+
+@pytest.fixture
+def staging(namespace: Namespace, helm_binary: str) -> Iterator[Deployment]:
+    """A deployment that serves, in a namespace where the generator's pods find it by name."""
+    deployment = Deployment(MODEL, "staging", namespace.name)
+    services = f"{namespace.cluster.services.url}/{namespace.name}/{deployment.release}"
+    url = SERVICE.format(model=MODEL, environment="staging", namespace=namespace.name)
+
+    def choose(pod: Any) -> Behaviour:
+        if pod["metadata"]["labels"]["app.kubernetes.io/name"] == "load-generator":
+            return running({url: services})
+        return HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001")
+
+    namespace.behave(choose)
+    namespace.create("secrets", {"metadata": {"name": "server-key"}, "data": {"token": "c2stYQ=="}})
+    platform = KubernetesPlatform(
+        namespace=namespace.name,
+        context=None,
+        chart=CHARTS / "vllm-deployment",
+        service_url=SERVICE,
+        helm=helm_binary,
+    )
+    values = {"model": {"name": MODEL}}
+    target = Target(build=platform.build(deployment, values), values=values, replicas=1, capacity=1)
+    platform.apply(deployment, target, description="one", timeout=timedelta(seconds=60))
+    yield deployment
+    platform.close()
+
+
+def test_gates_pass_on_load_that_pods_made_and_nothing_is_left(
+    tmp_path: Path, namespace: Namespace, staging: Deployment, helm_binary: str
+) -> None:
+    (tmp_path / "generator.yaml").write_text(yaml.safe_dump(GENERATOR))
+    generator = {
+        "image": "registry.example/vllm-rollout@sha256:" + "5" * 64,
+        "values": "generator.yaml",
+    }
+    policy = {
+        "namespace": namespace.name,
+        "kubernetes": {"helm": helm_binary, "load_generator": generator},
+        "environments": {"staging": PATIENT},
+    }
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
+    command = [sys.executable, "-m", "pytest", "-m", "staging", "--model", MODEL, "-p", "no:xdist"]
+    run = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "--load-in-cluster", "--workers", "2"],
+        cwd=tmp_path,
+        env={**kept, "VLLM_ROLLOUT_API_KEY": "sk-a"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (file,) = tmp_path.glob(f"reports/{MODEL}/*/evidence.json")
+    evidence = read_evidence(file)
+    assert evidence.outcome is Outcome.PASS
+    assert {"latency", "error_rate", "load_capacity"} <= {g.gate for g in evidence.runs[0].gates}
+    [load] = evidence.runs[0].loads.values()
+    assert (load.total > 100, load.failures, load.incomplete) == (True, 0, "")
+    name = f"{staging.release}-load"
+    eventually(
+        lambda: (
+            not any(
+                name in each["metadata"]["name"]
+                for kind, group in (
+                    ("jobs", "apis/batch/v1"),
+                    ("pods", "api/v1"),
+                    ("services", "api/v1"),
+                )
+                for each in namespace.list(kind, group)
+            )
+        )
+    )
