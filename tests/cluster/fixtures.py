@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,16 +123,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             kubelet.close()
 
 
-@pytest.fixture
-def namespace(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
-    """A namespace of the test's own; KUBECONFIG points at it with all rights."""
-    name = f"test-{secrets.token_hex(4)}"
+@contextmanager
+def namespace_of(cluster: Cluster, name: str) -> Iterator[Namespace]:
+    """A namespace, with all rights in it; deleted afterwards."""
     cluster.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}}).raise_for_status()
     cluster.kubelet.adopt(name)
     kubeconfig = cluster.control_plane.kubeconfig(name, user="admin", namespace=name)
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     created = Namespace(cluster, name, kubeconfig)
     # Pods are refused until the namespace has its service account.
     eventually(lambda: bool(created.list("serviceaccounts")))
     yield created
     cluster.send("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """A namespace of the test's own; KUBECONFIG points at it with all rights."""
+    with namespace_of(cluster, f"test-{secrets.token_hex(4)}") as created:
+        monkeypatch.setenv("KUBECONFIG", str(created.kubeconfig))
+        yield created

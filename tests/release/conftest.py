@@ -1,8 +1,12 @@
 """The simulated world of the engine's tests."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.crashing import Wrapped
 from support.world import (
     PRODUCTION,
     STAGING,
@@ -14,26 +18,43 @@ from support.world import (
     healthy,
 )
 
+from vllm_rollout.deployment import Deployment
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.watch import Sight
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Staging runs a second build, production the first; every gate passes, every probe is well."""
+def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
+    """Worlds in which staging runs a second build, production the first, and all is well."""
     monkeypatch.chdir(tmp_path)
-    clock = FakeClock()
-    platform = SimulatedPlatform(MemoryStore(clock), clock)
-    platform.deploy(PRODUCTION, {"version": 1}, replicas=4)
-    build = platform.deploy(STAGING, {"version": 2})
-    world = World(tmp_path, clock, platform, ScriptedGates(platform), healthy)
-    world.pass_development(build)
-    monkeypatch.setattr(
-        Context,
-        "_look",
-        lambda self, _client, deployment: Sight(
-            probes=world.probes(clock.seconds), replicas=platform.replicas(deployment)
-        ),
-    )
+    worlds: dict[int, World] = {}
+
+    def new_world() -> World:
+        clock = FakeClock()
+        platform = SimulatedPlatform(MemoryStore(clock), clock)
+        platform.deploy(PRODUCTION, {"version": 1}, replicas=4)
+        build = platform.deploy(STAGING, {"version": 2})
+        gates = ScriptedGates(platform, clock)
+        world = worlds[id(platform)] = World(tmp_path, clock, platform, gates, healthy)
+        world.pass_development(build)
+        return world
+
+    def look(self: Context, _client: object, deployment: Deployment) -> Sight:
+        inner: Any = self.platform
+        while isinstance(inner, Wrapped):
+            inner = inner._inner
+        world = worlds[id(inner)]
+        probes = world.probes(world.clock.seconds)
+        return Sight(probes=probes, replicas=world.platform.replicas(deployment))
+
+    monkeypatch.setattr(Context, "_look", look)
+    # Nothing is asked over HTTP, and a real client takes a tenth of a second to make.
+    monkeypatch.setattr(Context, "_client", lambda self, deployment: nullcontext())
     monkeypatch.setattr(Context, "reach", lambda self, deployment: None)
-    return world
+    return new_world
+
+
+@pytest.fixture
+def world(new_world: Callable[[], World]) -> World:
+    """One such world."""
+    return new_world()

@@ -1,16 +1,21 @@
 """What a rollout does, and what it must never do."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
-from support.world import MODEL, PRODUCTION, STAGING, Killed, World, healthy
+from support.crashing import Killed
+from support.world import MODEL, PRODUCTION, STAGING, World, healthy
 
 from vllm_rollout.deployment import Replica
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.release import conditions
+from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.gates import GatesCrashedError
 from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.report.html import summary_html
@@ -62,21 +67,161 @@ def test_nothing_is_promoted_unless_every_staging_gate_passes(
     assert "nothing promoted" in evidence.conclusion
 
 
-def test_a_build_that_replaced_the_gated_one_is_not_promoted(world: World) -> None:
-    world.gates.during = lambda deployment: (
-        world.platform.deploy(STAGING, {"version": 3}) if deployment == STAGING else None
+def test_values_edited_after_the_gates_are_not_promoted_and_the_difference_is_shown(
+    world: World,
+) -> None:
+    edited: list[object] = []
+    world.gates.during = edited.append
+    real_build = world.platform.build
+    world.platform.build = lambda deployment, values: real_build(  # type: ignore[method-assign]
+        deployment, {**values, "edited": bool(edited)} if edited else values
     )
-    real_values = world.platform.values
-    world.platform.values = lambda deployment, revision: {  # type: ignore[method-assign]
-        **real_values(deployment, revision),
-        "edited": True,
-    }
 
     evidence = gate_and_promote(world.context())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "not what was gated" in evidence.conclusion
+    assert f"values_digest: {world.platform.history(STAGING)[0].build.values_digest} -> " in (
+        evidence.conclusion
+    )
     assert changes(world) == []
+
+
+@pytest.mark.parametrize("same_build", [False, True])
+def test_a_staging_revision_that_came_while_the_gates_ran_stops_the_promotion(
+    world: World, same_build: bool
+) -> None:
+    def replace_staging(deployment: object) -> None:
+        if deployment == STAGING:
+            world.platform.deploy(STAGING, {"version": 2 if same_build else 3})
+
+    world.gates.during = replace_staging
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "not what was gated" in evidence.conclusion
+    assert "revision: 1 -> 2" in evidence.conclusion
+    assert ("values_digest" in evidence.conclusion) is not same_build
+    assert changes(world) == []
+
+
+def test_a_staging_revision_that_came_after_the_gates_stops_the_promotion(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deployed_while_waiting(*_: object) -> None:
+        world.platform.deploy(STAGING, {"version": 3})
+
+    monkeypatch.setattr(conditions, "still_to_wait_for", deployed_while_waiting)
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "revision: 1 -> 2" in evidence.conclusion
+    assert changes(world) == []
+
+
+def kinds(world: World) -> list[str]:
+    decisions = Decisions(world.platform.store)
+    assert decisions.verify(MODEL) == []
+    return [str(decision.kind) for decision in decisions.of(MODEL)]
+
+
+def test_every_decision_is_in_the_chain_with_its_evidence(world: World) -> None:
+    world.gates.outcomes["staging"] = Outcome.FAIL
+    refused = gate_and_promote(world.context())
+    world.gates.outcomes.clear()
+    gate_and_promote(world.context(), plan_only=True)
+    assert kinds(world) == ["refusal"]
+    promoted = gate_and_promote(world.context())
+    gate_and_promote(world.context())  # nothing to do, nothing decided
+    by_hand = replace(world.context(), source=PRODUCTION)
+    roll_back_by_hand(by_hand, to=None, reason="customers complain")
+
+    assert kinds(world) == ["refusal", "promotion", "promoted", "rollback", "rolled-back"]
+    decisions = Decisions(world.platform.store).of(MODEL)
+    assert decisions[0].evidence == refused.digest
+    assert decisions[2].evidence == promoted.digest
+    assert decisions[1].build == decisions[2].build == builds(world)[1]
+    assert decisions[3].why == "back to revision 1: customers complain"
+    assert {decision.who for decision in decisions} == {"ada"}
+
+
+def test_a_build_that_was_rolled_back_is_never_what_a_rollback_returns_to(world: World) -> None:
+    world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
+
+    def breaks_in_the_watch(_seconds: float) -> ProbeSample:
+        entry = world.context().journal.read()
+        bad = entry is not None and entry.phase is Phase.WATCH
+        return ProbeSample(
+            total=10, failures=10 if bad else 0, latencies_seconds=(0.1,) * 10, healthy=True
+        )
+
+    world.probes = breaks_in_the_watch
+    assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
+    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_a_rollback_that_does_not_come_up_goes_on_to_the_next_older_good_build(
+    world: World,
+) -> None:
+    gate_and_promote(world.context())  # the second build, with evidence
+    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
+    gate_and_promote(world.context())  # the third
+    third = world.platform.build(STAGING, {"version": 3}).digest
+    world.pass_development(world.platform.deploy(STAGING, {"version": 4}))
+    world.gates.outcomes["production"] = Outcome.FAIL
+    world.platform.never_ready_again.add(third)
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
+    assert kinds(world)[-3:] == ["rollback", "rollback", "rolled-back"]
+
+
+def test_gates_that_cannot_be_run_after_promotion_bring_the_old_build_back(world: World) -> None:
+    def disk_full(deployment: object) -> None:
+        if deployment == PRODUCTION and not full:
+            full.append(deployment)
+            raise GatesCrashedError("the gates could not be run: No space left on device")
+
+    full: list[object] = []
+    world.gates.during = disk_full
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "No space left on device" in evidence.conclusion
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_stepped_in_the_middle_changes_nothing(world: World, hours: int) -> None:
+    def step(deployment: object) -> None:
+        world.clock.wall += timedelta(hours=hours)
+
+    world.gates.during = step
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.OK
+    assert changes(world) == RAMP
+    assert world.clock.seconds >= 2 * 3600 + 600  # holds and watch are as long as ever
+
+
+def test_a_rollback_waits_for_a_platform_that_is_away_for_a_while(world: World) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    world.platform.away = 3
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
 
 
 def test_plan_runs_the_gates_and_changes_nothing(world: World) -> None:
@@ -209,11 +354,17 @@ def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
         world.platform.fail_rollback = True
     else:
         world.gates.outcomes["verify"] = Outcome.INCONCLUSIVE
+    told: list[tuple[str, str]] = []
+    context = world.context()
+    context.notify = lambda kind, text: told.append((kind, text))
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(context)
 
     assert evidence.exit_code == ExitCode.NEEDS_PERSON
     assert evidence.outcome is Outcome.FAIL
+    assert "vllm-rollout rollback llama-2-7b -e production --to REVISION" in evidence.conclusion
+    assert told[-1] == ("rollback-failed", evidence.conclusion)
+    assert kinds(world)[-1] == "rollback-failed"
     entry = world.context().journal.read()
     assert entry is not None
     assert entry.unfinished  # the next run takes the rollback up again

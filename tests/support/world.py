@@ -3,12 +3,16 @@
 Everything else is the real engine.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from support.crashing import Killed
 
 from vllm_rollout.deployment import (
     Build,
@@ -18,8 +22,9 @@ from vllm_rollout.deployment import (
     RevisionStatus,
     Target,
     canonical_digest,
+    newest_served,
 )
-from vllm_rollout.errors import DeployError, RolloutError
+from vllm_rollout.errors import DeployError, RolloutError, UnreachableError
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import (
@@ -31,7 +36,7 @@ from vllm_rollout.platform.base import (
     NotReadyError,
     Route,
 )
-from vllm_rollout.policy import load_policy
+from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal
@@ -45,6 +50,16 @@ DEVELOPMENT = Deployment(MODEL, "development")
 STAGING = Deployment(MODEL, "staging")
 PRODUCTION = Deployment(MODEL, "production")
 LONG_AGO = timedelta(hours=30)
+QUICK: dict[str, Any] = {
+    "ramp": [{"replicas": 1, "hold": "10s"}, {"share": "100%", "hold": "0s"}],
+    "watch.duration": "20s",
+    "watch.slo.within": "10s",
+    "watch.error_spike": {"within": "10s", "for": "5s"},
+    "triggers.error_rate.for": "5s",
+    "triggers.outage.for": "5s",
+}
+"""A policy by which a rollout takes a minute of the world's clock, and few observations."""
+
 WEDNESDAY = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
 
 
@@ -117,13 +132,13 @@ class MemoryStore:
         return self.leases[name]
 
 
-class Killed(BaseException):
-    """The process ends here, as by SIGKILL: nothing after this runs."""
-
-
 @dataclass
 class SimulatedPlatform:
-    """Releases as Helm keeps them. `before_change` is called first and may raise what it likes."""
+    """Releases as Helm keeps them. `in_change` is called in the middle of each change.
+
+    `never_ready` are the digests of builds whose replicas do not come up; what served before goes
+    on serving then.
+    """
 
     store: MemoryStore
     clock: FakeClock
@@ -134,6 +149,12 @@ class SimulatedPlatform:
     fail_rollback: bool = False
     kill_at: str = ""
     trouble: Sequence[Symptoms] = ()
+    never_ready: set[str] = field(default_factory=set)
+    never_ready_again: set[str] = field(default_factory=set)
+    """Builds that came up once, and would not be brought up by a rollback."""
+    away: int = 0
+    """How many rollbacks find the platform out of reach."""
+    in_change: Callable[[str], None] = lambda _call: None
     name: str = "simulated"
     guarded_by: Guard | None = None
 
@@ -167,9 +188,10 @@ class SimulatedPlatform:
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
     ) -> Revision:
         self._call(f"apply {deployment.environment} {target.replicas}/{target.capacity}")
-        if self.fail_apply_at == target.replicas:
-            raise NotReadyError("not ready in time", symptoms=self.trouble)
-        return self._add(deployment, target.build, target.replicas, target.capacity, description)
+        fails = self.fail_apply_at == target.replicas
+        return self._bring_up(
+            deployment, target.build, target.replicas, target.capacity, description, fails=fails
+        )
 
     def rollback(
         self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
@@ -177,15 +199,26 @@ class SimulatedPlatform:
         self._call(f"rollback {deployment.environment} {revision}")
         if self.fail_rollback:
             raise DeployError("helm rollback timed out")
+        if self.away:
+            self.away -= 1
+            raise UnreachableError("no answer", address="simulated")
         old = self.releases[deployment.release][revision - 1]
-        return self._add(deployment, old.build, old.replicas, old.capacity, description)
+        if old.build.digest in self.never_ready_again:
+            raise DeployError("not ready in time")
+        return self._bring_up(deployment, old.build, old.replicas, old.capacity, description)
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         self._call(f"uninstall {deployment.environment}")
         self.releases.pop(deployment.release, None)
 
     def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
-        return ""
+        history = self.releases.get(deployment.release, [])
+        if not history or history[-1].status is not RevisionStatus.PENDING:
+            return ""
+        if self.guarded_by:
+            self.guarded_by.ensure()
+        history[-1] = replace(history[-1], status=RevisionStatus.FAILED)
+        return f"revision {history[-1].number} was left pending"
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         return [Replica(name="r0", phase="Running", ready=True, restarts=0)]
@@ -205,7 +238,7 @@ class SimulatedPlatform:
     def serving(self, deployment: Deployment) -> tuple[str, int, int] | None:
         """The build that serves, and how many of the replicas run it."""
         history = self.releases.get(deployment.release)
-        newest = history[-1] if history else None
+        newest = newest_served(history) if history else None
         return (newest.build.digest, newest.replicas, newest.capacity) if newest else None
 
     def _call(self, call: str) -> None:
@@ -215,6 +248,39 @@ class SimulatedPlatform:
         if self.kill_at == call:
             self.kill_at = ""
             raise Killed
+
+    def _bring_up(
+        self,
+        deployment: Deployment,
+        build: Build,
+        replicas: int,
+        capacity: int,
+        description: str,
+        *,
+        fails: bool = False,
+    ) -> Revision:
+        """A pending revision first; it replaces what serves only when its replicas are ready."""
+        history = self.releases.setdefault(deployment.release, [])
+        if history and history[-1].status is RevisionStatus.PENDING:
+            raise ConflictError("another operation is in progress")
+        pending = Revision(
+            number=len(history) + 1,
+            build=build,
+            status=RevisionStatus.PENDING,
+            created=self.clock.now(),
+            description=description,
+            replicas=replicas,
+            capacity=capacity,
+        )
+        history.append(pending)
+        self.in_change(self.calls[-1])
+        if history[-1] != pending:
+            raise DeployError(f"revision {pending.number} was withdrawn by another")
+        history.pop()
+        if fails or build.digest in self.never_ready:
+            history.append(replace(pending, status=RevisionStatus.FAILED))
+            raise NotReadyError("not ready in time", symptoms=self.trouble)
+        return self._add(deployment, build, replicas, capacity, description)
 
     def _add(
         self,
@@ -227,7 +293,12 @@ class SimulatedPlatform:
         age: timedelta = timedelta(),
     ) -> Revision:
         history = self.releases.setdefault(deployment.release, [])
-        history[:] = [replace(r, status=RevisionStatus.SUPERSEDED) for r in history]
+        history[:] = [
+            replace(r, status=RevisionStatus.SUPERSEDED)
+            if r.status is RevisionStatus.DEPLOYED
+            else r
+            for r in history
+        ]
         history.append(
             Revision(
                 number=len(history) + 1,
@@ -245,8 +316,8 @@ class SimulatedPlatform:
 class ScriptedGates:
     """Gates that end as the test says; what they say is about the build that really serves."""
 
-    def __init__(self, platform: SimulatedPlatform) -> None:
-        self.platform = platform
+    def __init__(self, platform: Any, clock: Any) -> None:
+        self.platform, self.clock = platform, clock
         self.outcomes: dict[str, Outcome] = {}
         self.unreachable = ""
         self.policy_digest = "sha256:0"
@@ -266,7 +337,7 @@ class ScriptedGates:
             self.during(deployment)
         kind = "verify" if only else deployment.environment
         outcome = self.outcomes.get(kind, Outcome.PASS)
-        now = self.platform.clock.now()
+        now = self.clock.now()
         gates = only or ("health",)
         return GateRun(
             deployment=deployment,
@@ -328,6 +399,7 @@ class World:
     gates: ScriptedGates
     probes: Any
     overrides: dict[str, Any] = field(default_factory=lambda: dict(UNATTENDED))
+    renews_too: Callable[[], None] | None = None
 
     def pass_development(self, build: Build) -> None:
         """Note that `build` has passed its gates in development."""
@@ -342,14 +414,23 @@ class World:
         )
         Ledger(self.platform.store).passed(DEVELOPMENT, revision, "sha256:of-an-earlier-run")
 
-    def context(self) -> Context:
-        policy = load_policy(None, overrides=self.overrides)
-        settings = Settings(
-            policy=policy, platform=self.platform, base_url=None, report_dir=self.tmp_path
-        )
+    @contextmanager
+    def in_between(self, *, frozen: bool) -> Iterator[None]:
+        """Another run has its turn in the middle of one, which renews its lease unless `frozen`."""
+        meanwhile, guard = self.clock.meanwhile, self.platform.guarded_by
+        self.renews_too = None if frozen else meanwhile
+        yield
+        self.renews_too = None
+        self.clock.meanwhile, self.platform.guarded_by = meanwhile, guard
+
+    def context(self, platform: Any = None) -> Context:
+        """A run's own context; `platform` stands for the world's, as something around it."""
+        policy = _policy(json.dumps(self.overrides, sort_keys=True))
+        where = platform or self.platform
+        settings = Settings(policy=policy, platform=where, base_url=None, report_dir=self.tmp_path)
         self.gates.policy_digest = policy.digest
         context = Context(
-            run_id=f"run-{len(self.platform.calls)}",
+            run_id=f"run-{len(self.platform.calls)}-{len(self.platform.store.entries)}",
             source=STAGING,
             target=PRODUCTION,
             settings=settings,
@@ -358,20 +439,32 @@ class World:
             reporter=ListReporter(),
             runner=self.gates,  # type: ignore[arg-type]
             folder=self.tmp_path,
-            journal=Journal(self.platform.store, MODEL),
-            ledger=Ledger(self.platform.store),
-            decisions=Decisions(self.platform.store),
+            journal=Journal(where.store, MODEL),
+            ledger=Ledger(where.store),
+            decisions=Decisions(where.store),
             who="ada",
             reason="a test",
         )
 
         def renew() -> None:
             if context.held:
-                with suppress(RolloutError):
+                with suppress(RolloutError, Killed):
                     context.held.renew()
 
-        self.clock.meanwhile = renew
+        others = self.renews_too
+
+        def meanwhile() -> None:
+            renew()
+            if others:
+                others()
+
+        self.clock.meanwhile = meanwhile
         return context
+
+
+@cache
+def _policy(overrides: str) -> Policy:
+    return load_policy(None, overrides=json.loads(overrides))
 
 
 def healthy(_seconds: float) -> ProbeSample:

@@ -218,10 +218,12 @@ def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResul
 def _change(identities: list[dict[str, Any]]) -> str:
     for before, after in pairwise(identities):
         if before != after:
-            return (
-                f"revision {before['revision']} became revision {after['revision']} "
-                "while the gates ran"
-                if before["revision"] != after["revision"]
-                else "the build changed, or could not be read, while the gates ran"
-            )
+            if "unknown" in after:
+                return str(after["unknown"])
+            revisions = f"revision {before['revision']} became revision {after['revision']}"
+            changes = [revisions] if before["revision"] != after["revision"] else []
+            was, now = (_BUILD.validate_python(each["build"]) for each in (before, after))
+            if was and now:
+                changes += was.differences(now)
+            return f"while the gates ran, {'; '.join(changes) or 'a ramp began or ended'}"
     return next((i["unknown"] for i in identities if "unknown" in i), "")

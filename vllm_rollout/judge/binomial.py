@@ -12,16 +12,21 @@ import math
 from bisect import bisect_left, bisect_right
 from fractions import Fraction
 
-from scipy.special import betainc, betaincc, betaincinv
+# SciPy takes longer to import than most commands take: here, and not above, so that only a verdict
+# waits for it.
 
 
 def chance_at_most(k: float, n: int, p: float) -> float:
     """P(X <= k) for X binomial with `n` trials of probability `p`; k < n."""
+    from scipy.special import betainc
+
     return float(betainc(n - k, k + 1, 1 - p))
 
 
 def chance_above(k: float, n: int, p: float) -> float:
     """P(X > k), to full precision where it is small; -1 < k < n."""
+    from scipy.special import betaincc
+
     return float(betaincc(n - k, k + 1, 1 - p))
 
 
@@ -30,6 +35,8 @@ def share_bounds(count: int, n: int, confidence: float) -> tuple[float, float]:
 
     Source: Clopper & Pearson 1934, Biometrika 26:404, in the beta-quantile form.
     """
+    from scipy.special import betaincinv
+
     lower = float(betaincinv(count, n - count + 1, 1 - confidence)) if count else 0.0
     upper = float(betaincinv(count + 1, n - count, confidence)) if count < n else 1.0
     return lower, upper

@@ -19,7 +19,7 @@ from vllm_rollout.release.decisions import DecisionKind, Decisions
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal, JournalEntry, Phase
 from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.release.lock import Held
+from vllm_rollout.release.lock import TTL, Held
 from vllm_rollout.release.model_registry import register
 from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.preflight import run_preflight
@@ -83,11 +83,14 @@ class Context:
     """Whether a person has signed off the evidence that this run goes by."""
     awaits_sign_off: bool = False
     """Whether this run's evidence waits for a person."""
+    lease_ttl: timedelta = TTL
     held: Held | None = None
     steps: list[Step] = field(default_factory=list)
     runs: list[GateRun] = field(default_factory=list)
     touched: bool = False
     """Whether the target was changed, or was about to be."""
+    under_way: bool = False
+    """Whether that is what this run ends with: what it undid first, for another, is not."""
     previous: str = ""
     """What served before the change, for people."""
 
@@ -113,6 +116,10 @@ class Context:
         Raises: as `Decisions.append`, and as the store.
         """
         self.notify(kind, why)
+        self.note(kind, why, build=build, evidence=evidence)
+
+    def note(self, kind: DecisionKind, why: str, *, build: str = "", evidence: str = "") -> None:
+        """Add a decision that people have been told of to the chain. Raises: as `decide`."""
         self.decisions.append(
             kind,
             model=self.target.model,
@@ -167,7 +174,7 @@ class Context:
     def begin(self, build: Build, *, before: int | None, note: str) -> JournalEntry:
         """Open the journal of a change that is about to begin; `before` is where to return to."""
         self.still_ours()
-        self.touched = True
+        self.touched = self.under_way = True
         self.previous = f"revision {before}" if before else "nothing deployed"
         now = self.clock.now()
         return self.journal.write(
@@ -185,6 +192,17 @@ class Context:
                 updated=now,
             )
         )
+
+    def take_over(self, entry: JournalEntry) -> JournalEntry:
+        """Make an unfinished rollout this run's own: whoever began it can write no more of it.
+
+        Raises: as `still_ours`, and ConflictError where somebody wrote it meanwhile.
+        """
+        self.still_ours()
+        holder = self.held.holder if self.held else ""
+        self.touched = self.under_way = True
+        self.previous = f"revision {entry.before}" if entry.before else "nothing deployed"
+        return self.journal.write(replace(entry, holder=holder, updated=self.clock.now()))
 
     def reach(self, deployment: Deployment) -> None:
         """Return if something answers at the deployment's address.

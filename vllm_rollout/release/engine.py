@@ -7,11 +7,14 @@ from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release import conditions
 from vllm_rollout.release.context import Context, End, refusal_of, trouble_of
 from vllm_rollout.release.decisions import DecisionKind
+from vllm_rollout.release.identity import not_what_was_gated
 from vllm_rollout.release.journal import JournalEntry, Phase
-from vllm_rollout.release.lock import hold
+from vllm_rollout.release.keeping import keep_evidence, kind_of_end
+from vllm_rollout.release.lock import LeaseLostError, hold
 from vllm_rollout.release.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.waiting import wait_until_open
@@ -36,7 +39,7 @@ def gate_and_promote(
             context, started, plan_only=plan_only
         )
 
-    return _conduct(context, work)
+    return _conduct(context, work, done=None if plan_only else DecisionKind.PROMOTED)
 
 
 def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evidence:
@@ -44,6 +47,9 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
 
     def work(_started: datetime) -> End:
         target = context.target
+        left = context.journal.read()
+        if left is not None and left.unfinished:
+            context.take_over(left)
         context.recover()
         history = context.platform.history(target)
         serving = newest_served(history)
@@ -57,11 +63,10 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
                 else f"{target} has no earlier good revision",
                 remedy=f"vllm-rollout history {target.model} -e {target.environment} lists them.",
             )
-        context.journal.read()
         entry = context.begin(history[-1].build, before=number, note="rollback by hand")
         return roll_back(context, entry, reason, code=ExitCode.OK)
 
-    return _conduct(context, work)
+    return _conduct(context, work, done=DecisionKind.ROLLED_BACK)
 
 
 def roll_back_watched(context: Context, *, reason: str, revision: int) -> Evidence:
@@ -93,7 +98,7 @@ def roll_back_watched(context: Context, *, reason: str, revision: int) -> Eviden
         entry = context.begin(serving.build, before=good.number, note=f"watch: {reason}")
         return roll_back(context, entry, reason)
 
-    return _conduct(context, work)
+    return _conduct(context, work, done=DecisionKind.ROLLED_BACK)
 
 
 def _brought_back(context: Context, serving: Revision, last: JournalEntry | None) -> bool:
@@ -106,33 +111,54 @@ def _brought_back(context: Context, serving: Revision, last: JournalEntry | None
     return kinds[-1:] == [DecisionKind.ROLLED_BACK]
 
 
-def _conduct(context: Context, work: Callable[[datetime], End]) -> Evidence:
-    """Do `work` under the model's lease; every expected trouble, and Ctrl-C, ends in evidence."""
+def _conduct(
+    context: Context, work: Callable[[datetime], End], *, done: DecisionKind | None
+) -> Evidence:
+    """Do `work` under the model's lease; every expected trouble, and Ctrl-C, ends in evidence.
+
+    `done` is what has happened when `work` changed the target and ended well; None where nothing
+    is decided.
+    """
     started = context.clock.now()
+
+    def kept(end: End, kind: DecisionKind | None) -> Evidence:
+        context.say(f"exit {end.code.value}", end.conclusion)
+        if kind is not None:
+            context.notify(kind, end.conclusion)
+        for line in context.undelivered():
+            context.say("a message did not arrive", line, Outcome.INCONCLUSIVE)
+        evidence = _evidence(context, started, end)
+        keep_evidence(context, evidence, kind, end)
+        conditions.ask_for_sign_off(context, evidence)
+        return evidence
+
     try:
         with hold(
             context.platform.store,
             context.target.model,
             clock=context.clock,
             on_wait=lambda text: context.say("waiting for the lease", text),
+            ttl=context.lease_ttl,
         ) as held:
             context.held = held
             context.platform.guard(held)
-            end = work(started)
-    except RolloutError as error:
-        end = End(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())
-    except KeyboardInterrupt:
-        end = End(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(context))
-    context.say(f"exit {end.code.value}", end.conclusion)
-    for line in context.undelivered():
-        context.say("a message did not arrive", line, Outcome.INCONCLUSIVE)
-    evidence = _evidence(context, started, end)
+            end = _ended(context, lambda: work(started))
+            return kept(end, kind_of_end(end.code, under_way=context.under_way, done=done))
+    except (RolloutError, KeyboardInterrupt) as error:  # another has the lease: nothing is decided
+        return kept(_end_of(context, error), None)
+
+
+def _ended(context: Context, work: Callable[[], End]) -> End:
     try:
-        context.ledger.keep(evidence)
-    except RolloutError as error:
-        context.reporter.progress(f"the evidence is only in the report folder: {error}")
-    conditions.ask_for_sign_off(context, evidence)
-    return evidence
+        return work()
+    except (RolloutError, KeyboardInterrupt) as error:
+        return _end_of(context, error)
+
+
+def _end_of(context: Context, error: RolloutError | KeyboardInterrupt) -> End:
+    if isinstance(error, KeyboardInterrupt):
+        return End(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(context))
+    return End(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())
 
 
 def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) -> End:
@@ -153,12 +179,8 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     if refusal := refusal_of(run):
         return refusal
     build = platform.build(target, values)
-    if run.build is None or build != run.build:
-        differences = run.build.differences(build) if run.build else ["the gates saw no build"]
-        return End(
-            code=ExitCode.INCONCLUSIVE,
-            conclusion=f"What would be promoted is not what was gated: {'; '.join(differences)}",
-        )
+    if refusal := not_what_was_gated(context, revision, run, build):
+        return refusal
     wait = conditions.still_to_wait_for(context, revision)
     if wait is not None and not plan_only:
         return wait
@@ -170,12 +192,30 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
         for line in describe(context, promotion):
             context.say(f"would {line}")
         return wait or End(code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing")
+    # Again: hours may have passed since the gates.
+    if refusal := not_what_was_gated(context, revision, run, platform.build(target, values)):
+        return refusal
     digest = context.ledger.keep(gated)
     context.ledger.passed(source, revision, digest)
     conditions.record_override(context, revision, digest)
-    end = promote(context, promotion)
+    context.decide(DecisionKind.PROMOTION, context.reason, build=build.digest, evidence=digest)
+    end = _promote_or_undo(context, promotion)
     conditions.begin_soak(context, end)
     return end
+
+
+def _promote_or_undo(context: Context, promotion: Promotion) -> End:
+    """Promote; where that cannot go on (the gates crash, the disk is full, the network is cut), go
+    back: nothing half promoted is left to itself."""
+    try:
+        return promote(context, promotion)
+    except (LeaseLostError, ConflictError):
+        raise  # another run is at work: what there is to undo is its business
+    except RolloutError as error:
+        entry = context.journal.last
+        if entry is None or not entry.unfinished:
+            raise
+        return roll_back(context, entry, f"the promotion could not go on: {error}")
 
 
 def _served(context: Context) -> Revision:
@@ -232,7 +272,7 @@ def _finish_what_was_under_way(context: Context) -> End | None:
             remedy=f"Run gate-and-promote {entry.model} --to {entry.target} first: it finishes or "
             "undoes that one.",
         )
-    context.still_ours()
+    entry = context.take_over(entry)
     context.recover()
     if entry.phase is Phase.WATCH:
         if _runs(context, entry.build):
@@ -240,9 +280,13 @@ def _finish_what_was_under_way(context: Context) -> End | None:
         note = f"{context.target} no longer runs build {entry.build.short}: changed by other hands"
         context.say("nothing to watch any more", note)
         context.journal.advance(entry, Phase.DONE, note, now=context.clock.now())
+        context.under_way = False
         return None
     end = roll_back(context, entry, f"run {entry.run_id} stopped in the {entry.phase} phase")
-    return end if end.code is ExitCode.NEEDS_PERSON else None
+    if end.code is ExitCode.NEEDS_PERSON:
+        return end
+    context.under_way = False
+    return None
 
 
 def state_when_interrupted(context: Context) -> str:

@@ -51,8 +51,24 @@ class GateRunner:
         pytest options of this run.
 
         Raises:
-            GatesCrashedError: pytest ended without usable evidence.
+            GatesCrashedError: pytest ended without usable evidence, or could not be run.
         """
+        try:
+            return self._run(deployment, folder, only, base_url, options)
+        except OSError as error:
+            raise GatesCrashedError(
+                f"the gates could not be run: {error}",
+                remedy=f"They need {folder}, with room on its disk: see --report-dir.",
+            ) from error
+
+    def _run(
+        self,
+        deployment: Deployment,
+        folder: Path,
+        only: Sequence[str],
+        base_url: str | None,
+        options: Sequence[str],
+    ) -> GateRun:
         folder.mkdir(parents=True, exist_ok=True)
         evidence_file, events_file = folder / "evidence.json", folder / "events.jsonl"
         events_file.touch()
@@ -62,7 +78,10 @@ class GateRunner:
         command = [sys.executable, "-m", "pytest", *paths, "-m", deployment.environment]
         command += ["--model", deployment.model, "--evidence", str(evidence_file), *self.options]
         command += options
-        command += ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
+        # Plugins that gates do not use, and that take long to start where they are installed.
+        for plugin in ("cacheprovider", "xdist", "hypothesispytest"):
+            command += ["-p", f"no:{plugin}"]
+        command += ["-q", "-o", "addopts="]
         command += ["--base-url", base_url] if base_url else []
         # A pipe is the gates' lifeline: when this process dies, however it dies, its end closes and
         # the gates end themselves and their load.

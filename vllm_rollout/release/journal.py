@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vllm_rollout.deployment import Build
-from vllm_rollout.platform.base import Store
+from vllm_rollout.platform.base import ConflictError, Store
 
 
 class Phase(StrEnum):
@@ -60,6 +60,8 @@ class Journal:
         self._store = store
         self._key = f"rollout/{model}"
         self._version: str | None = None
+        self.last: JournalEntry | None = None
+        """The entry as last read or written."""
 
     def read(self) -> JournalEntry | None:
         """The last entry, or None."""
@@ -67,7 +69,8 @@ class Journal:
         if entry is None:
             return None
         self._version = entry.version
-        return _ADAPTER.validate_python(entry.value)
+        self.last = _ADAPTER.validate_python(entry.value)
+        return self.last
 
     def write(self, entry: JournalEntry) -> JournalEntry:
         """Write `entry` down before doing what it says.
@@ -76,7 +79,15 @@ class Journal:
             ConflictError: somebody else has written since this journal was read.
         """
         value: dict[str, Any] = _ADAPTER.dump_python(entry, mode="json")
-        self._version = self._store.write(self._key, value, expect=self._version)
+        try:
+            self._version = self._store.write(self._key, value, expect=self._version)
+        except ConflictError:
+            # Written once already, if the answer to it was lost and this is the second attempt.
+            found = self._store.read(self._key)
+            if found is None or found.value != value:
+                raise
+            self._version = found.version
+        self.last = entry
         return entry
 
     def advance(

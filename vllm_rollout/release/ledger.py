@@ -29,6 +29,17 @@ class Ledger:
             {"build": revision.build.digest, "evidence": evidence_digest},
             expect=known.version if known else None,
         )
+        withdrawn = self._store.read(_withdrawn(deployment))
+        if withdrawn is not None and revision.build.digest in withdrawn.value:
+            builds = {k: v for k, v in withdrawn.value.items() if k != revision.build.digest}
+            self._store.write(_withdrawn(deployment), builds, expect=withdrawn.version)
+
+    def withdraw(self, deployment: Deployment, build: Build, why: str) -> None:
+        """Note that `build` was rolled back: nothing returns to it, whatever it passed before."""
+        known = self._store.read(_withdrawn(deployment))
+        builds = {**known.value, build.digest: why} if known else {build.digest: why}
+        expect = known.version if known else None
+        self._store.write(_withdrawn(deployment), builds, expect=expect)
 
     def evidence_of(self, deployment: Deployment, revision: Revision) -> str | None:
         """Digest of the evidence by which `revision` passed its gates; None if it has not."""
@@ -44,22 +55,29 @@ class Ledger:
         return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
 
     def good_revision(self, deployment: Deployment, history: Sequence[Revision]) -> Revision | None:
-        """Where to return to: the newest complete revision with passing evidence.
+        """Where to return to: the newest complete revision of a build with passing evidence.
 
         Where none has any (the release is older than this suite), the newest complete revision
-        that was deployed; None when the release has never served.
+        that was deployed; builds that were rolled back only where there is no other. None when the
+        release has never served.
         """
+        withdrawn = self._store.read(_withdrawn(deployment))
         served = [
             revision
             for revision in reversed(history)
             if revision.complete
             and revision.status in (RevisionStatus.DEPLOYED, RevisionStatus.SUPERSEDED)
         ]
-        for revision in served:
+        standing = [r for r in served if not withdrawn or r.build.digest not in withdrawn.value]
+        for revision in standing:
             if self.evidence_of(deployment, revision) is not None:
                 return revision
-        return served[0] if served else None
+        return next(iter(standing or served), None)
 
     @staticmethod
     def _key(deployment: Deployment, revision: Revision) -> str:
         return f"passed/{deployment.release}/{revision.number:08d}"
+
+
+def _withdrawn(deployment: Deployment) -> str:
+    return f"withdrawn/{deployment.release}"

@@ -61,7 +61,8 @@ def describe(context: Context, promotion: Promotion) -> list[str]:
 def promote(context: Context, promotion: Promotion) -> End:
     """Bring the target to the build, step by step, gate it and watch it."""
     target = context.target
-    before = context.ledger.good_revision(target, context.platform.history(target))
+    others = [r for r in context.platform.history(target) if r.build != promotion.build]
+    before = context.ledger.good_revision(target, others)
     entry = context.begin(
         promotion.build, before=before.number if before else None, note="about to begin"
     )

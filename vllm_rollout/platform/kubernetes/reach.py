@@ -2,13 +2,15 @@
 
 import os
 import socket
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.platform.base import Route
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
-from vllm_rollout.platform.kubernetes.tunnel import Tunnel, release_tunnel
+
+if TYPE_CHECKING:
+    from vllm_rollout.platform.kubernetes.tunnel import Tunnel
 
 Reach = Literal["auto", "service", "tunnel"]
 
@@ -43,6 +45,9 @@ class Ways:
         if not self._by_tunnel(deployment):
             return url
         if deployment not in self._tunnels:
+            # Brings a whole HTTP library, which only a tunnel needs.
+            from vllm_rollout.platform.kubernetes.tunnel import release_tunnel
+
             parts = urlsplit(url)
             self._tunnels[deployment] = release_tunnel(
                 api,

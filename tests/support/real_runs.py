@@ -1,0 +1,247 @@
+"""Rollouts in processes of their own on a real platform, stopped by a signal at a chosen call.
+
+Only the target is real. Staging is a revision that is said to stand there, and gates and probes
+say what the test wants: what is tested is what becomes of releases, journal and lease.
+A process is forked from the test's, whose imports are done.
+"""
+
+import os
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from support.crashing import Calls, When, Wrapped
+from support.world import STAGING, ListReporter, ScriptedGates, healthy
+
+from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
+from vllm_rollout.judge import Outcome
+from vllm_rollout.platform.base import Route
+from vllm_rollout.policy import load_policy
+from vllm_rollout.release.clock import SystemClock
+from vllm_rollout.release.context import Context
+from vllm_rollout.release.decisions import Decisions
+from vllm_rollout.release.engine import gate_and_promote
+from vllm_rollout.release.journal import Journal
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.watch import Sight
+from vllm_rollout.settings import Settings
+
+TTL = timedelta(seconds=6)
+POLICY: dict[str, Any] = {
+    "environments.production.replicas": 2,
+    "environments.staging.soak": False,
+    "windows.enforce": False,
+    "ramp": [{"replicas": 1, "hold": "0s"}, {"share": "100%", "hold": "0s"}],
+    "watch": {
+        "duration": "1s",
+        "interval": "500ms",
+        "slo": {"within": "1s"},
+        "error_spike": {"within": "1s", "for": "500ms"},
+    },
+    "deploy_timeout": "120s",
+}
+_PATIENCE_SECONDS = 240.0
+
+GOOD = [
+    "write rollout/llama-2-7b",  # about to begin
+    "write rollout/llama-2-7b",  # 1 of 2 replicas
+    "apply production/llama-2-7b",
+    "write rollout/llama-2-7b",  # 2 of 2 replicas
+    "apply production/llama-2-7b",
+    "write rollout/llama-2-7b",  # gates
+    "write rollout/llama-2-7b",  # watch
+    "write rollout/llama-2-7b",  # done
+]
+BAD = [*GOOD[:6], "write rollout/llama-2-7b", "rollback production/llama-2-7b", GOOD[-1]]
+"""The gates of production fail: after the sixth call it goes back."""
+
+
+def cells(calls: list[str], start: int = 0) -> list[tuple[int, When]]:
+    """Before the first call, and after each."""
+    first: list[tuple[int, When]] = [] if start else [(0, "before")]
+    return [*first, *((at, "after") for at in range(start, len(calls)))]
+
+
+def is_journal_or_change(name: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether a call writes the journal or changes a release."""
+    journal = name == "write" and str(arguments[0]).startswith("rollout/")
+    return journal or name in ("apply", "rollback", "uninstall")
+
+
+class _WithStaging:
+    """A real platform on which a build is said to stand in staging."""
+
+    def __init__(self, real: Any, values: Mapping[str, Any], target: Deployment) -> None:
+        self._real, self._values, self._target = real, dict(values), target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def preflight(self, *_: object, **__: object) -> None:
+        return None
+
+    def route(self, deployment: Deployment) -> Route:
+        return Route(url=f"http://{deployment.release}")
+
+    def history(self, deployment: Deployment) -> list[Revision]:
+        if deployment.environment != STAGING.environment:
+            return list(self._real.history(deployment))
+        return [
+            Revision(
+                number=1,
+                build=self._real.build(self._target, self._values),
+                status=RevisionStatus.DEPLOYED,
+                created=datetime.now(UTC) - timedelta(days=2),
+                description="",
+                replicas=1,
+                capacity=1,
+            )
+        ]
+
+    def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
+        if deployment.environment != STAGING.environment:
+            return dict(self._real.values(deployment, revision))
+        return self._values
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a run is stopped, and by what."""
+
+    at: int
+    when: When = "before"
+    by: signal.Signals = signal.SIGKILL
+
+
+@dataclass(slots=True)
+class Run:
+    """A run in a process of its own."""
+
+    pid: int
+    folder: Path
+    _status: int | None = None
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self._status is None:
+            assert time.monotonic() < deadline, f"no end of run {self.pid}: {self.said}"
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        return self._status
+
+    def wait_until_frozen(self) -> None:
+        """Return when it was stopped by SIGSTOP."""
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), self.said
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    @property
+    def said(self) -> str:
+        """Its steps and its conclusion, or its traceback."""
+        file = self.folder / f"said-{self.pid}"
+        return file.read_text() if file.exists() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Makes runs that bring builds to `target`; `connect` opens the platform in each process."""
+
+    connect: Callable[[], Any]
+    target: Deployment
+    values: Callable[[int], dict[str, Any]]
+    folder: Path
+
+    def start(self, version: int, *, bad: bool = False, stop: Stop | None = None) -> Run:
+        """Start bringing build `version` to production; a `bad` one fails the gates there."""
+        with warnings.catch_warnings():
+            # Newer Pythons warn of forks beside threads; the child uses nothing of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid:
+            return Run(pid, self.folder)
+        code = 70
+        try:
+            code = self._run(version, bad=bad, stop=stop)
+        except BaseException:  # noqa: BLE001 - the fork must not go on into the test
+            (self.folder / f"said-{os.getpid()}").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+
+    def finish(self, version: int, *, bad: bool = False) -> Run:
+        """Run to the end."""
+        run = self.start(version, bad=bad)
+        run.wait()
+        return run
+
+    def calls(self, version: int, *, bad: bool = False) -> list[str]:
+        """The calls at which a run may be stopped, of one that is not."""
+        run = self.finish(version, bad=bad)
+        return (self.folder / f"calls-{run.pid}").read_text().splitlines()
+
+    def _run(self, version: int, *, bad: bool, stop: Stop | None) -> int:
+        calls = Calls(
+            lambda: os.kill(os.getpid(), stop.by if stop else signal.SIGKILL),
+            at=stop.at if stop else None,
+            when=stop.when if stop else "before",
+            counts=is_journal_or_change,
+        )
+        real = _WithStaging(self.connect(), self.values(version), self.target)
+        platform: Any = Wrapped(real, calls)
+        policy = load_policy(None, overrides=POLICY)
+        clock = SystemClock()
+        gates = ScriptedGates(platform, clock)
+        gates.outcomes["production"] = Outcome.FAIL if bad else Outcome.PASS
+        context = Context(
+            run_id=f"run-{os.getpid()}",
+            source=Deployment(self.target.model, "staging", self.target.namespace),
+            target=self.target,
+            settings=Settings(
+                policy=policy, platform=platform, base_url=None, report_dir=self.folder
+            ),
+            policy=policy,
+            clock=clock,
+            reporter=ListReporter(),
+            runner=gates,  # type: ignore[arg-type]
+            folder=self.folder,
+            journal=Journal(platform.store, self.target.model),
+            ledger=Ledger(platform.store),
+            decisions=Decisions(platform.store),
+            who="ada",
+            reason="a test",
+            lease_ttl=TTL,
+        )
+        with _quiet():
+            evidence = gate_and_promote(context)
+        steps = [f"{step.title} {step.detail}".rstrip() for step in evidence.steps]
+        (self.folder / f"said-{os.getpid()}").write_text("\n".join([*steps, evidence.conclusion]))
+        (self.folder / f"calls-{os.getpid()}").write_text("\n".join(calls.names))
+        return evidence.exit_code or 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Every probe is well, and no server is asked."""
+
+    def look(self: Context, _client: object, deployment: Deployment) -> Sight:
+        return Sight(probes=healthy(0.0), replicas=self.platform.replicas(deployment))
+
+    with (
+        patch.object(Context, "_look", look),
+        patch.object(Context, "_client", lambda *_: nullcontext()),
+        patch.object(Context, "reach", lambda *_: None),
+    ):
+        yield
