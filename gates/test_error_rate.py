@@ -1,18 +1,11 @@
 """Error rate: failures of every kind, by the client's own count (workflow: "< 0.1%")."""
 
+from vllm_rollout.gating.load_questions import ErrorRateQuestion
+from vllm_rollout.gating.load_watch import JudgedLoad
 from vllm_rollout.gating.verdicts import VerdictRecorder
-from vllm_rollout.judge.dependence import rate_verdict_in_order
-from vllm_rollout.observe.load import LoadResult
-from vllm_rollout.policy import Gates, Policy
+from vllm_rollout.policy import Gates
 
 
-def test_error_rate(load: LoadResult, slo: Gates, policy: Policy, verdict: VerdictRecorder) -> None:
-    verdict.attach("failures by kind", str(load.failures_by_kind or "none"))
-    verdict(
-        rate_verdict_in_order(
-            load.failed_in_order,
-            limit=slo.error_rate.limit,
-            confidence=policy.confidence,
-            rate_per_second=load.plan.mean_rate_per_second,
-        )
-    )
+def test_error_rate(judged_load: JudgedLoad, slo: Gates, verdict: VerdictRecorder) -> None:
+    verdict.attach("failures by kind", str(judged_load.result.failures_by_kind or "none"))
+    verdict(judged_load.verdict(ErrorRateQuestion(slo.error_rate)))

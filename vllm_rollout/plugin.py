@@ -4,6 +4,7 @@ A thin front: what it does is in `vllm_rollout.gating`.
 """
 
 import os
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,7 @@ class _Controller:
         for evidence in self._results.evidence():
             if target:
                 write_evidence(evidence, Path(target))
+                self._keep_requests(evidence.model, Path(target).parent)
                 continue
             folder = self._settings.report_dir / evidence.model / evidence.run_id
             self._lines += [verdict_line(gate) for run in evidence.runs for gate in run.gates]
@@ -244,10 +246,17 @@ class _Controller:
                     self._lines.append(f"{run.deployment}: {run.changed}")
             try:
                 paths = write_reports(evidence, folder)
+                self._keep_requests(evidence.model, folder)
                 self._lines.append(f"{evidence.model}: {evidence.outcome.upper()}  {paths.html}")
             except (RolloutError, OSError) as error:
                 self._lines.append(f"the report could not be written: {error}")
                 session.exitstatus = session.exitstatus or pytest.ExitCode.INTERNAL_ERROR
+
+    def _keep_requests(self, model: str, folder: Path) -> None:
+        """Put the requests of the model's loads, where they were kept, beside its evidence."""
+        for file in self._results.requests_files(model):
+            shutil.move(file, folder / file.name)
+            file.parent.rmdir()
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._usage:

@@ -15,7 +15,14 @@ from vllm_rollout.resources import GATES
 from vllm_rollout.simulator.running import RunningSimulator
 
 MODEL = "llama-2-7b"
-SHORT = ("load.rate=100/s", "load.duration=2s", "load.warmup=0s", "load.max_tokens=2")
+# Others may hold the CPU while tests run: only a test of that asks how late requests left.
+SHORT = (
+    "load.rate=100/s",
+    "load.duration=2s",
+    "load.warmup=0s",
+    "load.max_tokens=2",
+    "load.max_lag=1m",
+)
 ONE_IN_FIFTY = (
     "gates.error_rate.limit=2%",
     "gates.load_capacity.expected_rate=90/s",
@@ -96,6 +103,127 @@ def test_a_slow_deployment_fails_with_its_bound(tmp_path: Path) -> None:
     assert latency.verdicts[0].lower is not None
     assert latency.verdicts[0].lower > 3
     assert "1 failed" in run.stdout
+
+
+def test_a_broken_deployment_is_not_loaded_to_the_end(tmp_path: Path) -> None:
+    """A load of ten minutes ends in seconds, says why, and only what failed is a fail."""
+    long = (*SHORT, "load.rate=50/s", "load.duration=10m")
+    with RunningSimulator(model=MODEL, **FAST, error_rate="0.5", seed=3) as server:
+        run = run_gates(
+            tmp_path,
+            *staging(server.url),
+            "-k",
+            "load_capacity or error_rate or p95",
+            changes=(*long, "gates.load_capacity.expected_rate=50/s", "load.keep_requests=on"),
+        )
+
+    assert run.returncode == 1
+    gate_run = evidence_in(tmp_path).runs[0]
+    found = {gate.gate: gate for gate in gate_run.gates}
+    assert Outcome.FAIL in {gate.outcome for gate in found.values()}
+    assert Outcome.PASS not in {gate.outcome for gate in found.values()}
+    failed = next(v for g in found.values() for v in g.verdicts if v.outcome is Outcome.FAIL)
+    assert "whenever looked at" in failed.reason
+    load = gate_run.loads["load"]
+    assert 0 < load.total < 30_000
+    assert "had failed, after" in load.stopped
+    assert f"stopped early: {load.stopped}" in run.stdout
+    (folder,) = tmp_path.glob(f"reports/{MODEL}/*")
+    assert load.stopped in (folder / "report.html").read_text()
+    kept = (folder / load.requests_file).read_text().splitlines()
+    assert len(kept) == load.total
+    assert {json.loads(line)["outcome"] for line in kept} >= {"ok", "http_error"}
+
+
+def test_a_mix_of_requests_is_shown_class_by_class(tmp_path: Path) -> None:
+    (tmp_path / "ours.jsonl").write_text(
+        '{"prompt": "Say hello."}\n{"messages": [{"role": "user", "content": "Hi"}]}\n'
+    )
+    mix = [
+        {"name": "chat", "weight": 2, "api": "chat", "prompts": "file", "file": "ours.jsonl"}
+        | {"max_tokens": {"median": 4}},
+        {"name": "batch", "stream": False, "prompts": "words", "prompt_tokens": {"median": 50}}
+        | {"max_tokens": {"median": 2, "p95": 6}},
+    ]
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = run_gates(
+            tmp_path,
+            *staging(server.url),
+            changes=(*SHORT, *ONE_IN_FIFTY, f"load.traffic.workload={json.dumps(mix)}"),
+        )
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    load = evidence_in(tmp_path).runs[0].loads["load"]
+    assert [each.name for each in load.classes] == ["chat", "batch"]
+    chat, batch = load.classes
+    assert chat.total + batch.total == load.total
+    assert chat.total > batch.total > 0
+    assert chat.ttft_p95_seconds is not None
+    assert chat.itl_p50_seconds is not None
+    assert batch.ttft_p95_seconds is None, "not streamed"
+    assert batch.output_tokens_per_second > 0
+    assert load.itl_p99_seconds is not None
+
+
+@pytest.mark.parametrize(
+    "traffic",
+    [
+        "load.traffic.replay={file: trace.csv, speed: 2}",
+        "load.traffic.profile=[{rate: 80/s, to: 120/s, for: 1s}, {rate: 100/s, for: 1s}]",
+    ],
+)
+def test_a_load_that_changes_is_judged_like_any_other(tmp_path: Path, traffic: str) -> None:
+    rows = [f"2024-05-10 00:00:{number / 50:09.6f}0+00:00,20,3" for number in range(200)]
+    (tmp_path / "trace.csv").write_text(
+        "\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows])
+    )
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = run_gates(tmp_path, *staging(server.url), changes=(*SHORT, *ONE_IN_FIFTY, traffic))
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    load = evidence_in(tmp_path).runs[0].loads["load"]
+    assert load.total > 150
+    assert (load.failures, load.unsent, load.stopped) == (0, 0, "")
+    assert load.offered_per_second == pytest.approx(100, rel=0.3)
+
+
+def test_a_generator_that_is_the_bottleneck_leaves_nothing_judged(tmp_path: Path) -> None:
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = run_gates(
+            tmp_path,
+            *staging(server.url),
+            "-k",
+            "p95 or load_capacity",
+            changes=(*SHORT, *ONE_IN_FIFTY, "load.max_lag=0.001ms", "load.max_cpu=0.01%"),
+        )
+
+    assert run.returncode == 1
+    assert set(outcomes(evidence_in(tmp_path)).values()) == {Outcome.INCONCLUSIVE}
+    assert "the generator was the bottleneck: at P99 requests left" in run.stdout
+    assert "its busiest process used" in run.stdout
+    assert "a request takes it" in run.stdout
+
+
+WHOLE = '''
+"""A gate of a team's own, on the whole load."""
+import pytest
+from vllm_rollout.judge import check
+
+@pytest.mark.staging
+def test_whole(load, verdict):
+    verdict(check(load.total > 0, "requests came", n=load.total))
+'''
+
+
+def test_a_teams_own_gate_on_the_whole_load_judges_no_part_of_one(tmp_path: Path) -> None:
+    (tmp_path / "test_whole.py").write_text(WHOLE)
+    long = (*SHORT, "load.rate=50/s", "load.duration=10m")
+    with RunningSimulator(model=MODEL, **FAST, error_rate="0.8") as server:
+        run = run_gates(tmp_path, "test_whole.py", *staging(server.url), changes=long)
+
+    (gate,) = evidence_in(tmp_path).runs[0].gates
+    assert gate.outcome is Outcome.INCONCLUSIVE, run.stdout
+    assert "the load was stopped early" in gate.verdicts[0].reason
 
 
 @pytest.mark.parametrize(("first_token", "outcome"), [("1s", "pass"), ("5ms", "fail")])

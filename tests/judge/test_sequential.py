@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support.stopping import LIMITS, stop_at, wald_at
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.anytime import percentile_rank_at_most
 from vllm_rollout.judge.blocks import BadRequests
 from vllm_rollout.judge.mixture import bet_above, bet_below
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
@@ -57,6 +58,22 @@ def test_it_decides_at_the_first_request_at_which_a_bet_is_won(named):
             assert verdict.measured == failures / n
             if expected is not Outcome.INCONCLUSIVE:
                 break
+
+
+@pytest.mark.parametrize("percentile", [50, 95, 99])
+def test_a_rank_bounds_a_percentile_only_if_the_bet_says_so(percentile):
+    """As many may be slower as leave the bet won; of too few requests no rank is a bound."""
+    slower = 1 - percentile / 100
+    bet, won = bet_below(slower), math.log(20)
+    for n in (0, 1, 10, 100, 1000):
+        rank = percentile_rank_at_most(n, percentile, 0.95)
+        if rank is None:
+            assert bet.log_stake(0, n, slower) < won
+            continue
+        assert bet.log_stake(n - rank, n, slower) >= won
+        assert bet.log_stake(n - rank + 1, n, slower) < won
+        assert percentile / 100 < rank / n <= 1
+    assert rank is not None
 
 
 def test_the_first_decision_is_final():

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.observe.arrivals import arrivals
 from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 from vllm_rollout.observe.load_log import LogReader, LogWriter
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.observe.load_plan import LoadPlan, RateSegment
 from vllm_rollout.observe.load_progress import ProgressMeter
 
 OK = RequestRecord(
@@ -90,18 +91,44 @@ def test_progress_never_looks_better_for_failures_or_the_warm_up() -> None:
     plan = LoadPlan(
         base_url="http://h", model="m", rate_per_second=1, duration_seconds=9, warmup_seconds=1
     )
-    meter = ProgressMeter(plan, planned=10)
+    meter = ProgressMeter(plan, schedule=[float(second) for second in range(10)])
     start = meter.progress(elapsed_seconds=-0.1, sent=0)
-    assert math.isnan(start.latency_p50_seconds)
+    assert math.isnan(start.latency.percentile(50))
+    assert math.isnan(start.lag_p99_seconds)
     assert (start.elapsed_seconds, start.remaining_seconds, start.planned) == (0, 10, 10)
     meter.add([OK])
-    assert math.isnan(meter.progress(elapsed_seconds=1, sent=1).latency_p50_seconds), "warm-up"
+    assert meter.progress(elapsed_seconds=1, sent=1).latency.count == 0, "warm-up"
     good = RequestRecord(
         intended=2.0, sent=2.0, first_token=2.1, end=2.5, outcome=RequestOutcome.OK
     )
     meter.add([good, good, FAILED])
-    now = meter.progress(elapsed_seconds=4, sent=3)
-    assert (now.sent, now.done, now.failures) == (4, 4, 1)
-    assert now.latency_p50_seconds == pytest.approx(0.5, rel=1e-3)
-    assert now.ttft_p50_seconds == pytest.approx(0.1, rel=1e-3)
-    assert now.latency_p95_seconds == now.ttft_p95_seconds == math.inf
+    now = meter.progress(elapsed_seconds=4, sent=3, busy_seconds=1)
+    assert (now.sent, now.done, now.failures, now.unsent) == (4, 4, 1, 0)
+    assert now.latency.percentile(50) == pytest.approx(0.5, rel=1e-3)
+    assert now.latency.at_rank(2) == pytest.approx(0.5, rel=1e-3)
+    assert now.latency.at_rank(3) == math.inf
+    assert now.ttft.percentile(50) == pytest.approx(0.1, rel=1e-3)
+    assert now.latency.percentile(95) == now.ttft.percentile(95) == math.inf
+    assert now.generator_cpu == 0.25
+
+
+def test_rates_are_those_of_the_last_ten_seconds() -> None:
+    shape = (RateSegment(seconds=10, start=1, end=1), RateSegment(seconds=10, start=5, end=5))
+    plan = LoadPlan(
+        base_url="http://h",
+        model="m",
+        rate_per_second=1,
+        duration_seconds=20,
+        arrivals="constant",
+        shape=shape,
+    )
+    meter = ProgressMeter(plan, schedule=list(arrivals(plan)))
+    seen = [
+        meter.progress(elapsed_seconds=at, sent=sent) for at, sent in ((0, 0), (10, 9), (20, 29))
+    ]
+    assert [each.asked_rate_per_second for each in seen] == [1, 1, 5]
+    assert [each.sent_rate_per_second for each in seen] == [0, 0.9, 2]
+    after = meter.progress(elapsed_seconds=40, sent=29)
+    assert (after.remaining_seconds, after.sent_rate_per_second) == (0, 2), (
+        "nothing is due any more"
+    )

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_rollout.observe.gaps import GapSummary
 from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.observe.load_plan import Lengths, LoadPlan, RequestClass
 from vllm_rollout.report.evidence import LoadSummary
 from vllm_rollout.report.summary import summarize_load
 
@@ -49,6 +50,44 @@ def test_a_run_nobody_answered_has_no_figures_and_no_histogram(load_result: Load
     assert summary.histogram == ()
     assert summary.output_tokens_per_second == 0
     assert all(m.p95_seconds is None and m.failures == m.requests for m in summary.timeline)
+
+
+def test_a_mix_is_summed_up_class_by_class() -> None:
+    """Each class by its own requests; one that none belonged to has no figure, never zero."""
+    names = ("short", "long", "none")
+    output = Lengths(median=5, p95=5, longest=5)
+    classes = tuple(RequestClass(name=name, prompts=("p",), output=output) for name in names)
+    result = answered([0.1] * 30 + [2.0] * 10)
+    mixed = [
+        replace(r, request_class="short" if r.latency_seconds < 1 else "long")
+        for r in result.requests
+    ]
+    mixed[-1] = replace(mixed[-1], outcome=RequestOutcome.TIMEOUT)
+    short, long, none = summarize_load(
+        replace(result, plan=replace(PLAN, classes=classes), requests=tuple(mixed))
+    ).classes
+    assert (short.name, short.total, short.failures) == ("short", 30, 0)
+    assert (long.name, long.total, long.failures) == ("long", 10, 1)
+    assert short.p95_seconds == pytest.approx(0.1)
+    assert long.p50_seconds == pytest.approx(2)
+    assert long.ttft_p95_seconds == pytest.approx(1)
+    assert long.itl_p95_seconds == pytest.approx(0.25)
+    assert long.output_tokens_per_second > 0
+    assert (none.total, none.p95_seconds, none.ttft_p50_seconds) == (0, None, None)
+    assert none.output_tokens_per_second == 0
+
+
+def test_what_the_generator_did_is_summed_up() -> None:
+    result = answered([0.1] * 100)
+    gaps = GapSummary(count=9, p50_seconds=0.01, p95_seconds=0.02, p99_seconds=0.03)
+    summary = summarize_load(
+        replace(result, generator_cpu=0.4, gaps=gaps), stopped="why", requests_file="r.jsonl"
+    )
+    assert (summary.offered_per_second, summary.generator_cpu, summary.unsent) == (10, 0.4, 0)
+    assert (summary.itl_p50_seconds, summary.itl_p99_seconds) == (0.01, 0.03)
+    assert (summary.stopped, summary.requests_file) == ("why", "r.jsonl")
+    unknown = summarize_load(result)
+    assert unknown.generator_cpu is unknown.itl_p95_seconds is None
 
 
 def test_a_run_without_requests_is_empty() -> None:

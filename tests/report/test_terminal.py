@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
@@ -11,10 +11,16 @@ from rich.console import Console
 
 from vllm_rollout.deployment import Replica
 from vllm_rollout.judge.verdict import Verdict
-from vllm_rollout.observe.load_progress import LoadProgress
+from vllm_rollout.observe.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.report.evidence import Evidence, GateResult
-from vllm_rollout.report.terminal import gates_table, progress_line, sight_line, verdict_line
+from vllm_rollout.report.terminal import (
+    gates_table,
+    progress_line,
+    progress_lines,
+    sight_line,
+    verdict_line,
+)
 
 
 @dataclass(frozen=True)
@@ -75,24 +81,61 @@ def test_a_watch_that_sees_nothing_says_so() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("p95", "shown"), [(1.25, "P95 1.25 s"), (math.inf, "P95 ∞ s"), (math.nan, "P95 unknown")]
-)
-def test_a_load_run_shows_where_it_stands(p95: float, shown: str) -> None:
-    """A percentile beyond the failures is infinite, and unknown before the first answer."""
-    line = progress_line(
-        LoadProgress(
-            elapsed_seconds=30.0,
-            remaining_seconds=90.2,
-            asked_rate_per_second=10.0,
-            planned=1_200,
-            sent=301,
-            done=300,
-            failures=2,
-            latency_p50_seconds=0.6,
-            latency_p95_seconds=p95,
-            ttft_p50_seconds=math.nan,
-            ttft_p95_seconds=math.nan,
-        )
+def running(*, latencies: Sequence[float] = (), **changes: object) -> LoadProgress:
+    """A load run half a minute old."""
+    times = RunningTimes()
+    for latency in latencies:
+        times.add(latency)
+    progress = LoadProgress(
+        elapsed_seconds=30.0,
+        remaining_seconds=90.2,
+        asked_rate_per_second=10.0,
+        sent_rate_per_second=9.9,
+        planned=1_200,
+        sent=301,
+        done=300,
+        failures=2,
+        unsent=0,
+        latency=times,
+        ttft=RunningTimes(),
+        lag_p99_seconds=0.002,
+        generator_cpu=math.nan,
     )
-    assert line == f"10/s asked, 300 of 1,200 done, 2 failed, P50 0.6 s, {shown}, 1m30s left"
+    return replace(progress, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("latencies", "shown"),
+    [
+        ([0.5] * 20, "P50 0.5 s (≤ 0.5 s), P95 0.5 s"),
+        ([0.5] * 18 + [math.inf] * 2, "P50 0.5 s (≤ 0.5 s), P95 ∞ s"),
+        ([0.5] * 280 + [2.0] * 20, "P50 0.5 s (≤ 0.5 s), P95 2.001 s (≤ 2.001 s)"),
+        ([], "P50 unknown, P95 unknown"),
+    ],
+)
+def test_a_load_run_shows_where_it_stands(latencies: list[float], shown: str) -> None:
+    """A percentile beyond the failures is infinite, and unknown before the first answer."""
+    line = progress_line(running(latencies=latencies), confidence=0.95)
+    assert line == (
+        f"9.9/s of 10/s asked are sent, 300 of 1,200 done, 2 failed, {shown}, "
+        "lag P99 0.002 s, 1m30s left"
+    )
+
+
+def test_a_terminal_shows_the_same_with_a_bar() -> None:
+    ttft = RunningTimes()
+    ttft.add(0.1)
+    progress = running(latencies=[0.5] * 200, ttft=ttft, generator_cpu=0.61, unsent=3)
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(progress_lines(progress, "load m", confidence=0.95))
+    text = shown.getvalue()
+    for part in (
+        "load m",
+        "1m30s left",
+        "300 of 1,200 done, 2 failed",
+        "9.9/s of 10/s asked are sent",
+        "P95 0.5 s (≤ 0.5 s)",
+        "first token",
+        "lag P99 0.002 s, CPU 61%, 3 not sent",
+    ):
+        assert part in text

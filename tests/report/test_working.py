@@ -15,7 +15,12 @@ from vllm_rollout.judge.family import judge_family
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.judge.samples import every_sample_within
-from vllm_rollout.judge.sequential import SequentialRate
+from vllm_rollout.judge.sequential import (
+    SequentialGoodput,
+    SequentialPercentile,
+    SequentialRate,
+)
+from vllm_rollout.judge.watched import Spending, early_verdict
 from vllm_rollout.report.working import working
 
 P95 = {"percentile": 95, "limit_seconds": 3.0, "confidence": 0.95}
@@ -88,6 +93,37 @@ def test_bursts_are_shown_as_what_they_are_worth():
 )
 def test_every_kind_of_verdict_says_what_its_bounds_rest_on(verdict, said):
     assert said in text(verdict)
+
+
+@pytest.mark.parametrize("burst", [1, 10])
+def test_a_watched_fail_shows_the_bet_that_decided_it(burst: int):
+    spending = Spending(confidence=0.95, early=0.2, gates=3)
+    confidences = {
+        "confidence": spending.early_pass_confidence,
+        "fail_confidence": spending.early_fail_confidence,
+    }
+    rate = SequentialRate(limit=0.01, burst=burst, **confidences)
+    latency = SequentialPercentile(percentile=95, limit_seconds=3, burst=burst, **confidences)
+    goodput = SequentialGoodput(target=0.9, limits="l", burst=burst, **confidences)
+    for one_more in (
+        lambda: rate.update(1, 1),
+        lambda: latency.update([4.0]),
+        lambda: goodput.update(False),
+    ):
+        while (verdict := one_more()).outcome is Outcome.INCONCLUSIVE:
+            pass
+        early = early_verdict(verdict, None, spending)
+        shown = text(early)
+        assert f"with {early.n} bad of {early.n}" in shown
+        stake = float(re.search(r"had grown to ([\d.]+) times", shown)[1])
+        assert stake >= 300, "5% times 20%, shared among three gates"
+        assert f"{early.p_value:.4g} over the part of the risk" in shown
+        assert early.p_value == pytest.approx(5 / stake, rel=1e-4)
+
+
+def test_a_watched_pass_shows_the_bet_that_decided_it():
+    shown = text(SequentialRate(**RATE).update(0, 600))
+    assert "with 0 bad of 600, that is 0 of 600 runs, the bet that the share is below 1%" in shown
 
 
 def test_a_fail_that_the_family_took_back_is_not_shown_as_the_bounds_have_it():

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.mixture import bet_above, bet_below
+from vllm_rollout.judge.rate import rate_verdict
+from vllm_rollout.judge.watched import last_verdict
 
 # A limit, with the rates that are expected of a good service and of a bad one.
 LIMITS = {0.001: (0.0001, 0.005), 0.01: (0.001, 0.05), 0.05: (0.01, 0.1)}
@@ -37,6 +40,40 @@ def stop_at(limit, good=None, bad=None, *, share, horizon, confidence=0.95):
         for k in range(_MOST_BAD)
     ]
     return _walk(np.array(pass_from), np.array(fail_until), share, horizon)
+
+
+def spend_at(limit, spending, *, share, horizon):
+    """How a watched load of `horizon` requests ends when `share` of them are bad.
+
+    Bets decide before the end, by `spending`, and the fixed sample at the end.
+    """
+    below, above = bet_below(limit), bet_above(limit)
+    to_pass = -math.log(1 - spending.early_pass_confidence) if spending.passes else math.inf
+    to_fail = -math.log(1 - spending.early_fail_confidence)
+    k, n = np.arange(_MOST_BAD), range(1, horizon + 1)
+    passes = {c: [below.log_stake(int(b), c, limit) >= to_pass for b in k] for c in n}
+    fails = {c: [b <= c and above.log_stake(int(b), c, limit) >= to_fail for b in k] for c in n}
+    going = np.zeros(_MOST_BAD)
+    going[0] = 1
+    passed = failed = requests = 0.0
+    for count in n:
+        requests += going.sum()
+        worse = going[:-1] * share
+        going *= 1 - share
+        going[1:] += worse
+        wins, losses = np.array(passes[count]), np.array(fails[count])
+        passed, failed = passed + going[wins].sum(), failed + going[losses].sum()
+        going[wins | losses] = 0
+    undecided = Verdict(outcome=Outcome.INCONCLUSIVE, reason="")
+    for bad in np.flatnonzero(going):
+        verdict = last_verdict(
+            undecided,
+            lambda sure, bad=int(bad): rate_verdict(bad, horizon, limit=limit, confidence=sure),
+            spending,
+        )
+        passed += going[bad] * (verdict.outcome is Outcome.PASS)
+        failed += going[bad] * (verdict.outcome is Outcome.FAIL)
+    return Stopped(float(passed), float(failed), float(requests))
 
 
 def wald_at(good, bad, *, share, horizon, risk=0.05):

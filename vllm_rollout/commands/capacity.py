@@ -204,7 +204,9 @@ class _Run:
                     max_lag_seconds=load.max_lag_seconds,
                     work_dir=work_dir,
                     api_key=self.settings.api_key,
-                    on_progress=lambda seen: live.progress(f"{what}: {progress_line(seen)}"),
+                    on_progress=lambda seen: live.progress(
+                        f"{what}: {progress_line(seen, confidence=self.policy.confidence)}"
+                    ),
                 )
 
             steps = Steps(

@@ -58,7 +58,7 @@ def new_context(
             options=gate_options,
             own_gates=own_gates,
             on_event=lambda kind, text: (
-                reporter.gate(text) if kind == "gate" else reporter.progress(text)
+                reporter.progress(text) if kind == "progress" else reporter.gate(text)
             ),
         ),
         folder=settings.report_dir / target.model / run_id,

@@ -7,12 +7,12 @@
 `preflight`   what is known of a build before it is deployed
 `cluster`     its release: replicas, revisions, logs
 `metrics`     what Prometheus knows of the deployment
-`load`        the result of one load run, shared by every gate of the deployment that asks for it
 `known_capacity`  what a capacity search found for the build under test
+`judged_load` one load run, shared by every gate of the deployment that asks for it: `.verdict(…)`
+`load`        its result, every request of it, if it ran to its end
 `verdict`     call it with a `Verdict` to end the gate
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,17 +23,17 @@ import pytest
 from vllm_rollout.capacity.record import capacity_on_record
 from vllm_rollout.deployment import Deployment, Replica, Revision, newest_served
 from vllm_rollout.errors import UsageError
+from vllm_rollout.gating.load_runs import judge_run, run_judged_load
+from vllm_rollout.gating.load_watch import JudgedLoad
 from vllm_rollout.gating.progress import Progress
+from vllm_rollout.gating.select import deployment_of, is_bundled
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
-from vllm_rollout.judge import Outcome
+from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
-from vllm_rollout.observe.load_remote import remotely
-from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.observe.metrics import DeploymentMetrics
-from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates, Policy
 from vllm_rollout.preflight import Preflight
@@ -41,7 +41,7 @@ from vllm_rollout.settings import Settings
 from vllm_rollout.yaml_file import read_mapping
 
 SETTINGS = pytest.StashKey[Settings]()
-LOADS = pytest.StashKey[dict[Deployment, LoadResult]]()
+LOADS = pytest.StashKey[dict[Deployment, JudgedLoad]]()
 RECORDER = pytest.StashKey[VerdictRecorder]()
 OUTCOMES = pytest.StashKey[dict[Deployment, dict[str, Outcome]]]()
 
@@ -174,9 +174,9 @@ def verdict(request: pytest.FixtureRequest) -> VerdictRecorder:
 
 
 @pytest.fixture(scope="session")
-def _load_result(
+def _load_run(
     request: pytest.FixtureRequest, settings: Settings, deployment: Deployment, policy: Policy
-) -> LoadResult:
+) -> JudgedLoad:
     """One load run per deployment, whatever becomes of the fixture's cache."""
     loads = request.config.stash[LOADS]
     if deployment not in loads:
@@ -189,35 +189,43 @@ def _load_result(
             raise GateInconclusiveError(
                 f"no load was sent: {', '.join(bad)} did not pass", pytrace=False
             )
-        pods = settings.load_pods(deployment)
-        plan = load_plan(policy, deployment, base_url=settings.load_url_of(deployment, pods))
-        plan = replace(plan, workers=settings.workers or plan.workers)
-        progress = Progress(request.config, deployment)
-        with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
-            loads[deployment] = run_load(
-                plan,
-                api_key=settings.api_key,
+        items = [item for item in request.session.items if deployment_of(item) == deployment]
+        progress = Progress(request.config, deployment, policy.confidence)
+        with progress:
+            loads[deployment] = run_judged_load(
+                settings,
+                policy,
+                deployment,
                 on_progress=progress.load,
-                work_dir=Path(folder),
-                start=remotely(pods) if pods else None,
+                others=sum(not is_bundled(item.path) for item in items),
+                wholes=any("load" in getattr(item, "fixturenames", ()) for item in items),
             )
+        if loads[deployment].stopped:
+            progress.notice(f"stopped early: {loads[deployment].stopped}")
     return loads[deployment]
 
 
 @pytest.fixture
-def load(_load_result: LoadResult, policy: Policy, deployment: Deployment) -> LoadResult:
-    """The load run of the deployment; inconclusive when it does not show the whole run."""
-    if _load_result.incomplete:
-        raise GateInconclusiveError(
-            f"the load run is incomplete: {_load_result.incomplete}", pytrace=False
-        )
-    longest = policy.environments[deployment.environment].load.max_lag_seconds
-    lag = _load_result.lag_percentile(99)
-    if not lag <= longest:
-        raise GateInconclusiveError(
-            f"the generator was the bottleneck: at P99 requests left {lag * 1000:.0f} ms late, "
-            f"more than `load.max_lag` ({longest * 1000:.0f} ms)\n"
-            "Raise `load.workers`, or give the generator a machine of its own.",
-            pytrace=False,
-        )
-    return _load_result
+def judged_load(
+    request: pytest.FixtureRequest, _load_run: JudgedLoad, policy: Policy, deployment: Deployment
+) -> JudgedLoad:
+    """The load run of the deployment, to ask for verdicts; inconclusive when it shows none."""
+    usable = judge_run(policy.environments[deployment.environment].load, _load_run)
+    if not usable.passed:
+        _end_with(request, usable)
+    return _load_run
+
+
+@pytest.fixture
+def load(request: pytest.FixtureRequest, judged_load: JudgedLoad) -> LoadResult:
+    """The whole load run of the deployment; inconclusive when it does not show all of it."""
+    if judged_load.stopped:
+        reason = f"the load was stopped early ({judged_load.stopped}): this gate judges whole ones"
+        remedy = "Mend what failed, or let the load run to its end with `load.early_stop: off`."
+        _end_with(request, check(None, reason, remedy=remedy, n=judged_load.result.total))
+    return judged_load.result
+
+
+def _end_with(request: pytest.FixtureRequest, verdict: Verdict) -> None:
+    """End the gate with a verdict that is no pass, whether or not it takes the recorder."""
+    request.node.stash.setdefault(RECORDER, VerdictRecorder())(verdict)

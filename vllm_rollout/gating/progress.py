@@ -1,22 +1,27 @@
 """Progress of long gates, where a reader sees it.
 
 Under `gate-and-promote` each event is one JSON line in the file named by `VLLM_ROLLOUT_EVENTS`;
-under plain pytest it is a line on the terminal, at most one every few seconds.
+under plain pytest it is on the terminal.
 """
 
 import json
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.observe.load_run import LoadProgress
-from vllm_rollout.report.terminal import progress_line
+from vllm_rollout.report.terminal import progress_line, progress_lines
 
 EVENTS_VARIABLE = "VLLM_ROLLOUT_EVENTS"
 LIFELINE_VARIABLE = "VLLM_ROLLOUT_LIFELINE"
@@ -52,23 +57,73 @@ def end_with_parent() -> None:
 
 
 class Progress:
-    """Shows the progress of one deployment's load run."""
+    """Shows the progress of one deployment's load run, with bounds at `confidence`.
 
-    def __init__(self, config: pytest.Config, deployment: Deployment) -> None:
+    A listening parent gets each look; on a terminal a few lines change in place; elsewhere there
+    is a plain line every few seconds.
+    """
+
+    def __init__(self, config: pytest.Config, deployment: Deployment, confidence: float) -> None:
         self._config = config
-        self._deployment = deployment
+        self._title = f"load {deployment}"
+        self._confidence = confidence
         self._last = -_SECONDS_BETWEEN_LINES
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            with self._uncaptured():
+                self._live.stop()
 
     def load(self, progress: LoadProgress) -> None:
         """Show where the load run stands."""
-        text = f"load {self._deployment}: {progress_line(progress)}"
-        emit("progress", text=text)
-        if EVENTS_VARIABLE in os.environ or time.monotonic() - self._last < _SECONDS_BETWEEN_LINES:
-            return
-        self._last = time.monotonic()
+        line = f"{self._title}: {progress_line(progress, confidence=self._confidence)}"
+        emit("progress", text=line)
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
-        capture = self._config.pluginmanager.get_plugin("capturemanager")
-        if terminal is not None and capture is not None:
-            with capture.global_and_fixture_disabled():
+        if EVENTS_VARIABLE in os.environ or terminal is None:
+            return
+        if terminal.isatty:
+            self._draw(progress)
+        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            with self._uncaptured():
                 terminal.ensure_newline()
-                terminal.write_line(text)
+                terminal.write_line(line)
+
+    def notice(self, text: str) -> None:
+        """Say something about the load run that has to be seen."""
+        line = f"{self._title}: {text}"
+        emit("notice", text=line)
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if EVENTS_VARIABLE not in os.environ and terminal is not None:
+            with self._uncaptured():
+                terminal.ensure_newline()
+                terminal.write_line(line)
+
+    def _draw(self, progress: LoadProgress) -> None:
+        with self._uncaptured():
+            if self._live is None:
+                sys.stdout.write("\n")
+                # pytest captures output, and takes it badly if somebody else does so too.
+                self._live = Live(
+                    console=Console(),
+                    auto_refresh=False,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
+                self._live.start()
+            table = progress_lines(progress, self._title, confidence=self._confidence)
+            self._live.update(table, refresh=True)
+
+    def _uncaptured(self) -> AbstractContextManager[None]:
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        return nullcontext() if capture is None else capture.global_and_fixture_disabled()

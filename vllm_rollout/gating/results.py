@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from vllm_rollout import __version__
 from vllm_rollout.deployment import Build, Deployment
 from vllm_rollout.errors import RolloutError, UnreachableError
 from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
+from vllm_rollout.gating.load_watch import JudgedLoad
 from vllm_rollout.gating.select import expected_gates, gate_of
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
@@ -96,7 +98,8 @@ def record_result(
     elif isinstance(raised, AssertionError):
         verdicts.append(check(False, str(raised)))
     load = item.config.stash[LOADS].get(deployment)
-    uses_load = load is not None and "load" in getattr(item, "fixturenames", ())
+    if load is not None and "judged_load" not in getattr(item, "fixturenames", ()):
+        load = None
     result = GateResult(
         gate=gate_of(item),
         item=item.name,
@@ -105,7 +108,7 @@ def record_result(
         error=error,
         unreachable=unreachable,
         skipped=_skip_reason(report),
-        load=_LOAD_NAME if uses_load else "",
+        load=_LOAD_NAME if load is not None else "",
         attachments=tuple(recorder.attachments),
         started=datetime.fromtimestamp(call.start, UTC),
         duration_seconds=call.duration,
@@ -121,10 +124,14 @@ def record_result(
         "base_url": _url(settings, deployment),
         "identities": [item.stash[BEFORE], identity(settings.platform, deployment)],
         "result": result_as_json(result),
-        "load": _LOAD.dump_python(summarize_load(load), mode="json")
-        if load is not None and uses_load
-        else None,
+        "load": None if load is None else _LOAD.dump_python(_summary(load), mode="json"),
+        "requests": "" if load is None else load.requests_file,
     }
+
+
+def _summary(load: JudgedLoad) -> LoadSummary:
+    name = Path(load.requests_file).name if load.requests_file else ""
+    return summarize_load(load.result, stopped=load.stopped, requests_file=name)
 
 
 def _skip_reason(report: pytest.TestReport) -> str:
@@ -159,6 +166,15 @@ class Results:
     def add(self, record: dict[str, Any]) -> None:
         """Take one report's result."""
         self._records[Deployment(*record["deployment"])].append(record)
+
+    def requests_files(self, model: str) -> set[Path]:
+        """Where the gates left a line for each request of the model's loads."""
+        return {
+            Path(record["requests"])
+            for deployment, records in self._records.items()
+            for record in records
+            if deployment.model == model and record["requests"]
+        }
 
     def evidence(self) -> list[Evidence]:
         """One evidence per model, its environments in the policy's order."""

@@ -1,6 +1,7 @@
 """One question to a stream of requests, asked as often as one likes: is the bad share below?"""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 
 import numpy as np
@@ -8,11 +9,31 @@ from numpy.typing import NDArray
 
 from vllm_rollout.judge.blocks import BadRequests, check_burst
 from vllm_rollout.judge.mixture import bet_above, bet_below
-from vllm_rollout.judge.planning import check_confidence
+from vllm_rollout.judge.planning import check_confidence, check_percentile
 from vllm_rollout.judge.verdict import Outcome
 
 # While bursts hold a verdict back, they are measured anew with so many more requests.
 _MORE_REQUESTS = 1.25
+
+
+def percentile_rank_at_most(n: int, percentile: float, confidence: float) -> int | None:
+    """The rank (1 is the fastest of `n`) whose time bounds a percentile from above, at any time.
+
+    It may be read as often as one likes while requests come in: the bound is that of a confidence
+    sequence. None where so few requests bound nothing. Requests are taken to be independent.
+
+    Raises:
+        ValueError: a percentile not between 0 and 100, or a confidence not between 0.5 and 1.
+    """
+    check_percentile(percentile)
+    check_confidence(confidence)
+    slower = 1 - percentile / 100
+    bet, threshold = bet_below(slower), -math.log1p(-confidence)
+    # How many may be as slow as the bound or slower: the stake falls as they grow.
+    allowed = bisect_left(
+        range(n + 1), True, key=lambda bad: bet.log_stake(bad, n, slower) < threshold
+    )
+    return n - allowed + 1 if allowed else None
 
 
 class AnytimeShare:
@@ -93,6 +114,12 @@ class AnytimeShare:
             self._above.bound(*for_fail, self._fail_threshold),
             self._below.bound(*for_pass, self._threshold),
         )
+
+    @property
+    def fail_p_value(self) -> float:
+        """1 / the stake of the bet for a fail: valid whenever it is read, by Ville's inequality."""
+        _, (worse, begun) = self._runs()
+        return min(1.0, math.exp(-self._above.log_stake(worse, begun, self.limit)))
 
     def pass_needs(self) -> int:
         """Fewest requests in all that a pass takes, if no more of them are bad."""

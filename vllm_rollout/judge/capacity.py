@@ -25,8 +25,22 @@ def capacity_verdict(
     `offered_per_second` is what the generator really sent. A load below the expected rate proves
     nothing about the expected rate: inconclusive, however well it was served.
     """
-    verdict = rate_verdict(unserved, total, limit=limit, confidence=confidence)
     seconds = total / offered_per_second if offered_per_second > 0 else math.nan
+    return at_expected_rate(
+        rate_verdict(unserved, total, limit=limit, confidence=confidence),
+        offered_per_second=offered_per_second,
+        expected_per_second=expected_per_second,
+        seconds=seconds,
+    )
+
+
+def at_expected_rate(
+    verdict: Verdict, *, offered_per_second: float, expected_per_second: float, seconds: float
+) -> Verdict:
+    """The verdict on unserved requests, inconclusive unless the expected rate was offered.
+
+    `seconds` is how long `offered_per_second` was offered.
+    """
     slack = _POISSON_SIGMAS * math.sqrt(expected_per_second / seconds) if seconds > 0 else 0.0
     if not offered_per_second >= expected_per_second - slack:
         return verdict.because(

@@ -15,7 +15,7 @@ from vllm_rollout.judge.planning import (
     requests_to_decide,
 )
 from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.judge.words import bound_text
+from vllm_rollout.judge.words import MEND_MISSES, bound_text
 from vllm_rollout.units import format_share, format_value
 
 _WORDS = {
@@ -45,6 +45,12 @@ class GoodputLimits:
         for name, limit in self.asked.items():
             if not 0 < limit < math.inf:
                 raise ValueError(f"{name} must be a positive time, not {limit}")
+
+    def __str__(self) -> str:
+        """`first token below 0.5 s, end to end below 3 s`."""
+        return ", ".join(
+            f"{_WORDS[name]} below {format_value(limit, 's')}" for name, limit in self.asked.items()
+        )
 
     @property
     def asked(self) -> dict[str, float]:
@@ -127,7 +133,7 @@ def goodput_verdict(
     lower, upper = share_bounds(good, n, confidence)
     p_value = fail_p_value(n - good, n, 1 - target)
     seen = replace(unknown, measured=good / n, lower=lower, upper=upper, p_value=p_value)
-    counted = f"{good:,} of {n:,} requests met every limit ({_limits(limits)})"
+    counted = f"{good:,} of {n:,} requests met every limit ({limits})"
     against = (
         f"at {format_confidence(confidence)} confidence "
         f"(limit: above {format_share(float(target))}){_misses(limits, times, censored)}"
@@ -141,8 +147,7 @@ def goodput_verdict(
             seen,
             outcome=Outcome.FAIL,
             reason=reason,
-            remedy="Begin with the limit that most requests missed: a late first token is waiting, "
-            "slow tokens are a batch too large for the GPUs.",
+            remedy=MEND_MISSES,
         )
     return seen.because(
         f"{counted}: between {bound_text(lower)} and {bound_text(upper)} do, {against}",
@@ -171,13 +176,6 @@ def _meets(limits: GoodputLimits, times: dict[str, NDArray[np.float64]]) -> NDAr
     rows = [(row >= 0) & (row < limits.asked[name]) for name, row in times.items()]
     met: NDArray[np.bool_] = np.all(rows, axis=0)
     return met
-
-
-def _limits(limits: GoodputLimits) -> str:
-    """`first token below 0.5 s, end to end below 3 s`."""
-    return ", ".join(
-        f"{_WORDS[name]} below {format_value(limit, 's')}" for name, limit in limits.asked.items()
-    )
 
 
 def _misses(limits: GoodputLimits, times: dict[str, NDArray[np.float64]], censored: int) -> str:

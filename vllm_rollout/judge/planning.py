@@ -78,8 +78,8 @@ def more_load(requests: int, rate_per_second: float | None) -> str:
 
 
 def format_confidence(confidence: float) -> str:
-    """`95%`."""
-    return format_share(float(confidence))
+    """`95%`; to six digits, as a shared risk leaves many."""
+    return format_share(float(f"{confidence:.6g}"))
 
 
 def check_confidence(confidence: float) -> None:

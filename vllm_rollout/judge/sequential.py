@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,22 +10,14 @@ from numpy.typing import NDArray
 
 from vllm_rollout.judge.anytime import AnytimeShare
 from vllm_rollout.judge.blocks import LatestLatencies
-from vllm_rollout.judge.planning import (
-    check_limit_seconds,
-    check_percentile,
-    format_confidence,
-    more_load,
-)
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.judge.words import MEND_FAILURES, MEND_SLOWNESS, bound_text
+from vllm_rollout.judge.planning import check_limit_seconds, check_percentile
+from vllm_rollout.judge.speaker import Speaker
+from vllm_rollout.judge.verdict import Verdict
+from vllm_rollout.judge.words import MEND_FAILURES, MEND_MISSES, MEND_SLOWNESS
 from vllm_rollout.units import format_share, format_value
 
 _BURST_OF_LATENCIES = 10
 """Requests that one stall may delay unless told otherwise: a second of the workflow's 10/s."""
-
-# Bounds are worked out anew with so many more requests than at the last look, and when they
-# decide: often enough to be of use, and seldom enough to cost nothing.
-_MORE_REQUESTS, _MORE_AT_LEAST = 0.25, 16
 
 
 class SequentialRate:
@@ -72,7 +65,7 @@ class SequentialRate:
             fail_confidence=fail_confidence,
             burst=burst,
         )
-        self._speaker = _Speaker(
+        self._speaker = Speaker(
             test,
             rate_per_second,
             seen="failed",
@@ -142,7 +135,7 @@ class SequentialPercentile:
         time = format_value(limit_seconds, "s")
         self._limit_seconds = limit_seconds
         self._latest = latest = LatestLatencies()
-        self._speaker = _Speaker(
+        self._speaker = Speaker(
             AnytimeShare(
                 limit=share,
                 confidence=confidence,
@@ -200,89 +193,50 @@ class SequentialPercentile:
         return speaker.verdict()
 
 
-class _Speaker:
-    """Puts what a test has found into verdicts, and keeps the one that is final."""
+class SequentialGoodput:
+    """Judge the share of a stream's requests that meet every limit, to be above `target`.
+
+    The share that misses one is what is judged, as `SequentialRate` judges the share that failed,
+    with the same risks and the same finality; the verdict's figures are those of the requests that
+    meet all. `limits` says in words what they are.
+
+    Raises:
+        ValueError: a target not between 0 and 1, or what `SequentialRate` raises.
+    """
 
     def __init__(
         self,
-        test: AnytimeShare,
-        rate_per_second: float | None,
         *,
-        seen: str,
-        are: str,
-        against: str,
-        mend: str,
+        target: float,
+        limits: str,
+        confidence: float,
+        fail_confidence: float | None = None,
+        burst: int = 1,
+        rate_per_second: float | None = None,
     ) -> None:
-        self.test = test
-        self.final: Verdict | None = None
-        self._rate_per_second = rate_per_second
-        self._seen, self._are, self._against, self._mend = seen, are, against, mend
-        self._sure = f"at {format_confidence(test.confidence)} confidence whenever looked at"
-        self._next_look = 1
-        self._lower, self._upper = 0.0, 1.0
-        self._tail = self._remedy = ""
-        self._nothing = Verdict(
-            outcome=Outcome.INCONCLUSIVE,
-            reason="no request was judged",
-            limit=test.limit,
-            confidence=test.confidence,
-            remedy=f"Check that the load reaches the server. {self._needs()}",
-            unit="ratio",
+        if not 0 < target < 1:
+            raise ValueError(f"target must lie between 0 and 1, not {target}")
+        self._target = target
+        self._speaker = Speaker(
+            AnytimeShare(
+                limit=1 - target,
+                confidence=confidence,
+                fail_confidence=fail_confidence,
+                burst=burst,
+            ),
+            rate_per_second,
+            seen=f"missed a limit ({limits})",
+            are="do",
+            against=f"(limit: more than {format_share(target)} meet all)",
+            mend=MEND_MISSES,
         )
 
-    def verdict(self) -> Verdict:
-        """What follows from the requests so far."""
-        test = self.test
-        if test.n == 0:
-            return self._nothing
-        if test.n >= self._next_look or test.outcome is not Outcome.INCONCLUSIVE:
-            self._next_look = test.n + _MORE_AT_LEAST + int(test.n * _MORE_REQUESTS)
-            self._look()
-        verdict = Verdict(
-            outcome=test.outcome,
-            reason=f"{test.bad:,} of {test.n:,} requests {self._seen}{self._tail}",
-            measured=test.bad / test.n,
-            lower=self._lower,
-            upper=self._upper,
-            limit=test.limit,
-            confidence=test.confidence,
-            n=test.n,
-            remedy=self._remedy,
-            unit="ratio",
-            p_value=1 - test.fail_confidence if test.outcome is Outcome.FAIL else None,
-        )
-        if test.outcome is not Outcome.INCONCLUSIVE:
-            self.final = verdict
-        return verdict
-
-    def give_up(self, reason: str, remedy: str) -> Verdict:
-        """The final word on a stream of which a part cannot be read."""
-        self.final = self.verdict().because(reason, remedy)
-        return self.final
-
-    def _look(self) -> None:
-        """Work out the bounds and word them; between two looks only the counts change."""
-        test = self.test
-        self._lower, self._upper = test.bounds()
-        if test.outcome is Outcome.PASS:
-            bound, self._remedy = f"at most {bound_text(self._upper)} {self._are}", ""
-        elif test.outcome is Outcome.FAIL:
-            bound, self._remedy = f"at least {bound_text(self._lower)} {self._are}", self._mend
-        else:
-            bound = f"{bound_text(self._lower)} to {bound_text(self._upper)} may {self._are}"
-            self._remedy = self._needs()
-        self._tail = f": {bound}, {self._sure} {self._against}{self._bursts()}"
-
-    def _bursts(self) -> str:
-        test = self.test
-        if test.block == 1:
-            return ""
-        counted = f"{test.block:,} requests in a row count as one"
-        if test.block > test.burst:
-            return f"; they came in bursts, so {counted}"
-        return f"; {counted}, for they may share one cause"
-
-    def _needs(self) -> str:
-        needed = self.test.pass_needs()
-        more = more_load(needed, self._rate_per_second)
-        return f"A pass takes at least {needed:,} requests in all: {more}."
+    def update(self, met: bool) -> Verdict:
+        """Take in one more request, whether it met every limit, and say what follows."""
+        speaker = self._speaker
+        if not speaker.final:
+            speaker.test.add_counted(int(not met), int(not met), 1)
+        missed = speaker.final or speaker.verdict()
+        figures = (missed.measured, missed.upper, missed.lower)
+        measured, lower, upper = (None if share is None else 1 - share for share in figures)
+        return replace(missed, measured=measured, lower=lower, upper=upper, limit=self._target)

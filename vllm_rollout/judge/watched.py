@@ -1,108 +1,115 @@
-"""Verdicts on a load that was looked at while it ran, and ended as soon as all were decided.
+"""Verdicts on a load that is watched while it runs: how the risk is spent on two occasions.
 
-Each is reached by a sequential test (`vllm_rollout.judge.sequential`) that takes the requests in
-the order of sending, one by one, so that what it says of a finished load is what it said while
-the load ran. A pass is wrong with a chance of at most 1 - `confidence`, a fail with one of at most
-1 - `fail_confidence`, however often it was looked at.
+A verdict that may be reached before the end, by a sequential test, and again at the end, by a
+fixed sample, has two chances to be wrong. So each occasion gets a part of the risk, and by the
+union bound the parts add up to no more than the whole, however the two depend on each other (the
+idea of alpha spending, Lan & DeMets 1983, Biometrika 70:659, with a part that is valid whenever it
+is spent).
+
+*Fails* are worth reaching early: a bad build need not be loaded for ten minutes. *Passes* keep the
+whole risk for the end, unless they may be reached early too (`passes`): a pass at the end is then
+what it would be without any watching, for to stop at a fail only takes passes away.
+
+A fail's p-value, by which it has to stand among several (`judge.family`), is the smaller of those
+of the two occasions, each over its part (Bonferroni's rule with weights).
 """
 
-import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
-from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
+from vllm_rollout.judge.family import Method, family_confidence
+from vllm_rollout.judge.planning import check_confidence
 from vllm_rollout.judge.verdict import Outcome, Verdict
 
 
-def watched_rate(
-    failed: Iterable[bool],
-    *,
-    limit: float,
-    confidence: float,
-    fail_confidence: float,
-    rate_per_second: float | None = None,
-) -> Verdict:
-    """Judge which requests `failed`, in the order of sending.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """A verdict's risk, 1 - `confidence`: the part `early` of it is for verdicts before the end.
+
+    A fail stops the load for all, so it has to stand among `gates` at once, by `method`.
 
     Raises:
-        ValueError: what `SequentialRate` raises.
+        ValueError: a confidence not between 0.5 and 1, `early` not between 0 and 1, no gate, or an
+            unknown method.
     """
-    test = SequentialRate(
-        limit=limit,
-        confidence=confidence,
-        fail_confidence=fail_confidence,
-        rate_per_second=rate_per_second,
-    )
-    verdict = test.update(0, 0)
-    for each in failed:
-        verdict = test.update(int(each), 1)
-        if verdict.outcome is not Outcome.INCONCLUSIVE:
-            break
-    return verdict
+
+    confidence: float
+    early: float
+    passes: bool = False
+    gates: int = 1
+    method: Method = "holm"
+
+    def __post_init__(self) -> None:
+        check_confidence(self.confidence)
+        if not 0 < self.early < 1:
+            raise ValueError(f"early must lie between 0 and 1, not {self.early}")
+        family_confidence(self.confidence, self.gates, self.method)
+
+    @property
+    def early_pass_confidence(self) -> float:
+        """What a pass before the end takes."""
+        return 1 - (1 - self.confidence) * self.early
+
+    @property
+    def early_fail_confidence(self) -> float:
+        """What a fail before the end takes."""
+        alone = family_confidence(self.confidence, self.gates, self.method)
+        return 1 - (1 - alone) * self.early
+
+    @property
+    def last_pass_confidence(self) -> float:
+        """What a pass at the end takes."""
+        return self.last_fail_confidence if self.passes else self.confidence
+
+    @property
+    def last_fail_confidence(self) -> float:
+        """What a fail at the end takes, if it is the only one."""
+        return 1 - (1 - self.confidence) * (1 - self.early)
 
 
-def watched_percentile(
-    latencies_seconds: Iterable[float],
-    *,
-    percentile: float,
-    limit_seconds: float,
-    confidence: float,
-    fail_confidence: float,
-    rate_per_second: float | None = None,
+def early_verdict(failing: Verdict, passing: Verdict | None, spending: Spending) -> Verdict:
+    """What a watched load shows before its end.
+
+    `failing` and `passing` are of two tests of the same requests, of which the one is asked for
+    fails and the other for passes (None where passes are not reached early). Where each has
+    what it is asked for, the fail stands.
+    """
+    if failing.outcome is Outcome.FAIL:
+        p = 1 - failing.confidence if failing.confidence is not None else 1.0
+        p = p if failing.p_value is None else failing.p_value
+        return replace(failing, p_value=min(1.0, p / spending.early))
+    if passing is not None and passing.passed:
+        return passing
+    shown = failing if passing is None else passing
+    return replace(shown, outcome=Outcome.INCONCLUSIVE, p_value=None)
+
+
+def last_verdict(
+    early: Verdict, at_confidence: Callable[[float], Verdict], spending: Spending
 ) -> Verdict:
-    """Judge latencies in the order of sending; one without an answer is infinite.
+    """What a watched load shows at its end: what was decided `early`, or else the fixed sample.
 
-    The figures of the verdict are shares of late requests.
-
-    Raises:
-        ValueError: what `SequentialPercentile` raises.
+    `at_confidence` judges the whole load at a confidence.
     """
-    test = SequentialPercentile(
-        percentile=percentile,
-        limit_seconds=limit_seconds,
-        confidence=confidence,
-        fail_confidence=fail_confidence,
-        rate_per_second=rate_per_second,
-    )
-    verdict = test.update([])
-    for seconds in latencies_seconds:
-        verdict = test.update([], 1) if seconds == math.inf else test.update([seconds])
-        if verdict.outcome is not Outcome.INCONCLUSIVE:
-            break
-    return verdict
+    if early.outcome is not Outcome.INCONCLUSIVE:
+        return early
+    verdict = at_confidence(spending.last_pass_confidence)
+    if verdict.outcome is Outcome.FAIL:
+        verdict = at_confidence(spending.last_fail_confidence)
+    if verdict.p_value is None:
+        return verdict
+    return replace(verdict, p_value=min(1.0, verdict.p_value / (1 - spending.early)))
 
 
-def watched_goodput(
-    limits: GoodputLimits,
-    *,
-    target: float,
-    confidence: float,
-    fail_confidence: float,
-    ttft_seconds: ArrayLike | None = None,
-    inter_token_seconds: ArrayLike | None = None,
-    latency_seconds: ArrayLike | None = None,
-    rate_per_second: float | None = None,
-) -> Verdict:
-    """Judge which requests meet every limit, in the order of sending.
+def stopped_verdict(early: Verdict, why: str) -> Verdict:
+    """What a load shows that was stopped early because of `why`: nothing but what was decided.
 
-    Raises:
-        ValueError: what `meets_limits` and `SequentialRate` raise.
+    The fixed sample may not judge it: when it was stopped depends on what it showed.
     """
-    met = meets_limits(
-        limits,
-        ttft_seconds=ttft_seconds,
-        inter_token_seconds=inter_token_seconds,
-        latency_seconds=latency_seconds,
+    if early.outcome is not Outcome.INCONCLUSIVE:
+        return early
+    return early.because(
+        f"not decided when the load was stopped ({why}): {early.reason}",
+        "Mend what failed and run the gates again, or let the load run to its end with "
+        "`load.early_stop: off`.",
     )
-    missed = watched_rate(
-        np.logical_not(met).tolist(),
-        limit=1 - target,
-        confidence=confidence,
-        fail_confidence=fail_confidence,
-        rate_per_second=rate_per_second,
-    )
-    return replace(missed, reason=f"of missing a limit: {missed.reason}")

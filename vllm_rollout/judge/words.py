@@ -10,6 +10,10 @@ MEND_SLOWNESS = (
     "See whether the time goes into waiting (the server's queue) or into generating, and give the "
     "deployment more replicas or faster ones."
 )
+MEND_MISSES = (
+    "Begin with the limit that most requests missed: a late first token is waiting, slow tokens "
+    "are a batch too large for the GPUs."
+)
 
 
 def bound_text(bound: float) -> str:

@@ -112,8 +112,20 @@ class LoadResult:
 
     @property
     def offered_per_second(self) -> float:
-        """Rate at which requests were really sent."""
-        return sum(not math.isnan(r.sent) for r in self.requests) / self.judged_seconds
+        """Rate at which requests were really sent; NaN of no time."""
+        sent, seconds = sum(not math.isnan(r.sent) for r in self.requests), self.judged_seconds
+        return sent / seconds if seconds else math.nan
+
+    @property
+    def unsent(self) -> int:
+        """Requests that were due and not sent."""
+        return sum(r.outcome is RequestOutcome.UNSENT for r in self.requests)
+
+    @property
+    def generator_seconds_per_request(self) -> float:
+        """CPU time the generator took for each request it sent; NaN where that is not known."""
+        sent = self.offered_per_second * (self.judged_seconds + self.plan.warmup_seconds)
+        return self.generator_seconds / sent if sent > 0 else math.nan
 
     @property
     def failures(self) -> int:

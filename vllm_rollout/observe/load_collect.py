@@ -31,7 +31,7 @@ class LoadCollector:
         self._records: dict[int, RequestRecord] = {}
         self._next = 0
         self.clock_ahead_seconds = 0.0
-        self._meter = ProgressMeter(plan, planned=len(self._schedule))
+        self._meter = ProgressMeter(plan, schedule=self._schedule)
         self._stop_file = folder / STOP_NAME
         self._stop_file.unlink(missing_ok=True)
         self._logs = [
@@ -67,7 +67,9 @@ class LoadCollector:
     def progress(self, *, elapsed_seconds: float) -> LoadProgress:
         """How things stand `elapsed_seconds` after the schedule's zero."""
         return self._meter.progress(
-            elapsed_seconds=elapsed_seconds, sent=sum(log.sent for log in self._logs)
+            elapsed_seconds=elapsed_seconds,
+            sent=sum(log.sent for log in self._logs),
+            busy_seconds=max(log.busy_seconds for log in self._logs),
         )
 
     def result(self, *, problem: str = "") -> LoadResult:
@@ -98,7 +100,8 @@ class LoadCollector:
             "the schedule holds no request": not judged,
         }
         busy = [log.busy_seconds for log in self._logs]
-        seconds = min(end, self._plan.total_seconds)
+        last_end = max((r.end for r in requests if not math.isnan(r.end)), default=0.0)
+        seconds = max(last_end, min(end, self._plan.total_seconds))
         return LoadResult(
             plan=self._plan,
             started_at=math.nan if self.started_at is None else self.started_at,

@@ -164,6 +164,14 @@ class LoadPlan:
             return self.expected_requests / self.duration_seconds
         return self.rate_per_second
 
+    @property
+    def peak_rate_per_second(self) -> float:
+        """The highest rate a shape asks for; of any other plan the mean."""
+        return max(
+            (max(segment.start, segment.end) for segment in self.shape),
+            default=self.mean_rate_per_second,
+        )
+
     def to_json(self) -> str:
         """The plan as a JSON object, for `from_json`."""
         return json.dumps(asdict(self))

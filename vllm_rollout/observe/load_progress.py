@@ -5,12 +5,14 @@ again every second; the result's own figures are exact.
 """
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hdrh.histogram import HdrHistogram
 
-from vllm_rollout.observe.load import RequestRecord
+from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 from vllm_rollout.observe.load_plan import LoadPlan
 
 _LONGEST_SECONDS = 3600
@@ -18,78 +20,132 @@ _PER_SECOND = 1_000_000
 _SIGNIFICANT_DIGITS = 3
 
 
+_LATELY_SECONDS = 10.0
+
+
+class RunningTimes:
+    """Times of the requests so far, in seconds; one that failed is slower than every other."""
+
+    def __init__(self) -> None:
+        # The top value is kept for requests that never ended well.
+        self._histogram = HdrHistogram(1, 2 * _LONGEST_SECONDS * _PER_SECOND, _SIGNIFICANT_DIGITS)
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        slow = not seconds <= _LONGEST_SECONDS
+        self._histogram.record_value(
+            2 * _LONGEST_SECONDS * _PER_SECOND if slow else max(1, round(seconds * _PER_SECOND))
+        )
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self._histogram.get_total_count())
+
+    def percentile(self, percentile: float) -> float:
+        """The percentile; NaN of none, infinite where it lies among the failed."""
+        if self.count == 0:
+            return math.nan
+        seconds = float(self._histogram.get_value_at_percentile(percentile)) / _PER_SECOND
+        return math.inf if seconds > _LONGEST_SECONDS else seconds
+
+    def at_rank(self, rank: int) -> float:
+        """The time of that rank, 1 being the fastest."""
+        return self.percentile(100 * rank / self.count) if self.count else math.nan
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """One look at a running load; counts include the warm-up, percentiles do not.
+    """One look at a running load; counts include the warm-up, times do not.
 
-    In the percentiles a failed request is slower than every other, so they are infinite when more
-    requests fail than the percentile leaves out, and NaN before the first has ended.
+    Rates are those of the last ten seconds: what the schedule asked for, and what was sent.
+    `generator_cpu` is what the busiest worker used of a core so far; NaN before it is known.
     """
 
     elapsed_seconds: float
     remaining_seconds: float
     """Until the last request is due to be sent."""
     asked_rate_per_second: float
+    sent_rate_per_second: float
     planned: int
     sent: int
     done: int
     failures: int
-    latency_p50_seconds: float
-    latency_p95_seconds: float
-    ttft_p50_seconds: float
-    ttft_p95_seconds: float
+    unsent: int
+    latency: RunningTimes
+    ttft: RunningTimes
+    """None are counted where answers are not streamed."""
+    lag_p99_seconds: float
+    generator_cpu: float
 
 
 class ProgressMeter:
-    """Sums up the requests of a run as they are read."""
+    """Sums up the requests of a run as they are read; `schedule` is when they are due."""
 
-    def __init__(self, plan: LoadPlan, *, planned: int) -> None:
+    def __init__(self, plan: LoadPlan, *, schedule: Sequence[float]) -> None:
         self._plan = plan
-        self._planned = planned
-        self._latency, self._ttft = _histogram(), _histogram()
-        self._done = self._failures = 0
+        self._schedule = schedule
+        self._latency, self._ttft, self._lag = RunningTimes(), RunningTimes(), RunningTimes()
+        self._done = self._failures = self._unsent = 0
+        self._sent: deque[tuple[float, int]] = deque([(0.0, 0)])
 
     def add(self, records: Iterable[RequestRecord]) -> None:
         """Count finished requests."""
         for record in records:
             self._done += 1
             self._failures += not record.ok
-            if record.intended >= self._plan.warmup_seconds:
-                _add(self._latency, record.latency_seconds if record.ok else math.inf)
-                if self._plan.stream:
-                    _add(self._ttft, record.ttft_seconds if record.ok else math.inf)
+            self._unsent += record.outcome is RequestOutcome.UNSENT
+            if record.intended < self._plan.warmup_seconds:
+                continue
+            self._latency.add(record.latency_seconds if record.ok else math.inf)
+            if not math.isnan(record.sent):
+                self._lag.add(record.lag_seconds)
+            # Of a mix only some may be streamed; the rest has no first token to wait for.
+            if not math.isnan(record.first_token) or (self._plan.stream and not record.ok):
+                self._ttft.add(record.ttft_seconds if record.ok else math.inf)
 
-    def progress(self, *, elapsed_seconds: float, sent: int) -> LoadProgress:
-        """How things stand at `elapsed_seconds` into the schedule, with `sent` requests sent."""
+    def progress(
+        self, *, elapsed_seconds: float, sent: int, busy_seconds: float = math.nan
+    ) -> LoadProgress:
+        """How things stand at `elapsed_seconds` into the schedule.
+
+        Args:
+            elapsed_seconds: since the schedule's zero; negative before it.
+            sent: requests sent so far.
+            busy_seconds: CPU time that the busiest worker took so far.
+        """
+        elapsed = max(0.0, elapsed_seconds)
+        sent = max(sent, self._done)
+        asked, reached = self._rates(elapsed, sent)
         return LoadProgress(
-            elapsed_seconds=max(0.0, elapsed_seconds),
-            remaining_seconds=max(0.0, self._plan.total_seconds - max(0.0, elapsed_seconds)),
-            asked_rate_per_second=self._plan.mean_rate_per_second,
-            planned=self._planned,
-            sent=max(sent, self._done),
+            elapsed_seconds=elapsed,
+            remaining_seconds=max(0.0, self._plan.total_seconds - elapsed),
+            asked_rate_per_second=asked,
+            sent_rate_per_second=reached,
+            planned=len(self._schedule),
+            sent=sent,
             done=self._done,
             failures=self._failures,
-            latency_p50_seconds=_percentile(self._latency, 50),
-            latency_p95_seconds=_percentile(self._latency, 95),
-            ttft_p50_seconds=_percentile(self._ttft, 50),
-            ttft_p95_seconds=_percentile(self._ttft, 95),
+            unsent=self._unsent,
+            latency=self._latency,
+            ttft=self._ttft,
+            lag_p99_seconds=self._lag.percentile(99),
+            generator_cpu=busy_seconds / elapsed if elapsed > 0 else math.nan,
         )
 
-
-def _histogram() -> HdrHistogram:
-    # The top value is kept for requests that never ended well.
-    return HdrHistogram(1, 2 * _LONGEST_SECONDS * _PER_SECOND, _SIGNIFICANT_DIGITS)
-
-
-def _add(histogram: HdrHistogram, seconds: float) -> None:
-    slow = not seconds <= _LONGEST_SECONDS
-    histogram.record_value(
-        2 * _LONGEST_SECONDS * _PER_SECOND if slow else max(1, round(seconds * _PER_SECOND))
-    )
-
-
-def _percentile(histogram: HdrHistogram, percentile: float) -> float:
-    if histogram.get_total_count() == 0:
-        return math.nan
-    seconds = float(histogram.get_value_at_percentile(percentile)) / _PER_SECOND
-    return math.inf if seconds > _LONGEST_SECONDS else seconds
+    def _rates(self, elapsed: float, sent: int) -> tuple[float, float]:
+        """Rates of late: asked and reached."""
+        end = min(elapsed, self._plan.total_seconds)
+        while len(self._sent) > 1 and self._sent[1][0] <= end - _LATELY_SECONDS:
+            self._sent.popleft()
+        begin, sent_before = self._sent[0]
+        if end > self._sent[-1][0]:
+            self._sent.append((end, sent))
+        if not end > begin:
+            return self._plan.rate_per_second, 0.0
+        if self._plan.shape or self._plan.trace:
+            due = bisect_left(self._schedule, end) - bisect_left(self._schedule, begin)
+            asked = due / (end - begin)
+        else:
+            asked = self._plan.rate_per_second
+        return asked, (sent - sent_before) / (end - begin)

@@ -23,6 +23,7 @@ from vllm_rollout.policy.prometheus import LiveMetrics
 from vllm_rollout.policy.ramp import RampStep
 from vllm_rollout.policy.startup import StartupProbe, StartupThreshold
 from vllm_rollout.policy.staying import SignOff, Soak
+from vllm_rollout.policy.traffic import EarlyStop
 from vllm_rollout.policy.watch import (
     CrashLoop,
     ErrorSpike,
@@ -37,6 +38,7 @@ from vllm_rollout.policy.windows import Freeze, Hours, OnCall, Windows
 
 __all__ = [
     "CrashLoop",
+    "EarlyStop",
     "Environment",
     "ErrorRate",
     "ErrorSpike",

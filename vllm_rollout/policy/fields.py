@@ -83,7 +83,7 @@ def _confidence(value: float) -> float:
 
 
 def _short(value: float) -> int | float:
-    return int(value) if value.is_integer() else value
+    return int(value) if float(value).is_integer() else value  # a default may be an int
 
 
 Duration = Annotated[

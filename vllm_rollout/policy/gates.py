@@ -23,7 +23,7 @@ from vllm_rollout.policy.outputs import Outputs
 from vllm_rollout.policy.preflight import Preflight
 from vllm_rollout.policy.prometheus import LiveMetrics
 from vllm_rollout.policy.staying import SignOff, Soak
-from vllm_rollout.policy.traffic import Traffic
+from vllm_rollout.policy.traffic import EarlyStop, Traffic
 from vllm_rollout.units import format_duration
 
 
@@ -214,8 +214,12 @@ class Load(Block):
     """Whether load is made by processes on this machine or by pods in the deployment's cluster."""
     max_lag: Span
     """Requests that leave later than this after their time (P99) leave the run without verdict."""
-    early_stop: Switch
-    """Whether the load ends as soon as every verdict on it is decided."""
+    max_cpu: Limit
+    """A generator process that uses more than this of a core leaves the run without verdict."""
+    early_stop: Annotated[EarlyStop | None, MayBeOff()]
+    """When the load ends before its time; off: never."""
+    keep_requests: Switch
+    """Whether a line for each request is kept beside the report."""
     traffic: Traffic
     """Changing rates, a recorded trace, or a mix of requests."""
     seed: CountOrZero

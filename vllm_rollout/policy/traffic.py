@@ -1,12 +1,38 @@
-"""What a load is made of where one rate and one prompt are not enough."""
+"""What a load is made of where one rate and one prompt are not enough, and when it may end."""
 
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vllm_rollout.policy.fields import Block, Count, MayBeOff, Number, Rate, Span, Text, broken_rule
+from vllm_rollout.policy.fields import (
+    Block,
+    Count,
+    Limit,
+    MayBeOff,
+    Number,
+    Rate,
+    Span,
+    Text,
+    broken_rule,
+)
 from vllm_rollout.policy.fields import Switch as OnOff
+
+
+class EarlyStop(Block):
+    """The load is watched, and ends before its time when enough is known."""
+
+    when: Literal["failed", "decided"]
+    """failed: a gate has failed, surely enough to stand; decided: every gate passed or failed."""
+    risk: Annotated[Limit, Field(lt=1)]
+    """Part of a verdict's risk that is spent before the end, the rest being for the end."""
+    stall: Span
+    """The longest stall to be reckoned with: it may be why all requests due in it are bad."""
+
+    @property
+    def stall_seconds(self) -> float:
+        """`stall` in seconds."""
+        return self.stall.total_seconds()
 
 
 class Stretch(Block):

@@ -89,8 +89,28 @@ class LoadMoment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSummary:
+    """The requests of one class of a mix. ITL (time between tokens) is each request's mean."""
+
+    name: str
+    total: int
+    failures: int
+    p50_seconds: float | None
+    p95_seconds: float | None
+    ttft_p50_seconds: float | None
+    ttft_p95_seconds: float | None
+    itl_p50_seconds: float | None
+    itl_p95_seconds: float | None
+    output_tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSummary:
-    """What a report shows of a load run; the verdicts were reached on the exact records."""
+    """What a report shows of a load run; the verdicts were reached on the exact records.
+
+    `itl_…` are over every time between two tokens. `generator_cpu` is what the busiest of
+    `workers` processes used of a core, `unsent` the requests that were due and not sent.
+    """
 
     rate_per_second: float
     duration_seconds: float
@@ -107,6 +127,19 @@ class LoadSummary:
     histogram: tuple[LatencyBin, ...]
     timeline: tuple[LoadMoment, ...]
     incomplete: str = ""
+    stopped: str = ""
+    """Why it was stopped before its end, and after how many requests; empty where it was not."""
+    offered_per_second: float | None = None
+    itl_p50_seconds: float | None = None
+    itl_p95_seconds: float | None = None
+    itl_p99_seconds: float | None = None
+    generator_cpu: float | None = None
+    workers: int = 1
+    unsent: int = 0
+    classes: tuple[ClassSummary, ...] = ()
+    """By class, where the policy asks for a mix."""
+    requests_file: str = ""
+    """Name of the file beside the evidence with a line for each request; empty if not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,7 @@ def _load(load: LoadSummary) -> str:
         f"Load: {load.total:,} requests at {format_value(load.rate_per_second, '1/s')} for "
         f"{format_value(load.duration_seconds, 's')}, {load.failures:,} of them failed"
         + (f" ({kinds})" if kinds else "")
+        + (f"; stopped early: {one_line(load.stopped)}" if load.stopped else "")
         + (f"; incomplete: {one_line(load.incomplete)}" if load.incomplete else "")
         + "."
     )

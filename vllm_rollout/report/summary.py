@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from vllm_rollout.observe.load import LoadResult, RequestRecord
-from vllm_rollout.report.evidence import LatencyBin, LoadMoment, LoadSummary
+from vllm_rollout.report.evidence import ClassSummary, LatencyBin, LoadMoment, LoadSummary
 
 _BINS = 60
 _MOST_SLICES = 120
@@ -15,17 +15,19 @@ _SHORTEST_SECONDS = 1e-6
 _ALIKE = 1e-9
 
 
-def summarize_load(result: LoadResult) -> LoadSummary:
+def summarize_load(
+    result: LoadResult, *, stopped: str = "", requests_file: str = ""
+) -> LoadSummary:
     """Sum up `result` for people; no verdict is reached on this.
 
     Percentiles are exact (nearest rank) and over the answered requests alone; the others are in
     `failures`. A figure nobody could measure is None. Tokens per second are those of answered
-    requests, from the first intended send to the last answer.
+    requests, from the first intended send to the last answer. `stopped` and `requests_file` are
+    passed on.
     """
     answered = [r for r in result.requests if r.ok]
     latencies = _sorted(r.latency_seconds for r in answered)
     ttfts = _sorted(r.ttft_seconds for r in answered)
-    lag = result.lag_percentile(99)
     return LoadSummary(
         rate_per_second=result.plan.mean_rate_per_second,
         duration_seconds=result.judged_seconds,
@@ -38,11 +40,45 @@ def summarize_load(result: LoadResult) -> LoadSummary:
         ttft_p50_seconds=_nearest_rank(ttfts, 50),
         ttft_p95_seconds=_nearest_rank(ttfts, 95),
         output_tokens_per_second=_tokens_per_second(result, answered),
-        lag_p99_seconds=lag if math.isfinite(lag) else None,
+        lag_p99_seconds=_known(result.lag_percentile(99)),
         histogram=_histogram(latencies),
         timeline=_timeline(result),
         incomplete=result.incomplete,
+        stopped=stopped,
+        offered_per_second=_known(result.offered_per_second),
+        itl_p50_seconds=_known(result.gaps.p50_seconds),
+        itl_p95_seconds=_known(result.gaps.p95_seconds),
+        itl_p99_seconds=_known(result.gaps.p99_seconds),
+        generator_cpu=_known(result.generator_cpu),
+        workers=result.plan.workers,
+        unsent=result.unsent,
+        classes=tuple(_class(result, each.name) for each in result.plan.classes),
+        requests_file=requests_file,
     )
+
+
+def _class(result: LoadResult, name: str) -> ClassSummary:
+    requests = [r for r in result.requests if r.request_class == name]
+    answered = [r for r in requests if r.ok]
+    latencies = _sorted(r.latency_seconds for r in answered)
+    ttfts = _sorted(r.ttft_seconds for r in answered)
+    itls = _sorted(r.itl_seconds for r in answered)
+    return ClassSummary(
+        name=name,
+        total=len(requests),
+        failures=len(requests) - len(answered),
+        p50_seconds=_nearest_rank(latencies, 50),
+        p95_seconds=_nearest_rank(latencies, 95),
+        ttft_p50_seconds=_nearest_rank(ttfts, 50),
+        ttft_p95_seconds=_nearest_rank(ttfts, 95),
+        itl_p50_seconds=_nearest_rank(itls, 50),
+        itl_p95_seconds=_nearest_rank(itls, 95),
+        output_tokens_per_second=_tokens_per_second(result, answered),
+    )
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _sorted(values: Iterable[float]) -> list[float]:

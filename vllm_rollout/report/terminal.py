@@ -5,19 +5,29 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
 
+from rich.console import Group
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from vllm_rollout.deployment import Replica
+from vllm_rollout.judge.anytime import percentile_rank_at_most
 from vllm_rollout.judge.verdict import Outcome
-from vllm_rollout.observe.load_progress import LoadProgress
+from vllm_rollout.observe.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.report.evidence import GateResult, GateRun
 from vllm_rollout.report.items import findings
 from vllm_rollout.report.words import one_line, short_title, verdict_text
 from vllm_rollout.units import format_duration, format_value
 
-__all__ = ["gates_table", "progress_line", "sight_line", "verdict_line", "verdict_text"]
+__all__ = [
+    "gates_table",
+    "progress_line",
+    "progress_lines",
+    "sight_line",
+    "verdict_line",
+    "verdict_text",
+]
 
 _COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
 _OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
@@ -71,18 +81,66 @@ def gates_table(run: GateRun) -> Table:
     return table
 
 
-def progress_line(progress: LoadProgress) -> str:
-    """Where a load run stands, on one line."""
+def progress_line(progress: LoadProgress, *, confidence: float) -> str:
+    """Where a load run stands, on one line: the plain form of `progress_lines`."""
     parts = [
-        f"{format_value(progress.asked_rate_per_second, '1/s')} asked",
+        _rates(progress),
         f"{progress.done:,} of {progress.planned:,} done",
         f"{progress.failures:,} failed",
-        f"P50 {format_value(progress.latency_p50_seconds, 's')}",
-        f"P95 {format_value(progress.latency_p95_seconds, 's')}",
+        f"P50 {_percentile(progress.latency, 50, confidence)}",
+        f"P95 {_percentile(progress.latency, 95, confidence)}",
     ]
-    if not math.isnan(progress.ttft_p95_seconds):
-        parts.append(f"first token P95 {format_value(progress.ttft_p95_seconds, 's')}")
-    return ", ".join([*parts, f"{_clock(progress.remaining_seconds)} left"])
+    if progress.ttft.count:
+        parts.append(f"first token P95 {_percentile(progress.ttft, 95, confidence)}")
+    return ", ".join([*parts, _generator(progress), f"{_clock(progress.remaining_seconds)} left"])
+
+
+def progress_lines(progress: LoadProgress, title: str, *, confidence: float) -> Group:
+    """Where a load run stands, for a terminal: a bar, and the figures below it."""
+    whole = progress.elapsed_seconds + progress.remaining_seconds
+    head = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(whole, 1e-9), completed=progress.elapsed_seconds, width=30)
+    head.add_row(Text(title, style="bold"), bar, f"{_clock(progress.remaining_seconds)} left")
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "requests": f"{progress.done:,} of {progress.planned:,} done, {progress.failures:,} failed",
+        "rate": _rates(progress),
+        "latency": _both(progress.latency, confidence),
+        "first token": _both(progress.ttft, confidence) if progress.ttft.count else "",
+        "generator": _generator(progress),
+    }
+    for name, text in rows.items():
+        if text:
+            style = "red" if name == "requests" and progress.failures else ""
+            table.add_row(Text(f"  {name}"), Text(text, style=style))
+    return Group(head, table)
+
+
+def _rates(progress: LoadProgress) -> str:
+    sent, asked = progress.sent_rate_per_second, progress.asked_rate_per_second
+    return f"{format_value(sent, '1/s')} of {format_value(asked, '1/s')} asked are sent"
+
+
+def _both(times: RunningTimes, confidence: float) -> str:
+    p50, p95 = (_percentile(times, percentile, confidence) for percentile in (50, 95))
+    return f"P50 {p50}, P95 {p95}"
+
+
+def _percentile(times: RunningTimes, percentile: float, confidence: float) -> str:
+    """`1.2 s (≤ 1.4 s)`: the bound holds however often one looks."""
+    text = format_value(times.percentile(percentile), "s")
+    rank = percentile_rank_at_most(times.count, percentile, confidence)
+    return text if rank is None else f"{text} (≤ {format_value(times.at_rank(rank), 's')})"
+
+
+def _generator(progress: LoadProgress) -> str:
+    """How well the generator keeps up."""
+    parts = [f"lag P99 {format_value(progress.lag_p99_seconds, 's')}"]
+    if not math.isnan(progress.generator_cpu):
+        parts.append(f"CPU {progress.generator_cpu:.0%}")
+    if progress.unsent:
+        parts.append(f"{progress.unsent:,} not sent")
+    return ", ".join(parts)
 
 
 def sight_line(elapsed_seconds: float, duration: timedelta | None, sight: Sight | None) -> str:

@@ -19,13 +19,17 @@ from vllm_rollout.judge.binomial import (
     percentile_ranks,
     share_bounds,
 )
+from vllm_rollout.judge.mixture import bet_above, bet_below
 from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.report.words import NONE
 
 _PERCENTILE = re.compile(r"\bP(\d{1,2}(?:\.\d{1,6})?)\b")
 _BLOCK = re.compile(r"([\d,]+) requests in a row count as one")
 _WHENEVER = "whenever looked at"
+_MISSES = "missed a limit"
 _SAME = 1e-9
+_SAME_BOUND = 1e-6
+_LARGEST_LOGARITHM = 700.0
 
 
 def working(verdict: Verdict) -> tuple[str, ...]:
@@ -88,6 +92,37 @@ def _sequence(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
         "stake. After x bad of n, a bet at odds ratio r has grown to r^x / (1 + (r - 1) p)^n; "
         "the bets and their weights are in vllm_rollout/judge/mixture.py."
     )
+    yield from _stake(verdict, block, confidence)
+
+
+def _stake(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
+    """What the deciding bet had grown to, if it can be computed again from the figures."""
+    measured, limit = verdict.measured, verdict.limit
+    failed = verdict.outcome is Outcome.FAIL
+    if measured is None or limit is None or verdict.outcome is Outcome.INCONCLUSIVE:
+        return
+    bound = verdict.lower if failed else verdict.upper
+    if _MISSES in verdict.reason:  # it was the misses that were bet on
+        bound = verdict.upper if failed else verdict.lower
+        measured, limit, bound = 1 - measured, 1 - limit, None if bound is None else 1 - bound
+    bad = round(measured * verdict.n)
+    runs = -(-verdict.n // block) if failed else verdict.n // block
+    bet = bet_above(limit) if failed else bet_below(limit)
+    again = bet.bound(bad / block, runs, -math.log1p(-confidence))
+    if bound is None or not math.isclose(again, bound, rel_tol=_SAME_BOUND, abs_tol=_SAME):
+        return
+    side = "above" if failed else "below"
+    stake = math.exp(min(bet.log_stake(bad / block, runs, limit), _LARGEST_LOGARITHM))
+    yield (
+        f"Decided: with {bad:,} bad of {verdict.n:,}, that is {bad / block:g} of {runs:,} runs, "
+        f"the bet that the share is {side} {_percent(limit)} had grown to {stake:.6g} times its "
+        f"stake, so the bound is {_percent(again)}."
+    )
+    if verdict.p_value is not None:
+        yield (
+            f"Of chance: 1 / {stake:.6g} = {1 / stake:.4g}, and {verdict.p_value:.4g} over the "
+            "part of the risk that was for verdicts before the end."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,219 @@
+"""A load is stopped by the very verdicts given of it, and by nothing that may be chance."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from vllm_rollout.gating.load_questions import (
+    CapacityQuestion,
+    ErrorRateQuestion,
+    LatencyQuestion,
+    LoadQuestion,
+    load_questions,
+)
+from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop_reason
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.family import judge_family
+from vllm_rollout.judge.watched import Spending
+from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.policy import load_policy
+
+SLO = (
+    load_policy(
+        overrides={
+            "environments.staging.gates.error_rate.limit": "1%",
+            "environments.staging.gates.goodput.target": "90%",
+            "environments.staging.gates.goodput.ttft": "1s",
+        }
+    )
+    .environments["staging"]
+    .gates
+)
+QUESTIONS = load_questions(SLO)
+PLAN = LoadPlan(
+    base_url="http://h",
+    model="m",
+    rate_per_second=10,
+    duration_seconds=600,
+    warmup_seconds=5,
+    arrivals="constant",
+)
+FAILS = Watching(spending=Spending(confidence=0.95, early=0.2, gates=4), burst=10)
+BOTH = replace(FAILS, spending=replace(FAILS.spending, passes=True))
+
+
+def requests(count: int, *, latency: float = 0.2, bad: Iterable[int] = ()) -> list[RequestRecord]:
+    """`count` requests, answered after `latency` seconds but for those numbered `bad`."""
+    failing = set(bad)
+    return [
+        RequestRecord(
+            intended=(at := 5 + number / 10),
+            sent=at,
+            first_token=math.nan if number in failing else at + latency / 2,
+            end=at + latency,
+            outcome=RequestOutcome.HTTP_ERROR if number in failing else RequestOutcome.OK,
+            completion_tokens=8,
+        )
+        for number in range(count)
+    ]
+
+
+def loaded(records: Sequence[RequestRecord], *, stopped: str = "", **changes: object) -> JudgedLoad:
+    after = len(records) / 10 if stopped else math.inf
+    result = LoadResult(
+        plan=PLAN, started_at=0.0, requests=tuple(records), stopped_after_seconds=after
+    )
+    judged = JudgedLoad(result=result, confidence=0.95, watching=FAILS, stopped=stopped)
+    return replace(judged, **changes)  # type: ignore[arg-type]
+
+
+def run(
+    records: Sequence[RequestRecord], watching: Watching, *, batch: int = 10
+) -> tuple[LoadWatch, JudgedLoad]:
+    """Watch the records come in batches; those after the batch that stops it never come."""
+    watch = LoadWatch(QUESTIONS, PLAN, watching)
+    for begin in range(0, len(records), batch):
+        if watch.enough(records[begin : begin + batch]):
+            came = records[: begin + batch]
+            judged = loaded(came, stopped="it said so", watching=watching)
+            return watch, replace(judged, stopped=stop_reason(judged.result, watch))
+    return watch, loaded(records, watching=watching)
+
+
+def outcomes(judged: JudgedLoad) -> dict[str, Outcome]:
+    return {question.name: judged.verdict(question).outcome for question in QUESTIONS}
+
+
+SLOW = requests(6000, latency=4.0)
+GOOD = requests(6000)
+
+
+def test_every_gate_on_the_load_is_asked() -> None:
+    assert [question.name for question in QUESTIONS] == [
+        "P95 latency",
+        "error rate",
+        "goodput",
+        "load capacity",
+    ]
+    assert load_questions(load_policy().environments["development"].gates) == ()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 500])
+def test_a_slow_build_is_stopped_and_said_to_be_what_stopped_it(batch: int) -> None:
+    watch, judged = run(SLOW, FAILS, batch=batch)
+    assert judged.result.total <= max(500, 60)
+    assert "had failed, after" in judged.stopped
+    assert "of about 6,000 requests" in judged.stopped
+    found = outcomes(judged)
+    assert found["P95 latency"] is Outcome.FAIL
+    assert found["error rate"] is Outcome.INCONCLUSIVE
+    assert found["load capacity"] is Outcome.INCONCLUSIVE
+    verdict = judged.verdict(QUESTIONS[0])
+    assert verdict.n <= 40
+    assert verdict == loaded(SLOW).verdict(QUESTIONS[0]), "however much of the load came after"
+    assert bool(watch.why)
+
+
+def test_a_fail_that_stops_the_load_stands_in_the_report() -> None:
+    _, judged = run(SLOW, FAILS)
+    verdicts = [judged.verdict(question) for question in QUESTIONS]
+    assert judge_family(verdicts, confidence=0.95)[0].outcome is Outcome.FAIL
+
+
+def test_a_good_build_runs_to_its_end_and_is_judged_by_the_fixed_sample() -> None:
+    watch, judged = run(GOOD, FAILS)
+    assert (watch.why, judged.stopped) == ("", "")
+    assert set(outcomes(judged).values()) == {Outcome.PASS}
+    for question in QUESTIONS:
+        watched, plain = judged.verdict(question), question.whole(judged.result, confidence=0.95)
+        assert watched.outcome is plain.outcome
+        assert (watched.lower, watched.upper, watched.n) == (plain.lower, plain.upper, 6000)
+
+
+def test_a_load_that_is_not_watched_is_judged_as_ever() -> None:
+    judged = loaded(SLOW, watching=None)
+    for question in QUESTIONS:
+        assert judged.verdict(question) == question.whole(judged.result, confidence=0.95)
+
+
+def test_one_stall_does_not_stop_a_load() -> None:
+    """A second in which nothing is answered, at the very beginning: ten requests in a row."""
+    watch, judged = run(requests(6000, bad=range(10)), FAILS)
+    assert watch.why == ""
+    assert Outcome.FAIL not in outcomes(judged).values()
+
+
+def test_a_part_of_a_load_never_passes_unless_passes_were_watched_for() -> None:
+    """3,000 requests would show all of it at the end; a load stopped there shows none of it."""
+    part = loaded(GOOD[:3000], stopped="something had failed, after 3,000 of 6,000 requests")
+    assert set(outcomes(part).values()) == {Outcome.INCONCLUSIVE}
+    assert "not decided when the load was stopped" in part.verdict(QUESTIONS[0]).reason
+
+
+def test_a_load_may_be_stopped_when_everything_is_decided() -> None:
+    watch, judged = run(GOOD, BOTH)
+    assert watch.why == "every gate on it had passed"
+    assert judged.result.total < 2000
+    assert set(outcomes(judged).values()) == {Outcome.PASS}
+    for question in QUESTIONS:
+        assert judged.verdict(question).confidence == BOTH.spending.early_pass_confidence
+
+
+def test_with_all_to_be_decided_a_fail_alone_does_not_stop_it() -> None:
+    watch, judged = run(SLOW, BOTH)
+    assert watch.why.startswith("all was decided, and P95 latency")
+    assert judged.result.total > 100
+    assert outcomes(judged)["error rate"] is Outcome.PASS
+
+
+def test_passes_alone_stop_no_load_that_other_gates_judge_as_a_whole() -> None:
+    assert run(GOOD, replace(BOTH, wholes=True))[0].why == ""
+    assert run(SLOW, replace(BOTH, wholes=True))[0].why != ""
+
+
+def test_nothing_is_decided_on_nothing() -> None:
+    watch = LoadWatch(QUESTIONS, PLAN, BOTH)
+    assert not watch.enough([])
+    assert not LoadWatch((), PLAN, BOTH).enough(GOOD)
+    for judged in (loaded([]), loaded([], stopped="for no reason"), loaded([], watching=BOTH)):
+        assert set(outcomes(judged).values()) == {Outcome.INCONCLUSIVE}
+
+
+@pytest.mark.parametrize("broken", [math.nan, -1.0])
+def test_a_time_that_is_none_decides_nothing_about_latency(broken: float) -> None:
+    spoilt = [replace(GOOD[0], end=GOOD[0].intended + broken), *GOOD[1:]]
+    watch, judged = run(spoilt, BOTH)
+    assert watch.why == ""
+    assert outcomes(judged)["P95 latency"] is Outcome.INCONCLUSIVE
+    late = loaded([replace(r, end=r.intended + broken) for r in GOOD])
+    assert outcomes(late)["P95 latency"] is Outcome.INCONCLUSIVE
+
+
+def test_requests_that_were_not_sent_count_as_failed() -> None:
+    unsent = [RequestRecord(intended=r.intended, outcome=RequestOutcome.UNSENT) for r in GOOD]
+    _, judged = run(unsent, FAILS)
+    found = outcomes(judged)
+    assert found["error rate"] is Outcome.FAIL
+    assert found["load capacity"] is Outcome.INCONCLUSIVE, "nothing was offered"
+
+
+@pytest.mark.parametrize("rate", [2, 10])
+def test_capacity_is_decided_only_while_the_expected_rate_is_offered(rate: int) -> None:
+    question: LoadQuestion = CapacityQuestion(SLO.load_capacity)  # type: ignore[arg-type]
+    records = [
+        replace(r, intended=(at := 5 + number / rate), sent=at, end=at + 0.1)
+        for number, r in enumerate(requests(400, bad=range(400)))
+    ]
+    watch = LoadWatch([question], PLAN, FAILS)
+    assert watch.enough(records) is (rate == 10)
+
+
+def test_a_question_of_a_teams_own_is_judged_by_the_same_rules() -> None:
+    stricter = LatencyQuestion(SLO.latency.model_copy(update={"percentile": 99}))  # type: ignore[union-attr]
+    _, judged = run(SLOW, FAILS)
+    assert judged.verdict(stricter).outcome is Outcome.FAIL
+    looser = ErrorRateQuestion(SLO.error_rate.model_copy(update={"limit": 0.9}))  # type: ignore[union-attr]
+    assert judged.verdict(looser).outcome is Outcome.INCONCLUSIVE

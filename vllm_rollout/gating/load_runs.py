@@ -1,0 +1,137 @@
+"""Makes a deployment's one load run as the policy asks, watched where the policy says so."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.gating.load_questions import load_questions
+from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop_reason
+from vllm_rollout.judge import Verdict
+from vllm_rollout.judge.generator import generator_verdict
+from vllm_rollout.judge.watched import Spending
+from vllm_rollout.observe.load import LoadResult
+from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.observe.load_remote import remotely
+from vllm_rollout.observe.load_run import LoadProgress, run_load
+from vllm_rollout.observe.policy_load import load_plan
+from vllm_rollout.policy import Load, Policy
+from vllm_rollout.settings import Settings
+
+
+def run_judged_load(
+    settings: Settings,
+    policy: Policy,
+    deployment: Deployment,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    others: int,
+    wholes: bool,
+) -> JudgedLoad:
+    """Send the load of the deployment's environment, from here or from pods.
+
+    `others` are further gates, among whose verdicts a fail has to stand too; `wholes` is whether
+    some gate judges the load as a whole.
+
+    Raises:
+        RolloutError: the load cannot be made as asked.
+    """
+    environment = policy.environments[deployment.environment]
+    pods = settings.load_pods(deployment)
+    plan = load_plan(policy, deployment, base_url=settings.load_url_of(deployment, pods))
+    plan = replace(plan, workers=settings.workers or plan.workers)
+    questions = load_questions(environment.gates)
+    watching = _watching(policy, environment.load, plan, len(questions) + others, wholes=wholes)
+    watch = LoadWatch(questions, plan, watching) if watching and questions else None
+    with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
+        result = run_load(
+            plan,
+            api_key=settings.api_key,
+            on_progress=on_progress,
+            work_dir=Path(folder),
+            enough=watch.enough if watch else None,
+            start=remotely(pods) if pods else None,
+        )
+    kept = _keep(result, deployment) if environment.load.keep_requests else ""
+    return JudgedLoad(
+        result=result,
+        confidence=policy.confidence,
+        watching=watching,
+        cores=None if pods else len(os.sched_getaffinity(0)),
+        stopped=stop_reason(result, watch) if watch else "",
+        requests_file=kept,
+    )
+
+
+def _keep(result: LoadResult, deployment: Deployment) -> str:
+    """Write the requests where whoever writes the evidence finds them and puts them beside it."""
+    folder = Path(tempfile.mkdtemp(prefix="vllm-rollout-requests-"))
+    path = folder / f"requests-{deployment.environment}.jsonl"
+    write_requests(result, path)
+    return str(path)
+
+
+def _watching(
+    policy: Policy, load: Load, plan: LoadPlan, gates: int, *, wholes: bool
+) -> Watching | None:
+    stop = load.early_stop
+    if stop is None:
+        return None
+    return Watching(
+        spending=Spending(
+            confidence=policy.confidence,
+            early=stop.risk,
+            passes=stop.when == "decided",
+            gates=max(1, gates),
+            method=policy.family_risk,
+        ),
+        burst=max(1, math.ceil(plan.peak_rate_per_second * stop.stall_seconds)),
+        wholes=wholes,
+    )
+
+
+def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
+    """Whether anything may be judged by it: it is complete, and the generator kept up.
+
+    Never a fail: what is wrong here is not the server's doing.
+    """
+    result = judged.result
+    generator = generator_verdict(
+        lag_seconds=result.lag_percentile(99),
+        max_lag_seconds=load.max_lag_seconds,
+        cpu=result.generator_cpu,
+        max_cpu=load.max_cpu,
+        dropped=result.unsent,
+        total=result.total,
+        workers=result.plan.workers,
+        cpu_seconds_per_request=result.generator_seconds_per_request,
+        rate_per_second=result.plan.peak_rate_per_second,
+        cores=judged.cores,
+    )
+    if not result.incomplete:
+        return generator
+    reasons = [f"the load run is incomplete: {result.incomplete}"]
+    reasons += [] if generator.passed else [generator.reason]
+    again = "Run the gates again; if it is so again, see what ends the generator's processes."
+    return generator.because("; ".join(reasons), generator.remedy or again)
+
+
+def write_requests(result: LoadResult, path: Path) -> None:
+    """Write a JSON object for each judged request, in the order of sending.
+
+    Its keys are the fields of `RequestRecord`; times are seconds since the start of the run, and
+    one that is missing is null.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for record in result.requests:
+            fields = {name: _plain(value) for name, value in asdict(record).items()}
+            file.write(json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

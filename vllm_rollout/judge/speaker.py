@@ -1,0 +1,107 @@
+"""What a test of a stream has found, in words and figures."""
+
+from vllm_rollout.judge.anytime import AnytimeShare
+from vllm_rollout.judge.planning import format_confidence, more_load
+from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.words import bound_text
+
+# Bounds are worked out anew with so many more requests than at the last look, and when they
+# decide: often enough to be of use, and seldom enough to cost nothing.
+_MORE_REQUESTS, _MORE_AT_LEAST = 0.25, 16
+
+
+class Speaker:
+    """Puts what a test has found into verdicts, and keeps the one that is final.
+
+    Read with `test`'s counts in them, its verdicts say that `seen` happened to so many requests,
+    that so many `are` it (a verb), and what that is held `against`; `mend` is a fail's remedy.
+    """
+
+    def __init__(
+        self,
+        test: AnytimeShare,
+        rate_per_second: float | None,
+        *,
+        seen: str,
+        are: str,
+        against: str,
+        mend: str,
+    ) -> None:
+        self.test = test
+        self.final: Verdict | None = None
+        self._rate_per_second = rate_per_second
+        self._seen, self._are, self._against, self._mend = seen, are, against, mend
+        self._next_look = 1
+        self._lower, self._upper = 0.0, 1.0
+        self._tail = self._remedy = ""
+        self._nothing = Verdict(
+            outcome=Outcome.INCONCLUSIVE,
+            reason="no request was judged",
+            limit=test.limit,
+            confidence=test.confidence,
+            remedy=f"Check that the load reaches the server. {self._needs()}",
+            unit="ratio",
+        )
+
+    def verdict(self) -> Verdict:
+        """What follows from the requests so far."""
+        test = self.test
+        if test.n == 0:
+            return self._nothing
+        if test.n >= self._next_look or test.outcome is not Outcome.INCONCLUSIVE:
+            self._next_look = test.n + _MORE_AT_LEAST + int(test.n * _MORE_REQUESTS)
+            self._look()
+        verdict = Verdict(
+            outcome=test.outcome,
+            reason=f"{test.bad:,} of {test.n:,} requests {self._seen}{self._tail}",
+            measured=test.bad / test.n,
+            lower=self._lower,
+            upper=self._upper,
+            limit=test.limit,
+            confidence=self._confidence(),
+            n=test.n,
+            remedy=self._remedy,
+            unit="ratio",
+            p_value=test.fail_p_value if test.outcome is Outcome.FAIL else None,
+        )
+        if test.outcome is not Outcome.INCONCLUSIVE:
+            self.final = verdict
+        return verdict
+
+    def give_up(self, reason: str, remedy: str) -> Verdict:
+        """The final word on a stream of which a part cannot be read."""
+        self.final = self.verdict().because(reason, remedy)
+        return self.final
+
+    def _look(self) -> None:
+        """Work out the bounds and word them; between two looks only the counts change."""
+        test = self.test
+        self._lower, self._upper = test.bounds()
+        if test.outcome is Outcome.PASS:
+            bound, self._remedy = f"at most {bound_text(self._upper)} {self._are}", ""
+        elif test.outcome is Outcome.FAIL:
+            bound, self._remedy = f"at least {bound_text(self._lower)} {self._are}", self._mend
+        else:
+            bound = f"{bound_text(self._lower)} to {bound_text(self._upper)} may {self._are}"
+            self._remedy = self._needs()
+        sure = f"at {format_confidence(self._confidence())} confidence whenever looked at"
+        self._tail = f": {bound}, {sure} {self._against}{self._bursts()}"
+
+    def _confidence(self) -> float:
+        """Of a fail its own, by which its bound is computed; else that of a pass."""
+        test = self.test
+        return test.fail_confidence if test.outcome is Outcome.FAIL else test.confidence
+
+    def _bursts(self) -> str:
+        test = self.test
+        if test.block == 1:
+            return ""
+        counted = f"{test.block:,} requests in a row count as one"
+        if test.block > test.burst:
+            return f"; they came in bursts, so {counted}"
+        return f"; {counted}, for they may share one cause"
+
+    def _needs(self) -> str:
+        needed = self.test.pass_needs()
+        more = more_load(needed, self._rate_per_second)
+        return f"A pass takes at least {needed:,} requests in all: {more}."
