@@ -38,6 +38,7 @@ TTL = timedelta(seconds=6)
 POLICY: dict[str, Any] = {
     "environments.production.replicas": 2,
     "environments.staging.soak": False,
+    "environments.staging.sign_off": False,
     "windows.enforce": False,
     "ramp": [{"replicas": 1, "hold": "0s"}, {"share": "100%", "hold": "0s"}],
     "watch": {
@@ -94,17 +95,20 @@ class _WithStaging:
     def history(self, deployment: Deployment) -> list[Revision]:
         if deployment.environment != STAGING.environment:
             return list(self._real.history(deployment))
-        return [
-            Revision(
-                number=1,
-                build=self._real.build(self._target, self._values),
-                status=RevisionStatus.DEPLOYED,
-                created=datetime.now(UTC) - timedelta(days=2),
-                description="",
-                replicas=1,
-                capacity=1,
-            )
-        ]
+        return [self.gated]
+
+    @property
+    def gated(self) -> Revision:
+        """The revision that is said to stand in staging, and to have stood in development."""
+        return Revision(
+            number=1,
+            build=self._real.build(self._target, self._values),
+            status=RevisionStatus.DEPLOYED,
+            created=datetime.now(UTC) - timedelta(days=2),
+            description="",
+            replicas=1,
+            capacity=1,
+        )
 
     def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
         if deployment.environment != STAGING.environment:
@@ -201,6 +205,8 @@ class Runs:
         )
         real = _WithStaging(self.connect(), self.values(version), self.target)
         platform: Any = Wrapped(real, calls)
+        development = Deployment(self.target.model, "development", self.target.namespace)
+        Ledger(real.store).passed(development, real.gated, "sha256:of-an-earlier-run")
         policy = load_policy(None, overrides=POLICY)
         clock = SystemClock()
         gates = ScriptedGates(platform, clock)
