@@ -34,7 +34,7 @@ test: .venv/installed ## all tests this machine can run; says what it skips and 
 ifeq ($(TESTS)-$(PARTS),tests-build)
 	$(BIN)/python tests/cluster/build_tools.py --if-possible
 endif
-	$(BIN)/python -m pytest $(TESTS) -n auto --dist loadgroup -W error --timeout 300 -rs
+	$(BIN)/python -m pytest $(TESTS) -n auto --dist loadgroup -W error --timeout 600 -rs
 
 parts: .venv/installed ## build the real control plane and Helms of the cluster tests, with Go
 	$(BIN)/python tests/cluster/build_tools.py

@@ -53,7 +53,7 @@ class Site:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=400,
         )
 
     def start(self, *words: str) -> "subprocess.Popen[str]":

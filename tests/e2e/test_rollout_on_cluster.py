@@ -20,7 +20,7 @@ from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 MODEL = "llama-2-7b"
 POLICY: dict[str, Any] = {
@@ -60,7 +60,7 @@ class Site:
 
     def run(self, *words: str) -> tuple[int, str]:
         with self.start(*words) as process:
-            printed, _ = process.communicate(timeout=200)
+            printed, _ = process.communicate(timeout=600)
         return process.returncode, printed
 
     def to_staging(self, revision: str) -> None:
