@@ -6,14 +6,10 @@ import pytest
 
 from vllm_rollout.deployment import Deployment, newest_served
 from vllm_rollout.gating.verdicts import VerdictRecorder
-from vllm_rollout.judge import check
-from vllm_rollout.judge.buckets import bucket_verdict
-from vllm_rollout.judge.rate import rate_verdict_between
+from vllm_rollout.judge.live import error_rate_verdicts, latency_verdict
 from vllm_rollout.observe.metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Policy
 from vllm_rollout.settings import Settings
-
-_REMEDY = "See that Prometheus scrapes the deployment; its labels are `prometheus.labels`."
 
 
 @pytest.fixture
@@ -34,18 +30,11 @@ def test_live_error_rate(
     verdict: VerdictRecorder,
 ) -> None:
     """Error rate of users' requests, by Prometheus."""
-    for counted in metrics.error_rates(window[0], end=window[1]).sources:
-        if counted.unknown:
-            verdict(check(None, f"{counted.source}: {counted.unknown}", remedy=_REMEDY))
-        verdict(
-            rate_verdict_between(
-                counted.failures,
-                counted.failures_at_most,
-                counted.total,
-                limit=slo.live_metrics.error_rate,
-                confidence=policy.confidence,
-            )
-        )
+    rates = metrics.error_rates(window[0], end=window[1])
+    for found in error_rate_verdicts(
+        rates.sources, limit=slo.live_metrics.error_rate, confidence=policy.confidence
+    ):
+        verdict(found)
 
 
 def test_live_latency(
@@ -56,15 +45,11 @@ def test_live_latency(
     verdict: VerdictRecorder,
 ) -> None:
     """Latency of users' requests, by the buckets that Prometheus has of it."""
-    counted = metrics.latency(window[0], end=window[1])
-    if counted.unknown:
-        verdict(check(None, counted.unknown, remedy=_REMEDY))
     verdict(
-        bucket_verdict(
-            counted.cumulative,
+        latency_verdict(
+            metrics.latency(window[0], end=window[1]),
             percentile=slo.live_metrics.percentile,
             limit_seconds=slo.live_metrics.limit_seconds,
             confidence=policy.confidence,
-            resets=counted.resets,
         )
     )

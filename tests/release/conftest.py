@@ -20,7 +20,7 @@ from support.world import (
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.release.context import Context
-from vllm_rollout.release.watch import Sight
+from vllm_rollout.release.triggers import Sight
 
 
 @pytest.fixture

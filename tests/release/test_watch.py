@@ -1,5 +1,6 @@
 """The rollback triggers of the workflow, each over a stream of sights."""
 
+import math
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -8,9 +9,12 @@ from support.world import FakeClock
 
 from vllm_rollout.deployment import Replica
 from vllm_rollout.judge import Outcome
+from vllm_rollout.observe.counted import ErrorRates, LatencyCounts, RequestCounts
+from vllm_rollout.observe.live import LiveCounts, nothing_known
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import load_policy
-from vllm_rollout.release.watch import Sight, WatchEnd, Watcher
+from vllm_rollout.release.triggers import Sight
+from vllm_rollout.release.watch import WatchEnd, Watcher
 
 GOOD = Replica(name="r", phase="Running", ready=True, restarts=0)
 CRASHING = Replica(name="r", phase="Running", ready=False, restarts=5, reason="CrashLoopBackOff")
@@ -23,6 +27,7 @@ def sight(
     healthy: bool = True,
     replicas: list[Replica] | None = [GOOD],  # noqa: B006 - read only
     total: int = 10,
+    live: LiveCounts | None = None,
 ) -> Sight:
     probes = ProbeSample(
         total=total,
@@ -30,19 +35,29 @@ def sight(
         latencies_seconds=(seconds,) * (total - failures),
         healthy=healthy,
     )
-    return Sight(probes=probes, replicas=replicas)
+    return Sight(probes=probes, replicas=replicas, live=live)
 
 
 def watch(
-    look: Callable[[float], Sight], *, minutes: float = 30, after_promotion: bool = False
+    look: Callable[[float], Sight],
+    *,
+    minutes: float = 30,
+    after_promotion: bool = False,
+    prometheus: str | bool = False,
+    since: LiveCounts | None = None,
+    told: list[str] | None = None,
 ) -> WatchEnd:
     """Watch under the default policy; `look` is given the seconds since the start."""
     clock = FakeClock()
+    told = [] if told is None else told
     watcher = Watcher(
-        policy=load_policy(None, overrides={"watch.duration": "1h"}),
+        policy=load_policy(None, overrides={"watch.duration": "1h", "prometheus.url": prometheus}),
         clock=clock,
         look=lambda: look(clock.seconds),
+        live=lambda: since,
         on_tick=lambda _elapsed, _sight: None,
+        on_unseen=lambda gap: told.append(f"{clock.seconds:g}: {gap}"),
+        on_seen=lambda: told.append(f"{clock.seconds:g}: seen"),
     )
     return watcher.watch(timedelta(minutes=minutes), after_promotion=after_promotion)
 
@@ -109,3 +124,119 @@ def test_what_the_platform_does_not_say_is_named_as_not_observed() -> None:
 
     assert end.fired == ""
     assert end.unobservable == ("crash loop",)
+
+
+# ------------------------------------------------- Prometheus beside the probes
+
+
+def counted(
+    *, failures: int = 0, total: int = 1000, slow: int = 0, source: str = "model servers"
+) -> LiveCounts:
+    """What Prometheus says; of `slow` requests it knows that they took between 7.5 s and 10 s."""
+    requests = RequestCounts(
+        source=source, total=total, failures=failures, failures_at_most=failures
+    )
+    buckets = {2.5: total - slow, 5.0: total - slow, 7.5: total - slow, 10.0: total}
+    return LiveCounts(
+        rates=ErrorRates(sources=(requests,)),
+        latency=LatencyCounts(cumulative={**buckets, math.inf: total}),
+    )
+
+
+PROMETHEUS = "http://prometheus"
+
+
+@pytest.mark.parametrize(
+    ("live", "name", "at_least", "at_most"),
+    [
+        (counted(failures=60), "error rate by Prometheus: 6%", 300, 420),
+        (counted(slow=60), "P95 latency by Prometheus: 6%", 600, 720),
+        (counted(failures=20, total=20), "complete outage by Prometheus", 30, 100),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_users_meet_fires_although_every_probe_is_answered(
+    live: LiveCounts, name: str, at_least: float, at_most: float
+) -> None:
+    end = watch(lambda _at: sight(live=live), prometheus=PROMETHEUS)
+
+    assert end.fired.startswith(name)
+    assert at_least <= end.observed_seconds <= at_most
+
+
+def test_the_probes_fire_as_ever_while_prometheus_says_that_all_is_well() -> None:
+    end = watch(lambda _at: sight(failures=10, live=counted()), prometheus=PROMETHEUS)
+
+    assert end.fired.startswith("complete outage: ")
+
+
+@pytest.mark.parametrize(
+    ("live", "why"),
+    [
+        (nothing_known("no answer"), "no answer"),
+        (None, "it has not answered yet"),
+        (counted(failures=9, total=9), "too few requests"),  # an observation has 10 probes
+    ],
+    ids=["down", "hangs", "few"],
+)
+def test_what_prometheus_does_not_know_is_named_and_neither_health_nor_a_rollback(
+    live: LiveCounts | None, why: str
+) -> None:
+    told: list[str] = []
+    end = watch(lambda _at: sight(live=live), prometheus=PROMETHEUS, told=told)
+
+    assert end.fired == ""
+    assert end.unobservable == ()
+    assert "error rate by Prometheus" in end.unseen
+    assert why in end.unseen
+    (gap,) = told
+    assert gap.startswith("125: error rate by Prometheus, complete outage by Prometheus")
+
+
+def test_a_gap_ends_when_prometheus_answers_again_and_what_it_shows_then_counts() -> None:
+    told: list[str] = []
+
+    def look(at: float) -> Sight:
+        return sight(live=nothing_known("down") if 300 < at < 700 else counted())
+
+    end = watch(look, prometheus=PROMETHEUS, told=told)
+    assert (end.fired, end.unseen) == ("", "")
+    first, second = told
+    assert first.startswith("425: ")
+    assert second == "700: seen"
+
+    def breaks(at: float) -> Sight:
+        return sight(live=nothing_known("down") if at < 700 else counted(failures=100))
+
+    assert watch(breaks, prometheus=PROMETHEUS).observed_seconds > 1000
+
+
+def test_an_error_spike_that_only_users_meet_rolls_back_soon_after_promotion() -> None:
+    def look(at: float) -> Sight:
+        return sight(live=counted(failures=80 if 400 < at < 500 else 0))
+
+    end = watch(look, prometheus=PROMETHEUS, after_promotion=True, since=counted())
+
+    assert end.fired.startswith("error spike after promotion by Prometheus")
+
+
+def test_the_slo_after_promotion_is_judged_by_prometheus_too() -> None:
+    def end(since: LiveCounts) -> WatchEnd:
+        look = sight(live=counted())
+        return watch(lambda _: look, prometheus=PROMETHEUS, after_promotion=True, since=since)
+
+    assert "failed" in end(counted(failures=20)).fired
+    assert "P95" in end(counted(slow=100)).fired
+    unknown, well = end(nothing_known("down")), end(counted(total=4000))
+    assert unknown.fired == well.fired == ""
+    live = "P95 latency by Prometheus", "error rate by Prometheus (Prometheus)"
+    assert {unknown.verdicts[name].outcome for name in live} == {Outcome.INCONCLUSIVE}
+    assert well.verdicts["error rate by Prometheus (model servers)"].outcome is Outcome.PASS
+    assert well.verdicts["P95 latency by Prometheus"].outcome is Outcome.PASS
+
+
+def test_without_a_prometheus_in_the_policy_nothing_is_said_of_it() -> None:
+    told: list[str] = []
+    end = watch(lambda _at: sight(), told=told)
+
+    assert (end.unseen, told) == ("", [])

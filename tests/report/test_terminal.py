@@ -11,6 +11,7 @@ from rich.console import Console
 
 from vllm_rollout.deployment import Replica
 from vllm_rollout.judge.verdict import Verdict
+from vllm_rollout.observe.live import LiveCounts, nothing_known
 from vllm_rollout.observe.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.report.evidence import Evidence, GateResult
@@ -29,6 +30,7 @@ class Seen:
 
     probes: ProbeSample
     replicas: Sequence[Replica] | None
+    live: LiveCounts | None = None
 
 
 def test_each_verdict_is_a_line_with_why_and_what_to_do_below(
@@ -78,6 +80,10 @@ def test_a_watch_that_sees_nothing_says_so() -> None:
     )
     assert sight_line(0, watching, well) == (
         "0s of 10m: 2 of 2 probes answered, healthy, slowest 0.3 s, 1 of 1 replicas ready"
+    )
+    blind = replace(well, live=nothing_known("it is down"))
+    assert sight_line(0, watching, blind).endswith(
+        ", Prometheus: not known (Prometheus: it is down)"
     )
 
 

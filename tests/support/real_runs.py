@@ -31,7 +31,7 @@ from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.release.watch import Sight
+from vllm_rollout.release.triggers import Sight
 from vllm_rollout.settings import Settings
 
 TTL = timedelta(seconds=6)

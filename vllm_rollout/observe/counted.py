@@ -47,14 +47,19 @@ class ErrorRates:
             if each.error_rate is None
         )
 
-    def against(self, limit: float) -> float | None:
-        """The highest rate; None unless it is above `limit` or every source has a figure."""
-        rates = [each.error_rate for each in self.sources]
+    def against(self, limit: float, *, at_least: bool = False, fewest: int = 1) -> float | None:
+        """The highest rate; None unless it is above `limit` or every source has a figure.
+
+        With `at_least` a rate of the limit itself counts as above. A source with fewer than
+        `fewest` requests has no figure.
+        """
+        rates = [each.error_rate if each.total >= fewest else None for each in self.sources]
         known = [rate for rate in rates if rate is not None]
         highest = max(known, default=None)
-        if highest is None or (len(known) < len(rates) and highest <= limit):
+        if highest is None:
             return None
-        return highest
+        above = highest > limit or (at_least and highest == limit)
+        return highest if above or len(known) == len(rates) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,10 @@ class DeploymentMetrics:
         """Close the connections."""
         self._prometheus.close()
 
+    def now(self) -> datetime:
+        """What time it is where Prometheus runs."""
+        return self._prometheus.now()
+
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         """Requests and failures in the `window` up to `end`, by every source."""
         start = end - window

@@ -8,7 +8,7 @@ import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,17 @@ class Prometheus:
             UnreachableError: no answer that can be relied on.
         """
         return self._asked("query", {"query": promql, "time": f"{moment.timestamp():.3f}"})
+
+    def now(self) -> datetime:
+        """The server's own time.
+
+        Raises:
+            UnreachableError: as `at`.
+        """
+        found = self._asked("query", {"query": "vector(time())"})
+        if not found or not found[0].samples:
+            raise self._trouble("it does not say what time it is")
+        return datetime.fromtimestamp(found[0].samples[0][1], UTC)
 
     def scraped(self, selector: str, start: datetime, end: datetime) -> list[Series]:
         """Every sample in (`start`, `end`] as it was scraped, with its own time.

@@ -11,6 +11,7 @@ from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.live import live_metrics
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.base import NotReadyError, Platform, Route
 from vllm_rollout.policy import Policy
@@ -23,7 +24,8 @@ from vllm_rollout.release.lock import TTL, Held
 from vllm_rollout.release.model_registry import register
 from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.preflight import run_preflight
-from vllm_rollout.release.watch import Sight, WatchEnd, Watcher
+from vllm_rollout.release.triggers import Sight
+from vllm_rollout.release.watch import WatchEnd, Watcher
 from vllm_rollout.report.evidence import GateRun, Step
 from vllm_rollout.report.terminal import sight_line
 from vllm_rollout.settings import Settings
@@ -254,21 +256,31 @@ class Context:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> WatchEnd:
         """Watch the deployment's triggers for `duration`; see `Watcher`."""
-        with self._client(deployment) as client:
+        with (
+            self._client(deployment) as client,
+            live_metrics(self.policy, deployment) as live,
+        ):
             watcher = Watcher(
                 policy=self.policy,
                 clock=self.clock,
-                look=lambda: self._look(client, deployment),
+                look=lambda: replace(self._look(client, deployment), live=live.newest()),
+                live=live.since_the_first,
                 interrupted=interrupted,
-                on_blind=lambda names: self._blind(deployment, names),
+                on_blind=lambda names: self._blind(deployment, f": {', '.join(names)}"),
+                on_unseen=lambda gap: self._blind(deployment, f" from Prometheus: {gap}"),
+                on_seen=lambda: self.say("Prometheus tells of everything again", str(deployment)),
                 on_tick=lambda elapsed, sight: self.reporter.progress(
                     f"watching {deployment}: {sight_line(elapsed, duration, sight)}"
                 ),
             )
-            return watcher.watch(duration, after_promotion=after_promotion)
+            end = watcher.watch(duration, after_promotion=after_promotion)
+        if end.unseen:
+            title = "the watch ended without all that Prometheus could tell"
+            self.say(title, end.unseen, Outcome.INCONCLUSIVE)
+        return end
 
-    def _blind(self, deployment: Deployment, names: tuple[str, ...]) -> None:
-        text = f"no data of {deployment}: {', '.join(names)}"
+    def _blind(self, deployment: Deployment, what: str) -> None:
+        text = f"no data of {deployment}{what}"
         self.say("the watch is blind", text, Outcome.INCONCLUSIVE)
         self.notify("blind", text)
 

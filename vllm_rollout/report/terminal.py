@@ -13,6 +13,7 @@ from rich.text import Text
 from vllm_rollout.deployment import Replica
 from vllm_rollout.judge.anytime import percentile_rank_at_most
 from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.observe.live import LiveCounts
 from vllm_rollout.observe.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.report.evidence import GateResult, GateRun
@@ -44,6 +45,10 @@ class Sight(Protocol):
     @property
     def replicas(self) -> Sequence[Replica] | None:
         """The replicas that existed."""
+
+    @property
+    def live(self) -> LiveCounts | None:
+        """What Prometheus has said since the sight before."""
 
 
 def verdict_line(result: GateResult) -> str:
@@ -163,9 +168,20 @@ def sight_line(elapsed_seconds: float, duration: timedelta | None, sight: Sight 
     else:
         ready = sum(replica.ready for replica in sight.replicas)
         parts.append(f"{ready} of {len(sight.replicas)} replicas ready")
+    if sight.live is not None:
+        parts.append(f"Prometheus: {_live_text(sight.live)}")
     if probes.error:
         parts.append(one_line(probes.error))
     return f"{when}: {', '.join(parts)}"
+
+
+def _live_text(live: LiveCounts) -> str:
+    if live.unknown:
+        return f"not known ({one_line(live.unknown)})"
+    return " and ".join(
+        f"{each.failures:,} of {each.total:,} requests failed ({each.source})"
+        for each in live.rates.sources
+    )
 
 
 def _outcome(outcome: Outcome) -> Text:

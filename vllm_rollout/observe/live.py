@@ -1,0 +1,121 @@
+"""What Prometheus says of a deployment while somebody watches it, and never makes the watcher wait.
+
+Each question is asked in a thread of its own: a Prometheus that hangs holds no probe up.
+"""
+
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Self
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.errors import UnreachableError
+from vllm_rollout.observe.counted import ErrorRates, LatencyCounts, RequestCounts
+from vllm_rollout.observe.metrics import DeploymentMetrics
+from vllm_rollout.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveCounts:
+    """Requests of a window of time, as Prometheus counted them."""
+
+    rates: ErrorRates
+    latency: LatencyCounts
+
+    @property
+    def unknown(self) -> str:
+        """What is not known of the window, and why; empty where all is known."""
+        rates, latency = self.rates.unknown, self.latency.unknown
+        return rates if latency in rates else "; ".join(filter(None, (rates, latency)))
+
+
+def nothing_known(why: str) -> LiveCounts:
+    """Counts that have no figure."""
+    source = RequestCounts(source="Prometheus", unknown=why)
+    return LiveCounts(rates=ErrorRates(sources=(source,)), latency=LatencyCounts(unknown=why))
+
+
+class LiveMetrics:
+    """Asks Prometheus about one deployment again and again; a context manager.
+
+    The time is Prometheus' own, so that no clock here has to agree with it.
+    """
+
+    def __init__(self, metrics: DeploymentMetrics, window: timedelta) -> None:
+        self._metrics, self._window = metrics, window
+        self._began: datetime | None = None
+        self._answer: LiveCounts | None = None
+        self._asking: threading.Thread | None = None
+        self._over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        if self._asking is None or not self._asking.is_alive():
+            self._metrics.close()  # else the question that is still open does it
+
+    def newest(self) -> LiveCounts | None:
+        """The answer that came since the last call, if one did; the next question is asked.
+
+        It is about the policy's window, and reaches back no further than the first question.
+        """
+        answer, self._answer = self._answer, None
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, daemon=True)
+            self._asking.start()
+        return answer
+
+    def since_the_first(self) -> LiveCounts:
+        """What is known of the time since the first question; this waits for the answer."""
+        return self._counts(None)
+
+    def _ask(self) -> None:
+        self._answer = self._counts(self._window)
+        if self._over:
+            self._metrics.close()
+
+    def _counts(self, window: timedelta | None) -> LiveCounts:
+        try:
+            end = self._metrics.now()
+            self._began = self._began or end
+            lasted = end - self._began
+            window = lasted if window is None else min(window, lasted)
+            if window <= timedelta():
+                return nothing_known("no time has passed yet")
+            return LiveCounts(
+                rates=self._metrics.error_rates(window, end=end),
+                latency=self._metrics.latency(window, end=end),
+            )
+        except UnreachableError as error:
+            return nothing_known(str(error))
+
+
+class NoMetrics:
+    """In place of `LiveMetrics`: `why` says why nothing is known, None where nobody is asked."""
+
+    def __init__(self, why: str | None) -> None:
+        self._why = why
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def newest(self) -> LiveCounts | None:
+        """Nothing."""
+        return None if self._why is None else nothing_known(self._why)
+
+    def since_the_first(self) -> LiveCounts | None:
+        """Nothing."""
+        return self.newest()
+
+
+def live_metrics(policy: Policy, deployment: Deployment) -> LiveMetrics | NoMetrics:
+    """What to ask during a watch over `deployment`, by the policy's triggers. It does not raise."""
+    try:
+        metrics = DeploymentMetrics.of(policy, deployment)
+    except UnreachableError as error:
+        return NoMetrics(str(error))
+    return NoMetrics(None) if metrics is None else LiveMetrics(metrics, policy.triggers.window)
