@@ -5,13 +5,15 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from support.world import MODEL, PRODUCTION, World, healthy
+from support.world import MODEL, PRODUCTION, STAGING, World, healthy
 
+from vllm_rollout.deployment import Deployment, newest_served
 from vllm_rollout.errors import ExitCode, UnreachableError
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.journal import Phase
+from vllm_rollout.release.soak import soak_of
 from vllm_rollout.release.standing_watch import StandingWatch, StoppableClock
 from vllm_rollout.report.evidence import Evidence
 
@@ -25,8 +27,8 @@ def broken(_seconds: float) -> ProbeSample:
 class Standing:
     """A watch over production in the simulated world; `at` acts when its time has come."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, target: Deployment = PRODUCTION) -> None:
+        self.world, self.target = world, target
         self.stop = threading.Event()
         self.ends: list[Evidence] = []
         self.contexts: list[Context] = []
@@ -45,7 +47,7 @@ class Standing:
 
     def _context(self) -> Context:
         context = self.world.context()
-        context.source = context.target
+        context.source = context.target = self.target
         context.notify = lambda kind, text: self.told.append((kind, text))
         self.contexts.append(context)
         renew = self.world.clock.meanwhile
@@ -201,3 +203,26 @@ def test_it_says_when_it_is_blind(standing: Standing, monkeypatch: pytest.Monkey
 
     assert standing.watch.run(timedelta(hours=1)) is ExitCode.OK
     assert standing.told == [("blind", f"no data of production/{MODEL}: crash loop")]
+
+
+def test_a_watch_over_staging_is_the_soak_that_a_promotion_needs(world: World) -> None:
+    world.overrides |= {"environments.staging.soak.observed_by": "samples"}
+    ill = ProbeSample(total=10, failures=1, latencies_seconds=(0.1,) * 9, healthy=True)
+    world.probes = lambda seconds: ill if 7200 <= seconds < 7230 else healthy(seconds)
+    before = gate_and_promote(world.context())
+    assert before.exit_code == ExitCode.INCONCLUSIVE
+    assert "the soak is not over" in before.conclusion
+
+    assert Standing(world, STAGING).watch.run(timedelta(hours=24)) is ExitCode.OK
+
+    context, platform = world.context(), world.platform
+    revision = newest_served(platform.history(STAGING))
+    assert revision is not None
+    now = world.clock.now()
+    soak = soak_of(platform, context.policy, STAGING, revision, now)
+    assert soak is not None
+    assert timedelta(0) < soak.left < timedelta(minutes=2)  # of half a minute it was not well
+    samples = platform.store.entries[f"soak/{STAGING.release}/00000001"]
+    assert int(samples.version) < 24 * 60 * 1.1  # of looks every five seconds
+    assert Standing(world, STAGING).watch.run(timedelta(minutes=5)) is ExitCode.OK
+    assert gate_and_promote(world.context()).exit_code == ExitCode.OK

@@ -15,7 +15,7 @@ from vllm_rollout.release.context import Context, End
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.oncall import nobody_on_call
 from vllm_rollout.release.signoff import SignOff, SignOffs, gate_run, unusable
-from vllm_rollout.release.soak import keep_sample, observed_by, sample_of
+from vllm_rollout.release.soak import Sampling
 from vllm_rollout.release.waiting import reasons_to_wait
 from vllm_rollout.report.evidence import Evidence, GateRun, Override, evidence_key
 
@@ -47,15 +47,12 @@ def before_gates(context: Context, revision: Revision) -> End | None:
 
 def note_health(context: Context, deployment: Deployment, revision: Revision) -> None:
     """Take a sample for the soak, where samples are its source; what goes wrong is a gap."""
-    rules = context.policy.environments[deployment.environment].soak
-    if rules is None or observed_by(context.policy, rules) != "samples":
+    sampling = Sampling.of(context.platform.store, context.policy, deployment, revision)
+    if sampling is None:
         return
     try:
         sight = context.sight(deployment)
-        if sight.replicas is None:
-            return
-        sample = sample_of(context.clock.now(), sight.replicas, revision.capacity, sight.probes)
-        keep_sample(context.platform.store, deployment, revision, sample, rules)
+        sampling.see(context.clock.now(), sight.replicas, sight.probes)
     except RolloutError as error:
         context.reporter.progress(f"no sample for the soak: {error}")
 

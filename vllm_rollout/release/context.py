@@ -254,8 +254,15 @@ class Context:
         *,
         after_promotion: bool = False,
         interrupted: Callable[[], bool] = lambda: False,
+        on_sight: Callable[[Sight], None] = lambda _sight: None,
     ) -> WatchEnd:
         """Watch the deployment's triggers for `duration`; see `Watcher`."""
+
+        def on_tick(elapsed: float, sight: Sight) -> None:
+            line = sight_line(elapsed, duration, sight)
+            self.reporter.progress(f"watching {deployment}: {line}")
+            on_sight(sight)
+
         with (
             self._client(deployment) as client,
             live_metrics(self.policy, deployment) as live,
@@ -269,9 +276,7 @@ class Context:
                 on_blind=lambda names: self._blind(deployment, f": {', '.join(names)}"),
                 on_unseen=lambda gap: self._blind(deployment, f" from Prometheus: {gap}"),
                 on_seen=lambda: self.say("Prometheus tells of everything again", str(deployment)),
-                on_tick=lambda elapsed, sight: self.reporter.progress(
-                    f"watching {deployment}: {sight_line(elapsed, duration, sight)}"
-                ),
+                on_tick=on_tick,
             )
             end = watcher.watch(duration, after_promotion=after_promotion)
         if end.unseen:

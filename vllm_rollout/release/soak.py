@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 from pydantic import TypeAdapter
 
@@ -24,6 +25,8 @@ from vllm_rollout.policy import Policy, Soak
 _MOST_STRETCHES = 200
 """A revision that has changed its health so often has begun its soak anew since."""
 _TRIES = 5
+_EVERY = timedelta(minutes=1)
+"""Who looks more often keeps no more samples than this, while nothing changes."""
 _STRETCHES: TypeAdapter[list[Stretch]] = TypeAdapter(list[Stretch])
 
 
@@ -89,6 +92,46 @@ def keep_sample(
             return
 
 
+@dataclass(slots=True)
+class Sampling:
+    """Keeps looks that somebody takes anyway as samples of one revision, not more than it needs."""
+
+    store: Store
+    deployment: Deployment
+    revision: Revision
+    rules: Soak
+    _last: Sample | None = None
+
+    @classmethod
+    def of(
+        cls, store: Store, policy: Policy, deployment: Deployment, revision: Revision
+    ) -> Self | None:
+        """None where the environment has no soak, or its soak does not go by samples."""
+        rules = policy.environments[deployment.environment].soak
+        if rules is None or observed_by(policy, rules) != "samples":
+            return None
+        return cls(store, deployment, revision, rules)
+
+    def see(self, at: datetime, replicas: Sequence[Replica] | None, probes: ProbeSample) -> None:
+        """Take a look; one at which the platform said nothing of its replicas is none.
+
+        Raises:
+            RolloutError: it could not be kept.
+        """
+        if replicas is None:
+            return
+        sample = sample_of(at, replicas, self.revision.capacity, probes)
+        last = self._last
+        if (
+            last is not None
+            and replace(sample, at=last.at) == last
+            and at - last.at < min(_EVERY, self.rules.max_gap / 2)
+        ):
+            return
+        keep_sample(self.store, self.deployment, self.revision, sample, self.rules)
+        self._last = sample
+
+
 def soak_of(
     platform: Platform,
     policy: Policy,
@@ -136,9 +179,9 @@ def soak_remedy(policy: Policy, deployment: Deployment) -> str:
     how = None if rules is None else observed_by(policy, rules)
     if how == "samples":
         return (
-            f"Keep `vllm-rollout soak {deployment.model} -e {deployment.environment}` running, or "
-            "run it with --once by a schedule, every few minutes; or name a Prometheus "
-            "(`prometheus.url`)."
+            f"Keep `vllm-rollout soak {deployment.model} -e {deployment.environment}` running (or "
+            "`watch`), or run it with --once by a schedule, every few minutes; or name a "
+            "Prometheus (`prometheus.url`)."
         )
     return "Wait; a new revision begins a new soak."
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from vllm_rollout.deployment import newest_served
+from vllm_rollout.deployment import Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.platform.base import ConflictError
@@ -19,6 +19,8 @@ from vllm_rollout.release.context import Context
 from vllm_rollout.release.engine import roll_back_watched
 from vllm_rollout.release.journal import JournalEntry
 from vllm_rollout.release.lock import Held, LeaseLostError, hold
+from vllm_rollout.release.soak import Sampling
+from vllm_rollout.release.triggers import Sight
 from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.units import format_duration
 
@@ -130,7 +132,10 @@ class StandingWatch:
                 f"for {format_duration(left)}" if left else "until told to stop",
             )
             end = context.watch(
-                context.target, left, interrupted=self._changed(context, held, entry)
+                context.target,
+                left,
+                interrupted=self._changed(context, held, entry),
+                on_sight=_soak_samples(context, serving),
             )
             if not end.fired:
                 continue
@@ -189,6 +194,22 @@ class StandingWatch:
         if (said := f"{title}: {detail}") != self._said:
             self._said = said
             context.say(title, detail)
+
+
+def _soak_samples(context: Context, revision: Revision) -> Callable[[Sight], None]:
+    """Keeps what the watch sees for the soak of `revision`, where that goes by samples."""
+    target = context.target
+    sampling = Sampling.of(context.platform.store, context.policy, target, revision)
+
+    def keep(sight: Sight) -> None:
+        if sampling is None:
+            return
+        try:
+            sampling.see(context.clock.now(), sight.replicas, sight.probes)
+        except RolloutError as error:
+            context.reporter.progress(f"no sample for the soak: {error}")
+
+    return keep
 
 
 def _leads(held: Held) -> bool:
