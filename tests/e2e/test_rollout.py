@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import yaml
 from support.short_policy import short_policy
 
-from vllm_rollout.deployment import Deployment, Replica
+from vllm_rollout.deployment import Deployment, Replica, Target
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.report.evidence import Evidence, read_evidence
 from vllm_rollout.settings import load_settings
 
@@ -247,6 +249,40 @@ def test_nothing_reaches_production_unless_staging_passes(site: Site) -> None:
 
     assert not site.production()
     assert not (site.folder / "deployments").exists()
+
+
+def test_a_standing_watch_gets_the_old_build_back_and_ends_by_sigterm(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    for revision in ("one", "two"):
+        values = yaml.safe_load((site.folder / site.values(revision)).read_text())
+        target = Target(
+            build=site.platform.build(PRODUCTION, values), values=values, replicas=2, capacity=2
+        )
+        made = site.platform.apply(
+            PRODUCTION, target, description=revision, timeout=timedelta(minutes=2)
+        )
+        Ledger(site.platform.store).passed(PRODUCTION, made, "sha256:" + "0" * 64)
+    printed = []
+    with site.start("vllm-rollout", "watch", MODEL) as watch:
+        for line in watch.stdout or ():
+            printed.append(line)
+            if f"watching production/{MODEL}, revision 2" in line:
+                for replica in site.production():
+                    httpx.patch(
+                        f"{replica.address}/simulator/dials", json={"error_rate": 1.0}
+                    ).raise_for_status()
+            if f"watching production/{MODEL}, revision 3" in line:
+                watch.send_signal(signal.SIGTERM)
+        code = watch.wait(60)
+
+    assert code == 0, "".join(printed)
+    assert any("a trigger fired" in line for line in printed)
+    assert "was asked to end" in printed[-1]
+    assert site.serving() == "one"
+    assert site.evidence().exit_code == ExitCode.ROLLED_BACK
+    assert len(list((site.folder / "deployments").glob(f"{MODEL}-*.md"))) == 1
 
 
 def test_an_interrupted_and_a_killed_ramp_are_undone_by_the_next_run(site: Site) -> None:
