@@ -21,20 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from load_tools import (
-    WARMUP_SECONDS,
-    Figures,
-    Server,
-    SuiteRun,
-    ToolRun,
-    bare,
-    guidellm,
-    locust_users,
-    noise,
-    serving,
-    suite,
-    wrk,
-)
+from load_peers import ToolRun, bare, guidellm, locust_users, vllm_bench, wrk
+from load_tools import WARMUP_SECONDS, Figures, Server, SuiteRun, noise, serving, suite
 
 from vllm_rollout.observe.arrivals import arrivals
 
@@ -147,13 +135,16 @@ def others(server: Server, options: Any) -> dict[str, float | str]:
         "GuideLLM (streamed, asked for 2,000)": lambda: guidellm(
             server, rate=2000, seconds=options.seconds
         ),
+        "vllm bench serve (asked for 4,000)": lambda: vllm_bench(
+            server, rate=4000, seconds=options.seconds, stream=False
+        ),
     }
     found: dict[str, float | str] = {}
     for name, run in tools.items():
         runs = [run() for _ in range(options.repeats)]
         rates = [each.rate for each in runs if isinstance(each, ToolRun)]
-        reason = next((each for each in runs if isinstance(each, str)), "not installed")
-        found[name] = statistics.median(rates) if rates else reason
+        reasons = [each for each in runs if isinstance(each, str)]
+        found[name] = statistics.median(rates) if rates else reasons[0]
     return found
 
 

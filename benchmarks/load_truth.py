@@ -1,7 +1,9 @@
-"""Whether the suite's load tells the truth, next to Locust's own users and GuideLLM.
+"""Whether the suite's load tells the truth, next to Locust's own users, GuideLLM and vLLM's bench.
 
     python benchmarks/load_truth.py            # 50 to 1,000 requests per second, 5 runs each
     python benchmarks/load_truth.py --quick
+
+`load_peers.py` installs the other tools.
 
 The server of `load_server.py` writes down when it read each request and when it wrote its first and
 its last byte, on the same monotonic clock that the suite's schedule is laid on. Three truths of a
@@ -29,19 +31,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from load_peers import ToolRun, guidellm, locust_users, vllm_bench
 from load_server import Timing
-from load_tools import (
-    TOKENS,
-    Figures,
-    Server,
-    SuiteRun,
-    ToolRun,
-    guidellm,
-    locust_users,
-    noise,
-    serving,
-    suite,
-)
+from load_tools import TOKENS, Figures, Server, SuiteRun, noise, serving, suite
 
 from vllm_rollout.observe.arrivals import arrivals
 
@@ -168,7 +160,7 @@ def peers(
         served = Figures.of(end - received for _, received, _, end in rows)
         found[name] = run if isinstance(run, str) else (run, served)
 
-    if options.without_peers:
+    if rate not in options.peers_at:
         return found
     # Paced users that ask once a second, as Locust's documentation advises for a rate.
     for kind in ("FastHttp", "Http"):
@@ -176,6 +168,8 @@ def peers(
         users = max(1, round(rate))
         common = {"users": users, "seconds": options.seconds, "stream": stream}
         add(f"Locust {kind}User", locust_users(kind, server, rate=rate, **common))
+    server.forget()
+    add("vllm bench serve", vllm_bench(server, rate=rate, seconds=options.seconds, stream=stream))
     if stream:
         server.forget()
         add("GuideLLM", guidellm(server, rate=rate, seconds=options.seconds))
@@ -189,11 +183,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of judged load per run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one short run of 200 req/s each")
-    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--peers-at", type=float, nargs="*", default=[50, 200, 1000])
+    parser.add_argument("--without-freeze", action="store_true")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
     if options.quick:
-        options.rates, options.seconds, options.repeats = [200], 10.0, 1
+        options.rates, options.seconds, options.repeats = [200.0], 10.0, 1
     times = {"ttft": TTFT_SECONDS, "spread": SPREAD, "inter_token": INTER_TOKEN_SECONDS}
     blocks: list[dict[str, Any]] = []
     with serving(**times) as server:
@@ -202,9 +197,10 @@ def main() -> None:
             for rate in options.rates
             for stream in (False, True)
         ]
-    with serving(**times, freeze=1.0) as server:
-        rate = options.rates[0]
-        blocks.append(compare(server, rate, stream=False, frozen=True, options=options))
+    if not options.without_freeze:
+        with serving(**times, freeze=1.0) as server:
+            rate = options.rates[0]
+            blocks.append(compare(server, rate, stream=False, frozen=True, options=options))
     if options.json:
         options.json.write_text(json.dumps(blocks, indent=2))
     short = [

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from locust import User, events, task
+from locust import User, events, runners, task
 from locust.runners import MasterRunner, WorkerRunner
 
 # Locust takes index 0 away again after the import.
@@ -41,6 +41,7 @@ _HEAD_START_SECONDS = 0.2
 _HEAD_START_OF_WORKERS_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
 _SILENT_SECONDS = 15.0
+_HEARTBEATS_MISSED = 10
 _log = logging.getLogger(__name__)
 
 
@@ -236,6 +237,10 @@ def attach(environment: Any, runner: Any, **_: Any) -> None:
     """Attach the load run to this process's Locust."""
     LoadRun(environment, runner)
 
+
+# Locust gives a worker up after three seconds of silence, which a busy machine may well take, and
+# ends the run without it. It has no option for that.
+runners.HEARTBEAT_LIVENESS = _HEARTBEATS_MISSED
 
 _events: Any = events
 _events.init_command_line_parser.add_listener(add_options)

@@ -23,7 +23,7 @@ from vllm_rollout.simulator.running import RunningSimulator
 MODEL = "llama-2-7b"
 DIALS: dict[str, Any] = {"max_num_seqs": 16, "ttft_seconds": 0.4, "inter_token_seconds": 0}
 THROUGHPUT = 40.0
-POLICY = {
+POLICY: dict[str, Any] = {
     "environments": {
         "development": {"load": {"max_tokens": 1, "warmup": "0s", "timeout": "4s"}},
         "staging": {
@@ -112,6 +112,23 @@ def test_a_server_that_dies_in_the_search_makes_it_inconclusive(folder: Path) ->
     assert found["capacity"]["ending"] == "not recovered"
     assert found["verdict"]["outcome"] == "inconclusive"
     assert all(probe["outcome"] != "pass" for probe in found["probes"]), found["probes"]
+
+
+def test_a_generator_at_its_end_says_what_it_takes_and_nothing_of_the_server(folder: Path) -> None:
+    policy = {**POLICY, "environments": {**POLICY["environments"]}}
+    policy["environments"]["staging"] = {
+        **POLICY["environments"]["staging"],
+        "load": {"max_lag": "2s", "max_cpu": "0.001%"},
+    }
+    (folder / "rollout.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+    with RunningSimulator(**DIALS) as simulator:
+        result = run(simulator.url, "--from", "10/s")
+    assert result.exit_code == 3, result.output
+    found = document(folder)
+    assert found["capacity"]["lower"] == 0
+    assert {probe["outcome"] for probe in found["probes"]} == {"inconclusive"}
+    assert "of a core (`load.max_cpu`: 0.001%)" in found["capacity"]["detail"]
+    assert "a request takes it" in found["capacity"]["detail"]
 
 
 def test_a_server_that_hangs_alone_is_not_searched(folder: Path) -> None:

@@ -143,6 +143,13 @@ def test_a_generator_that_is_at_its_end_ends_the_search_with_what_it_could_send(
     assert len(probes) <= 6
 
 
+def test_a_generator_that_cannot_send_half_of_the_first_rate_is_not_tried_ever_lower() -> None:
+    found, probes = conducted(goal(), lambda ask: answer(ask, generator_limited="it lagged"))
+    assert (found.ending, found.detail) == (Ending.GENERATOR, "it lagged")
+    assert (found.lower, found.upper) == (0, math.inf)
+    assert len(probes) <= 3
+
+
 def test_undecided_proofs_widen_the_interval_and_never_pass() -> None:
     """Between 30 and 45 nothing can be shown; the ends are rates at which something was."""
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +13,9 @@ from threading import Thread
 
 import httpx
 import pytest
+from cluster.control_plane import free_port
+from cluster.fixtures import eventually
+from support.browser import dom
 
 from vllm_rollout.resources import LOADTESTS
 
@@ -93,9 +96,7 @@ def test_options_that_make_no_plan_end_it_at_once_with_one_clear_message(
 def test_the_web_page_starts_and_stops_an_endless_load_whatever_the_number_of_users(
     tmp_path: Path, base_url: str
 ) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     command = locust("--web-host", "127.0.0.1", "--web-port", str(port), "--model", "llama-2-7b")
     command += ["--rate", "50", "--arrivals", "constant", "--results", "log"]
     form = {"user_count": 7, "spawn_rate": 7, "host": base_url}
@@ -127,6 +128,75 @@ def test_the_web_page_starts_and_stops_an_endless_load_whatever_the_number_of_us
     numbers = [json.loads(line)[0] for line in log if line.startswith("[")]
     assert sorted(numbers) == list(range(len(numbers))), "each arrival once, though 7 users ran"
     assert log[-1].startswith('{"end":{"stopped_at":null,')
+
+
+@pytest.mark.browser
+def test_the_tokens_tab_shows_the_answers_of_all_workers(tmp_path: Path, base_url: str) -> None:
+    """Of two processes, in a real browser, when the load has been stopped on the page."""
+    port, bind = free_port(), free_port()
+    command = locust("--web-host", "127.0.0.1", "--web-port", str(port), "--model", "llama-2-7b")
+    command += ["--rate", "20", "--arrivals", "constant", "--processes", "2", "--results", "log"]
+    command += ["--master-bind-host", "127.0.0.1", "--master-bind-port", str(bind)]
+    command += ["--master-port", str(bind), "--autostart", "--host", base_url, "-u", "2", "-r", "2"]
+    url = f"http://127.0.0.1:{port}"
+    with (
+        (tmp_path / "output").open("wb") as output,
+        subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output) as locust_process,
+        httpx.Client(base_url=url, transport=httpx.HTTPTransport(retries=10)) as page,
+    ):
+        try:
+            eventually(lambda: _answers(page) >= 40)
+            assert page.post("/stop", timeout=30).json()["success"]
+            # What workers counted last comes with their next report.
+            eventually(lambda: _stopped(page) and _answers(page) == sum(_logged(tmp_path)))
+            shown = dom(f"{url}/?tab=tokens", tmp_path / "profile", script_seconds=10)
+        finally:
+            locust_process.terminate()
+    table = shown[shown.index("Inter-token P50 ms") :]
+    cells = re.findall(r"<td[^>]*>(?:<[^>]*>)*([^<]*)", table)
+    assert cells[:2] == ["completion", str(sum(_logged(tmp_path)))]
+    assert [answers > 10 for answers in _logged(tmp_path)] == [True, True]
+    assert len(cells) == 12
+    assert all(float(cell) > 0 for cell in cells[2:])
+
+
+def _answers(page: httpx.Client) -> int:
+    pages = page.get("/stats/requests").json().get("extended_stats") or [{"data": []}]
+    return sum(row["answers"] for row in pages[0]["data"])
+
+
+def _stopped(page: httpx.Client) -> bool:
+    return bool(page.get("/stats/requests").json()["state"] == "stopped")
+
+
+def _logged(folder: Path) -> list[int]:
+    """Answers in each worker's log."""
+    return [log.read_text().count('"ok"') for log in sorted((folder / "log").iterdir())]
+
+
+def test_ctrl_c_ends_an_endless_load_with_its_table_and_a_whole_log(
+    tmp_path: Path, base_url: str
+) -> None:
+    command = locust("--headless", "--host", base_url, "--model", "llama-2-7b", "--rate", "50")
+    log = tmp_path / "log" / "worker-0.jsonl"
+    with subprocess.Popen(
+        [*command, "--results", "log", "--json"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not log.exists() or log.read_text().count('"ok"') < 20:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        table, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    lines = log.read_text().splitlines()
+    assert lines[-1].startswith('{"end":{"stopped_at":')
+    sent = [line for line in lines if line.startswith("[")]
+    [row] = [row for row in json.loads(table) if row["method"] == "POST"]
+    assert row["num_requests"] == len(sent) >= 20
 
 
 def test_closed_users_wait_for_answers_and_shapes_and_traces_keep_to_their_times(

@@ -7,6 +7,7 @@ them as a cluster might.
 import json
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from support.completions import answer
 from vllm_rollout.errors import UnreachableError, UsageError
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.observe.load_progress import LoadProgress
 from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.observe.process_group import ProcessGroup
@@ -34,10 +36,11 @@ MODULE = "vllm_rollout.observe.locust_command"
 
 @dataclass
 class Processes:
-    """Stands for the pods. `missing` workers never come."""
+    """Stands for the pods. `missing` workers never come, the last one comes `late`."""
 
     folder: Path
     missing: int = 0
+    late_seconds: float = 0.0
     start_seconds: float = 120.0
     workers: list[ProcessGroup] = field(default_factory=list)
     master: ProcessGroup | None = None
@@ -55,9 +58,18 @@ class Processes:
             *("--expect-workers", str(task.workers)),
             *("--expect-workers-max-wait", f"{self.start_seconds:.0f}"),
         )
-        for index in range(task.workers - self.missing):
-            address = ["--master-host", "127.0.0.1", "--master-port", str(port)]
+        address = ["--master-host", "127.0.0.1", "--master-port", str(port)]
+
+        def come(index: int) -> None:
             self.workers.append(self._run(f"worker-{index}", *common, "--worker", *address))
+
+        *punctual, last = range(task.workers - self.missing)
+        for index in punctual:
+            come(index)
+        if self.late_seconds:
+            threading.Timer(self.late_seconds, come, [last]).start()
+        else:
+            come(last)
 
     def _run(self, name: str, *options: str) -> ProcessGroup:
         folder = self.folder / name
@@ -189,6 +201,27 @@ def test_a_worker_that_never_comes_is_waited_for_and_said(
     with pytest.raises(UnreachableError, match="1 pods wait for CPU"):
         run(a_plan(serve(answer)), pods, tmp_path)
     assert pods.removed
+
+
+def test_a_worker_that_comes_late_is_waited_for_and_sends_its_share(
+    serve: Any, tmp_path: Path, pods: Processes
+) -> None:
+    pods.late_seconds = 8.0
+    result = run(a_plan(serve(answer)), pods, tmp_path)
+    assert result.incomplete == ""
+    assert outcomes(result) == {"ok": 180}
+    assert len(pods.workers) == 2
+
+
+def test_ctrl_c_ends_master_and_workers(serve: Any, tmp_path: Path, pods: Processes) -> None:
+    def interrupt(_: LoadProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(a_plan(serve(answer), seconds=600), pods, tmp_path, on_progress=interrupt)
+    assert pods.master
+    assert pods.removed
+    assert not any(each.running for each in (pods.master, *pods.workers))
 
 
 def test_a_load_that_nobody_attends_ends_by_itself(

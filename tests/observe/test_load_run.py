@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -259,6 +260,24 @@ def test_a_worker_that_stands_still_is_missed_and_not_waited_for(
     assert outcomes(result)["unsent"] > 0
     _, alive = psutil.wait_procs([server.struck], timeout=20)
     assert not alive
+
+
+def test_a_worker_that_stands_still_for_a_moment_loses_nothing_and_its_requests_count_as_late(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """The other worker has long been done when this one goes on."""
+    moment = 6.0
+
+    def pause(worker: psutil.Process) -> None:
+        worker.suspend()
+        threading.Timer(moment, worker.resume).start()
+
+    server = StrikingAt(pause)
+    plan = a_plan(serve(server.answer), duration_seconds=2, workers=2)
+    result = run_load(plan, work_dir=tmp_path)
+    assert result.incomplete == ""
+    assert outcomes(result) == {"ok": 200}
+    assert result.lag_percentile(99) > moment - plan.duration_seconds
 
 
 def test_an_interrupted_run_leaves_no_process(serve: Serve, tmp_path: Path) -> None:

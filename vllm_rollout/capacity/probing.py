@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vllm_rollout.judge.capacity_search import Aim, Ask, Probe
 from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.saturation import Backlog
-from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.observe.load import LoadResult, RequestRecord
 from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_progress import LoadProgress
-from vllm_rollout.observe.load_run import run_load
-from vllm_rollout.units import format_value
+from vllm_rollout.observe.load_run import Start, run_load
+from vllm_rollout.percentiles import percentile_of
 
 
 def send_probe(
@@ -25,12 +24,15 @@ def send_probe(
     *,
     slos: Slos,
     late_after_seconds: float,
-    max_lag_seconds: float,
+    judge_generator: Callable[[LoadResult], Verdict],
     work_dir: Path,
     api_key: str | None,
     on_progress: Callable[[LoadProgress], None],
+    start: Start | None = None,
 ) -> Probe:
     """Send `plan`'s requests at the rate asked for, and say what was found.
+
+    `judge_generator` says whether the generator kept up, `start` starts one elsewhere.
 
     Raises: what `run_load` raises.
     """
@@ -46,8 +48,9 @@ def send_probe(
         api_key=api_key,
         on_progress=look,
         enough=watch.enough,
+        start=start,
     )
-    return watch.end(result, max_lag_seconds=max_lag_seconds)
+    return watch.end(result, judge_generator(result))
 
 
 class _Watch:
@@ -74,14 +77,14 @@ class _Watch:
         self._take(tuple(records))
         return bool(self._judge.failed or self._saturated or self._proved(self._elapsed_seconds))
 
-    def end(self, result: LoadResult, *, max_lag_seconds: float) -> Probe:
+    def end(self, result: LoadResult, generator: Verdict) -> Probe:
         """What was found, all requests considered."""
         self._take(result.requests[self._told :])
         answers = answers_of(result.requests)
         seconds = result.judged_seconds
-        latencies = np.sort(np.where(answers.failed, math.inf, answers.latency_seconds))
+        latencies = np.sort(np.where(answers.failed, math.inf, answers.latency_seconds)).tolist()
         outcome, reason = Outcome.INCONCLUSIVE, self._undecided()
-        limited = _generator_trouble(result, max_lag_seconds)
+        limited = "" if generator.passed else f"{generator.reason}. {generator.remedy}".strip(". ")
         if result.incomplete or limited:
             reason = result.incomplete or limited
         elif self._judge.failed or self._saturated:
@@ -99,8 +102,8 @@ class _Watch:
             requests=result.total,
             failures=result.failures,
             offered_per_second=result.offered_per_second,
-            p50_seconds=_percentile(latencies, 50),
-            p95_seconds=_percentile(latencies, 95),
+            p50_seconds=percentile_of(latencies, 50),
+            p95_seconds=percentile_of(latencies, 95),
             good_per_second=float(np.count_nonzero(answers.good(self._slos))) / seconds
             if seconds > 0
             else math.nan,
@@ -133,17 +136,3 @@ def answers_of(records: Sequence[RequestRecord]) -> Answers:
         ttft_seconds=np.array([r.ttft_seconds for r in records], dtype=np.float64),
         inter_token_seconds=np.array([r.itl_seconds for r in records], dtype=np.float64),
     )
-
-
-def _generator_trouble(result: LoadResult, max_lag_seconds: float) -> str:
-    lag = result.lag_percentile(99)
-    if lag <= max_lag_seconds:
-        return ""
-    return f"requests left {format_value(lag, 's')} late (P99)"
-
-
-def _percentile(ordered: NDArray[np.float64], percentile: float) -> float:
-    """Nearest rank; NaN of nothing."""
-    if not ordered.size:
-        return math.nan
-    return float(ordered[max(0, math.ceil(ordered.size * percentile / 100) - 1)])

@@ -1,10 +1,11 @@
 """`vllm-rollout capacity`."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +23,17 @@ from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment, Revision
 from vllm_rollout.errors import ExitCode, UsageError
-from vllm_rollout.judge import Outcome
+from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.capacity_search import Ask, Capacity, Ending, Goal, Probe, conclude
+from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.headroom import NO_WORD, capacity_found
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.policy_load import load_plan
+from vllm_rollout.platform.load_pods import LoadPods
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.lock import hold
@@ -69,9 +74,8 @@ def capacity_command(
     probes: Annotated[
         int | None, typer.Option("--probes", min=3, help="loads sent at most")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="load generator processes")
-    ] = None,
+    workers: options.Workers = None,
+    load_in_cluster: options.LoadInCluster = False,
     base_url: Annotated[
         str | None, typer.Option("--base-url", help="where the deployment is reached from here")
     ] = None,
@@ -98,7 +102,13 @@ def capacity_command(
     Exit codes: 0 at least the expected traffic, 1 less, 3 not known, 4 nothing answers, 130
     interrupted, with what was found by then.
     """
-    settings = choice.settings(base_url=base_url, report_dir=report_dir, needs_platform=False)
+    settings = choice.settings(
+        base_url=base_url,
+        report_dir=report_dir,
+        workers=workers,
+        load_in_cluster=load_in_cluster,
+        needs_platform=False,
+    )
     deployment = settings.deployment(model, environment or settings.policy.order[-2:][0])
     if deployment.environment == settings.policy.order[-1] and not overload_live_traffic:
         raise UsageError(
@@ -115,7 +125,7 @@ def capacity_command(
         most_probes=probes,
     )
     console = Console(stderr=True) if as_json_text else options.console
-    report = _Run(settings, policy, deployment, goal, workers, console).conduct()
+    report = _Run(settings, policy, deployment, goal, console).conduct()
     page = write_capacity(report, settings.report_dir / model / report.run_id)
     if as_json_text:
         typer.echo(json.dumps(as_json(report), indent=1))
@@ -134,7 +144,6 @@ class _Run:
     policy: Policy
     deployment: Deployment
     goal: Goal
-    workers: int | None
     console: Console
     probes: list[Probe] = field(default_factory=list)
 
@@ -147,7 +156,8 @@ class _Run:
         started = datetime.now(UTC)
         environment = self.deployment.environment
         slos = slos_of(self.policy, environment)
-        plan = self._plan()
+        pods = self.settings.load_pods(self.deployment)
+        plan = self._plan(pods)
         with self._alone(), self._client() as client:
             before = self._revision()
             settling = self._settling(client)
@@ -155,7 +165,7 @@ class _Run:
             if trouble:
                 capacity = conclude(self.goal, (), Ending.UNMEASURED, trouble)
             else:
-                capacity = self._search(plan, slos, settling, before)
+                capacity = self._search(plan, pods, slos, settling, before)
             finished = datetime.now(UTC)
             self._keep(capacity, before, finished)
         expected = expected_rate(self.policy, environment)
@@ -185,10 +195,25 @@ class _Run:
         )
 
     def _search(
-        self, plan: LoadPlan, slos: Slos, settling: Settling, before: Revision | None
+        self,
+        plan: LoadPlan,
+        pods: LoadPods | None,
+        slos: Slos,
+        settling: Settling,
+        before: Revision | None,
     ) -> Capacity:
         load = self.policy.environments[self.deployment.environment].load
         late_after_seconds = late_after(self.policy, self.deployment.environment, slos)
+        cores = None if pods else len(os.sched_getaffinity(0))
+
+        def kept_up(result: LoadResult) -> Verdict:
+            return generator_verdict(
+                **asdict(result.generator),
+                max_lag_seconds=load.max_lag_seconds,
+                max_cpu=load.max_cpu,
+                cores=cores,
+            )
+
         with LiveReporter(self.console) as live, tempfile.TemporaryDirectory() as folder:
 
             def send(ask: Ask) -> Probe:
@@ -201,7 +226,8 @@ class _Run:
                     ask,
                     slos=slos,
                     late_after_seconds=late_after_seconds,
-                    max_lag_seconds=load.max_lag_seconds,
+                    judge_generator=kept_up,
+                    start=remotely(pods) if pods else None,
                     work_dir=work_dir,
                     api_key=self.settings.api_key,
                     on_progress=lambda seen: live.progress(
@@ -217,10 +243,10 @@ class _Run:
             )
             return search(self.goal, steps, self.probes)
 
-    def _plan(self) -> LoadPlan:
-        url = self.settings.url_of(self.deployment)
+    def _plan(self, pods: LoadPods | None) -> LoadPlan:
+        url = self.settings.load_url_of(self.deployment, pods)
         plan = steady(load_plan(self.policy, self.deployment, base_url=url))
-        return replace(plan, workers=self.workers or plan.workers)
+        return replace(plan, workers=self.settings.workers or plan.workers)
 
     def _settling(self, client: InferenceClient) -> Settling:
         load = self.policy.environments[self.deployment.environment].load

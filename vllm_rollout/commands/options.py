@@ -73,6 +73,8 @@ class Choice:
         *,
         base_url: str | None = None,
         report_dir: str | None = None,
+        workers: int | None = None,
+        load_in_cluster: bool = False,
         needs_platform: bool = True,
     ) -> Settings:
         """The settings that follow; they have a platform, unless a mere URL is enough."""
@@ -84,6 +86,8 @@ class Choice:
             kube_context=self.kube_context,
             base_url=base_url,
             report_dir=report_dir,
+            workers=workers,
+            load_in_cluster=load_in_cluster,
             needs_platform=needs_platform,
         )
 

@@ -102,15 +102,9 @@ def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
     """
     result = judged.result
     generator = generator_verdict(
-        lag_seconds=result.lag_percentile(99),
+        **asdict(result.generator),
         max_lag_seconds=load.max_lag_seconds,
-        cpu=result.generator_cpu,
         max_cpu=load.max_cpu,
-        dropped=result.unsent,
-        total=result.total,
-        workers=result.plan.workers,
-        cpu_seconds_per_request=result.generator_seconds_per_request,
-        rate_per_second=result.plan.peak_rate_per_second,
         cores=judged.cores,
     )
     if not result.incomplete:

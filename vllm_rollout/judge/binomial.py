@@ -8,9 +8,7 @@ Tail sums are regularized incomplete beta functions, P(X <= k) = I_{1-p}(n - k, 
 fractional k, which planning uses.
 """
 
-import math
 from bisect import bisect_left, bisect_right
-from fractions import Fraction
 
 # SciPy takes longer to import than most commands take: here, and not above, so that only a verdict
 # waits for it.
@@ -54,14 +52,6 @@ def percentile_ranks(n: int, share: float, confidence: float) -> tuple[int | Non
     upper = bisect_left(range(n), confidence, key=lambda k: chance_at_most(k, n, share)) + 1
     lower = bisect_right(range(n), -confidence, key=lambda k: -chance_above(k, n, share))
     return lower or None, upper if upper <= n else None
-
-
-def nearest_rank(n: int, percentile: float | str) -> int:
-    """The rank (1 is the smallest of `n` > 0) that is called the percentile, 95 for P95.
-
-    Of the decimal as it is written: 99.9% of 1,000 is rank 999, and in binary it would be 1,000.
-    """
-    return max(1, math.ceil(Fraction(str(percentile)) * n / 100))
 
 
 def fail_p_value(bad: int, n: int, allowed: float) -> float:

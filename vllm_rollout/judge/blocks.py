@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc
 
+from vllm_rollout.percentiles import nearest_rank
+
 # Chance of finding, at one span, a dependence that is not there.
 _FALSE_ALARM = 0.001
 # A span is looked at only if the stream is 2 to this power times longer: else there is nothing
@@ -85,7 +87,7 @@ def burst_length(
     """
     levels = [latencies_seconds >= limit_seconds]
     if latencies_seconds.max() >= _NEAR * limit_seconds:
-        ranks = [math.ceil(len(latencies_seconds) * part / 100) - 1 for part in percentiles]
+        ranks = [nearest_rank(len(latencies_seconds), part) - 1 for part in percentiles]
         ordered = np.partition(latencies_seconds, ranks)
         levels += [latencies_seconds > ordered[rank] for rank in ranks]
     return max(map(block_length, levels))

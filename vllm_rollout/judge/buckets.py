@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vllm_rollout.judge.binomial import fail_p_value, nearest_rank, percentile_ranks
+from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
 from vllm_rollout.judge.planning import (
     check_confidence,
     check_limit_seconds,
@@ -22,6 +22,7 @@ from vllm_rollout.judge.planning import (
 )
 from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import MEND_SLOWNESS
+from vllm_rollout.percentiles import nearest_rank
 from vllm_rollout.units import format_value
 
 _OBSERVE_LONGER = "observe for longer, or under more load"

@@ -310,7 +310,9 @@ class _Seen:
         if self._unproved:  # from there on it is looked for by proofs
             return None
         if not self.good and self.bad == math.inf:
-            return min(goal.start_per_second, self._ceiling)
+            rate = min(goal.start_per_second, self._ceiling)
+            # A generator that cannot send half of what was asked for needs help first.
+            return rate if rate * (1 + 1e-9) >= goal.start_per_second / _STEP_UP else None
         if self.bad == math.inf:
             rate = min(self.good * _STEP_UP, self._ceiling)
             return rate if rate > self.good * (1 + 1e-9) else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.judge.binomial import fail_p_value, nearest_rank, percentile_ranks
+from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
 from vllm_rollout.judge.planning import (
     check_confidence,
     check_limit_seconds,
@@ -19,6 +19,7 @@ from vllm_rollout.judge.planning import (
 )
 from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import MEND_FAILURES, MEND_SLOWNESS
+from vllm_rollout.percentiles import nearest_rank
 from vllm_rollout.units import format_share, format_value
 
 _MEND_MEASUREMENT = (

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from vllm_rollout.observe.gaps import GapSummary
 from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.percentiles import percentile_of
 
 
 class RequestOutcome(StrEnum):
@@ -79,6 +80,19 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorFigures:
+    """How a load generator did, named as `judge.generator.generator_verdict` takes it."""
+
+    lag_seconds: float
+    cpu: float
+    dropped: int
+    total: int
+    workers: int
+    cpu_seconds_per_request: float
+    rate_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
     """All judged requests of one run (warm-up left out), in order of intended time.
 
@@ -126,6 +140,19 @@ class LoadResult:
         """CPU time the generator took for each request it sent; NaN where that is not known."""
         sent = self.offered_per_second * (self.judged_seconds + self.plan.warmup_seconds)
         return self.generator_seconds / sent if sent > 0 else math.nan
+
+    @property
+    def generator(self) -> GeneratorFigures:
+        """How the generator did."""
+        return GeneratorFigures(
+            lag_seconds=self.lag_percentile(99),
+            cpu=self.generator_cpu,
+            dropped=self.unsent,
+            total=self.total,
+            workers=self.plan.workers,
+            cpu_seconds_per_request=self.generator_seconds_per_request,
+            rate_per_second=self.plan.peak_rate_per_second,
+        )
 
     @property
     def failures(self) -> int:
@@ -177,6 +204,4 @@ class LoadResult:
     def lag_percentile(self, percentile: float) -> float:
         """Schedule lag at `percentile` (nearest rank) over the requests sent; NaN when none was."""
         lags = sorted(r.lag_seconds for r in self.requests if not math.isnan(r.sent))
-        if not lags:
-            return math.nan
-        return lags[max(0, math.ceil(len(lags) * percentile / 100) - 1)]
+        return percentile_of(lags, percentile)

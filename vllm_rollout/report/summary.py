@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from vllm_rollout.observe.load import LoadResult, RequestRecord
+from vllm_rollout.percentiles import percentile_of
 from vllm_rollout.report.evidence import ClassSummary, LatencyBin, LoadMoment, LoadSummary
 
 _BINS = 60
@@ -34,11 +35,11 @@ def summarize_load(
         total=result.total,
         failures=result.failures,
         failures_by_kind=result.failures_by_kind,
-        p50_seconds=_nearest_rank(latencies, 50),
-        p95_seconds=_nearest_rank(latencies, 95),
-        p99_seconds=_nearest_rank(latencies, 99),
-        ttft_p50_seconds=_nearest_rank(ttfts, 50),
-        ttft_p95_seconds=_nearest_rank(ttfts, 95),
+        p50_seconds=_known(percentile_of(latencies, 50)),
+        p95_seconds=_known(percentile_of(latencies, 95)),
+        p99_seconds=_known(percentile_of(latencies, 99)),
+        ttft_p50_seconds=_known(percentile_of(ttfts, 50)),
+        ttft_p95_seconds=_known(percentile_of(ttfts, 95)),
         output_tokens_per_second=_tokens_per_second(result, answered),
         lag_p99_seconds=_known(result.lag_percentile(99)),
         histogram=_histogram(latencies),
@@ -67,12 +68,12 @@ def _class(result: LoadResult, name: str) -> ClassSummary:
         name=name,
         total=len(requests),
         failures=len(requests) - len(answered),
-        p50_seconds=_nearest_rank(latencies, 50),
-        p95_seconds=_nearest_rank(latencies, 95),
-        ttft_p50_seconds=_nearest_rank(ttfts, 50),
-        ttft_p95_seconds=_nearest_rank(ttfts, 95),
-        itl_p50_seconds=_nearest_rank(itls, 50),
-        itl_p95_seconds=_nearest_rank(itls, 95),
+        p50_seconds=_known(percentile_of(latencies, 50)),
+        p95_seconds=_known(percentile_of(latencies, 95)),
+        ttft_p50_seconds=_known(percentile_of(ttfts, 50)),
+        ttft_p95_seconds=_known(percentile_of(ttfts, 95)),
+        itl_p50_seconds=_known(percentile_of(itls, 50)),
+        itl_p95_seconds=_known(percentile_of(itls, 95)),
         output_tokens_per_second=_tokens_per_second(result, answered),
     )
 
@@ -83,12 +84,6 @@ def _known(value: float) -> float | None:
 
 def _sorted(values: Iterable[float]) -> list[float]:
     return sorted(v for v in values if math.isfinite(v))
-
-
-def _nearest_rank(ordered: Sequence[float], percentile: float) -> float | None:
-    if not ordered:
-        return None
-    return ordered[max(0, math.ceil(len(ordered) * percentile / 100) - 1)]
 
 
 def _tokens_per_second(result: LoadResult, answered: Sequence[RequestRecord]) -> float:
@@ -142,6 +137,6 @@ def _moment(at_seconds: float, requests: Sequence[RequestRecord]) -> LoadMoment:
         at_seconds=at_seconds,
         requests=len(requests),
         failures=sum(not r.ok for r in requests),
-        p50_seconds=_nearest_rank(latencies, 50),
-        p95_seconds=_nearest_rank(latencies, 95),
+        p50_seconds=_known(percentile_of(latencies, 50)),
+        p95_seconds=_known(percentile_of(latencies, 95)),
     )

@@ -1,0 +1,18 @@
+"""Percentiles of a sample by nearest rank: a value that was really seen, never one between two."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+def nearest_rank(n: int, percentile: float | str) -> int:
+    """The rank (1 is the smallest of `n` > 0) that is called the percentile, 95 for P95.
+
+    Of the decimal as it is written: 99.9% of 1,000 is rank 999, and in binary it would be 1,000.
+    """
+    return max(1, math.ceil(Fraction(str(percentile)) * n / 100))
+
+
+def percentile_of(ordered: Sequence[float], percentile: float | str) -> float:
+    """The percentile of values in rising order; NaN of nothing."""
+    return ordered[nearest_rank(len(ordered), percentile) - 1] if len(ordered) else math.nan
