@@ -55,8 +55,30 @@ class Deployment:
         """The name of the release, of the Service and of the `app.kubernetes.io/instance` label."""
         return f"{self.model}-{self.environment}"
 
+    @property
+    def canary(self) -> "Canary":
+        """The release beside this one, while a ramp moves traffic.
+
+        Raises:
+            UsageError: its name would be too long.
+        """
+        return Canary(self.model, self.environment, self.namespace)
+
     def __str__(self) -> str:
         return f"{self.environment}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Canary(Deployment):
+    """A deployment's canary: the release `{model}-{environment}-canary`, the same in all else."""
+
+    @property
+    def release(self) -> str:
+        """The name of the release, of the Service and of the `app.kubernetes.io/instance` label."""
+        return f"{self.model}-{self.environment}-canary"
+
+    def __str__(self) -> str:
+        return f"the canary of {self.environment}/{self.model}"
 
 
 def canonical_digest(value: Any) -> str:

@@ -18,7 +18,7 @@ from support.world import (
     healthy,
 )
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.deployment import Canary, Deployment
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.triggers import Sight
 
@@ -44,12 +44,14 @@ def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], W
         while isinstance(inner, Wrapped):
             inner = inner._inner
         world = worlds[id(inner)]
-        probes = world.probes(world.clock.seconds)
+        of_canary = isinstance(deployment, Canary) and world.canary_probes
+        probes = (of_canary or world.probes)(world.clock.seconds)
         return Sight(probes=probes, replicas=world.platform.replicas(deployment))
 
     monkeypatch.setattr(Context, "_look", look)
     # Nothing is asked over HTTP, and a real client takes a tenth of a second to make.
     monkeypatch.setattr(Context, "_client", lambda self, deployment: nullcontext())
+    monkeypatch.setattr(Context, "_own_client", lambda self, deployment: nullcontext())
     monkeypatch.setattr(Context, "reach", lambda self, deployment: None)
     return new_world
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 import pytest
 from support.crashing import Calls, Killed, When, Wrapped
-from support.world import MODEL, PRODUCTION, QUICK, STAGING, World
+from support.world import (
+    ALL_STABLE,
+    BY_TRAFFIC,
+    MODEL,
+    PRODUCTION,
+    QUICK,
+    STAGING,
+    World,
+    healthy,
+)
 
 from vllm_rollout.deployment import RevisionStatus
 from vllm_rollout.errors import ExitCode, UnreachableError
@@ -54,12 +63,42 @@ def by_hand(world: World) -> None:
     gate_and_promote(world.context())
 
 
+def by_traffic(world: World) -> None:
+    """By traffic weight, and every gate passes."""
+    world.overrides.update(BY_TRAFFIC)
+    world.platform.in_change = carried(world)
+
+
+def traffic_back(world: World) -> None:
+    """By traffic weight, and the canary answers with errors when it has all of it."""
+    by_traffic(world)
+
+    def probes(_seconds: float) -> ProbeSample:
+        bad = world.platform.weights(PRODUCTION).canary_share == 1
+        latencies, failures = ((), 10) if bad else ((0.1,) * 10, 0)
+        return ProbeSample(
+            total=10, failures=failures, latencies_seconds=latencies, healthy=not bad
+        )
+
+    world.canary_probes = probes
+    world.probes = healthy
+
+
+def stays_behind(world: World) -> None:
+    """By traffic weight, and the release does not come up on the build that its canary has."""
+    by_traffic(world)
+    world.platform.failing.add("apply production 4/4")
+
+
 SCENARIOS: dict[str, tuple[Callable[[World], None], str]] = {
     "promoted": (promoted, "second"),
     "rolled back": (rolled_back, "first"),
     "never ready": (never_ready, "first"),
     "removed": (removed, "nothing"),
     "by hand": (by_hand, "first"),
+    "by traffic": (by_traffic, "second"),
+    "traffic back": (traffic_back, "first"),
+    "release stays behind": (stays_behind, "first"),
 }
 
 
@@ -94,6 +133,19 @@ def at_rest(world: World) -> None:
     assert RevisionStatus.PENDING not in [revision.status for revision in history]
     assert Decisions(world.platform.store).verify(MODEL) == []
     assert world.platform.store.leases == {}
+    assert world.platform.weights(PRODUCTION) == ALL_STABLE
+    assert world.platform.history(PRODUCTION.canary) == []
+
+
+def carried(world: World) -> Callable[[str], None]:
+    """Asserts, at every change, that each side has the ready replicas for its traffic."""
+
+    def carried(call: str) -> None:
+        share = world.platform.weights(PRODUCTION).canary_share
+        assert world.platform.ready(PRODUCTION.canary) >= share * 4, call
+        assert world.platform.ready(PRODUCTION) >= (1 - share) * 4, call
+
+    return carried
 
 
 def cells(world: World, scenario: str) -> list[str]:
@@ -181,7 +233,7 @@ def test_after_a_kill_at_any_call_the_next_run_ends_as_an_uninterrupted_one(
         at_rest(world)
 
 
-@pytest.mark.parametrize("scenario", ["promoted", "rolled back"])
+@pytest.mark.parametrize("scenario", ["promoted", "rolled back", "by traffic", "traffic back"])
 def test_a_kill_in_the_middle_of_any_change_is_undone_and_done_anew(
     fresh: Callable[[str], World], scenario: str
 ) -> None:
@@ -200,7 +252,7 @@ def test_a_kill_in_the_middle_of_any_change_is_undone_and_done_anew(
         at_rest(world)
 
 
-@pytest.mark.parametrize("scenario", ["promoted", "rolled back"])
+@pytest.mark.parametrize("scenario", ["promoted", "rolled back", "by traffic", "traffic back"])
 def test_who_was_frozen_at_any_call_while_another_run_took_over_changes_nothing(
     fresh: Callable[[str], World], scenario: str
 ) -> None:
@@ -240,7 +292,7 @@ def test_of_two_runs_at_once_one_goes_on_and_the_other_says_who_it_is(
         at_rest(world)
 
 
-@pytest.mark.parametrize("scenario", ["promoted", "rolled back"])
+@pytest.mark.parametrize("scenario", ["promoted", "rolled back", "by traffic", "traffic back"])
 @pytest.mark.parametrize("for_good", [False, True])
 def test_a_network_that_is_cut_at_any_call_promotes_nothing_wrong(
     fresh: Callable[[str], World], scenario: str, *, for_good: bool

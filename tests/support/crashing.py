@@ -11,7 +11,7 @@ from vllm_rollout.errors import UnreachableError
 When = Literal["before", "after"]
 
 _COUNTED = ("write", "apply", "rollback", "uninstall", "recover", "history", "values", "build")
-_COUNTED += ("replicas", "read")
+_COUNTED += ("replicas", "read", "weights", "set_weights")
 
 
 def is_a_call(name: str, _arguments: tuple[Any, ...]) -> bool:

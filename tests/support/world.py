@@ -16,6 +16,7 @@ from support.crashing import Killed
 
 from vllm_rollout.deployment import (
     Build,
+    Canary,
     Deployment,
     Replica,
     Revision,
@@ -24,7 +25,7 @@ from vllm_rollout.deployment import (
     canonical_digest,
     newest_served,
 )
-from vllm_rollout.errors import DeployError, RolloutError, UnreachableError
+from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import (
@@ -35,6 +36,8 @@ from vllm_rollout.platform.base import (
     LeaseHeldError,
     NotReadyError,
     Route,
+    Weights,
+    WeightsChangedError,
 )
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.release.context import Context
@@ -59,6 +62,15 @@ QUICK: dict[str, Any] = {
     "triggers.outage.for": "5s",
 }
 """A policy by which a rollout takes a minute of the world's clock, and few observations."""
+
+BY_TRAFFIC: dict[str, Any] = {
+    **QUICK,
+    "canary.by": "traffic",
+    "ramp": [{"share": "25%", "hold": "3m"}, {"share": "100%", "hold": "0s"}],
+    "canary.extend": "3m",
+}
+"""The same, by traffic weight, with a hold long enough to compare the canary with the baseline."""
+ALL_STABLE = Weights(stable=1)
 
 WEDNESDAY = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
 
@@ -157,6 +169,14 @@ class SimulatedPlatform:
     in_change: Callable[[str], None] = lambda _call: None
     name: str = "simulated"
     guarded_by: Guard | None = None
+    failing: set[str] = field(default_factory=set)
+    """Calls whose replicas do not come up."""
+    unready: dict[str, int] = field(default_factory=dict)
+    """By release: how many of its replicas are not ready."""
+    divided: dict[str, Weights] = field(default_factory=dict)
+    """By release: how its traffic is divided, where that was ever changed."""
+    has_route: bool = True
+    """Whether there is something that divides traffic."""
 
     def guard(self, guard: Guard) -> None:
         self.guarded_by = guard
@@ -166,6 +186,33 @@ class SimulatedPlatform:
 
     def route(self, deployment: Deployment) -> Route:
         return Route(url=self.base_url(deployment))
+
+    def own_url(self, deployment: Deployment) -> str:
+        return self.base_url(deployment)
+
+    def weights(self, deployment: Deployment) -> Weights:
+        if not self.has_route:
+            raise UsageError(f"nothing divides the traffic of {deployment}")
+        return self.divided.get(deployment.release, ALL_STABLE)
+
+    def set_weights(
+        self,
+        deployment: Deployment,
+        weights: Weights,
+        *,
+        expect: Weights | None,
+        timeout: timedelta,
+    ) -> None:
+        now = self.weights(deployment)
+        if expect is not None and now != expect:
+            raise WeightsChangedError(f"the weights are {now}, not {expect}")
+        self._call(f"weights {_named(deployment)} {weights}")
+        self.divided[deployment.release] = weights
+        self.in_change(self.calls[-1])
+
+    def ready(self, deployment: Deployment) -> int:
+        """How many replicas of a release are ready."""
+        return sum(replica.ready for replica in self.replicas(deployment))
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         return list(self.releases.get(deployment.release, []))
@@ -187,8 +234,8 @@ class SimulatedPlatform:
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
     ) -> Revision:
-        self._call(f"apply {deployment.environment} {target.replicas}/{target.capacity}")
-        fails = self.fail_apply_at == target.replicas
+        self._call(f"apply {_named(deployment)} {target.replicas}/{target.capacity}")
+        fails = self.fail_apply_at == target.replicas or self.calls[-1] in self.failing
         return self._bring_up(
             deployment, target.build, target.replicas, target.capacity, description, fails=fails
         )
@@ -196,7 +243,7 @@ class SimulatedPlatform:
     def rollback(
         self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
     ) -> Revision:
-        self._call(f"rollback {deployment.environment} {revision}")
+        self._call(f"rollback {_named(deployment)} {revision}")
         if self.fail_rollback:
             raise DeployError("helm rollback timed out")
         if self.away:
@@ -208,8 +255,9 @@ class SimulatedPlatform:
         return self._bring_up(deployment, old.build, old.replicas, old.capacity, description)
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
-        self._call(f"uninstall {deployment.environment}")
+        self._call(f"uninstall {_named(deployment)}")
         self.releases.pop(deployment.release, None)
+        self.in_change(self.calls[-1])
 
     def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
         history = self.releases.get(deployment.release, [])
@@ -221,7 +269,14 @@ class SimulatedPlatform:
         return f"revision {history[-1].number} was left pending"
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
-        return [Replica(name="r0", phase="Running", ready=True, restarts=0)]
+        history = self.history(deployment)
+        serving = newest_served(history)
+        count = serving.capacity if serving else sum(r.replicas for r in history[-1:])
+        unready = self.unready.get(deployment.release, 0)
+        return [
+            Replica(name=f"r{i}", phase="Running", ready=i >= unready, restarts=0)
+            for i in range(count)
+        ]
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         return ""
@@ -313,6 +368,11 @@ class SimulatedPlatform:
         return history[-1]
 
 
+def _named(deployment: Deployment) -> str:
+    side = " canary" if isinstance(deployment, Canary) else ""
+    return deployment.environment + side
+
+
 class ScriptedGates:
     """Gates that end as the test says; what they say is about the build that really serves."""
 
@@ -399,6 +459,8 @@ class World:
     gates: ScriptedGates
     probes: Any
     overrides: dict[str, Any] = field(default_factory=lambda: dict(UNATTENDED))
+    canary_probes: Any = None
+    """What the canary answers; as production does where this is None."""
     renews_too: Callable[[], None] | None = None
 
     def pass_development(self, build: Build) -> None:

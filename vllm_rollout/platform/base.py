@@ -132,6 +132,40 @@ class Route:
         return f"{self.url}, {self.how}" if self.how else self.url
 
 
+WHOLE_WEIGHT = 10_000
+"""What the two weights of a ramp's step come to: shares are exact to a hundredth of a percent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How users' traffic is divided between a release and its canary, as the route has it.
+
+    `canary` is None where the route does not name the canary at all.
+    """
+
+    stable: int
+    canary: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.stable}:{self.canary or 0}"
+
+    @property
+    def canary_share(self) -> float:
+        """The canary's share of the traffic, a fraction."""
+        total = self.stable + (self.canary or 0)
+        return (self.canary or 0) / total if total else 0.0
+
+    @classmethod
+    def of_share(cls, share: float) -> "Weights":
+        """The weights that give the canary `share` of the traffic, a fraction."""
+        canary = round(share * WHOLE_WEIGHT)
+        return cls(stable=WHOLE_WEIGHT - canary, canary=canary)
+
+
+class WeightsChangedError(DeployError):
+    """Somebody else has changed how a release's traffic is divided, or it cannot be changed."""
+
+
 class Platform(Protocol):
     """Releases and their revisions. Each change makes a new revision, as Helm does."""
 
@@ -154,6 +188,33 @@ class Platform(Protocol):
 
     def route(self, deployment: Deployment) -> Route:
         """What that address is called and how it is reached, for people; opens nothing."""
+
+    def own_url(self, deployment: Deployment) -> str:
+        """The URL of the release's own replicas, whatever of its traffic goes to the canary."""
+
+    def weights(self, deployment: Deployment) -> Weights:
+        """How the deployment's traffic is divided now.
+
+        Raises:
+            UsageError: there is nothing that divides it; the message says what is missing.
+        """
+
+    def set_weights(
+        self,
+        deployment: Deployment,
+        weights: Weights,
+        *,
+        expect: Weights | None,
+        timeout: timedelta,
+    ) -> None:
+        """Divide the deployment's traffic, and return when that holds.
+
+        `expect` is what it must be until now; None takes whatever there is.
+
+        Raises:
+            WeightsChangedError: it is something else, or not in force within `timeout`.
+            UsageError: as `weights`.
+        """
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""

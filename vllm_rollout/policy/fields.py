@@ -165,7 +165,8 @@ def _http_url(value: str) -> str:
 _PLACEHOLDERS = {"model": "m", "environment": "e", "namespace": "n"}
 
 
-def _url_template(value: str) -> str:
+def _filled(value: str) -> str:
+    """The template with something in its placeholders."""
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
         filled = value.format(**_PLACEHOLDERS) if names <= _PLACEHOLDERS.keys() else ""
@@ -176,8 +177,17 @@ def _url_template(value: str) -> str:
             f"{value!r} may hold {{model}}, {{environment}} and {{namespace}}, and nothing else "
             "in braces"
         )
-    _http_url(filled)
+    return filled
+
+
+def _url_template(value: str) -> str:
+    _http_url(_filled(value))
     return value.rstrip("/")
+
+
+def _name_template(value: str) -> str:
+    _name(_filled(value))
+    return value
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url), WithJsonSchema({"type": "string"})]
@@ -185,6 +195,9 @@ HttpUrl = Annotated[str, AfterValidator(_http_url), WithJsonSchema({"type": "str
 
 UrlTemplate = Annotated[str, AfterValidator(_url_template)]
 """The same, with {model}, {environment} and {namespace} in it."""
+
+NameTemplate = Annotated[str, AfterValidator(_name_template)]
+"""A DNS-1123 label with {model}, {environment} and {namespace} in it."""
 
 
 def _environment_variable(value: str) -> str:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from vllm_rollout.deployment import canonical_digest
 from vllm_rollout.errors import UsageError
+from vllm_rollout.policy.canary import Canary
 from vllm_rollout.policy.capacity import CapacitySearch
 from vllm_rollout.policy.fields import (
     Block,
@@ -50,6 +51,8 @@ class Rules(Block):
     """The search for the highest rate at which the SLOs hold."""
     ramp: Ramp
     """Steps by which production is reached."""
+    canary: Canary
+    """How those steps are made."""
     deploy_timeout: Span
     """How long Helm (or the local platform) may take to bring a revision up, or one back."""
     watch: Watch
@@ -70,9 +73,22 @@ class Rules(Block):
     @model_validator(mode="after")
     def _ramp_only_climbs(self) -> Self:
         last = list(self.environments.values())[-1:]
-        fall = falling_step(self.ramp, last[0].replicas) if last else ""
+        by_traffic = self.canary.by == "traffic"
+        fall = falling_step(self.ramp, last[0].replicas, by_traffic=by_traffic) if last else ""
         if fall:
             raise broken_rule(f"the ramp goes down: {fall}", "ramp")
+        return self
+
+    @model_validator(mode="after")
+    def _canary_is_compared(self) -> Self:
+        both_serve = [step for step in self.ramp if step.share != 1 and step.hold]
+        if self.canary.by == "traffic" and self.canary.compares and not both_serve:
+            raise broken_rule(
+                "the canary is held against the baseline while both serve, and no step below 100% "
+                "is held: give one a hold, or set canary.latency and canary.error_rate to off",
+                "ramp",
+                "canary",
+            )
         return self
 
     @model_validator(mode="after")

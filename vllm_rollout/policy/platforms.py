@@ -4,7 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from vllm_rollout.policy.fields import Block, CountOrZero, MayBeOff, Span, Text, broken_rule
+from vllm_rollout.policy.fields import (
+    Block,
+    CountOrZero,
+    MayBeOff,
+    NameTemplate,
+    Span,
+    Text,
+    broken_rule,
+)
 
 
 class LoadGenerator(Block):
@@ -29,6 +37,8 @@ class Kubernetes(Block):
     """Folder with a values-ENV.yaml for each environment; off means the chart's."""
     reach: Literal["auto", "service", "tunnel"]
     """How service_url is reached: directly, by a tunnel to the pods, or whichever works here."""
+    http_route: NameTemplate
+    """The HTTPRoute (Gateway API) whose weights divide a release's traffic in a ramp by traffic."""
     helm: Text
     """The Helm command, Helm 3 or Helm 4."""
     load_generator: LoadGenerator

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, model_validator
 
 from vllm_rollout.policy.fields import Block, Count, Duration, Limit, ascending, broken_rule
+from vllm_rollout.units import format_share
 
 
 class RampStep(Block):
@@ -43,6 +44,16 @@ class RampStep(Block):
         # In decimal: 7% of 100 is 7 replicas, not the 8 that 0.07 * 100 rounds up to.
         return max(1, math.ceil(Decimal(repr(self.share)) * capacity))
 
+    def share_of(self, capacity: int) -> float:
+        """The step's share of `capacity` replicas, or of the traffic that they carry.
+
+        Raises:
+            ValueError: `capacity` is below 1.
+        """
+        if self.share is not None:
+            return self.share
+        return self.replicas_of(capacity) / capacity
+
 
 def _climbs_to_all(steps: tuple[RampStep, ...]) -> tuple[RampStep, ...]:
     counts = [step.replicas for step in steps if step.replicas is not None]
@@ -59,12 +70,14 @@ def _climbs_to_all(steps: tuple[RampStep, ...]) -> tuple[RampStep, ...]:
 Ramp = Annotated[tuple[RampStep, ...], AfterValidator(_climbs_to_all)]
 
 
-def falling_step(ramp: tuple[RampStep, ...], capacity: int) -> str:
-    """How a ramp of `capacity` replicas would take replicas away on its way up, or ""."""
-    reached = 0
+def falling_step(ramp: tuple[RampStep, ...], capacity: int, *, by_traffic: bool = False) -> str:
+    """How a ramp would take replicas of `capacity` (or traffic) away on its way up, or ""."""
+    reached: float = 0
+    before = ""
     for number, step in enumerate(ramp, start=1):
-        replicas = step.replicas_of(capacity)
-        if replicas < reached:
-            return f"step {number} is {replicas} of {capacity} replicas, {reached} came before"
-        reached = replicas
+        now: float = step.share_of(capacity) if by_traffic else step.replicas_of(capacity)
+        shown = format_share(now) if by_traffic else f"{now} of {capacity} replicas"
+        if now < reached:
+            return f"step {number} is {shown}, {before} came before"
+        reached, before = now, format_share(now) if by_traffic else str(now)
     return ""

@@ -1,6 +1,7 @@
 """What every part of a rollout works with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.decisions import DecisionKind, Decisions
 from vllm_rollout.release.gates import GateRunner
-from vllm_rollout.release.journal import Journal, JournalEntry, Phase
+from vllm_rollout.release.journal import Journal, JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.lock import TTL, Held
 from vllm_rollout.release.model_registry import register
@@ -155,10 +156,13 @@ class Context:
 
     def recover(self) -> None:
         """Clear what a killed client left of the target half done, and say whose it was."""
-        self.still_ours()
-        found = self.platform.recover(self.target, timeout=self.policy.deploy_timeout)
-        if found:
-            self.say(f"recovered {self.target}", found + (self.held.whose if self.held else ""))
+        last = self.journal.last
+        moves_traffic = last is not None and last.unfinished and last.traffic is not None
+        for deployment in (self.target, *([self.target.canary] if moves_traffic else [])):
+            self.still_ours()
+            found = self.platform.recover(deployment, timeout=self.policy.deploy_timeout)
+            if found:
+                self.say(f"recovered {deployment}", found + (self.held.whose if self.held else ""))
 
     def register(self) -> str:
         """Tell the model registry what the target serves; what went wrong, or ""."""
@@ -173,8 +177,13 @@ class Context:
             self.say(f"registered {self.target}", said)
         return ""
 
-    def begin(self, build: Build, *, before: int | None, note: str) -> JournalEntry:
-        """Open the journal of a change that is about to begin; `before` is where to return to."""
+    def begin(
+        self, build: Build, *, before: int | None, note: str, traffic: TrafficBefore | None = None
+    ) -> JournalEntry:
+        """Open the journal of a change that is about to begin.
+
+        `before` is the revision to return to, `traffic` what traffic is returned to, if it moves.
+        """
         self.still_ours()
         self.touched = self.under_way = True
         self.previous = f"revision {before}" if before else "nothing deployed"
@@ -192,6 +201,7 @@ class Context:
                 holder=self.held.holder if self.held else "",
                 started=now,
                 updated=now,
+                traffic=traffic,
             )
         )
 
@@ -255,22 +265,27 @@ class Context:
         after_promotion: bool = False,
         interrupted: Callable[[], bool] = lambda: False,
         on_sight: Callable[[Sight], None] = lambda _sight: None,
+        look: Callable[[], Sight] | None = None,
     ) -> WatchEnd:
-        """Watch the deployment's triggers for `duration`; see `Watcher`."""
+        """Watch the deployment's triggers for `duration`; see `Watcher`.
+
+        `look` takes a sight of it, by default through its address.
+        """
 
         def on_tick(elapsed: float, sight: Sight) -> None:
             line = sight_line(elapsed, duration, sight)
             self.reporter.progress(f"watching {deployment}: {line}")
             on_sight(sight)
 
+        looking = nullcontext(look) if look else self._looks(self._client(deployment), deployment)
         with (
-            self._client(deployment) as client,
+            looking as see,
             live_metrics(self.policy, deployment) as live,
         ):
             watcher = Watcher(
                 policy=self.policy,
                 clock=self.clock,
-                look=lambda: replace(self._look(client, deployment), live=live.newest()),
+                look=lambda: replace(see(), live=live.newest()),
                 live=live.since_the_first,
                 interrupted=interrupted,
                 on_blind=lambda names: self._blind(deployment, f": {', '.join(names)}"),
@@ -293,6 +308,17 @@ class Context:
         """One look at a deployment, as the watch takes it."""
         with self._client(deployment) as client:
             return self._look(client, deployment)
+
+    def looking(self, deployment: Deployment) -> AbstractContextManager[Callable[[], Sight]]:
+        """Looks, as the watch takes them, at the release's own replicas alone."""
+        return self._looks(self._own_client(deployment), deployment)
+
+    @contextmanager
+    def _looks(
+        self, client: InferenceClient, deployment: Deployment
+    ) -> Iterator[Callable[[], Sight]]:
+        with client:
+            yield lambda: self._look(client, deployment)
 
     def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
         probes = probe(
@@ -318,6 +344,10 @@ class Context:
             if deployment == self.source
             else self.platform.base_url(deployment)
         )
+        return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
+
+    def _own_client(self, deployment: Deployment) -> InferenceClient:
+        url = self.platform.own_url(deployment)
         return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
 
     def _subfolder(self, name: str) -> Path:

@@ -17,6 +17,7 @@ from vllm_rollout.release.keeping import keep_evidence, kind_of_end
 from vllm_rollout.release.lock import LeaseLostError, hold
 from vllm_rollout.release.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.release.rollback import roll_back
+from vllm_rollout.release.traffic import traffic_before
 from vllm_rollout.release.waiting import wait_until_open
 from vllm_rollout.report.evidence import Evidence
 
@@ -48,12 +49,16 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
     def work(_started: datetime) -> End:
         target = context.target
         left = context.journal.read()
-        if left is not None and left.unfinished:
+        if left is not None and not left.unfinished:
+            left = None
+        if left is not None:
             context.take_over(left)
         context.recover()
         history = context.platform.history(target)
         serving = newest_served(history)
-        earlier = [r for r in history if serving is None or r.build != serving.build]
+        # A canary that has traffic is what is left, though the release has another build yet.
+        leaving = left.build if left and left.traffic else serving.build if serving else None
+        earlier = [r for r in history if r.build != leaving]
         good = context.ledger.good_revision(target, earlier)
         number = to if to is not None else good.number if good else None
         if number is None or number not in {r.number for r in history}:
@@ -63,7 +68,12 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
                 else f"{target} has no earlier good revision",
                 remedy=f"vllm-rollout history {target.model} -e {target.environment} lists them.",
             )
-        entry = context.begin(history[-1].build, before=number, note="rollback by hand")
+        entry = context.begin(
+            left.build if left and left.traffic else history[-1].build,
+            before=number,
+            note="rollback by hand",
+            traffic=left.traffic if left else None,
+        )
         return roll_back(context, entry, reason, code=ExitCode.OK)
 
     return _conduct(context, work, done=DecisionKind.ROLLED_BACK)
@@ -169,6 +179,7 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
         return _nothing_to_do(context, revision)
     if end := conditions.before_gates(context, revision):
         return end
+    traffic_before(context)  # refuses, before anything else, a ramp that could not begin
     # First, so that what cannot be deployed is not put under load for nothing.
     before = context.preflight(values)
     if before is not None and (refusal := refusal_of(before)):

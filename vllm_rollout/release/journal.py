@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vllm_rollout.deployment import Build
-from vllm_rollout.platform.base import ConflictError, Store
+from vllm_rollout.platform.base import ConflictError, Store, Weights
 
 
 class Phase(StrEnum):
@@ -26,10 +26,22 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficBefore:
+    """What a ramp by traffic set out from, and returns to.
+
+    How users' traffic was divided, and the ready replicas by which the release carried all of it.
+    """
+
+    weights: Weights
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
     """The rollout of one model, as last written down.
 
     `before` is the target's revision to return to, None when nothing was deployed there.
+    `traffic` is None where no traffic is moved.
     """
 
     run_id: str
@@ -43,6 +55,7 @@ class JournalEntry:
     holder: str
     started: datetime
     updated: datetime
+    traffic: TrafficBefore | None = None
 
     @property
     def unfinished(self) -> bool:

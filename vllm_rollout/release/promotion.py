@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from vllm_rollout.deployment import Build, Revision, Target
+from vllm_rollout.deployment import Build, Revision, Target, newest_served
 from vllm_rollout.errors import DeployError, ExitCode
 from vllm_rollout.judge import Outcome
+from vllm_rollout.release.canary_ramp import CanaryRamp
 from vllm_rollout.release.context import Context, End, trouble_of
-from vllm_rollout.release.journal import JournalEntry, Phase
+from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back
+from vllm_rollout.release.traffic import traffic_before
 from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.units import format_duration
 
@@ -40,16 +42,23 @@ class Promotion:
             for replicas, hold in (ramp if context.serves_users else [(capacity, timedelta())])
         ]
 
+    def by_traffic(self, context: Context, before: TrafficBefore) -> CanaryRamp:
+        """The ramp in shares of the traffic."""
+        return CanaryRamp(context=context, build=self.build, values=self.values, before=before)
+
 
 def describe(context: Context, promotion: Promotion) -> list[str]:
     """What `promote` would do, one line each."""
     history = context.platform.history(context.target)
     before = context.ledger.good_revision(context.target, history)
-    lines = [
-        f"bring {target.replicas} of {target.capacity} replicas of {context.target} to build "
-        f"{target.build.short}, then watch for {format_duration(hold)}"
-        for target, hold in promotion.steps(context)
-    ]
+    if traffic := traffic_before(context):
+        lines = promotion.by_traffic(context, traffic).describe()
+    else:
+        lines = [
+            f"bring {target.replicas} of {target.capacity} replicas of {context.target} to build "
+            f"{target.build.short}, then watch for {format_duration(hold)}"
+            for target, hold in promotion.steps(context)
+        ]
     if context.serves_users:
         lines.append(f"run the {context.target.environment} gates")
         lines.append(f"watch for {format_duration(context.policy.watch.duration)}")
@@ -60,12 +69,50 @@ def describe(context: Context, promotion: Promotion) -> list[str]:
 
 def promote(context: Context, promotion: Promotion) -> End:
     """Bring the target to the build, step by step, gate it and watch it."""
-    target = context.target
-    others = [r for r in context.platform.history(target) if r.build != promotion.build]
-    before = context.ledger.good_revision(target, others)
+    target, history = context.target, context.platform.history(context.target)
+    others = [r for r in history if r.build != promotion.build]
+    good = context.ledger.good_revision(target, others)
+    before = good.number if good else None
+    if traffic := traffic_before(context):
+        reached = _ramp_by_traffic(context, promotion, traffic, good=before)
+    else:
+        reached = _ramp_by_replicas(context, promotion, before=before)
+    if isinstance(reached, End):
+        return reached
+    entry, revision = reached
+    if context.serves_users:
+        return gate_and_watch(context, entry, revision, evidence_digest=promotion.evidence.digest)
+    run = context.verify(target)
+    if run.outcome is not Outcome.PASS:
+        return roll_back(context, entry, f"it does not serve: {trouble_of(run)}")
+    if trouble := context.register():
+        return roll_back(context, entry, trouble)
+    return _promoted(context, entry)
+
+
+def _ramp_by_traffic(
+    context: Context, promotion: Promotion, traffic: TrafficBefore, *, good: int | None
+) -> tuple[JournalEntry, Revision] | End:
+    """Bring the target to the build beside the one that serves, which is what there is to return
+    to until it is changed itself."""
+    ramp = promotion.by_traffic(context, traffic)
+    serving = newest_served(context.platform.history(context.target))
     entry = context.begin(
-        promotion.build, before=before.number if before else None, note="about to begin"
+        promotion.build,
+        before=serving.number if serving else None,
+        note="about to begin",
+        traffic=traffic,
     )
+    climbed = ramp.climb(entry)
+    return climbed if isinstance(climbed, End) else ramp.take_its_place(climbed, good=good)
+
+
+def _ramp_by_replicas(
+    context: Context, promotion: Promotion, *, before: int | None
+) -> tuple[JournalEntry, Revision] | End:
+    """Bring the target's replicas to the build, step by step."""
+    target = context.target
+    entry = context.begin(promotion.build, before=before, note="about to begin")
     revision: Revision | None = None
     for wanted, hold in promotion.steps(context):
         what = f"{wanted.replicas} of {wanted.capacity} replicas on build {wanted.build.short}"
@@ -95,14 +142,7 @@ def promote(context: Context, promotion: Promotion) -> End:
             )
     if revision is None:
         raise AssertionError("the policy has no ramp")
-    if context.serves_users:
-        return gate_and_watch(context, entry, revision, evidence_digest=promotion.evidence.digest)
-    run = context.verify(target)
-    if run.outcome is not Outcome.PASS:
-        return roll_back(context, entry, f"it does not serve: {trouble_of(run)}")
-    if trouble := context.register():
-        return roll_back(context, entry, trouble)
-    return _promoted(context, entry)
+    return entry, revision
 
 
 def gate_and_watch(

@@ -15,6 +15,7 @@ from vllm_rollout.release.context import Context, End, trouble_of
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.journal import JournalEntry, Phase
 from vllm_rollout.release.lock import LeaseLostError
+from vllm_rollout.release.traffic import give_back, remove_canary
 
 _T = TypeVar("_T")
 
@@ -101,6 +102,8 @@ def _return(context: Context, entry: JournalEntry, reason: str) -> str:
         seconds = f"{done - decided:.1f} s"
         context.say(f"{_named(entry)} is back after {seconds}; verifying that it serves")
         _verify(context)
+    if entry.traffic is not None:
+        _remove_canary(context)
     return (
         f"decide {begun - decided:.1f} s, act {done - begun:.1f} s, "
         f"verify {clock.monotonic() - done:.1f} s"
@@ -109,15 +112,25 @@ def _return(context: Context, entry: JournalEntry, reason: str) -> str:
 
 def _change(context: Context, entry: JournalEntry, reason: str) -> None:
     timeout = context.policy.deploy_timeout
-    if entry.before is None:
+    description = f"vllm-rollout {context.run_id}: rollback, {reason}"[:200]
+    if entry.traffic is not None:
+        give_back(context, entry, description=description)
+    elif entry.before is None:
         context.platform.uninstall(context.target, timeout=timeout)
-        return
-    context.platform.rollback(
-        context.target,
-        entry.before,
-        description=f"vllm-rollout {context.run_id}: rollback, {reason}"[:200],
-        timeout=timeout,
-    )
+    else:
+        context.platform.rollback(
+            context.target, entry.before, description=description, timeout=timeout
+        )
+
+
+def _remove_canary(context: Context) -> None:
+    """Only now: its pods could have been needed until the state before was seen to serve."""
+    try:
+        _patiently(context, lambda: remove_canary(context))
+    except LeaseLostError:
+        raise
+    except RolloutError as error:
+        raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
 
 
 def _verify(context: Context) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.errors import DeployError, RolloutError, UsageError
-from vllm_rollout.platform.base import Guard, NotReadyError, Route
+from vllm_rollout.platform.base import Guard, NotReadyError, Route, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
@@ -97,6 +97,28 @@ class KubernetesPlatform:
     def route(self, deployment: Deployment) -> Route:
         """The Service's URL, and whether it is reached directly or by a tunnel."""
         return self._ways.route(deployment)
+
+    def own_url(self, deployment: Deployment) -> str:
+        """As `base_url`: a Service has the release's own pods behind it."""
+        return self.base_url(deployment)
+
+    def weights(self, deployment: Deployment) -> Weights:
+        """Raises UsageError: traffic is not divided by weight here."""
+        raise UsageError(
+            f"the traffic of {deployment} cannot be divided by weight on Kubernetes",
+            remedy="Ramp by replicas: `canary: {by: replicas}`.",
+        )
+
+    def set_weights(
+        self,
+        deployment: Deployment,
+        weights: Weights,  # noqa: ARG002 - the Protocol's
+        *,
+        expect: Weights | None,  # noqa: ARG002
+        timeout: timedelta,  # noqa: ARG002
+    ) -> None:
+        """Raises: as `weights`."""
+        self.weights(deployment)
 
     def close(self) -> None:
         """Close the tunnels; otherwise they end with this process."""

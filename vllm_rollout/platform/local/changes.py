@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.deployment import Build, RevisionStatus
 from vllm_rollout.errors import DeployError
-from vllm_rollout.platform.base import ConflictError, Guard
+from vllm_rollout.platform.base import ConflictError, Guard, Weights, WeightsChangedError
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.control import Routers
@@ -152,6 +152,31 @@ class Changes:
                 starts_left -= 1
                 if not starts_left:
                     raise self._not_ready(name, row, "has a router that keeps ending")
+            time.sleep(_POLL_SECONDS)
+
+    def divide(
+        self, name: str, weights: Weights, *, expect: Weights | None, timeout: timedelta
+    ) -> None:
+        """Ask the router to divide the release's traffic, and wait until it does.
+
+        Raises:
+            WeightsChangedError: it was not divided as `expect`, or the router does not follow.
+        """
+        with self._state.database.transaction():
+            self.ensure_guarded()
+            now = self._state.weights(name)
+            if expect is not None and now != expect:
+                raise WeightsChangedError(
+                    f"{name}: traffic was to be divided {expect}, and is divided {now}"
+                )
+            self._state.put_weights(name, weights)
+        deadline = time.monotonic() + timeout.total_seconds()
+        while not self._state.weights_in_force(name):
+            if time.monotonic() > deadline:
+                raise WeightsChangedError(
+                    f"{name}: the router does not divide traffic {weights} after {timeout}"
+                )
+            self._routers.ensure(name)
             time.sleep(_POLL_SECONDS)
 
     def _deployed(self, name: str, number: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_rollout.errors import UnreachableError, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_SECONDS = 10.0
 
 # A release cannot be deleted while a replica row names it: the row is all that is known of a
@@ -67,6 +67,17 @@ CREATE TABLE leases (
     expires TEXT NOT NULL
 );
 """
+_SINCE = {
+    2: """
+CREATE TABLE traffic (
+    release TEXT PRIMARY KEY REFERENCES releases ON DELETE CASCADE,
+    stable INTEGER NOT NULL,
+    canary INTEGER,
+    in_force INTEGER NOT NULL
+);
+"""
+}
+"""What each later version of the schema adds."""
 
 
 class Database:
@@ -107,8 +118,11 @@ class Database:
                 )
             if version == 0:
                 self._connection.execute("PRAGMA journal_mode = WAL")
+            missing = [sql for number, sql in _SINCE.items() if number > version]
+            script = "".join([_SCHEMA] * (version == 0) + missing)
+            if script:
                 self._connection.executescript(
-                    f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;"
+                    f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;"
                 )
 
     @contextmanager

@@ -10,11 +10,12 @@ from typing import Any
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target, canonical_digest
 from vllm_rollout.errors import DeployError, UsageError
-from vllm_rollout.platform.base import Guard, Route
+from vllm_rollout.platform.base import Guard, Route, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.control import Routers
 from vllm_rollout.platform.local.ports import LOOPBACK
+from vllm_rollout.platform.local.proxy import OWN_PATH
 from vllm_rollout.platform.local.release_logs import ReleaseLogs
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
@@ -97,6 +98,30 @@ class LocalPlatform:
     def route(self, deployment: Deployment) -> Route:
         """The router's URL, which is reached directly."""
         return Route(url=self.base_url(deployment))
+
+    def own_url(self, deployment: Deployment) -> str:
+        """Where the router answers from the release's own replicas. Raises: as `base_url`."""
+        return self.base_url(deployment) + OWN_PATH
+
+    def weights(self, deployment: Deployment) -> Weights:
+        """How the router divides the release's traffic; it can always be divided here."""
+        return self._state.weights(_key(deployment))
+
+    def set_weights(
+        self,
+        deployment: Deployment,
+        weights: Weights,
+        *,
+        expect: Weights | None,
+        timeout: timedelta,
+    ) -> None:
+        """Divide the traffic, and return when the router does.
+
+        Raises:
+            WeightsChangedError: it is divided otherwise, or the router does not follow.
+            UnreachableError: the state file cannot be used.
+        """
+        self._changes.divide(_key(deployment), weights, expect=expect, timeout=timeout)
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""

@@ -10,6 +10,9 @@ from yarl import URL
 
 from vllm_rollout.platform.local.balancer import Balancer
 
+OWN_PATH = "/-/own"
+"""Under this path a router answers from its release's own replicas, never from the canary."""
+
 _BUFFERED_BODY_BYTES = 1_000_000
 _CONNECT_SECONDS = 5.0
 
@@ -69,11 +72,18 @@ class Proxy:
     """
 
     def __init__(
-        self, release: str, balancer: Balancer[Upstream], session: aiohttp.ClientSession
+        self,
+        release: str,
+        balancer: Balancer[Upstream],
+        session: aiohttp.ClientSession,
+        *,
+        under: str = "",
     ) -> None:
+        """`under` is the path that is taken off requests before they are passed on."""
         self._release = release
         self._balancer = balancer
         self._session = session
+        self._under = under
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
@@ -96,7 +106,7 @@ class Proxy:
         try:
             async with self._session.request(
                 request.method,
-                URL(upstream.url + request.raw_path, encoded=True),
+                URL(upstream.url + request.raw_path.removeprefix(self._under), encoded=True),
                 headers=_passed_on(request.headers, _NOT_FORWARDED),
                 data=await _body(request),
                 allow_redirects=False,

@@ -7,11 +7,13 @@ import uuid
 
 from vllm_rollout.errors import UnreachableError
 from vllm_rollout.platform.local.balancer import Balancer
+from vllm_rollout.platform.local.canary import Side, canary_key, with_canary
 from vllm_rollout.platform.local.composition import Part
 from vllm_rollout.platform.local.logs import trim
+from vllm_rollout.platform.local.ports import LOOPBACK
 from vllm_rollout.platform.local.proxy import Upstream
 from vllm_rollout.platform.local.replica import GIVEN_UP, ReplicaKeeper, Surroundings
-from vllm_rollout.platform.local.state import ReplicaRow, RevisionRow
+from vllm_rollout.platform.local.state import ALL_STABLE, ReplicaRow, RevisionRow
 from vllm_rollout.platform.local.values import LocalValues
 
 _TICK_SECONDS = 0.1
@@ -30,9 +32,15 @@ class Reconciler:
     leave at once. Those that were given up are replaced when another revision is desired.
     """
 
-    def __init__(self, around: Surroundings, balancer: Balancer[Upstream]) -> None:
+    def __init__(
+        self, around: Surroundings, balancer: Balancer[Upstream], own: Balancer[Upstream]
+    ) -> None:
+        """`balancer` divides all of the traffic, `own` what is asked of the own replicas only."""
         self._around = around
         self._balancer = balancer
+        self._own = own
+        self._weights = ALL_STABLE
+        self._canary: Side | None = None
         self._keepers: list[ReplicaKeeper] = []
         self._desired: RevisionRow | None = None
         self._stopping = False
@@ -52,6 +60,7 @@ class Reconciler:
             for tick in itertools.count():
                 try:
                     self._step(lives)
+                    self._divide()
                     if tick % _TRIM_EVERY_TICKS == 0:
                         self._trim()
                 except (UnreachableError, OSError) as error:
@@ -62,11 +71,12 @@ class Reconciler:
                 await asyncio.sleep(_TICK_SECONDS)
 
     def refresh(self) -> None:
-        """Tell the balancer who is ready, and at which weight."""
+        """Tell the balancers who is ready, and at which weight."""
         ready: dict[Upstream, float] = {
             each: self._weight(each) for each in self._keepers if each.ready
         }
-        self._balancer.update(ready)
+        self._own.update(ready)
+        self._balancer.update(with_canary(ready, self._weights, self._canary))
 
     def _step(self, lives: asyncio.TaskGroup) -> None:
         self._read()
@@ -88,6 +98,19 @@ class Reconciler:
                 each.leave()
         if in_place and self._around.release.settled != self._desired.number:
             self._around.state.settle(self._around.release.name, self._desired.number)
+
+    def _divide(self) -> None:
+        """Follow the weights that the release is asked to divide its traffic by."""
+        state, name = self._around.state, self._around.release.name
+        weights = state.weights(name)
+        canary = state.release(canary_key(name)) if weights.canary else None
+        url = f"http://{LOOPBACK}:{canary.port}" if canary else ""
+        if weights != self._weights or url != (self._canary.url if self._canary else ""):
+            self._weights = weights
+            self._canary = Side(url) if weights.canary else None
+            self.refresh()
+        if not state.weights_in_force(name):
+            state.enforce_weights(name, weights)
 
     def _read(self) -> None:
         release = self._around.state.release(self._around.release.name)

@@ -26,7 +26,7 @@ from vllm_rollout.platform.local.balancer import Balancer
 from vllm_rollout.platform.local.lock import RouterLock
 from vllm_rollout.platform.local.logs import log_folder
 from vllm_rollout.platform.local.ports import LOOPBACK
-from vllm_rollout.platform.local.proxy import Proxy, Upstream, make_session
+from vllm_rollout.platform.local.proxy import OWN_PATH, Proxy, Upstream, make_session
 from vllm_rollout.platform.local.reconcile import Reconciler
 from vllm_rollout.platform.local.replica import Surroundings
 from vllm_rollout.platform.local.state import ReleaseRow, State, open_state
@@ -51,8 +51,11 @@ async def serve(state_dir: Path, state: State, release: ReleaseRow, lock: Router
             environment=dict(os.environ),
             healthy=partial(_healthy, session),
         )
-        reconciler = Reconciler(around, balancer)
+        own: Balancer[Upstream] = Balancer()
+        reconciler = Reconciler(around, balancer, own)
         application = web.Application()
+        only_own = Proxy(release.name, own, session, under=OWN_PATH)
+        application.router.add_route("*", OWN_PATH + "/{path:.*}", only_own.handle)
         application.router.add_route(
             "*", "/{path:.*}", Proxy(release.name, balancer, session).handle
         )

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vllm_rollout.deployment import Build, Replica, Revision, RevisionStatus
+from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.database import Database
 from vllm_rollout.platform.local.ports import LOOPBACK, free_port
 from vllm_rollout.platform.local.processes import Identity
+
+ALL_STABLE = Weights(stable=1)
 
 LEAVING = "Terminating"
 """Phase of a replica that gets no new requests and will be ended."""
@@ -130,6 +133,31 @@ class State:
         """The ports that releases and replicas have."""
         sql = "SELECT port FROM releases UNION SELECT port FROM replicas WHERE port IS NOT NULL"
         return {row["port"] for row in self.database.rows(sql)}
+
+    def weights(self, name: str) -> Weights:
+        """How the release's traffic is to be divided; all of it is its own until somebody says."""
+        row = self.database.row("SELECT stable, canary FROM traffic WHERE release = ?", (name,))
+        return ALL_STABLE if row is None else Weights(stable=row["stable"], canary=row["canary"])
+
+    def put_weights(self, name: str, weights: Weights) -> None:
+        """Ask the release's router to divide its traffic so."""
+        self.database.execute(
+            "INSERT INTO traffic VALUES (?, ?, ?, 0) ON CONFLICT (release) DO UPDATE"
+            " SET stable = excluded.stable, canary = excluded.canary, in_force = 0",
+            (name, weights.stable, weights.canary),
+        )
+
+    def weights_in_force(self, name: str) -> bool:
+        """Whether the router has said that it divides traffic as it was last asked to, if ever."""
+        row = self.database.row("SELECT in_force FROM traffic WHERE release = ?", (name,))
+        return row is None or bool(row["in_force"])
+
+    def enforce_weights(self, name: str, weights: Weights) -> None:
+        """Note that the router divides traffic so, unless it is asked for something else by now."""
+        self.database.execute(
+            "UPDATE traffic SET in_force = 1 WHERE release = ? AND stable = ? AND canary IS ?",
+            (name, weights.stable, weights.canary),
+        )
 
     def delete_release(self, name: str) -> None:
         """Remove the release and its revisions; refused by the schema while it has replicas."""
