@@ -157,7 +157,8 @@ class Replica:
 
     `phase` uses Kubernetes' words (Pending, Running, Failed, …); `reason` is the waiting or
     termination reason (CrashLoopBackOff, OOMKilled, …) or empty; `address` is the URL of this
-    one replica, or empty where it has none that can be reached from here.
+    one replica, or empty where it has none that can be reached from here. `image` is the digest of
+    the image that it really runs, empty where that is not known, None where it runs none.
     """
 
     name: str
@@ -168,6 +169,12 @@ class Replica:
     reason: str = ""
     message: str = ""
     address: str = ""
+    image: str | None = None
+
+
+def images_of(replicas: Sequence[Replica]) -> tuple[str, ...]:
+    """The digests of the images that the ready ones run, as far as they are known, sorted."""
+    return tuple(sorted({r.image for r in replicas if r.ready and r.image}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

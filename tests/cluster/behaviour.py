@@ -29,6 +29,8 @@ class Behaviour:
     serves: Mapping[str, Any] | None = field(default=None)
     names: Mapping[str, str] | None = field(default=None)
     exited: int | None = None
+    tagged: str = ""
+    """What the tag of its image stands for: after another behaviour with another, it has moved."""
 
     @property
     def ready(self) -> bool:

@@ -4,6 +4,7 @@ Pods are really in the API server, with real conditions, container states, event
 no container runs. Where a test asks, a simulator answers for a pod on loopback.
 """
 
+import hashlib
 import json
 import threading
 import time
@@ -248,7 +249,7 @@ def status(pod: Pod, behaviour: Behaviour) -> dict[str, Any]:
     reported = {
         "name": container["name"],
         "image": container["image"],
-        "imageID": "",
+        "imageID": _image_id(container["image"], behaviour.tagged),
         "ready": ready,
         "started": behaviour.ready or behaviour.probe == "Readiness",
         "restartCount": behaviour.restarts,
@@ -277,6 +278,12 @@ def status(pod: Pod, behaviour: Behaviour) -> dict[str, Any]:
         ],
         "containerStatuses": [reported],
     }
+
+
+def _image_id(image: str, tagged: str) -> str:
+    """What a runtime pulled for `image`: its digest, or what its tag stands for."""
+    name, _, digest = image.partition("@")
+    return f"{name}@{digest or 'sha256:' + hashlib.sha256((name + tagged).encode()).hexdigest()}"
 
 
 def events(pod: Pod, behaviour: Behaviour) -> Iterator[tuple[str, str]]:

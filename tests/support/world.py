@@ -23,6 +23,7 @@ from vllm_rollout.deployment import (
     RevisionStatus,
     Target,
     canonical_digest,
+    images_of,
     newest_served,
 )
 from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
@@ -164,6 +165,8 @@ class SimulatedPlatform:
     never_ready: set[str] = field(default_factory=set)
     never_ready_again: set[str] = field(default_factory=set)
     """Builds that came up once, and would not be brought up by a rollback."""
+    images: dict[str, str] = field(default_factory=dict)
+    """What replicas run, by environment; where it is not said they run no images."""
     away: int = 0
     """How many rollbacks find the platform out of reach."""
     in_change: Callable[[str], None] = lambda _call: None
@@ -273,8 +276,9 @@ class SimulatedPlatform:
         serving = newest_served(history)
         count = serving.capacity if serving else sum(r.replicas for r in history[-1:])
         unready = self.unready.get(deployment.release, 0)
+        image = self.images.get(deployment.environment)
         return [
-            Replica(name=f"r{i}", phase="Running", ready=i >= unready, restarts=0)
+            Replica(name=f"r{i}", phase="Running", ready=i >= unready, restarts=0, image=image)
             for i in range(count)
         ]
 
@@ -425,6 +429,7 @@ class ScriptedGates:
                 for gate in gates
             ),
             loads={},
+            images=images_of(self.platform.replicas(deployment)),
         )
 
 

@@ -16,7 +16,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from vllm_rollout import __version__
-from vllm_rollout.deployment import Build, Deployment
+from vllm_rollout.deployment import Build, Deployment, images_of
 from vllm_rollout.errors import RolloutError, UnreachableError
 from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.gating.load_watch import JudgedLoad
@@ -50,20 +50,26 @@ _LOAD: TypeAdapter[LoadSummary] = TypeAdapter(LoadSummary)
 
 
 def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any]:
-    """Revision and build that the deployment runs now, as JSON; what cannot be read is said."""
+    """Revision, build and images that the deployment runs now, as JSON.
+
+    What cannot be read is said.
+    """
+    nothing = {"revision": None, "build": None, "images": []}
     if platform is None:
-        return {"revision": None, "build": None}
+        return nothing
     try:
         history = platform.history(deployment)
+        images = list(images_of(platform.replicas(deployment))) if history else []
     except RolloutError as error:
-        return {"revision": None, "build": None, "unknown": str(error)}
+        return {**nothing, "unknown": str(error)}
     if not history:
-        return {"revision": None, "build": None}
+        return nothing
     newest = history[-1]
     return {
         "revision": newest.number,
         "build": _BUILD.dump_python(newest.build, mode="json"),
         "complete": newest.complete,
+        "images": images,
     }
 
 
@@ -219,6 +225,7 @@ class Results:
             gates=_as_family([result_from_json(record["result"]) for record in records], policy),
             loads={} if load is None else {_LOAD_NAME: _LOAD.validate_python(load)},
             changed=_change(identities),
+            images=tuple(sorted({image for found in identities for image in found["images"]})),
         )
 
 
@@ -232,7 +239,9 @@ def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResul
 
 
 def _change(identities: list[dict[str, Any]]) -> str:
-    for before, after in pairwise(identities):
+    for earlier, after in pairwise(identities):
+        both = earlier["images"] and after["images"]  # not known for a moment is no change
+        before = earlier if both else {**earlier, "images": after["images"]}
         if before != after:
             if "unknown" in after:
                 return str(after["unknown"])
@@ -241,5 +250,8 @@ def _change(identities: list[dict[str, Any]]) -> str:
             was, now = (_BUILD.validate_python(each["build"]) for each in (before, after))
             if was and now:
                 changes += was.differences(now)
+            if before["images"] != after["images"]:
+                was_running, is_running = (", ".join(i["images"]) for i in (before, after))
+                changes.append(f"images: {was_running} -> {is_running}")
             return f"while the gates ran, {'; '.join(changes) or 'a ramp began or ended'}"
     return next((i["unknown"] for i in identities if "unknown" in i), "")

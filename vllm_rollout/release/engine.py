@@ -197,7 +197,11 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
         return wait
     gated = _evidence(context, started, None)
     promotion = Promotion(
-        build=build, values=values, source_revision=revision.number, evidence=gated
+        build=build,
+        values=values,
+        source_revision=revision.number,
+        evidence=gated,
+        images=run.images,
     )
     if plan_only:
         for line in describe(context, promotion):

@@ -1,6 +1,11 @@
-"""Is what would be promoted what was gated? Every part of a build, and the revision that has it."""
+"""Is what would be promoted what was gated? Every part of a build, and the revision that has it.
 
-from vllm_rollout.deployment import Build, Revision, newest_served
+A tag may move under an unchanged build, so the images that replicas really run are compared too.
+"""
+
+from collections.abc import Sequence
+
+from vllm_rollout.deployment import Build, Replica, Revision, newest_served
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.release.context import Context, End
 from vllm_rollout.report.evidence import GateRun
@@ -28,7 +33,30 @@ def not_what_was_gated(
     elif (now.number, now.build) != (revision.number, run.build):
         differences.append(f"revision: {revision.number} -> {now.number}")
         differences += run.build.differences(now.build)
+    differences += other_images(run.images, context.platform.replicas(context.source), build)
     return _refused(list(dict.fromkeys(differences))) if differences else None
+
+
+def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build) -> list[str]:
+    """In what the images that `replicas` run for `build` differ from those that were `gated`.
+
+    An image that is named by its digest cannot be another one. Of any other a digest that is not
+    known is a difference, except where replicas run no images.
+    """
+    if build.image_digest:
+        return []
+    running = [r for r in replicas if r.ready and r.build in ("", build.digest)]
+    if not gated and all(r.image is None for r in running):
+        return []
+    known = ", ".join(gated) or "not known"
+    if not running:
+        return [f"image: {known} -> no replica is ready that runs it"]
+    return [
+        f"image: {known} -> {r.name} runs {r.image or 'what is not known'} "
+        "(its name has a tag, which may move: name it by its digest)"
+        for r in running
+        if not r.image or r.image not in gated
+    ]
 
 
 def _refused(differences: list[str]) -> End:

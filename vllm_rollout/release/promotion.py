@@ -10,6 +10,7 @@ from vllm_rollout.errors import DeployError, ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.release.canary_ramp import CanaryRamp
 from vllm_rollout.release.context import Context, End, trouble_of
+from vllm_rollout.release.identity import other_images
 from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.traffic import traffic_before
@@ -25,6 +26,8 @@ class Promotion:
     values: Mapping[str, Any]
     source_revision: int
     evidence: Evidence
+    images: tuple[str, ...]
+    """The digests of those that the gated replicas really ran, as far as they are known."""
 
     def steps(self, context: Context) -> list[tuple[Target, timedelta]]:
         """The steps in replicas, and how long each is held.
@@ -131,6 +134,9 @@ def _ramp_by_replicas(
             code = ExitCode.ROLLED_BACK if revision else ExitCode.GATE_FAILED
             return roll_back(context, entry, str(error), code=code)
         context.say(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
+        replicas = context.platform.replicas(target)
+        if other := other_images(promotion.images, replicas, wanted.build):
+            return roll_back(context, entry, f"it is not what was gated: {'; '.join(other)}")
         end = context.watch(target, hold)
         if end.fired:
             return roll_back(context, entry, end.fired)

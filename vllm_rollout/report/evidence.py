@@ -167,6 +167,8 @@ class GateRun:
     gates: tuple[GateResult, ...]
     loads: dict[str, LoadSummary]
     changed: str = ""
+    images: tuple[str, ...] = ()
+    """Digests of the images that the replicas really ran; empty where they are not known."""
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 from cluster.behaviour import HEALTHY, crash_loop, slow_start
 from cluster.fixtures import Namespace, eventually
 
-from vllm_rollout.deployment import Deployment, RevisionStatus, Target
+from vllm_rollout.deployment import Deployment, RevisionStatus, Target, images_of
 from vllm_rollout.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.release.identity import other_images
 from vllm_rollout.resources import CHARTS
 
 pytestmark = pytest.mark.cluster
@@ -74,6 +76,26 @@ def test_a_release_is_ramped_described_and_rolled_back(
     back = platform.rollback(production, first.number, description="it broke", timeout=LONG)
     assert back.build == first.build
     assert {replica.build for replica in platform.replicas(production)} == {first.build.digest}
+
+
+def test_a_tag_that_moved_is_another_image_of_the_same_build(
+    namespace: Namespace, platform: KubernetesPlatform, production: Deployment
+) -> None:
+    values = {**made_of("one"), "image": {"repository": "registry.example.com/vllm", "tag": "v1"}}
+    staging = Deployment(MODEL, "staging", namespace.name)
+    images: dict[Deployment, tuple[str, ...]] = {}
+    for deployment in (staging, production):
+        build = platform.build(deployment, values)
+        target = Target(build=build, values=values, replicas=1, capacity=1)
+        platform.apply(deployment, target, description="a test", timeout=LONG)
+        images[deployment] = images_of(platform.replicas(deployment))
+        assert len(images[deployment]) == 1
+        namespace.behave(replace(HEALTHY, tagged="something newer"))
+
+    (difference,) = other_images(images[staging], platform.replicas(production), build)
+    assert images[staging][0] in difference
+    assert images[production][0] in difference
+    assert other_images(images[production], platform.replicas(production), build) == []
 
 
 def test_what_does_not_come_up_is_undone_and_says_what_its_pods_said(

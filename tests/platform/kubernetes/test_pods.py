@@ -56,6 +56,7 @@ def status(
     }
 
 
+DIGEST = "sha256:" + "5" * 64
 RUNNING = {"ready": True, "started": True, "state": {"running": {"startedAt": "…"}}}
 
 
@@ -70,7 +71,26 @@ def test_a_serving_pod_is_a_ready_replica_of_its_build() -> None:
         ready=True,
         restarts=0,
         build=BUILD,
+        image="",
     )
+
+
+@pytest.mark.parametrize(
+    ("image_id", "digest"),
+    [
+        (f"docker.io/vllm/vllm-openai@{DIGEST}", DIGEST),  # containerd, CRI-O
+        (f"docker-pullable://vllm/vllm-openai@{DIGEST}", DIGEST),
+        ("", ""),
+        (f"docker.io/vllm/vllm-openai@{DIGEST[:-1]}", ""),
+    ],
+)
+def test_the_image_is_what_the_runtime_pulled_for_the_first_container(
+    image_id: str, digest: str
+) -> None:
+    mesh = {"name": "istio-proxy", "imageID": "istio@sha256:" + "f" * 64}
+    said = status({**RUNNING, "imageID": image_id}, ready="True")
+    said["containerStatuses"].insert(0, mesh)
+    assert replica(pod(said)).image == digest
 
 
 @pytest.mark.parametrize(

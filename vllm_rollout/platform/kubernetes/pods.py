@@ -1,5 +1,6 @@
 """Pods as replicas: what the API server says of a pod, and what that means."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from vllm_rollout.platform.redact import redact, secrets_in
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 BUILD_ANNOTATION = "vllm-rollout/build"
 _HOOK_ANNOTATION = "helm.sh/hook"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
 _STARTING = {"ContainerCreating", "PodInitializing"}
 
 
@@ -35,6 +37,7 @@ class _States(_Wire):
 
 class _Container(_Wire):
     name: str
+    image_id: str = Field(default="", alias="imageID")
     ready: bool = False
     restart_count: int = 0
     state: _States = _States()
@@ -135,7 +138,19 @@ def replica_of(pod: Pod) -> Replica:
         build=pod.metadata.annotations.get(BUILD_ANNOTATION, ""),
         reason=reason,
         message=message,
+        image=_image(pod),
     )
+
+
+def _image(pod: Pod) -> str:
+    """The digest of the first container's image, as the runtime pulled it; empty if unknown.
+
+    The others are not the model server's: a mesh or a log shipper puts its own beside it.
+    """
+    first = pod.spec.containers[0].name
+    ids = [c.image_id for c in pod.status.container_statuses if c.name == first]
+    found = _DIGEST.search(ids[0]) if ids else None
+    return found[0] if found else ""
 
 
 def _trouble(status: _Status) -> tuple[str, str]:
