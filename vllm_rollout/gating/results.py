@@ -54,7 +54,7 @@ def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any
 
     What cannot be read is said.
     """
-    nothing = {"revision": None, "build": None, "images": []}
+    nothing: dict[str, Any] = {"revision": None, "build": None, "images": []}
     if platform is None:
         return nothing
     try:
