@@ -1,124 +1,219 @@
-"""How long it takes from a fault in production to the old revision serving, and where it goes.
+"""How long it takes from a fault in production to the old build serving again, and where it goes.
 
-    python benchmarks/rollback_time.py [--runs 5]
+    python benchmarks/rollback_time.py [--runs 3] [--platform local|cluster] [--json FILE]
 
-On the local platform, with the simulator as the model server: a build is promoted; while it is
-watched, its error rate is turned to 50%. Measured is, in seconds of this machine,
+Production serves its second build; `vllm-rollout watch` stands over it and every request begins to
+fail. Measured is, in seconds of this machine,
 
-- detect: from the fault to the trigger (of which `triggers.error_rate.for` and the window are the
-  policy's own: here 1 s each; the defaults are 5 minutes and 1 minute),
-- decide: from the trigger to the platform's rollback beginning (lease, journal, decision),
-- act: until the old revision is the one that serves,
-- verify: until pods, health and inference have shown that it serves.
+- detect: from the fault to the trigger that fired. This is the policy's: here an observation every
+  0.2 s, and a complete outage for 1 s (the defaults: every 5 s, for 30 s);
+- decide: from the trigger to the platform's rollback (the lease, the journal, the decision);
+- act: until the old build is the one that serves;
+- verified: until its pods, its health and an answer have shown that it does.
 
-Medians of the runs are printed. It takes about two minutes a run, most of it gates before.
+On the local platform the model server is the simulator, in processes; on a cluster it is a real
+API server and a real Helm, and the simulator answers for the pods (tests/cluster/README.md). What
+a model takes to load is not in it: on Kubernetes, that is most of `act`.
 """
 
 import argparse
 import json
 import os
 import re
+import secrets
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from cluster.behaviour import HEALTHY
+from cluster.build_tools import tool
+from cluster.fixtures import namespace_of, running_cluster
 from support.short_policy import short_policy
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.platform.base import Platform
 from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.report.evidence import read_evidence
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"
-PARTS = ("detect", "decide", "act", "verify")
-BIN = Path(sys.executable).parent
+REPLICAS = 2
+LONG = timedelta(minutes=3)
+_FAULT = {"error_rate": 1.0}
 
 
-def values(folder: Path, revision: str) -> str:
-    command = ["{python}", "-m", "vllm_rollout.simulator", "--port", "{port}", "--model", "{model}"]
-    command += ["--ttft-seconds", "0.01", "--inter-token-seconds", "0.001"]
-    file = folder / f"{revision}.yaml"
-    file.write_text(yaml.safe_dump({"command": command, "model_revision": revision}))
-    return str(file)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Seconds from one end to the next."""
+
+    detect: float
+    decide: float
+    act: float
+    verified: float
+
+    @property
+    def in_all(self) -> float:
+        """From the fault to the old build shown to serve."""
+        return sum(asdict(self).values())
 
 
-def run(folder: Path, *words: str) -> None:
-    done = subprocess.run(
-        [str(BIN / words[0]), *words[1:]], cwd=folder, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it is measured: a folder with a policy, a platform, builds, and a fault."""
+
+    folder: Path
+    platform: Platform
+    production: Deployment
+    values: Callable[[str], Mapping[str, Any]]
+    break_it: Callable[[], None]
+
+    def deploy(self, version: str) -> None:
+        """Bring all of production to a build, as if its gates had passed."""
+        values = dict(self.values(version))
+        build = self.platform.build(self.production, values)
+        target = Target(build=build, values=values, replicas=REPLICAS, capacity=REPLICAS)
+        made = self.platform.apply(self.production, target, description=version, timeout=LONG)
+        Ledger(self.platform.store).passed(self.production, made, "sha256:" + "0" * 64)
 
 
-def to_staging(folder: Path, revision: str) -> None:
-    run(folder, "vllm-rollout", "deploy", MODEL, "--values", values(folder, revision))
-    run(folder, "gate-and-promote", MODEL, "--to", "staging")
-
-
-def measured(folder: Path, platform: LocalPlatform, revision: str) -> dict[str, float]:
-    """One rollback's parts, from what the rollout's evidence says of itself."""
-    to_staging(folder, revision)
-    broken = 0.0
+def measured(place: Place, run: int) -> Times:
+    """Break a new build while it is watched; the times of its rollback."""
+    place.deploy(f"good-{run}")
+    place.deploy(f"bad-{run}")
+    broken = fired = 0.0
+    said: list[str] = []
+    command = [str(Path(sys.executable).parent / "vllm-rollout"), "watch", MODEL, "--for", "5m"]
     with subprocess.Popen(
-        [str(BIN / "gate-and-promote"), MODEL], cwd=folder, stdout=subprocess.PIPE, text=True
-    ) as rollout:
-        for line in rollout.stdout or ():
-            if f"watching production/{MODEL} for" in line:
-                for replica in platform.replicas(Deployment(MODEL, "production")):
-                    dials = {"error_rate": 0.5}
-                    httpx.patch(f"{replica.address}/simulator/dials", json=dials)
+        command, cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as watch:
+        for line in watch.stdout or ():
+            said.append(line)
+            if f"watching {place.production}, revision" in line and not broken:
+                place.break_it()
                 broken = time.time()
-    newest = max(folder.glob(f"reports/{MODEL}/*/evidence.json"), key=lambda f: f.stat().st_mtime)
-    steps = json.loads(newest.read_text())["evidence"]["steps"]
-    began = next(s for s in steps if s["title"].startswith("rolling "))
-    times = next(s["detail"] for s in steps if "again, verified" in s["title"])
-    fired = datetime.fromisoformat(began["at"]).timestamp()
-    parts = {
+            if "a trigger fired" in line:
+                fired = time.time()
+    if watch.returncode != ExitCode.ROLLED_BACK:
+        sys.exit(f"the watch ended with {watch.returncode}\n{''.join(said)}")
+    files = place.folder.glob(f"reports/{MODEL}/*/evidence.json")
+    steps = read_evidence(max(files, key=lambda file: file.stat().st_mtime_ns)).steps
+    began = next(step for step in steps if step.title.startswith("rolling "))
+    parts = next(step.detail for step in steps if "again, verified" in step.title)
+    seconds = {
         part: float(found[1])
-        for part in PARTS[1:]
-        if (found := re.search(rf"{part} ([0-9.]+) s", times))
+        for part in ("decide", "act", "verify")
+        if (found := re.search(rf"{part} ([0-9.]+) s", parts))
     }
-    return {"detect": fired - broken, **parts}
+    return Times(
+        detect=fired - broken,
+        decide=began.at.timestamp() - fired + seconds["decide"],
+        act=seconds["act"],
+        verified=seconds["verify"],
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3)
-    runs: int = parser.parse_args().runs
-    os.environ.setdefault("VLLM_ROLLOUT_API_KEY", "unused-by-this-server")
+def _policy(**changes: Any) -> dict[str, Any]:
+    return {**short_policy(rate=10, seconds=2, expected=5), **changes}
+
+
+@contextmanager
+def local() -> Iterator[Place]:
+    """Processes on this machine."""
+    serve = ["{python}", "-m", "vllm_rollout.simulator", "--port", "{port}", "--model", "{model}"]
+    serve += ["--ttft-seconds", "0.01", "--inter-token-seconds", "0.001"]
+    production = Deployment(MODEL, "production")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        policy = {**short_policy(rate=100, seconds=2, expected=80), "platform": "local"}
-        # Long enough for a trigger on a machine that does other things too.
-        policy["watch"] = {**policy["watch"], "duration": "60s"}
-        (folder / "rollout.yaml").write_text(yaml.safe_dump(policy))
+        (folder / "rollout.yaml").write_text(yaml.safe_dump(_policy(platform="local")))
         platform = load_settings(
             policy_file=str(folder / "rollout.yaml"),
             overrides={"local.state": str(folder / ".vllm-rollout")},
         ).require_platform()
         assert isinstance(platform, LocalPlatform)
+
+        def break_it() -> None:
+            for replica in platform.replicas(production):
+                httpx.patch(f"{replica.address}/simulator/dials", json=_FAULT)
+
         try:
-            to_staging(folder, "r0")
-            run(folder, "gate-and-promote", MODEL, "--set", "watch.duration=5s")
-            found = [measured(folder, platform, f"r{n}") for n in range(1, runs + 1)]
+            yield Place(
+                folder,
+                platform,
+                production,
+                lambda version: {"command": serve, "model_revision": version},
+                break_it,
+            )
         finally:
             platform.stop_all()
-    for part in PARTS:
-        figures = sorted(each[part] for each in found)
-        sys.stdout.write(
-            f"{part:8} median {statistics.median(figures):6.2f} s   "
-            f"from {figures[0]:.2f} to {figures[-1]:.2f} s\n"
+
+
+@contextmanager
+def cluster() -> Iterator[Place]:
+    """A real API server and a real Helm."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running_cluster(Path(name)) as running,
+        namespace_of(running, f"rollback-{secrets.token_hex(4)}") as namespace,
+    ):
+        folder = Path(name)
+        url = f"{running.services.url}/{{namespace}}/{{model}}-{{environment}}"
+        policy = _policy(
+            namespace=namespace.name,
+            service_url=url,
+            deploy_timeout="3m",
+            kubernetes={"helm": str(tool("helm4"))},
         )
-    total = statistics.median(sum(each.values()) for each in found)
-    sys.stdout.write(f"{'in all':8} median {total:6.2f} s   ({runs} runs)\n")
+        (folder / "rollout.yaml").write_text(yaml.safe_dump(policy))
+        os.environ["KUBECONFIG"] = str(namespace.kubeconfig)
+        namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
+        production = Deployment(MODEL, "production", namespace.name)
+        platform = load_settings(policy_file=str(folder / "rollout.yaml")).require_platform()
+
+        def break_it() -> None:
+            for server in running.kubelet.serving(namespace.name, production.release):
+                server.turn(**_FAULT)
+
+        yield Place(
+            folder,
+            platform,
+            production,
+            lambda version: {"model": {"name": MODEL, "revision": version}},
+            break_it,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--platform", choices=("local", "cluster"), default="local")
+    parser.add_argument("--json", type=Path, help="write every run's figures there")
+    asked = parser.parse_args()
+    os.environ.setdefault("VLLM_ROLLOUT_API_KEY", "unused-by-this-server")
+    with {"local": local, "cluster": cluster}[asked.platform]() as place:
+        found = [measured(place, run) for run in range(asked.runs)]
+    for part in (*(field.name for field in fields(Times)), "in_all"):
+        figures = sorted(getattr(each, part) for each in found)
+        sys.stdout.write(
+            f"{part:8}  median {statistics.median(figures):6.2f} s   "
+            f"from {figures[0]:.2f} to {figures[-1]:.2f} s   ({asked.runs} runs)\n"
+        )
+    if asked.json:
+        asked.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
 
 
 if __name__ == "__main__":

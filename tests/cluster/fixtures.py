@@ -100,11 +100,11 @@ def _control_plane(folder: Path) -> ControlPlane | ExistingControlPlane:
     return ExistingControlPlane(folder, Path(existing)) if existing else ControlPlane(folder)
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A real control plane, up in seconds, for all tests of this process."""
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """A real control plane, up in seconds, with a node; its files are in `folder`."""
     with (
-        _control_plane(tmp_path_factory.mktemp("cluster")) as control_plane,
+        _control_plane(folder) as control_plane,
         control_plane.client("admin") as api,
     ):
         kubelet = Kubelet(control_plane, control_plane.issue("node", "nodes"))
@@ -121,6 +121,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         finally:
             services.close()
             kubelet.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A control plane for all tests of this process."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -179,7 +181,13 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     records = sorted((site.folder / "deployments").glob(f"{MODEL}-*.md"))
     assert len(records) == 2
     assert "Reason: first of all" in records[0].read_text()
+    assert "- Rollback: none: nothing was deployed there before" in records[0].read_text()
     assert "error rate" in records[1].read_text()
+    undo = f"vllm-rollout rollback {MODEL} -e production --to 2"
+    assert f"- Rollback: {undo}" in records[1].read_text()
+    link = re.search(r"- Evidence: \[(.*)\]\((.*)\)", records[1].read_text())
+    assert link is not None
+    assert read_evidence(records[1].parent / link[2]).digest == link[1]
     folder = site.folder / "reports" / MODEL / evidence.run_id
     assert "ROLLED BACK" in (folder / "report.html").read_text()
 
@@ -225,6 +233,45 @@ def test_a_person_signs_off_what_then_goes_to_production(site: Site) -> None:
     done = site.run("gate-and-promote", MODEL, *asked)
     assert done.returncode == ExitCode.OK, done.stdout
     assert "staging gates are not run again" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mount", "trouble"),
+    [
+        (
+            "mount -t tmpfs -o size=4k full reports && head -c 8k /dev/zero > reports/full",
+            "No space",
+        ),
+        ("mount --bind reports reports && mount -o remount,bind,ro reports", "Read-only"),
+    ],
+    ids=["full disk", "read-only"],
+)
+def test_without_room_for_reports_nothing_is_promoted_and_the_evidence_is_in_the_store(
+    site: Site, mount: str, trouble: str
+) -> None:
+    site.to_staging("one")
+    run = shlex.join(site.command("gate-and-promote", MODEL))
+    # A mount that only this run sees, and that is gone with it.
+    shell = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*shell, "mount -t tmpfs none /mnt"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount anything")
+
+    done = subprocess.run(
+        [*shell, f"{{ {mount}; }} 2>/dev/null; exec {run}"],
+        cwd=site.folder,
+        env=site.environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+    assert done.returncode == ExitCode.INCONCLUSIVE, done.stdout + done.stderr
+    assert "the gates could not be run: [Errno" in done.stdout
+    assert trouble in done.stdout
+    assert "the report could not be written, the evidence is in the platform's store" in done.stdout
+    assert site.production() == []
+    history = site.run("vllm-rollout", "history", MODEL, "--json")
+    assert json.loads(history.stdout)["decisions"][-1]["evidence"]
 
 
 def test_nothing_reaches_production_unless_staging_passes(site: Site) -> None:

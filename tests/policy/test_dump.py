@@ -16,13 +16,23 @@ platform: local
 order: [development, staging, canary, production]
 windows: {peak_hours: [{from: 12:00, to: 13:00}], holidays: [2026-12-25], timezone: UTC}
 environments:
-  staging: {gates: {latency: off}, soak: off}
+  staging:
+    gates: {latency: off, goodput: {target: 95%, itl: 100ms}}
+    soak: off
+    load: {traffic: {profile: [{rate: 2/s, to: 20/s, for: 5m}, {rate: 3/s, for: 1m}]}}
   production: {gates: {smoke: {url: off}}}
   canary:
     replicas: 2
     gates: {latency: {limit: 1500ms}}
     soak: {minimum: 1h, maximum: 2h, observed_by: age, grace: 0s, max_gap: 1m}
     sign_off: {valid: 24h}
+notifications:
+  channels:
+    - {name: team, kind: slack, url_env: SLACK_WEBHOOK_URL}
+    - {name: page, kind: command, command: [./page.sh], messages: [blind]}
+    - {name: bus, kind: webhook, url_file: /run/url, secret_env: KEY}
+prometheus:
+  gateway: {metric: istio_requests_total, labels: {le: off}, status_label: code, failed: "5.."}
 ramp: [{share: 12.5%, hold: 90s}, {share: 100%, hold: 0s}]
 models:
   plain: {}

@@ -157,6 +157,37 @@ def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: Wo
     assert (entry.who, entry.evidence) == ("Grace of QA (as grace)", pending.digest)
 
 
+def test_people_are_asked_to_sign_with_the_command_and_told_what_else_is_missing(
+    world: World,
+) -> None:
+    del world.overrides[SIGN_OFF]
+
+    def told(**options: bool) -> list[tuple[str, str]]:
+        said: list[tuple[str, str]] = []
+        context = world.context()
+        context.notify = lambda kind, text: said.append((kind, text))
+        context.undelivered = lambda: ["unsigned to team: it is down"] if said else []
+        evidence = gate_and_promote(context, **options)
+        assert evidence.exit_code == ExitCode.INCONCLUSIVE
+        for _, text in said:
+            assert "DIGEST" not in text
+        assert (evidence.digest[7:23] in str(said)) == bool(said)
+        return said
+
+    assert told(plan_only=True) == []
+    ((kind, text),) = told()
+    assert kind == "unsigned"
+    assert text.endswith(" --as YOUR-NAME (or --reject)")
+
+    world.overrides["environments.staging.soak.observed_by"] = "samples"
+    world.clock.seconds = 2 * 24 * 3600  # Friday
+    (waiting, why), (unsigned, _) = told()
+    assert (waiting, unsigned) == ("waiting", "unsigned")
+    assert "the soak is not over" in why
+    assert "friday is not a deployment day" in why
+    assert "sign-off" not in why
+
+
 def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
     del world.overrides[SIGN_OFF]
     pending = gate_and_promote(world.context())
@@ -316,6 +347,8 @@ def test_waiting_for_a_window_holds_nothing_and_gates_afterwards(world: World) -
     told: list[str] = []
     context = world.context()
     context.reporter.progress = told.append  # type: ignore[method-assign]
+    messages: list[tuple[str, str]] = []
+    context.notify = lambda kind, text: messages.append((kind, text))
     leases: list[bool] = []
     world.clock.meanwhile = lambda: leases.append(bool(world.platform.store.leases))
     begun: list[str] = []
@@ -327,6 +360,10 @@ def test_waiting_for_a_window_holds_nothing_and_gates_afterwards(world: World) -
     assert "friday is not a deployment day" in told[0]
     assert "opens Monday 2026-11-23 09:00 UTC, in 71h" in told[0]
     assert begun[0] == "Monday 09:00 staging"
+    first, *later = messages
+    assert first[0] == "waiting"
+    assert first[1].endswith("opens Monday 2026-11-23 09:00 UTC")
+    assert [kind for kind, _ in later] == ["promotion", "promoted"]
     waited = sum("waiting for a deployment window" in line for line in told)
     assert waited > 100
     assert not any(leases[:waited])

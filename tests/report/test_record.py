@@ -37,7 +37,8 @@ def options(tmp_path: Path) -> dict[str, Any]:
         "folder": tmp_path / "deployments",
         "deployer": "qa",
         "reason": "New model version with improved accuracy",
-        "rollback_command": "helm rollback llama-2-7b-production 4 -n system",
+        "rollback_command": "vllm-rollout rollback llama-2-7b -e production --to 4",
+        "undo_command": "helm rollback llama-2-7b-production 4 -n system --wait",
         "report_path": tmp_path / "reports" / "llama-2-7b" / "run 1" / "report.html",
         "version": "vllm-deployment-0.1.0",
         "previous": "revision 4, build 0123456789ab",
@@ -57,9 +58,10 @@ def test_a_record_has_the_workflows_fields_and_why_it_was_rolled_back(
         "- Deployer: qa",
         "- Version: vllm-deployment-0.1.0",
         "- Reason: New model version with improved accuracy",
-        "- Rollback: helm rollback llama-2-7b-production 4 -n system",
+        "- Rollback: vllm-rollout rollback llama-2-7b -e production --to 4",
+        "- Rollback without vllm-rollout: helm rollback llama-2-7b-production 4 -n system --wait",
         "- Outcome: ROLLED BACK (exit code 5)",
-        f"- Evidence: {rolled_back.digest}",
+        f"- Evidence: [{rolled_back.digest}](../reports/llama-2-7b/run%201/evidence.json)",
         "- Previous: revision 4, build 0123456789ab",
         "## Why it was rolled back",
         "| 2026-01-27 09:44:10 UTC | trigger fired | FAIL | error rate |",
@@ -77,10 +79,13 @@ def test_a_promotion_says_nothing_of_rollback(
     promoted = replace(rolled_back, exit_code=0, conclusion="Promoted")
     build = promoted.runs[0].build
     assert build is not None
-    path = write_record(promoted, **{**options, "version": "", "previous": ""})
+    runs = (replace(promoted.runs[0], images=("sha256:1234",)), *promoted.runs[1:])
+    promoted = replace(promoted, runs=runs)
+    path = write_record(promoted, **{**options, "version": "", "previous": "", "undo_command": ""})
     text = path.read_text(encoding="utf-8")
     assert "rolled back" not in text
-    assert f"- Version: build {build.short}, model revision r7\n" in text
+    assert "without vllm-rollout" not in text
+    assert f"- Version: build {build.short}, model revision r7, image sha256:1234\n" in text
     assert "- Previous: not recorded\n" in text
 
 

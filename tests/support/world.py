@@ -262,6 +262,9 @@ class SimulatedPlatform:
         self.releases.pop(deployment.release, None)
         self.in_change(self.calls[-1])
 
+    def undo_command(self, deployment: Deployment, revision: int | None) -> str:
+        return ""
+
     def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
         history = self.releases.get(deployment.release, [])
         if not history or history[-1].status is not RevisionStatus.PENDING:

@@ -83,12 +83,15 @@ def show_end(evidence: Evidence, context: Context) -> None:
     try:
         paths = write_reports(evidence, context.folder)
         if context.touched and context.serves_users:
+            entry = context.journal.last
+            before = entry.before if entry else None
             record = write_record(
                 evidence,
                 folder=Path("deployments"),
                 deployer=context.who,
                 reason=context.reason,
-                rollback_command=f"vllm-rollout rollback {target.model} -e {target.environment}",
+                rollback_command=_rollback_command(target, before),
+                undo_command=context.platform.undo_command(target, before),
                 report_path=paths.html,
                 previous=context.previous,
                 environment=target.environment,
@@ -102,3 +105,10 @@ def show_end(evidence: Evidence, context: Context) -> None:
     options.say(evidence.conclusion)
     if context.awaits_sign_off:
         options.say(f"sign it off: {sign_off_command(target.model, evidence.digest)}")
+
+
+def _rollback_command(target: Deployment, before: int | None) -> str:
+    """What to type to return to the revision that served before the run."""
+    if before is None:
+        return "none: nothing was deployed there before"
+    return f"vllm-rollout rollback {target.model} -e {target.environment} --to {before}"

@@ -255,6 +255,12 @@ class Platform(Protocol):
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and everything that serves it. Removing nothing is no error."""
 
+    def undo_command(self, deployment: Deployment, revision: int | None) -> str:
+        """What to type to return to `revision` (None: to nothing deployed) without this suite.
+
+        Empty where it takes the suite.
+        """
+
     def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
         """Clear what a killed client left half done, within `timeout`; say what was found, or "".
 

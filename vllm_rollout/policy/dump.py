@@ -14,8 +14,6 @@ class _Off:
 
 
 _OFF = _Off()
-# Keys whose absence means something: of a ramp step one is written, of a model perhaps none.
-_UNWRITTEN = {"replicas", "share", "parameters"}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -52,13 +50,9 @@ def dump_policy(policy: Policy) -> str:
 
 
 def _written(value: Any) -> Any:
-    """The value with `off` for everything left out, and without what was never written."""
+    """The value with `off` for everything left out."""
     if isinstance(value, Mapping):
-        return {
-            key: _OFF if inner is None else _written(inner)
-            for key, inner in value.items()
-            if inner is not None or key not in _UNWRITTEN
-        }
+        return {key: _OFF if inner is None else _written(inner) for key, inner in value.items()}
     return [_written(item) for item in value] if isinstance(value, list) else value
 
 

@@ -21,7 +21,9 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     WithJsonSchema,
+    model_serializer,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
@@ -62,6 +64,16 @@ class Block(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves keys out that can only be left out: `off` is not a value of theirs."""
+        written: dict[str, Any] = write(self)
+        for name, field in type(self).model_fields.items():
+            off = any(isinstance(each, MayBeOff) for each in field.metadata)
+            if getattr(self, name) is None and not off:
+                written.pop(field.alias or name, None)
+        return written
 
 
 def _duration(value: object) -> timedelta:

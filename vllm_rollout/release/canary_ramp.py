@@ -14,6 +14,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.policy import RampStep
 from vllm_rollout.release.context import Context, End, trouble_of
+from vllm_rollout.release.identity import same_images
 from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.sides import Sides
@@ -28,6 +29,8 @@ class CanaryRamp:
     context: Context
     build: Build
     values: Mapping[str, Any]
+    images: tuple[str, ...]
+    """Of the gated replicas, as in `Promotion`."""
     before: TrafficBefore
 
     def describe(self) -> list[str]:
@@ -144,6 +147,7 @@ class CanaryRamp:
             description=f"vllm-rollout {context.run_id}: {entry.note}",
             timeout=context.policy.deploy_timeout,
         )
+        same_images(context, deployment, self.build, self.images)
         context.say(f"{deployment}: revision {revision.number} is ready", outcome=Outcome.PASS)
         return revision
 

@@ -11,10 +11,17 @@ from pathlib import Path
 from vllm_rollout.deployment import Deployment, Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.release.context import Context, End
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.oncall import nobody_on_call
-from vllm_rollout.release.signoff import SignOff, SignOffs, gate_run, unusable
+from vllm_rollout.release.signoff import (
+    SignOff,
+    SignOffs,
+    gate_run,
+    sign_off_command,
+    unusable,
+)
 from vllm_rollout.release.soak import Sampling
 from vllm_rollout.release.waiting import reasons_to_wait
 from vllm_rollout.report.evidence import Evidence, GateRun, Override, evidence_key
@@ -122,6 +129,7 @@ def still_to_wait_for(context: Context, revision: Revision) -> End | None:
     ]
     if context.serves_users and (reason := nobody_on_call(context.policy.windows.on_call)):
         reasons += [] if _passed_over(context, reason) else [reason]
+    context.waits_for = "; ".join(reasons)
     rules = context.policy.environments[context.source.environment]
     if (
         rules.sign_off
@@ -170,14 +178,36 @@ def override_of(context: Context) -> Override | None:
     )
 
 
-def ask_for_sign_off(context: Context, evidence: Evidence) -> None:
-    """Note that this evidence, which is kept, waits for a person."""
+def tell_the_end(context: Context, kind: DecisionKind, conclusion: str) -> None:
+    """Tell people how the run ended. Where only time or a person is missing, that is no refusal.
+
+    What a person is asked for is told by `ask_for_sign_off`, when there is something to sign.
+    """
+    if not (context.waits_for or context.awaits_sign_off):
+        context.notify(kind, conclusion)
+    elif context.waits_for:
+        context.notify(MessageKind.WAITING, context.waits_for)
+
+
+def ask_for_sign_off(context: Context, evidence: Evidence, *, tell: bool) -> None:
+    """Note that this evidence, which is kept, waits for a person; and `tell` people what to do."""
     if not context.awaits_sign_off:
         return
+    model = context.source.model
     try:
-        SignOffs(context.platform.store, context.source.model).ask(context.source, evidence.digest)
+        SignOffs(context.platform.store, model).ask(context.source, evidence.digest)
     except RolloutError as error:
         context.reporter.progress(f"status will not show what waits for sign-off: {error}")
+    if not tell:
+        return
+    command = sign_off_command(model, evidence.digest)
+    context.notify(
+        MessageKind.UNSIGNED,
+        f"The {context.source.environment} gates passed. Read the report of run {context.run_id}, "
+        f"then: {command} (or --reject)",
+    )
+    for line in context.undelivered():
+        context.reporter.progress(f"a message did not arrive: {line}")
 
 
 def begin_soak(context: Context, end: End) -> None:

@@ -86,6 +86,8 @@ class Context:
     """Whether a person has signed off the evidence that this run goes by."""
     awaits_sign_off: bool = False
     """Whether this run's evidence waits for a person."""
+    waits_for: str = ""
+    """What else but a person's word the gated build waits for: a soak, a window; or empty."""
     lease_ttl: timedelta = TTL
     held: Held | None = None
     steps: list[Step] = field(default_factory=list)

@@ -8,6 +8,7 @@ from vllm_rollout.deployment import Build, Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.release import conditions
 from vllm_rollout.release.context import Context, End, refusal_of, trouble_of
 from vllm_rollout.release.decisions import DecisionKind
@@ -33,7 +34,12 @@ def gate_and_promote(
     if wait_for_window and context.serves_users and context.emergency is None:
         left = context.journal.read()
         if left is None or not left.unfinished:
-            wait_until_open(context.policy.windows, context.clock, context.reporter.progress)
+            wait_until_open(
+                context.policy.windows,
+                context.clock,
+                context.reporter.progress,
+                lambda why: context.notify(MessageKind.WAITING, why),
+            )
 
     def work(started: datetime) -> End:
         return _finish_what_was_under_way(context) or _gate_then_promote(
@@ -134,12 +140,12 @@ def _conduct(
     def kept(end: End, kind: DecisionKind | None) -> Evidence:
         context.say(f"exit {end.code.value}", end.conclusion)
         if kind is not None:
-            context.notify(kind, end.conclusion)
+            conditions.tell_the_end(context, kind, end.conclusion)
         for line in context.undelivered():
             context.say("a message did not arrive", line, Outcome.INCONCLUSIVE)
         evidence = _evidence(context, started, end)
         keep_evidence(context, evidence, kind, end)
-        conditions.ask_for_sign_off(context, evidence)
+        conditions.ask_for_sign_off(context, evidence, tell=kind is not None)
         return evidence
 
     try:

@@ -5,8 +5,8 @@ A tag may move under an unchanged build, so the images that replicas really run 
 
 from collections.abc import Sequence
 
-from vllm_rollout.deployment import Build, Replica, Revision, newest_served
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.deployment import Build, Deployment, Replica, Revision, newest_served
+from vllm_rollout.errors import DeployError, ExitCode
 from vllm_rollout.release.context import Context, End
 from vllm_rollout.report.evidence import GateRun
 
@@ -57,6 +57,18 @@ def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build
         for r in running
         if not r.image or r.image not in gated
     ]
+
+
+def same_images(
+    context: Context, deployment: Deployment, build: Build, gated: Sequence[str]
+) -> None:
+    """Return if the replicas that run `build` in `deployment` run the images that were gated.
+
+    Raises:
+        DeployError: they do not, or it is not known; it says which.
+    """
+    if other := other_images(gated, context.platform.replicas(deployment), build):
+        raise DeployError(f"{deployment} does not run what was gated: {'; '.join(other)}")
 
 
 def _refused(differences: list[str]) -> End:

@@ -10,7 +10,7 @@ from vllm_rollout.errors import DeployError, ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.release.canary_ramp import CanaryRamp
 from vllm_rollout.release.context import Context, End, trouble_of
-from vllm_rollout.release.identity import other_images
+from vllm_rollout.release.identity import same_images
 from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.traffic import traffic_before
@@ -47,7 +47,13 @@ class Promotion:
 
     def by_traffic(self, context: Context, before: TrafficBefore) -> CanaryRamp:
         """The ramp in shares of the traffic."""
-        return CanaryRamp(context=context, build=self.build, values=self.values, before=before)
+        return CanaryRamp(
+            context=context,
+            build=self.build,
+            values=self.values,
+            images=self.images,
+            before=before,
+        )
 
 
 def describe(context: Context, promotion: Promotion) -> list[str]:
@@ -129,14 +135,12 @@ def _ramp_by_replicas(
                 description=f"vllm-rollout {context.run_id}: {what}",
                 timeout=context.policy.deploy_timeout,
             )
+            same_images(context, target, wanted.build, promotion.images)
         except DeployError as error:
             context.say_why(error)
             code = ExitCode.ROLLED_BACK if revision else ExitCode.GATE_FAILED
             return roll_back(context, entry, str(error), code=code)
         context.say(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
-        replicas = context.platform.replicas(target)
-        if other := other_images(promotion.images, replicas, wanted.build):
-            return roll_back(context, entry, f"it is not what was gated: {'; '.join(other)}")
         end = context.watch(target, hold)
         if end.fired:
             return roll_back(context, entry, end.fired)

@@ -50,11 +50,18 @@ def opening_text(windows: Windows, now: datetime) -> str:
     return f"the next opens {opening:%A %Y-%m-%d %H:%M %Z}"
 
 
-def wait_until_open(windows: Windows, clock: Clock, tell: Callable[[str], None]) -> None:
+def wait_until_open(
+    windows: Windows,
+    clock: Clock,
+    tell: Callable[[str], None],
+    begin: Callable[[str], None] = lambda _why: None,
+) -> None:
     """Return when production may be deployed to and somebody is on call, if anybody is asked.
 
-    `tell` is told every half minute what is waited for. Nothing is held meanwhile.
+    `begin` is told once what is waited for, if anything is, and `tell` every half minute, with the
+    time left. Nothing is held meanwhile.
     """
+    waits = False
     opening: datetime | None = None
     again = clock.now()
     while True:
@@ -70,5 +77,8 @@ def wait_until_open(windows: Windows, clock: Clock, tell: Callable[[str], None])
         seconds = math.ceil(((opening or again) - now).total_seconds())
         left = format_duration(timedelta(seconds=seconds))
         when = "asked again" if opening is None else f"opens {opening:%A %Y-%m-%d %H:%M %Z}"
+        if not waits:
+            begin(f"waiting for a deployment window ({reason}): {when}")
+        waits = True
         tell(f"waiting for a deployment window ({reason}): {when}, in {left}")
         clock.sleep(max(timedelta(seconds=1), min(again - now, _LOOK_EVERY)))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC
 from itertools import count
 from pathlib import Path
@@ -28,6 +28,7 @@ def write_record(
     deployer: str,
     reason: str,
     rollback_command: str,
+    undo_command: str = "",
     report_path: Path,
     version: str = "",
     previous: str = "",
@@ -40,8 +41,10 @@ def write_record(
         folder: made if it does not exist. No record is ever overwritten.
         deployer: who deployed.
         reason: why.
-        rollback_command: what to type to undo the deployment.
-        report_path: the HTML report; the record links to it relative to `folder`.
+        rollback_command: what to type to undo the deployment, verified.
+        undo_command: the same without this suite; empty where there is no such way.
+        report_path: the HTML report; the record links to it, and to the evidence beside it,
+            relative to `folder`.
         version: what was deployed; the build when empty.
         previous: what served before, for people.
         environment: where it was deployed to.
@@ -50,7 +53,8 @@ def write_record(
         UsageError: the evidence's model is no name to make a file of.
     """
     model = checked_name("model", evidence.model)
-    build = next((run.build for run in evidence.runs if run.build), None)
+    run = next((run for run in evidence.runs if run.build), None)
+    build = run.build if run else None
     code, end = evidence.exit_code, words.headline(evidence)
     text = _template().render(
         evidence=evidence,
@@ -58,12 +62,14 @@ def write_record(
         outcome=end.word if code is None else f"{end.word} (exit code {code})",
         environment=environment,
         deployer=deployer,
-        version=version or _version(build),
+        version=version or _version(build, run.images if run else ()),
         reason=reason,
         rollback_command=rollback_command,
+        undo_command=undo_command,
         build=build.digest if build else "unknown",
         previous=previous or "not recorded",
         report_link=quote(os.path.relpath(report_path, folder)),
+        evidence_link=quote(os.path.relpath(report_path.with_name("evidence.json"), folder)),
         rolled_back=code in {ExitCode.ROLLED_BACK, ExitCode.NEEDS_PERSON},
         gates=[item for item in report_items(evidence) if item.environment != ROLLOUT],
     )
@@ -90,11 +96,12 @@ def _names(folder: Path, stem: str) -> Iterator[Path]:
     yield from (folder / f"{stem}-{number}.md" for number in count(2))
 
 
-def _version(build: Build | None) -> str:
+def _version(build: Build | None, images: Sequence[str]) -> str:
     if build is None:
         return "unknown"
     revision = f", model revision {build.model_revision}" if build.model_revision else ""
-    return f"build {build.short}{revision}"
+    image = f", image {', '.join(images)}" if images else ""
+    return f"build {build.short}{revision}{image}"
 
 
 def _template() -> Template:

@@ -1,5 +1,6 @@
 """Releases driven through Helm, replicas read through the API, state kept in the cluster."""
 
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -229,6 +230,14 @@ class KubernetesPlatform:
                 str(error), symptoms=self._known(deployment), remedy=error.remedy or _NOT_READY
             ) from error
         return self.history(deployment)[-1]
+
+    def undo_command(self, deployment: Deployment, revision: int | None) -> str:
+        """The Helm command that returns to `revision`, or removes the release."""
+        what = ["uninstall"] if revision is None else ["rollback"]
+        number = [] if revision is None else [str(revision)]
+        words = ["helm", *what, deployment.release, *number, "-n", deployment.namespace, "--wait"]
+        context = [] if self._context is None else ["--kube-context", self._context]
+        return shlex.join([*words, *context])
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and its history. The store's documents stay."""

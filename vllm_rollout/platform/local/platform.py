@@ -202,6 +202,10 @@ class LocalPlatform:
             deployment, row.build, values, lambda *_: row.composition, description, timeout
         )
 
+    def undo_command(self, deployment: Deployment, revision: int | None) -> str:  # noqa: ARG002
+        """Empty: the releases are the suite's own."""
+        return ""
+
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release, its history, its processes and its port. Documents stay.
 
