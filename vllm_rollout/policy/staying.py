@@ -16,7 +16,7 @@ class Soak(Block):
     maximum: Duration
     """After this its evidence is stale."""
     observed_by: Literal["auto", "prometheus", "samples", "age"]
-    """Who sees it: Prometheus, samples (`vllm-rollout soak`), nobody (age); auto: who is there."""
+    """Who sees it: Prometheus, samples (`vllm-rollout soak`, `watch`), nobody (age), or auto."""
     grace: Duration
     """Unhealthy for longer, and the soak begins anew, as it does after a restart."""
     max_gap: Span

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from vllm_rollout.report.evidence import GateRun, read_evidence
 from vllm_rollout.resources import GATES
 
 _POLL_SECONDS = 0.2
+_ROOM_BYTES = 65_536
 _END_SECONDS = 60.0
 
 
@@ -129,6 +131,7 @@ class GateRunner:
 
     def _read(self, evidence_file: Path, log: Path, status: int) -> GateRun:
         if not evidence_file.exists():
+            _check_room(evidence_file.parent)  # a full disk has no room for last words either
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
             raise GatesCrashedError(
                 f"the gates ended (exit {status}) without evidence:\n{tail}",
@@ -141,6 +144,16 @@ class GateRunner:
                 remedy=f"The whole output is in {log}.",
             )
         return run
+
+
+def _check_room(folder: Path) -> None:
+    """Return if something can be written there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0" * _ROOM_BYTES)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -39,7 +39,9 @@ def wire(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[CutW
     """The cluster is reached by this wire."""
     control_plane = namespace.cluster.control_plane
     with cut_wire(control_plane.url) as wire:
-        path = control_plane.kubeconfig("wire", server=wire.url, namespace=namespace.name)
+        path = control_plane.kubeconfig(
+            "wire", user="admin", server=wire.url, namespace=namespace.name
+        )
         monkeypatch.setenv("KUBECONFIG", str(path))
         yield wire
 
