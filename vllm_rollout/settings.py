@@ -207,6 +207,7 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platfor
         surge=policy.kubernetes.surge,
         unavailable=policy.kubernetes.unavailable,
         start_up=start_up_by(policy),
+        http_route=policy.kubernetes.http_route,
     )
 
 

@@ -5,12 +5,13 @@ What comes right after one call comes right before the next: each cell is both.
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from support.local_release import tiny
-from support.real_runs import BAD, GOOD, Run, Runs, Stop, When, cells
+from support.real_runs import BAD, GOOD, GOOD_BY_TRAFFIC, Run, Runs, Stop, When, cells
 from support.world import MODEL, PRODUCTION
 
 from vllm_rollout.deployment import RevisionStatus
@@ -41,11 +42,19 @@ def serving(runs: Runs) -> str:
     history = platform.history(PRODUCTION)
     assert [r.status for r in history].count(RevisionStatus.DEPLOYED) == 1
     assert RevisionStatus.PENDING not in [r.status for r in history]
+    assert platform.weights(PRODUCTION).canary_share == 0
+    assert platform.history(PRODUCTION.canary) == []
     replicas = platform.replicas(PRODUCTION)
     assert [replica.ready for replica in replicas] == [True, True]
     (build,) = {replica.build for replica in replicas}
     made_of = {platform.build(PRODUCTION, runs.values(n)).digest: str(n) for n in (1, 2)}
     return made_of[build]
+
+
+@pytest.fixture
+def by_traffic(runs: Runs) -> Runs:
+    """The same, by traffic weight."""
+    return replace(runs, by_traffic=True)
 
 
 def test_the_cells_are_all_there_are(runs: Runs) -> None:
@@ -109,3 +118,23 @@ def test_of_two_at_once_one_goes_on_and_the_other_says_who_it_is(runs: Runs) -> 
             assert "is being changed by" in run.said
     assert serving(runs) == "1"
     assert len(runs.connect().history(PRODUCTION)) == 2
+
+
+def test_the_cells_of_a_rollout_by_traffic_are_all_there_are(by_traffic: Runs) -> None:
+    by_traffic.finish(1)
+    assert by_traffic.calls(2) == GOOD_BY_TRAFFIC
+    assert serving(by_traffic) == "2"
+
+
+@pytest.mark.parametrize(("at", "when"), cells(GOOD_BY_TRAFFIC)[:-3])
+def test_a_killed_rollout_by_traffic_is_finished_by_the_next_run(
+    by_traffic: Runs, at: int, when: When
+) -> None:
+    by_traffic.finish(1)
+    killed = by_traffic.start(2, stop=Stop(at, when))
+    assert killed.wait() == -signal.SIGKILL
+
+    run = by_traffic.finish(2)
+
+    assert run.wait() == ExitCode.OK, run.said
+    assert serving(by_traffic) == "2"

@@ -4,10 +4,12 @@ Hypothesis drives the real engine on the simulated world. What must always hold 
 change of a release and after each run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.crashing import Calls, Killed, When, Wrapped
-from support.world import MODEL, PRODUCTION, QUICK, STAGING, World
+from support.world import ALL_STABLE, BY_TRAFFIC, MODEL, PRODUCTION, QUICK, STAGING, World
 
 from vllm_rollout.deployment import Deployment, RevisionStatus, newest_served
 from vllm_rollout.errors import ExitCode
@@ -39,11 +41,12 @@ class Rollouts(RuleBasedStateMachine):
     """The releases of one model, and people and machines that work on them."""
 
     new_world: Callable[[], World]
+    policy: Mapping[str, Any] = QUICK
 
     def __init__(self) -> None:
         super().__init__()
         self.world = self.new_world()
-        self.world.overrides.update(QUICK, **{"windows.enforce": False})
+        self.world.overrides.update(self.policy, **{"windows.enforce": False})
         self.faults: dict[str, str] = {}
         self.gated = {self.build_in(PRODUCTION)}
         self.version = 2
@@ -82,8 +85,12 @@ class Rollouts(RuleBasedStateMachine):
         holder = platform.store.leases[MODEL].holder
         assert guard is not None
         assert holder == guard.holder, f"{call} by {guard.holder}, the lease is {holder}'s"  # type: ignore[attr-defined]
-        build = platform.history(PRODUCTION)[-1].build.digest
-        assert build in self.gated, f"{call}: a build that no gate has passed"
+        for deployment in (PRODUCTION, PRODUCTION.canary):
+            for revision in platform.history(deployment)[-1:]:
+                what = f"{call}: a build that no gate has passed"
+                assert revision.build.digest in self.gated, what
+        share = platform.weights(PRODUCTION).canary_share
+        assert platform.ready(PRODUCTION.canary) >= share * CAPACITY, call
         entry = Journal(platform.store, MODEL).read()
         assert entry is not None
         assert entry.unfinished, f"{call}: and the journal says that all is done"
@@ -182,18 +189,31 @@ class Rollouts(RuleBasedStateMachine):
         if self.ended:
             assert RevisionStatus.PENDING not in [revision.status for revision in history]
             assert self.world.platform.store.leases == {}
+            entry = Journal(self.world.platform.store, MODEL).read()
+            if entry is None or not entry.unfinished:
+                assert self.world.platform.weights(PRODUCTION) == ALL_STABLE
+                assert self.world.platform.history(PRODUCTION.canary) == []
 
     @invariant()
     def the_decisions_are_whole(self) -> None:
         assert Decisions(self.world.platform.store).verify(MODEL) == []
 
 
-def test_rollouts_whatever_happens(new_world: Callable[[], World]) -> None:
-    Rollouts.new_world = staticmethod(new_world)
+class RolloutsByTraffic(Rollouts):
+    """The same, by traffic weight."""
+
+    policy = BY_TRAFFIC
+
+
+@pytest.mark.parametrize(("rollouts", "examples"), [(Rollouts, 60), (RolloutsByTraffic, 40)])
+def test_rollouts_whatever_happens(
+    new_world: Callable[[], World], rollouts: type[Rollouts], examples: int
+) -> None:
+    rollouts.new_world = staticmethod(new_world)
     run_state_machine_as_test(
-        Rollouts,
+        rollouts,
         settings=settings(
-            max_examples=60,
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             derandomize=True,

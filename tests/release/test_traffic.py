@@ -350,7 +350,9 @@ def test_argo_4841_an_abort_at_any_step_returns_to_the_very_weights_of_before(
             raise KeyboardInterrupt
 
     world.platform.in_change = interrupt
-    gate_and_promote(world.context())
+    interrupted = gate_and_promote(world.context())
+    assert interrupted.exit_code == ExitCode.INTERRUPTED
+    assert "of the traffic goes to its canary" in interrupted.conclusion
     world.gates.outcomes["production"] = Outcome.FAIL
     gate_and_promote(world.context())
 

@@ -49,6 +49,11 @@ POLICY: dict[str, Any] = {
     },
     "deploy_timeout": "120s",
 }
+BY_TRAFFIC: dict[str, Any] = {
+    "canary": {"by": "traffic", "latency": False, "error_rate": False},
+    "ramp": [{"share": "50%", "hold": "0s"}, {"share": "100%", "hold": "0s"}],
+}
+"""The same, by traffic weight, without time to compare anything."""
 _PATIENCE_SECONDS = 240.0
 
 GOOD = [
@@ -60,6 +65,24 @@ GOOD = [
     "write rollout/llama-2-7b",  # gates
     "write rollout/llama-2-7b",  # watch
     "write rollout/llama-2-7b",  # done
+]
+_JOURNAL, _PRODUCTION = GOOD[0], "production/llama-2-7b"
+GOOD_BY_TRAFFIC = [
+    _JOURNAL,  # about to begin
+    _JOURNAL,  # 1 canary replica
+    f"apply the canary of {_PRODUCTION}",
+    _JOURNAL,  # 50% of the traffic
+    f"set_weights {_PRODUCTION}",
+    _JOURNAL,  # 2 canary replicas
+    f"apply the canary of {_PRODUCTION}",
+    _JOURNAL,  # 100% of the traffic
+    f"set_weights {_PRODUCTION}",
+    _JOURNAL,  # all replicas of the release
+    f"apply {_PRODUCTION}",
+    _JOURNAL,  # the traffic goes back
+    f"set_weights {_PRODUCTION}",
+    f"uninstall the canary of {_PRODUCTION}",
+    *[_JOURNAL] * 3,  # gates, watch, done
 ]
 BAD = [*GOOD[:6], "write rollout/llama-2-7b", "rollback production/llama-2-7b", GOOD[-1]]
 """The gates of production fail: after the sixth call it goes back."""
@@ -74,7 +97,7 @@ def cells(calls: list[str], start: int = 0) -> list[tuple[int, When]]:
 def is_journal_or_change(name: str, arguments: tuple[Any, ...]) -> bool:
     """Whether a call writes the journal or changes a release."""
     journal = name == "write" and str(arguments[0]).startswith("rollout/")
-    return journal or name in ("apply", "rollback", "uninstall")
+    return journal or name in ("apply", "rollback", "uninstall", "set_weights")
 
 
 class _WithStaging:
@@ -168,6 +191,7 @@ class Runs:
     target: Deployment
     values: Callable[[int], dict[str, Any]]
     folder: Path
+    by_traffic: bool = False
 
     def start(self, version: int, *, bad: bool = False, stop: Stop | None = None) -> Run:
         """Start bringing build `version` to production; a `bad` one fails the gates there."""
@@ -207,7 +231,7 @@ class Runs:
         platform: Any = Wrapped(real, calls)
         development = Deployment(self.target.model, "development", self.target.namespace)
         Ledger(real.store).passed(development, real.gated, "sha256:of-an-earlier-run")
-        policy = load_policy(None, overrides=POLICY)
+        policy = load_policy(None, overrides=POLICY | (BY_TRAFFIC if self.by_traffic else {}))
         clock = SystemClock()
         gates = ScriptedGates(platform, clock)
         gates.outcomes["production"] = Outcome.FAIL if bad else Outcome.PASS
@@ -248,6 +272,7 @@ def _quiet() -> Iterator[None]:
     with (
         patch.object(Context, "_look", look),
         patch.object(Context, "_client", lambda *_: nullcontext()),
+        patch.object(Context, "_own_client", lambda *_: nullcontext()),
         patch.object(Context, "reach", lambda *_: None),
     ):
         yield

@@ -151,6 +151,9 @@ def preflight(
             )
         values = platform.values(source, served.number)
     capacity = policy.environments[deployment.environment].replicas
+    last = deployment.environment == policy.order[-1]
+    if last and policy.canary.by == "traffic" and newest_served(platform.history(deployment)):
+        deployment = deployment.canary  # comes up at full size beside what serves
     facts = platform.preflight(deployment, values, capacity=capacity)
     if facts is None:
         pytest.skip(f"the platform {platform.name} has nothing to look at before a deployment")

@@ -21,6 +21,7 @@ from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.traffic import traffic_before
 from vllm_rollout.release.waiting import wait_until_open
 from vllm_rollout.report.evidence import Evidence
+from vllm_rollout.units import format_share
 
 
 def gate_and_promote(
@@ -315,6 +316,8 @@ def state_when_interrupted(context: Context) -> str:
     try:
         history = context.platform.history(context.target)
         entry = context.journal.read()
+        traffic = entry is not None and entry.unfinished and entry.traffic is not None
+        share = context.platform.weights(context.target).canary_share if traffic else 0.0
     except RolloutError as error:
         return f"Interrupted; the state of {context.target} could not be read: {error}"
     if entry is None or not entry.unfinished:
@@ -326,6 +329,8 @@ def state_when_interrupted(context: Context) -> str:
         if newest
         else "not deployed"
     )
+    if traffic:
+        state += f", {format_share(share)} of the traffic goes to its canary"
     return (
         f"Interrupted in the {entry.phase} phase; {context.target}: {state}. Run gate-and-promote "
         "again: it finishes or undoes this rollout"

@@ -37,6 +37,8 @@
   resources: [servicemonitors]
   verbs: [get, list, watch, create, update, patch, delete]
 - {apiGroups: [apps], resources: [replicasets], verbs: [get, list, watch]}
+# A ramp by traffic, and its way back, move the weights of a route.
+- {apiGroups: [gateway.networking.k8s.io], resources: [httproutes], verbs: [get, patch]}
 - {apiGroups: [""], resources: [pods], verbs: [watch]}
 - {apiGroups: [""], resources: [secrets], verbs: [create, update, patch]}
 {{- end }}

@@ -17,6 +17,7 @@ API = KubernetesApi(
     storage=None,
     batch=None,
     networking=None,
+    custom=None,
     address="https://10.0.0.1:6443",
 )
 FORBIDDEN = 'pods is forbidden: User "ci" cannot list resource "pods" in the namespace "system"'

@@ -10,9 +10,11 @@ import httpx
 import pytest
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace
+from cluster.gateway import running_gateway
 
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import UnreachableError
+from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.policy import load_policy
 from vllm_rollout.release.status import model_status, models_known
@@ -165,3 +167,17 @@ def test_no_purpose_may_do_more(namespace: Namespace) -> None:
         ):
             answer = namespace.cluster.control_plane.ask(method, path, token=token)
             assert answer.status_code == httpx.codes.FORBIDDEN, (purpose, method, path)
+
+
+def test_promote_and_watch_may_move_traffic_and_gate_may_not(
+    acting_as: As, production: Deployment, namespace: Namespace
+) -> None:
+    half, whole = Weights.of_share(0.5), Weights(stable=1)
+    with running_gateway(namespace) as gateway:
+        gateway.add_route(production.release)
+        for purpose in ("promote", "watch"):
+            platform = acting_as(purpose)
+            platform.set_weights(production, half, expect=whole, timeout=LONG)
+            platform.set_weights(production, whole, expect=half, timeout=LONG)
+        with pytest.raises(UnreachableError, match="httproutes"):
+            acting_as("gate").set_weights(production, half, expect=whole, timeout=LONG)

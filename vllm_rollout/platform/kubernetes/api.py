@@ -33,6 +33,7 @@ class KubernetesApi:
     storage: Any
     batch: Any
     networking: Any
+    custom: Any
     address: str
 
     @contextmanager
@@ -124,6 +125,7 @@ def connect(context: str | None) -> KubernetesApi:
         storage=client.StorageV1Api(connection),
         batch=client.BatchV1Api(connection),
         networking=client.NetworkingV1Api(connection),
+        custom=client.CustomObjectsApi(connection),
         address=connection.configuration.host,
     )
 

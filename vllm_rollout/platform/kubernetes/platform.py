@@ -28,6 +28,7 @@ from vllm_rollout.platform.kubernetes.reach import Reach, Ways
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
+from vllm_rollout.platform.kubernetes.traffic import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles, write_values
 from vllm_rollout.platform.kubernetes.walk import walk
 from vllm_rollout.symptoms import Symptoms
@@ -45,7 +46,8 @@ class KubernetesPlatform:
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
     `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Ways`).
     `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
-    `start_up` how long models may load (None leaves it to the chart).
+    `start_up` how long models may load (None leaves it to the chart). `http_route` is the name of
+    the HTTPRoute that divides a release's traffic (`HttpRoutes`).
     """
 
     name = "kubernetes"
@@ -63,12 +65,16 @@ class KubernetesPlatform:
         surge: int = 1,
         unavailable: int = 0,
         start_up: StartUpOf | None = None,
+        http_route: str = "{model}-{environment}",
     ) -> None:
         self._namespace = namespace
         self._context = context
         self._chart = chart
         self._files = ValueFiles(overlays=overlays or chart, start_up=start_up)
+        self._reach: Reach = reach
         self._ways = Ways(service_url, reach)
+        self._own_ways: dict[int, Ways] = {}
+        self._http_route = http_route
         self._surge, self._unavailable = surge, unavailable
         self._helm = Helm(helm, context=context)
         self._releases = Releases(self._helm)
@@ -100,30 +106,44 @@ class KubernetesPlatform:
         return self._ways.route(deployment)
 
     def own_url(self, deployment: Deployment) -> str:
-        """As `base_url`: a Service has the release's own pods behind it."""
-        return self.base_url(deployment)
+        """The URL of the release's own Service, whatever `service_url` says. Raises: as
+        `base_url`."""
+        port = service_port(self._api, deployment)
+        if port not in self._own_ways:
+            name = f"http://{{release}}.{{namespace}}.svc.cluster.local:{port}"
+            self._own_ways[port] = Ways(name, "tunnel" if self._reach == "tunnel" else "auto")
+        return self._own_ways[port].url(deployment, self._api)
 
     def weights(self, deployment: Deployment) -> Weights:
-        """Raises UsageError: traffic is not divided by weight here."""
-        raise UsageError(
-            f"the traffic of {deployment} cannot be divided by weight on Kubernetes",
-            remedy="Ramp by replicas: `canary: {by: replicas}`.",
-        )
+        """How the HTTPRoute divides the deployment's traffic. Raises: as `HttpRoutes.weights`."""
+        return self._routes.weights(deployment)
 
     def set_weights(
         self,
         deployment: Deployment,
-        weights: Weights,  # noqa: ARG002 - the Protocol's
+        weights: Weights,
         *,
-        expect: Weights | None,  # noqa: ARG002
-        timeout: timedelta,  # noqa: ARG002
+        expect: Weights | None,
+        timeout: timedelta,
     ) -> None:
-        """Raises: as `weights`."""
-        self.weights(deployment)
+        """Write the HTTPRoute's weights, and return when they are in force.
+
+        Raises: as `HttpRoutes.set_weights`.
+        """
+        self._routes.set_weights(deployment, weights, expect=expect, timeout=timeout)
+
+    @cached_property
+    def _routes(self) -> HttpRoutes:
+        def ensure() -> None:
+            if self._helm.guard is not None:
+                self._helm.guard.ensure()
+
+        return HttpRoutes(self._api, self._http_route, ensure)
 
     def close(self) -> None:
         """Close the tunnels; otherwise they end with this process."""
-        self._ways.close()
+        for ways in (self._ways, *self._own_ways.values()):
+            ways.close()
 
     def history(self, deployment: Deployment) -> list[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""

@@ -21,8 +21,8 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 class Ways:
     """Finds the way to each deployment, once, and keeps tunnels open until this process ends.
 
-    `service_url` may name `{model}`, `{environment}` and `{namespace}`. With `auto` a tunnel is
-    taken where the URL is a Service's name (`….svc…`) that means nothing here.
+    `service_url` may name `{model}`, `{environment}`, `{namespace}` and `{release}`. With `auto` a
+    tunnel is taken where the URL is a Service's name (`….svc…`) that means nothing here.
     """
 
     def __init__(self, service_url: str, reach: Reach) -> None:
@@ -67,6 +67,7 @@ class Ways:
             model=deployment.model,
             environment=deployment.environment,
             namespace=deployment.namespace,
+            release=deployment.release,
         ).rstrip("/")
 
     def _by_tunnel(self, deployment: Deployment) -> bool:
