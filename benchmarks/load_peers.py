@@ -67,6 +67,8 @@ def locust_users(
         with Path(folder, "it_stats.csv").open(encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["Name"] == "Aggregated"]
     row = rows[0]
+    if not int(row["Request Count"]):
+        raise RuntimeError("Locust's users sent nothing")
     return ToolRun(
         rate=float(row["Requests/s"]),
         latency=Figures(

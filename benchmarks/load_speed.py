@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +24,10 @@ from load_peers import ToolRun, bare, guidellm, locust_users, vllm_bench, wrk
 from load_tools import WARMUP_SECONDS, Figures, Server, SuiteRun, noise, serving, suite
 
 from vllm_rollout.observe.arrivals import arrivals
+from vllm_rollout.observe.clocks import wall_less_monotonic
 
 _LAG_SECONDS = 0.005
-_STEP = 1.25
+_STEP = 2 ** (1 / 3)
 _CLIENTS = 64
 _STREAM_TTFT_SECONDS, _STREAM_GAP_SECONDS, _STREAM_TOKENS = 0.05, 0.02, 100
 
@@ -94,7 +94,7 @@ def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
 def _from_intended(run: SuiteRun, record: dict[int, tuple[float, float]]) -> Figures:
     """The server's record of each answer's end, from when the request was due."""
     plan = run.result.plan
-    zero = run.result.started_at - (time.time() - time.monotonic())
+    zero = run.result.started_at - wall_less_monotonic()
     return Figures.of(
         record[number][1] - zero - intended
         for number, intended in enumerate(arrivals(plan))
@@ -135,8 +135,8 @@ def others(server: Server, options: Any) -> dict[str, float | str]:
         "GuideLLM (streamed, asked for 2,000)": lambda: guidellm(
             server, rate=2000, seconds=options.seconds
         ),
-        "vllm bench serve (asked for 4,000)": lambda: vllm_bench(
-            server, rate=4000, seconds=options.seconds, stream=False
+        "vllm bench serve (asked for 2,000)": lambda: vllm_bench(
+            server, rate=2000, seconds=options.seconds, stream=False
         ),
     }
     found: dict[str, float | str] = {}
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="of judged load per run")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--first", type=float, default=2000.0, help="rate to begin with")
+    parser.add_argument("--first", type=float, default=3000.0, help="rate to begin with")
     parser.add_argument("--quick", action="store_true", help="one short run each")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--json", type=Path, help="write all figures to this file")

@@ -6,31 +6,32 @@
 """
 
 import os
+from typing import Any
 
-from locust import FastHttpUser, HttpUser, constant_throughput, task
+from locust import FastHttpUser, HttpUser, constant, constant_throughput
 
 _BODY = {"model": "llama-2-7b", "prompt": "Write one sentence about the sea."}
 _STREAM = os.environ.get("LOAD_STREAM") == "1"
 _RATE = float(os.environ.get("LOAD_RATE_PER_USER", "0"))
 """Requests per second that each user aims at; 0 for as many as it can."""
+_WAIT = constant_throughput(_RATE) if _RATE else constant(0)
 
 
-class _Ask:
-    """One completion of `LOAD_TOKENS` tokens."""
-
-    if _RATE:
-        wait_time = constant_throughput(_RATE)
-
-    @task
-    def ask(self) -> None:
-        """Ask and read the whole answer."""
-        body = {**_BODY, "max_tokens": int(os.environ.get("LOAD_TOKENS", "16")), "stream": _STREAM}
-        self.client.post("/v1/completions", json=body)
+def ask(user: Any) -> None:
+    """Ask for a completion of `LOAD_TOKENS` tokens and read the whole answer."""
+    body = {**_BODY, "max_tokens": int(os.environ.get("LOAD_TOKENS", "16")), "stream": _STREAM}
+    user.client.post("/v1/completions", json=body)
 
 
-class FastHttp(_Ask, FastHttpUser):
+class FastHttp(FastHttpUser):
     """By geventhttpclient."""
 
+    tasks = (ask,)
+    wait_time = _WAIT
 
-class Http(_Ask, HttpUser):
+
+class Http(HttpUser):
     """By requests."""
+
+    tasks = (ask,)
+    wait_time = _WAIT

@@ -4,7 +4,6 @@ import gc
 import itertools
 import logging
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import psutil
 
 from loadtests.completions import Completions
 from vllm_rollout.observe.arrivals import share
+from vllm_rollout.observe.clocks import wall_less_monotonic
 from vllm_rollout.observe.load import RequestRecord
 from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, LogWriter, WorkerNode
 from vllm_rollout.observe.load_plan import LoadPlan
@@ -50,7 +50,7 @@ class Generator:
         self._plan = plan
         self._index, self._count = index, count
         # Workers agree on a Unix time; from here on only the steady clock counts.
-        zero = time.monotonic() + started_at + node.clock_ahead_seconds - time.time()
+        zero = started_at + node.clock_ahead_seconds - wall_less_monotonic()
         self._completions = Completions(plan, api_key=api_key, zero=zero, done=self._done)
         self._log = results and LogWriter(
             results / LOG_NAME.format(index=index), started_at=started_at, node=node

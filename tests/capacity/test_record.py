@@ -11,7 +11,7 @@ from vllm_rollout.capacity.question import expected_rate, goal_of, slos_of, stea
 from vllm_rollout.capacity.record import capacity_on_record, keep_capacity, known_capacity
 from vllm_rollout.deployment import Build, Deployment
 from vllm_rollout.errors import UnreachableError, UsageError
-from vllm_rollout.judge.capacity_search import Capacity, Ending
+from vllm_rollout.judge.capacity_terms import Capacity, Ending
 from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.observe.load_plan import LoadPlan, RateSegment, TraceEntry
 from vllm_rollout.policy import Policy, load_policy

@@ -1,8 +1,10 @@
 """Staging gates on a real API server, their load made by pods that really run."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -67,9 +69,9 @@ def staging(namespace: Namespace, helm_binary: str) -> Iterator[Deployment]:
     platform.close()
 
 
-def test_gates_pass_on_load_that_pods_made_and_nothing_is_left(
-    tmp_path: Path, namespace: Namespace, staging: Deployment, helm_binary: str
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Path:
+    """A folder with a policy, to work in."""
     (tmp_path / "generator.yaml").write_text(yaml.safe_dump(GENERATOR))
     generator = {
         "image": "registry.example/vllm-rollout@sha256:" + "5" * 64,
@@ -79,36 +81,75 @@ def test_gates_pass_on_load_that_pods_made_and_nothing_is_left(
         "namespace": namespace.name,
         "kubernetes": {"helm": helm_binary, "load_generator": generator},
         "environments": {"staging": PATIENT},
+        "capacity": {"precision": "50%", "probe": "3s", "proof": "30s", "most_probes": 4},
     }
     (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
+    return tmp_path
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
-    command = [sys.executable, "-m", "pytest", "-m", "staging", "--model", MODEL, "-p", "no:xdist"]
-    run = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "--load-in-cluster", "--workers", "2"],
-        cwd=tmp_path,
+    return subprocess.Popen(
+        [sys.executable, "-m", *words, "--load-in-cluster", "--workers", "2"],
+        cwd=folder,
         env={**kept, "VLLM_ROLLOUT_API_KEY": "sk-a"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    (file,) = tmp_path.glob(f"reports/{MODEL}/*/evidence.json")
+
+
+GATES = ("pytest", "-m", "staging", "--model", MODEL, "-p", "no:xdist", "-p", "no:cacheprovider")
+
+
+def left(namespace: Namespace, name: str) -> list[str]:
+    """Objects of the load generator."""
+    kinds = (("jobs", "apis/batch/v1"), ("pods", "api/v1"), ("services", "api/v1"))
+    found = [each for kind, group in kinds for each in namespace.list(kind, group)]
+    return [
+        each["metadata"]["name"]
+        for each in found
+        if each["metadata"]["name"].startswith(f"{name}-load")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("helm_binary", "api_server"),
+    [("helm3", "there"), ("helm4", "there"), ("helm4", "restarted")],
+    indirect=["helm_binary"],
+)
+def test_gates_pass_on_load_that_pods_made_and_nothing_is_left(
+    folder: Path, namespace: Namespace, staging: Deployment, api_server: str
+) -> None:
+    with start(folder, *GATES) as run:
+        if api_server == "restarted":
+            eventually(lambda: len(left(namespace, staging.release)) > 3, within_seconds=120)
+            time.sleep(5)  # into the load, or just before it
+            namespace.cluster.control_plane.stop_api_server()
+            time.sleep(3)
+            namespace.cluster.control_plane.start_api_server()
+        output, _ = run.communicate(timeout=400)
+    assert run.returncode == 0, output
+    (file,) = folder.glob(f"reports/{MODEL}/*/evidence.json")
     evidence = read_evidence(file)
     assert evidence.outcome is Outcome.PASS
     assert {"latency", "error_rate", "load_capacity"} <= {g.gate for g in evidence.runs[0].gates}
     [load] = evidence.runs[0].loads.values()
     assert (load.total > 100, load.failures, load.incomplete) == (True, 0, "")
-    name = f"{staging.release}-load"
-    eventually(
-        lambda: (
-            not any(
-                name in each["metadata"]["name"]
-                for kind, group in (
-                    ("jobs", "apis/batch/v1"),
-                    ("pods", "api/v1"),
-                    ("services", "api/v1"),
-                )
-                for each in namespace.list(kind, group)
-            )
-        )
-    )
+    eventually(lambda: not left(namespace, staging.release))
+
+
+@pytest.mark.parametrize("helm_binary", ["helm4"], indirect=True)
+def test_a_capacity_search_sends_its_loads_from_pods(
+    folder: Path, namespace: Namespace, staging: Deployment
+) -> None:
+    words = ("vllm_rollout", "capacity", MODEL, "--from", "10/s", "--max-rate", "10/s")
+    with start(folder, *words) as run:
+        output, _ = run.communicate(timeout=400)
+    assert run.returncode == 0, output
+    (file,) = folder.glob(f"reports/{MODEL}/*/capacity.json")
+    found = json.loads(file.read_text())
+    assert found["capacity"]["ending"] == "at least"
+    assert all(probe["requests"] > 20 for probe in found["probes"])
+    assert found["base_url"].endswith(f".{namespace.name}.svc.cluster.local:8000")
+    eventually(lambda: not left(namespace, staging.release))

@@ -1,63 +1,23 @@
 """The gates as a user runs them: real pytest, a real server, real load."""
 
 import json
-import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from support.gate_runs import (
+    FAST,
+    MODEL,
+    ONE_IN_FIFTY,
+    SHORT,
+    evidence_in,
+    outcomes,
+    run_gates,
+    staging,
+)
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.report.evidence import Evidence, read_evidence
-from vllm_rollout.resources import GATES
 from vllm_rollout.simulator.running import RunningSimulator
-
-MODEL = "llama-2-7b"
-# Others may hold the CPU while tests run: only a test of that asks how late requests left.
-SHORT = (
-    "load.rate=100/s",
-    "load.duration=2s",
-    "load.warmup=0s",
-    "load.max_tokens=2",
-    "load.max_lag=1m",
-)
-ONE_IN_FIFTY = (
-    "gates.error_rate.limit=2%",
-    "gates.load_capacity.expected_rate=90/s",
-    "gates.load_capacity.unserved=2%",
-)
-FAST = {"ttft_seconds": "0.005", "inter_token_seconds": "0.001"}
-
-
-def run_gates(
-    tmp_path: Path, *arguments: str, changes: tuple[str, ...] = (*SHORT, *ONE_IN_FIFTY)
-) -> "subprocess.CompletedProcess[str]":
-    """Run pytest in an empty folder, `changes` made to staging's policy."""
-    command = [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider", "-rA"]
-    for change in changes:
-        command += ["--policy-set", f"environments.staging.{change}"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
-    return subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
-    )
-
-
-def staging(url: str) -> tuple[str, ...]:
-    return ("-m", "staging", "--model", MODEL, "--base-url", url)
-
-
-def evidence_in(tmp_path: Path, model: str = MODEL) -> Evidence:
-    (file,) = tmp_path.glob(f"reports/{model}/*/evidence.json")
-    return read_evidence(file)
-
-
-def outcomes(evidence: Evidence) -> dict[str, Outcome]:
-    found: dict[str, Outcome] = {}
-    for gate in evidence.runs[0].gates:
-        found.setdefault(gate.gate, gate.outcome)
-    return found
 
 
 def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
@@ -344,130 +304,3 @@ def test_two_models_side_by_side_leave_a_report_each(tmp_path: Path) -> None:
     assert outcomes(evidence_in(tmp_path))["latency"] is Outcome.PASS, run.stdout + run.stderr
     assert outcomes(evidence_in(tmp_path, "other"))["inference"] is Outcome.FAIL  # not served there
     assert run.returncode == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((), "no environment selected"),
-        (("-n", "1"), "no environment selected"),
-        (("--model", MODEL), "pytest -m staging --model llama-2-7b"),
-        (("-m", "not production", "--model", MODEL), "no environment selected"),
-        (("-m", "staging"), "no model given"),
-        (("-m", "staging", "--model", "LLama 2"), "DNS-1123"),
-        (("-m", "staging", "--model", MODEL, "--base-url", "nowhere"), "not an http(s) URL"),
-        (("-m", "staging", "--model", MODEL, "--policy-set", "confidence=200%"), "confidence"),
-    ],
-)
-def test_a_run_that_names_too_little_is_a_usage_error_that_teaches(
-    tmp_path: Path, arguments: tuple[str, ...], words: str
-) -> None:
-    run = run_gates(tmp_path, str(GATES), *arguments, changes=())
-
-    assert run.returncode == pytest.ExitCode.USAGE_ERROR, run.stdout + run.stderr
-    assert words in run.stdout + run.stderr
-    assert not (tmp_path / "reports").exists()
-
-
-def test_collect_only_lists_the_gates_of_each_environment(tmp_path: Path) -> None:
-    run = run_gates(
-        tmp_path,
-        str(GATES),
-        "--collect-only",
-        "-q",
-        "--model",
-        MODEL,
-        "--base-url",
-        "http://x",
-        changes=(),
-    )
-
-    assert run.returncode == 0
-    ids = [line.rpartition("::")[2] for line in run.stdout.splitlines() if "::" in line]
-    assert "test_p95_latency[staging-llama-2-7b]" in ids
-    assert "test_p95_latency[development-llama-2-7b]" not in ids
-    assert "test_smoke[production-llama-2-7b]" in ids
-    assert "test_load_capacity[production-llama-2-7b]" not in ids  # off by policy
-    assert ids.index("test_health_200_and_a_token[development-llama-2-7b]") == 0
-    assert not any("pods" in each for each in ids)  # a URL has no replicas
-
-
-TEAM_GATES = '''
-"""Our own gates."""
-import pytest
-from vllm_rollout.judge import check
-
-def test_ours(deployment, verdict):
-    verdict(check(True, "fine"))
-
-@pytest.mark.staging
-def test_only_staging(deployment):
-    assert deployment.environment == "staging"
-
-def test_judges_nothing(deployment, verdict):
-    pass
-
-def test_breaks(deployment, verdict):
-    raise ValueError("no idea")
-
-def test_has_nothing_to_do_with_deployments():
-    pass
-'''
-
-
-def test_a_teams_own_gates_use_the_same_fixtures_and_fail_closed(tmp_path: Path) -> None:
-    (tmp_path / "test_ours.py").write_text(TEAM_GATES)
-
-    run = run_gates(
-        tmp_path,
-        "test_ours.py",
-        "-m",
-        "staging or development",
-        "--model",
-        MODEL,
-        "--base-url",
-        "http://127.0.0.1:9",
-        changes=(),
-    )
-
-    assert run.returncode == 1
-    runs = {run.deployment.environment: run for run in evidence_in(tmp_path).runs}
-    found = {gate.item.partition("[")[0]: gate for gate in runs["staging"].gates}
-    assert found["test_ours"].outcome is Outcome.PASS
-    assert found["test_judges_nothing"].outcome is Outcome.INCONCLUSIVE
-    assert found["test_breaks"].outcome is Outcome.INCONCLUSIVE
-    assert "no idea" in found["test_breaks"].error
-    assert "test_only_staging" not in {g.item.partition("[")[0] for g in runs["development"].gates}
-    assert runs["staging"].outcome is Outcome.INCONCLUSIVE  # the policy's own gates did not run
-
-
-def test_the_evidence_option_writes_evidence_and_no_report(tmp_path: Path) -> None:
-    run_gates(tmp_path, *staging("http://127.0.0.1:9"), "-k", "health", "--evidence", "out/e.json")
-
-    assert json.loads((tmp_path / "out/e.json").read_text())["digest"].startswith("sha256:")
-    assert not (tmp_path / "reports").exists()
-
-
-def test_a_broken_policy_file_stops_gates_and_no_other_tests(tmp_path: Path) -> None:
-    (tmp_path / "rollout.yaml").write_text("confidense: 99%\n")
-    (tmp_path / "test_other.py").write_text("def test_other(): pass\n")
-
-    assert run_gates(tmp_path, "test_other.py", changes=()).returncode == 0
-    for arguments in (("--model", MODEL, "-m", "staging"), ("-m", "staging")):
-        run = run_gates(tmp_path, str(GATES), *arguments, changes=())
-        assert run.returncode != 0
-        assert "rollout.yaml:1:1: confidense: unknown key" in run.stdout + run.stderr
-
-
-def test_checks_before_a_deployment_are_made_only_when_asked_for(tmp_path: Path) -> None:
-    listed = ("--collect-only", "-q", "--model", MODEL, "--platform", "kubernetes")
-    plain = run_gates(tmp_path, *listed, "-m", "staging", str(GATES))
-    assert "test_pods" in plain.stdout
-    assert "test_preflight" not in plain.stdout
-    for asked in (
-        ("-m", "staging and preflight", str(GATES)),
-        ("-m", "staging", str(GATES / "test_preflight.py")),
-    ):
-        found = run_gates(tmp_path, *listed, *asked, changes=("preflight.model=off",))
-        assert "test_preflight.py::test_gpus[staging-llama-2-7b]" in found.stdout
-        assert "test_model" not in found.stdout

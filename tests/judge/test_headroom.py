@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vllm_rollout.judge.capacity_search import Capacity, Ending
+from vllm_rollout.judge.capacity_terms import Capacity, Ending
 from vllm_rollout.judge.headroom import (
     NO_WORD,
     KnownCapacity,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vllm_rollout.deployment import Deployment
-from vllm_rollout.judge.capacity_search import Aim, Capacity, Ending, Probe
+from vllm_rollout.judge.capacity_terms import Aim, Capacity, Ending, Probe
 from vllm_rollout.judge.headroom import capacity_found
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.judge.verdict import Outcome

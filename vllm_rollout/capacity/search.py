@@ -4,15 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_rollout.errors import RolloutError
-from vllm_rollout.judge.capacity_search import (
-    Ask,
-    Capacity,
-    Ending,
-    Goal,
-    Probe,
-    conclude,
-    next_step,
-)
+from vllm_rollout.judge.capacity_search import conclude, next_step
+from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,8 @@ from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment, Revision
 from vllm_rollout.errors import ExitCode, UsageError
 from vllm_rollout.judge import Outcome, Verdict
-from vllm_rollout.judge.capacity_search import Ask, Capacity, Ending, Goal, Probe, conclude
+from vllm_rollout.judge.capacity_search import conclude
+from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.headroom import NO_WORD, capacity_found
 from vllm_rollout.judge.rate_probe import Slos

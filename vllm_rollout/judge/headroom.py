@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vllm_rollout.judge.capacity_search import Capacity, Ending
+from vllm_rollout.judge.capacity_terms import Capacity, Ending
 from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.units import format_share, format_value
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rollout.deployment import Build, Deployment
-from vllm_rollout.judge.capacity_search import Aim, Capacity, Probe
+from vllm_rollout.judge.capacity_terms import Aim, Capacity, Probe
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.report.capacity_plot import capacity_plot
