@@ -143,7 +143,7 @@ def test_gates_pass_on_load_that_pods_made_and_nothing_is_left(
 def test_a_capacity_search_sends_its_loads_from_pods(
     folder: Path, namespace: Namespace, staging: Deployment
 ) -> None:
-    words = ("vllm_rollout", "capacity", MODEL, "--from", "10/s", "--max-rate", "10/s")
+    words = ("vllm_rollout", "capacity", MODEL, "--from", "60/s", "--max-rate", "60/s")
     with start(folder, *words) as run:
         output, _ = run.communicate(timeout=400)
     assert run.returncode == 0, output

@@ -7,7 +7,6 @@ says how; only a server that cannot be reached at all raises.
 import math
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -72,12 +71,7 @@ class InferenceClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 import os
 import socket
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from vllm_rollout.errors import UnreachableError
@@ -41,12 +40,7 @@ class LocalGenerator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._locust.end()
 
     def wait(self, seconds: float) -> bool:
