@@ -14,6 +14,7 @@ from vllm_rollout.judge.trigger import Trigger
 from vllm_rollout.observe.counted import LatencyCounts
 from vllm_rollout.observe.live import LiveCounts
 from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.percentiles import percentile_of
 from vllm_rollout.policy import Policy
 
 _LIVE = " by Prometheus"
@@ -166,8 +167,7 @@ class Triggers:
         latencies += [math.inf] * sum(sample.failures for _, sample in self._window)
         if not latencies:
             return None
-        rank = math.ceil(len(latencies) * self._rules.latency.percentile / 100)
-        return sorted(latencies)[max(0, rank - 1)]
+        return percentile_of(sorted(latencies), self._rules.latency.percentile)
 
 
 def _share_crashing(replicas: Sequence[Replica] | None, restarts: int) -> float | None:
