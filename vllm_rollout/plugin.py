@@ -15,7 +15,7 @@ from vllm_rollout.errors import RolloutError
 from vllm_rollout.gating import fixtures
 from vllm_rollout.gating.fixtures import LOADS, OUTCOMES, SETTINGS
 from vllm_rollout.gating.progress import emit, end_with_parent
-from vllm_rollout.gating.results import BEFORE, URL_ONLY, Results, identity, record_result
+from vllm_rollout.gating.results import BEFORE, URL_ONLY, WAY, Results, identity, record_result
 from vllm_rollout.gating.select import (
     deployment_of,
     in_order,
@@ -160,10 +160,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Note which revision and build the gate starts on."""
+    """Note which revision and build the gate starts on, and by what way."""
     deployment = deployment_of(item)
     if deployment is not None:
-        item.stash[BEFORE] = identity(item.config.stash[SETTINGS].platform, deployment)
+        settings = item.config.stash[SETTINGS]
+        item.stash[BEFORE] = identity(settings.platform, deployment)
+        item.stash[WAY] = settings.way_trouble(deployment)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import UsageError
-from vllm_rollout.platform.base import Platform, Route
+from vllm_rollout.platform.base import Platform, Route, WayTrouble
 from vllm_rollout.platform.load_pods import LoadPods
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
@@ -70,6 +70,10 @@ class Settings:
         if self.base_url:
             return Route(url=self.base_url.rstrip("/"), how="by --base-url")
         return self.require_platform().route(deployment)
+
+    def way_trouble(self, deployment: Deployment) -> WayTrouble:
+        """What has ailed the way to that address so far; nothing where there is only a URL."""
+        return self.platform.way_trouble(deployment) if self.platform else WayTrouble()
 
     def load_pods(self, deployment: Deployment) -> LoadPods | None:
         """The pods that make the deployment's load; None where processes here make it.

@@ -1,12 +1,14 @@
 """The chart's objects on a real API server: each is accepted, and unknown fields are refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from cluster.fixtures import Namespace
+from cluster import fixtures
+from cluster.fixtures import Cluster, Namespace, eventually
 
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.resources import CHARTS
@@ -14,6 +16,7 @@ from vllm_rollout.resources import CHARTS
 pytestmark = pytest.mark.cluster
 
 CHART = CHARTS / "vllm-deployment"
+SERVICE_MONITOR = Path(fixtures.__file__).with_name("service_monitor.yaml")
 PATHS = {
     "Deployment": "apis/apps/v1/namespaces/{namespace}/deployments",
     "HorizontalPodAutoscaler": (
@@ -33,6 +36,7 @@ EVERYTHING: dict[str, Any] = {
     "modelCache": {"existingClaim": "cache"},
     "autoscaling": {"enabled": True},
     "podDisruptionBudget": {"enabled": True},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "nodeSelector": {"pool": "gpu"},
     "topologySpreadConstraints": [
         {
@@ -47,6 +51,19 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def _service_monitors(cluster: Cluster) -> Iterator[None]:
+    """ServiceMonitor is a kind that the API server knows."""
+    definition = yaml.safe_load(SERVICE_MONITOR.read_text())
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    cluster.send("POST", path, definition).raise_for_status()
+    served = "/apis/monitoring.coreos.com/v1/servicemonitors"
+    eventually(lambda: cluster.api.get(served).status_code == httpx.codes.OK)
+    yield
+    cluster.send("DELETE", f"{path}/{definition['metadata']['name']}")
+
+
+@pytest.mark.usefixtures("_service_monitors")
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
 def test_the_api_server_accepts_every_object_in_every_environment(
     namespace: Namespace, helm_binary: str, tmp_path: Path, values: dict[str, Any]
@@ -60,10 +77,29 @@ def test_the_api_server_accepts_every_object_in_every_environment(
             namespace=namespace.name,
             values=[CHART / f"values-{environment}.yaml", own],
         )
-        assert {"Deployment", "Service", "Pod"} <= {each["kind"] for each in objects}
+        kinds = {each["kind"] for each in objects}
+        assert {"Deployment", "Service", "Pod"} <= kinds
+        assert ("ServiceMonitor" in kinds) is bool(values)
         for each in objects:
             path = PATHS[each["kind"]].format(namespace=namespace.name)
             answer = namespace.cluster.send(
                 "POST", f"/{path}?dryRun=All&fieldValidation=Strict", each
             )
             assert answer.status_code == httpx.codes.CREATED, (each["kind"], answer.text)
+
+
+@pytest.mark.usefixtures("_service_monitors")
+@pytest.mark.parametrize("wrong", [{"interval": "often"}, {"intervall": "15s"}])
+def test_what_no_service_monitor_may_say_is_refused(
+    namespace: Namespace, wrong: dict[str, str]
+) -> None:
+    monitor = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": {"name": "wrong"},
+        "spec": {"selector": {}, "endpoints": [{"port": "http", **wrong}]},
+    }
+    path = PATHS["ServiceMonitor"].format(namespace=namespace.name)
+    answer = namespace.cluster.send("POST", f"/{path}?fieldValidation=Strict", monitor)
+    assert answer.is_client_error
+    assert next(iter(wrong)) in answer.text

@@ -122,19 +122,23 @@ class ControlPlane:
 
     def client(self, user: str) -> httpx.Client:
         """The API as the holder of a certificate that was issued."""
+        return httpx.Client(base_url=self.url, verify=self.tls(user), timeout=30)
+
+    def tls(self, user: str = "") -> ssl.SSLContext:
+        """How to connect: as the holder of a certificate that was issued, or as nobody yet."""
         context = ssl.create_default_context(cafile=str(self._ca_file))
-        context.load_cert_chain(self._pem(user), self._pem(user))
-        return httpx.Client(base_url=self.url, verify=context, timeout=30)
+        if user:
+            context.load_cert_chain(self._pem(user), self._pem(user))
+        return context
 
     def ask(self, method: str, path: str, *, token: str) -> httpx.Response:
         """Call the API with a bearer token; the body of a POST is an empty object."""
-        context = ssl.create_default_context(cafile=str(self._ca_file))
         return httpx.request(
             method,
             self.url + path,
             headers={"Authorization": f"Bearer {token}"},
             json={} if method == "POST" else None,
-            verify=context,
+            verify=self.tls(),
         )
 
     def issue(self, name: str, organization: str) -> Path:

@@ -61,12 +61,16 @@ class ExistingControlPlane:
 
     def client(self, user: str) -> httpx.Client:
         """The API as the kubeconfig's user."""
-        context = self._tls()
-        if "client-certificate" in self._user:
-            context.load_cert_chain(self._user["client-certificate"], self._user["client-key"])
         token = self._user.get("token")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=self.url, verify=context, headers=headers, timeout=30)
+        return httpx.Client(base_url=self.url, verify=self.tls(user), headers=headers, timeout=30)
+
+    def tls(self, user: str = "") -> ssl.SSLContext:
+        """As `ControlPlane.tls`; every `user` is the kubeconfig's own."""
+        context = ssl.create_default_context(cafile=self._cluster.get("certificate-authority"))
+        if user and "client-certificate" in self._user:
+            context.load_cert_chain(self._user["client-certificate"], self._user["client-key"])
+        return context
 
     def ask(self, method: str, path: str, *, token: str) -> httpx.Response:
         """As `ControlPlane.ask`."""
@@ -75,7 +79,7 @@ class ExistingControlPlane:
             self.url + path,
             headers={"Authorization": f"Bearer {token}"},
             json={} if method == "POST" else None,
-            verify=self._tls(),
+            verify=self.tls(),
         )
 
     def issue(self, name: str, organization: str) -> Path:
@@ -86,9 +90,6 @@ class ExistingControlPlane:
         path = self.folder / f"{name}.pem"
         leaf.private_key_and_cert_chain_pem.write_to_path(str(path))
         return path
-
-    def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self._cluster.get("certificate-authority"))
 
     def _with_files(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The entry with what it holds inline (`…-data`) written to files."""

@@ -66,6 +66,7 @@ class PodProcesses:
     def _start(self, pod: Json, names: Mapping[str, str]) -> ProcessGroup:
         namespace = pod["metadata"]["namespace"]
         home = self._folder / pod["metadata"]["name"]
+        home.mkdir(parents=True, exist_ok=True)
         container = pod["spec"]["containers"][0]
         volumes = {v["name"]: self._volume(home, namespace, v, names) for v in self._volumes(pod)}
         mounts = {
@@ -101,7 +102,7 @@ class PodProcesses:
 
     def _volume(self, home: Path, namespace: str, volume: Json, names: Mapping[str, str]) -> Path:
         folder = home / str(volume["name"])
-        folder.mkdir(parents=True)
+        folder.mkdir()
         if "configMap" in volume:
             path = f"/api/v1/namespaces/{namespace}/configmaps/{volume['configMap']['name']}"
             for name, text in self._read(path)["data"].items():

@@ -7,7 +7,7 @@ import pytest
 from vllm_rollout.errors import UnreachableError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import RequestOutcome
-from vllm_rollout.observe.probe import probe
+from vllm_rollout.observe.probe import ProbeSample, probe
 from vllm_rollout.simulator.running import RunningSimulator
 
 MODEL = "llama-2-7b"
@@ -86,3 +86,15 @@ def test_probes_count_what_fails() -> None:
     assert (good.failures, len(good.latencies_seconds), good.healthy) == (0, 4, True)
     assert (bad.failures, len(bad.latencies_seconds), bad.healthy) == (4, 0, True)
     assert "HTTP 500" in bad.error
+
+
+def test_what_failed_by_the_ways_doing_counts_for_nothing() -> None:
+    trouble = UnreachableError("the tunnel was cut", address="https://cluster")
+    bad = ProbeSample(total=3, failures=1, latencies_seconds=(0.1, 0.1), healthy=True)
+    good = ProbeSample(total=3, failures=0, latencies_seconds=(0.1,) * 3, healthy=True)
+
+    assert bad.unless(None) == bad
+    assert good.unless(trouble) == good
+    nothing = bad.unless(trouble)
+    assert (nothing.total, nothing.failures, nothing.latencies_seconds) == (0, 0, ())
+    assert nothing.way_trouble == "the tunnel was cut"

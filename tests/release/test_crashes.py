@@ -309,3 +309,20 @@ def test_a_network_that_is_cut_at_any_call_promotes_nothing_wrong(
         run(world, scenario, world.context())
         assert serving(world) == SCENARIOS[scenario][1], (at, when, evidence.conclusion)
         at_rest(world)
+
+
+def test_a_network_that_is_gone_when_the_watch_ends_well_takes_nothing_back(
+    fresh: Callable[[str], World],
+) -> None:
+    names = cells(fresh("promoted"), "promoted")
+    last = max(at for at, name in enumerate(names) if name == f"write rollout/{MODEL}")
+    world, cut = fresh("promoted"), Cutting(for_good=True)
+    calls = cut.calls = Calls(cut, at=last, when="before")
+
+    evidence = run(world, "promoted", world.context(Wrapped(world.platform, calls)))
+
+    assert evidence.exit_code == ExitCode.UNREACHABLE
+    assert serving(world) == "second"
+    assert run(world, "promoted", world.context()).exit_code == ExitCode.OK
+    assert serving(world) == "second"
+    at_rest(world)

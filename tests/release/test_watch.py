@@ -28,12 +28,14 @@ def sight(
     replicas: list[Replica] | None = [GOOD],  # noqa: B006 - read only
     total: int = 10,
     live: LiveCounts | None = None,
+    way_trouble: str = "",
 ) -> Sight:
     probes = ProbeSample(
         total=total,
         failures=failures,
         latencies_seconds=(seconds,) * (total - failures),
         healthy=healthy,
+        way_trouble=way_trouble,
     )
     return Sight(probes=probes, replicas=replicas, live=live)
 
@@ -124,6 +126,27 @@ def test_what_the_platform_does_not_say_is_named_as_not_observed() -> None:
 
     assert end.fired == ""
     assert end.unobservable == ("crash loop",)
+
+
+CUT = sight(total=0, healthy=False, replicas=None, way_trouble="the API server is away")
+
+
+def test_what_the_way_there_suffered_is_a_gap_and_no_outage() -> None:
+    away_for_a_while = watch(
+        lambda at: CUT if 400 < at < 520 else sight(), minutes=20, after_promotion=True
+    )
+    away_at_the_end = watch(lambda at: CUT if at > 300 else sight())
+
+    assert (away_for_a_while.fired, away_for_a_while.unobservable) == ("", ())
+    assert away_for_a_while.verdicts["P95 latency"].outcome is Outcome.PASS
+    assert away_at_the_end.fired == ""
+    assert len(away_at_the_end.unobservable) == 5
+
+
+def test_an_outage_is_found_between_the_gaps() -> None:
+    end = watch(lambda at: CUT if at % 60 < 30 else sight(failures=10))
+
+    assert end.fired.startswith("complete outage")
 
 
 # ------------------------------------------------- Prometheus beside the probes

@@ -37,6 +37,7 @@ from vllm_rollout.platform.base import (
     LeaseHeldError,
     NotReadyError,
     Route,
+    WayTrouble,
     Weights,
     WeightsChangedError,
 )
@@ -216,6 +217,9 @@ class SimulatedPlatform:
     def ready(self, deployment: Deployment) -> int:
         """How many replicas of a release are ready."""
         return sum(replica.ready for replica in self.replicas(deployment))
+
+    def way_trouble(self, deployment: Deployment) -> WayTrouble:
+        return WayTrouble()
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         return list(self.releases.get(deployment.release, []))

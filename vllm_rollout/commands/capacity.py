@@ -222,7 +222,8 @@ class _Run:
                 work_dir = Path(folder) / str(number)
                 work_dir.mkdir()
                 what = f"load {number}, {ask.aim} {format_value(ask.per_second, '1/s')}"
-                return send_probe(
+                before = self.settings.way_trouble(self.deployment)
+                probe = send_probe(
                     replace(plan, seed=plan.seed + number),
                     ask,
                     slos=slos,
@@ -235,6 +236,8 @@ class _Run:
                         f"{what}: {progress_line(seen, confidence=self.policy.confidence)}"
                     ),
                 )
+                trouble = self.settings.way_trouble(self.deployment).since(before)
+                return probe.unless(str(trouble)) if trouble and probe.failures else probe
 
             steps = Steps(
                 send=send,

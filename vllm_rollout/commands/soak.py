@@ -73,7 +73,11 @@ def _look(settings: Settings, deployment: Deployment) -> SoakState:
         platform.base_url(deployment), model=deployment.model, api_key=settings.api_key
     ) as client:
         seconds = policy.watch.probe_timeout_seconds
+        before = platform.way_trouble(deployment)
         probes = probe(client, count=1, timeout_seconds=seconds)
+        trouble = platform.way_trouble(deployment).since(before)
+    if trouble and probes.unless(trouble).way_trouble:
+        raise trouble
     now = SystemClock().now()
     sample = sample_of(now, platform.replicas(deployment), revision.capacity, probes)
     rules = policy.environments[deployment.environment].soak

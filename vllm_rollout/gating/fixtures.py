@@ -212,7 +212,13 @@ def _load_run(
 def judged_load(
     request: pytest.FixtureRequest, _load_run: JudgedLoad, policy: Policy, deployment: Deployment
 ) -> JudgedLoad:
-    """The load run of the deployment, to ask for verdicts; inconclusive when it shows none."""
+    """The load run of the deployment, to ask for verdicts; inconclusive when it shows none.
+
+    Raises:
+        UnreachableError: requests failed, and it may be the doing of the way there.
+    """
+    if _load_run.way_trouble is not None:
+        raise _load_run.way_trouble
     usable = judge_run(policy.environments[deployment.environment].load, _load_run)
     if not usable.passed:
         _end_with(request, usable)

@@ -48,6 +48,7 @@ def run_judged_load(
     questions = load_questions(environment.gates)
     watching = _watching(policy, environment.load, plan, len(questions) + others, wholes=wholes)
     watch = LoadWatch(questions, plan, watching) if watching and questions else None
+    before = settings.way_trouble(deployment)
     with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
         result = run_load(
             plan,
@@ -57,6 +58,7 @@ def run_judged_load(
             enough=watch.enough if watch else None,
             start=remotely(pods) if pods else None,
         )
+    trouble = settings.way_trouble(deployment).since(before) if pods is None else None
     kept = _keep(result, deployment) if environment.load.keep_requests else ""
     return JudgedLoad(
         result=result,
@@ -65,6 +67,7 @@ def run_judged_load(
         cores=None if pods else len(os.sched_getaffinity(0)),
         stopped=stop_reason(result, watch) if watch else "",
         requests_file=kept,
+        way_trouble=trouble if result.failures else None,
     )
 
 

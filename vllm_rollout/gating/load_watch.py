@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vllm_rollout.errors import UnreachableError
 from vllm_rollout.gating.load_questions import LoadQuestion
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.watched import Spending, early_verdict, last_verdict, stopped_verdict
@@ -96,6 +97,7 @@ class JudgedLoad:
     `stopped` says why it was stopped before its end; empty where it was not. `requests_file` is
     where a line for each request was written; empty where the policy asks for none. `cores` are
     those of the machine that made the load; None where pods made it, wherever they were.
+    `way_trouble` is what ailed the way there meanwhile, where requests failed.
     """
 
     result: LoadResult
@@ -104,6 +106,7 @@ class JudgedLoad:
     stopped: str = ""
     requests_file: str = ""
     cores: int | None = None
+    way_trouble: UnreachableError | None = None
 
     def verdict(self, question: LoadQuestion) -> Verdict:
         """The verdict on `question`."""

@@ -24,7 +24,7 @@ from vllm_rollout.gating.select import expected_gates, gate_of
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.judge.family import judge_family
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.base import Platform, WayTrouble
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.evidence import (
     Evidence,
@@ -41,6 +41,9 @@ from vllm_rollout.settings import Settings
 BEFORE = pytest.StashKey[dict[str, Any]]()
 """What the deployment ran before the gate, as `identity` gives it."""
 
+WAY = pytest.StashKey[WayTrouble]()
+"""What had ailed the way to the deployment before the gate."""
+
 URL_ONLY = "url"
 """What stands for the platform where only a URL was given; nothing is promoted from there."""
 
@@ -52,7 +55,7 @@ _LOAD: TypeAdapter[LoadSummary] = TypeAdapter(LoadSummary)
 def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any]:
     """Revision, build and images that the deployment runs now, as JSON.
 
-    What cannot be read is said.
+    What cannot be read is said, and which address did not answer.
     """
     nothing: dict[str, Any] = {"revision": None, "build": None, "images": []}
     if platform is None:
@@ -61,7 +64,8 @@ def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any
         history = platform.history(deployment)
         images = list(images_of(platform.replicas(deployment))) if history else []
     except RolloutError as error:
-        return {**nothing, "unknown": str(error)}
+        silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
+        return {**nothing, "unknown": str(error), **silent}
     if not history:
         return nothing
     newest = history[-1]
@@ -84,21 +88,18 @@ def record_result(
         return
     settings = item.config.stash[SETTINGS]
     recorder = item.stash.get(RECORDER, None) or VerdictRecorder()
-    raised = call.excinfo.value if call.excinfo else None
-    error, unreachable = "", ""
-    if isinstance(raised, UnreachableError):
-        error, unreachable = str(raised), raised.address
-    elif isinstance(raised, GateInconclusiveError) and not recorder.verdicts:
-        error = str(raised)
-    elif (
-        raised is not None
-        and not report.skipped
-        and not isinstance(raised, GateFailedError | GateInconclusiveError)
-    ):
-        error = f"{type(raised).__name__}: {raised}"
-    elif report.passed and RECORDER in item.stash and not recorder.verdicts:
-        error = "the gate ended without a verdict: it judged nothing"
     verdicts = list(recorder.verdicts)
+    raised = call.excinfo.value if call.excinfo else None
+    if raised is not None and "client" in getattr(item, "fixturenames", ()):
+        trouble = settings.way_trouble(deployment).since(item.stash[WAY])
+        if trouble is not None:
+            raised, verdicts = trouble, [v for v in verdicts if v.passed]
+    unreachable = raised.address if isinstance(raised, UnreachableError) else ""
+    error = _error(item, raised, report, judged=bool(verdicts))
+    after = identity(settings.platform, deployment)
+    if not unreachable and "unreachable" in after:
+        # What was found is about a build that is not known.
+        error, unreachable = error or after["unknown"], after["unreachable"]
     if report.passed and RECORDER not in item.stash:
         verdicts.append(check(True, "the test passed"))
     elif isinstance(raised, AssertionError):
@@ -128,11 +129,26 @@ def record_result(
     vars(report)["gate_result"] = {
         "deployment": [deployment.model, deployment.environment, deployment.namespace],
         "base_url": _url(settings, deployment),
-        "identities": [item.stash[BEFORE], identity(settings.platform, deployment)],
+        "identities": [item.stash[BEFORE], after],
         "result": result_as_json(result),
         "load": None if load is None else _LOAD.dump_python(_summary(load), mode="json"),
         "requests": "" if load is None else load.requests_file,
     }
+
+
+def _error(
+    item: pytest.Item, raised: BaseException | None, report: pytest.TestReport, *, judged: bool
+) -> str:
+    """What kept the gate from a verdict; empty where it has one, or was skipped."""
+    if isinstance(raised, UnreachableError):
+        return str(raised)
+    if isinstance(raised, GateInconclusiveError):
+        return "" if judged else str(raised)
+    if raised is not None and not report.skipped and not isinstance(raised, GateFailedError):
+        return f"{type(raised).__name__}: {raised}"
+    if report.passed and RECORDER in item.stash and not judged:
+        return "the gate ended without a verdict: it judged nothing"
+    return ""
 
 
 def _summary(load: JudgedLoad) -> LoadSummary:

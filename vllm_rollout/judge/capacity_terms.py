@@ -1,7 +1,7 @@
 """What a capacity search is about: its goal, the loads it asks for, what they show, and its end."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from vllm_rollout.judge.rate_probe import Slos
@@ -153,6 +153,12 @@ class Probe:
     def good(self) -> bool:
         """Whether the SLOs hold by this probe, surely or so far."""
         return self.outcome is Outcome.PASS or (self.outcome is not Outcome.FAIL and self.holds)
+
+    def unless(self, why: str) -> "Probe":
+        """The same, made to say nothing of the rate, as `why` tells."""
+        return replace(
+            self, outcome=Outcome.INCONCLUSIVE, reason=why, saturated=False, unmeasured=why
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

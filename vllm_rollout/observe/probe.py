@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from vllm_rollout.errors import UnreachableError
@@ -13,7 +13,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSample:
-    """One observation of a deployment. A server that cannot be reached has failed every probe."""
+    """One observation of a deployment. A server that cannot be reached has failed every probe,
+    unless it is known that the way there was at fault.
+    """
 
     total: int
     failures: int
@@ -23,6 +25,18 @@ class ProbeSample:
     """Whether `/health` answered 200."""
     error: str = ""
     """The first failure, for people."""
+    way_trouble: str = ""
+    """What ailed the way to the deployment; then nothing is known of the deployment, and no probe
+    counts.
+    """
+
+    def unless(self, way_trouble: UnreachableError | None) -> "ProbeSample":
+        """The sample; one of nothing where what failed in it may be the doing of the way there."""
+        if way_trouble is None or (self.healthy and not self.failures):
+            return self
+        return replace(
+            self, total=0, failures=0, latencies_seconds=(), way_trouble=str(way_trouble)
+        )
 
 
 def probe(client: InferenceClient, *, count: int, timeout_seconds: float) -> ProbeSample:

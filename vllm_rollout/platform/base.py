@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
-from vllm_rollout.errors import DeployError, ExitCode, RolloutError
+from vllm_rollout.errors import DeployError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.preflight import Preflight
 from vllm_rollout.symptoms import Symptoms
 
@@ -166,6 +166,27 @@ class WeightsChangedError(DeployError):
     """Somebody else has changed how a release's traffic is divided, or it cannot be changed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayTrouble:
+    """What has ailed the way to a deployment so far, and not the deployment itself.
+
+    `count` is how often, `what` the last of it, `address` what did not do its part then.
+    """
+
+    count: int = 0
+    what: str = ""
+    address: str = ""
+
+    def since(self, before: "WayTrouble") -> UnreachableError | None:
+        """What has ailed the way since `before` was asked for; None if nothing."""
+        if self.count == before.count:
+            return None
+        return UnreachableError(
+            f"the way there failed, which says nothing of the deployment: {self.what}",
+            address=self.address,
+        )
+
+
 class Platform(Protocol):
     """Releases and their revisions. Each change makes a new revision, as Helm does."""
 
@@ -214,6 +235,12 @@ class Platform(Protocol):
         Raises:
             WeightsChangedError: it is something else, or not in force within `timeout`.
             UsageError: as `weights`.
+        """
+
+    def way_trouble(self, deployment: Deployment) -> WayTrouble:
+        """What has ailed the way to that address so far; nothing ever where it is direct.
+
+        Asked before and after an observation: what failed meanwhile may be the way's doing.
         """
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:

@@ -1,7 +1,7 @@
 """What every part of a rollout works with."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.live import live_metrics
 from vllm_rollout.observe.probe import probe
-from vllm_rollout.platform.base import NotReadyError, Platform, Route
+from vllm_rollout.platform.base import NotReadyError, Platform, Route, WayTrouble
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.decisions import DecisionKind, Decisions
@@ -274,6 +274,8 @@ class Context:
         `look` takes a sight of it, by default through its address.
         """
 
+        before = self.platform.way_trouble(deployment)
+
         def on_tick(elapsed: float, sight: Sight) -> None:
             line = sight_line(elapsed, duration, sight)
             self.reporter.progress(f"watching {deployment}: {line}")
@@ -290,7 +292,9 @@ class Context:
                 look=lambda: replace(see(), live=live.newest()),
                 live=live.since_the_first,
                 interrupted=interrupted,
-                on_blind=lambda names: self._blind(deployment, f": {', '.join(names)}"),
+                on_blind=lambda names: self._blind(
+                    deployment, f": {', '.join(names)}{self._why_blind(deployment, before)}"
+                ),
                 on_unseen=lambda gap: self._blind(deployment, f" from Prometheus: {gap}"),
                 on_seen=lambda: self.say("Prometheus tells of everything again", str(deployment)),
                 on_tick=on_tick,
@@ -305,6 +309,10 @@ class Context:
         text = f"no data of {deployment}{what}"
         self.say("the watch is blind", text, Outcome.INCONCLUSIVE)
         self.notify("blind", text)
+
+    def _why_blind(self, deployment: Deployment, before: WayTrouble) -> str:
+        trouble = self.platform.way_trouble(deployment).since(before)
+        return f"; {trouble}" if trouble else ""
 
     def sight(self, deployment: Deployment) -> Sight:
         """One look at a deployment, as the watch takes it."""
@@ -323,17 +331,17 @@ class Context:
             yield lambda: self._look(client, deployment)
 
     def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
+        before = self.platform.way_trouble(deployment)
         probes = probe(
             client,
             count=self.policy.watch.probes,
             timeout_seconds=self.policy.watch.probe_timeout_seconds,
         )
-        try:
-            return Sight(probes=probes, replicas=self.platform.replicas(deployment))
-        except RolloutError:
-            return Sight(
-                probes=probes, replicas=None
-            )  # a gap: the trigger says when it is too long
+        replicas = None  # a gap: the trigger says when it is too long
+        with suppress(RolloutError):
+            replicas = self.platform.replicas(deployment)
+        trouble = self.platform.way_trouble(deployment).since(before)
+        return Sight(probes=probes.unless(trouble), replicas=replicas)
 
     def _route(self, deployment: Deployment) -> Route:
         own = deployment != self.source
@@ -377,6 +385,12 @@ def refusal_of(run: GateRun) -> End | None:
     if run.unreachable:
         return End(
             code=ExitCode.UNREACHABLE,
-            conclusion=f"Nothing answered at {run.unreachable}, nothing promoted: {trouble}",
+            conclusion=f"Out of reach, nothing promoted: {trouble}. {_why_unreachable(run)}",
         )
     return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")
+
+
+def _why_unreachable(run: GateRun) -> str:
+    """What the first gate says that could not ask."""
+    said = next((g.error for g in run.gates if g.unreachable and g.error), "")
+    return f"{said} ({run.unreachable})" if run.unreachable not in said else said

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from vllm_rollout.deployment import Build, Revision, Target, newest_served
-from vllm_rollout.errors import DeployError, ExitCode
+from vllm_rollout.errors import DeployError, ExitCode, UnreachableError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.release.canary_ramp import CanaryRamp
 from vllm_rollout.release.context import Context, End, trouble_of
@@ -193,7 +193,14 @@ def watch_to_the_end(context: Context, entry: JournalEntry) -> End:
             "gate-and-promote again to go on watching",
         )
     context.say(f"{context.target}: no trigger fired", outcome=Outcome.PASS)
-    return _promoted(context, entry)
+    try:
+        return _promoted(context, entry)
+    except UnreachableError as error:  # no reason to take back what was found well
+        return End(
+            code=ExitCode.UNREACHABLE,
+            conclusion=f"Promoted, and watched to the end, which could not be written down "
+            f"({error}): run gate-and-promote again, it watches once more and closes the journal",
+        )
 
 
 def _promoted(context: Context, entry: JournalEntry) -> End:

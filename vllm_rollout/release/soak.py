@@ -113,12 +113,13 @@ class Sampling:
         return cls(store, deployment, revision, rules)
 
     def see(self, at: datetime, replicas: Sequence[Replica] | None, probes: ProbeSample) -> None:
-        """Take a look; one at which the platform said nothing of its replicas is none.
+        """Take a look; one at which the platform said nothing of its replicas is none, and one by
+        a way that failed neither.
 
         Raises:
             RolloutError: it could not be kept.
         """
-        if replicas is None:
+        if replicas is None or probes.way_trouble:
             return
         sample = sample_of(at, replicas, self.revision.capacity, probes)
         last = self._last

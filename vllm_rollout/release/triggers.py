@@ -22,7 +22,8 @@ _LIVE = " by Prometheus"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
-    """What the watch sees at one moment. `replicas` is None when the platform did not say.
+    """What the watch sees at one moment. `replicas` is None when the platform did not say; probes
+    with a trouble of the way there say nothing.
 
     `live` is what Prometheus says, None where it has said nothing new or nobody asks it.
     """
@@ -122,19 +123,22 @@ class Triggers:
         return fired, tuple(blind)
 
     def _probed(self, at: float, sight: Sight) -> dict[str, float | None]:
-        self._window.append((at, sight.probes))
+        now = sight.probes
+        crashing = _share_crashing(sight.replicas, self._rules.crash_loop.restarts)
+        if now.way_trouble:
+            return {"crash loop": crashing}
+        self._window.append((at, now))
         while self._window[0][0] <= at - self._rules.window_seconds:
             self._window.popleft()
         total = sum(sample.total for _, sample in self._window)
         failures = sum(sample.failures for _, sample in self._window)
-        now = sight.probes
         share = failures / total if total else None
         return {
             "error rate": share,
             "complete outage": now.failures / now.total if now.total else None,
             "error spike after promotion": share,
             self._latency: self._percentile(),
-            "crash loop": _share_crashing(sight.replicas, self._rules.crash_loop.restarts),
+            "crash loop": crashing,
             "health check": 0.0 if now.healthy else 1.0,
         }
 

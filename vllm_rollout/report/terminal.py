@@ -157,6 +157,8 @@ def sight_line(elapsed_seconds: float, duration: timedelta | None, sight: Sight 
     if sight is None:
         return f"{when}: cannot observe"
     probes = sight.probes
+    if probes.way_trouble:
+        return f"{when}: not seen: {one_line(probes.way_trouble)}"
     parts = [
         f"{probes.total - probes.failures} of {probes.total} probes answered",
         "healthy" if probes.healthy else "health check failed",

@@ -105,7 +105,7 @@ def test_a_listing_that_expired_between_two_pages_begins_anew(
             return 410, {}
         return None
 
-    with FaultyDoor(namespace.cluster.api, refuse) as door:
+    with FaultyDoor(namespace.cluster, refuse) as door:
         through(door, namespace, monkeypatch)
         keys = KubernetesStore(connect(None), namespace.name).keys("evidence/")
     assert keys == [f"evidence/{n}" for n in range(5)]
@@ -118,13 +118,13 @@ def test_an_overloaded_server_is_asked_again_when_it_says_so(
     store.write("evidence/a", 1, expect=None)
     busy = [(429, {"Retry-After": "0"})] * 2
 
-    with FaultyDoor(namespace.cluster.api, lambda *_: busy.pop() if busy else None) as door:
+    with FaultyDoor(namespace.cluster, lambda *_: busy.pop() if busy else None) as door:
         through(door, namespace, monkeypatch)
         entry = KubernetesStore(connect(None), namespace.name).read("evidence/a")
     assert entry is not None
     assert not busy
 
-    with FaultyDoor(namespace.cluster.api, lambda *_: (429, {"Retry-After": "0"})) as door:
+    with FaultyDoor(namespace.cluster, lambda *_: (429, {"Retry-After": "0"})) as door:
         through(door, namespace, monkeypatch)
         with pytest.raises(UnreachableError) as caught:
             KubernetesStore(connect(None), namespace.name).read("evidence/a")

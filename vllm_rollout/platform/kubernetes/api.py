@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.base import ConflictError
 
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -53,7 +53,7 @@ class KubernetesApi:
         try:
             yield
         except ApiException as error:
-            raise self._refused(
+            raise self.refusal(
                 error.status, str(error.body or error.reason), verb, resource
             ) from error
         except (HTTPError, OSError) as error:
@@ -63,7 +63,8 @@ class KubernetesApi:
                 remedy="Check the kube context (--kube-context, KUBECONFIG) and the network.",
             ) from error
 
-    def _refused(self, status: int, body: str, verb: str, resource: str) -> Exception:
+    def refusal(self, status: int, body: str, verb: str, resource: str) -> RolloutError:
+        """The error that an answer of this status is; see `doing` for which."""
         message = f"cannot {verb} {resource}: the API server answers {status}: {_message(body)}"
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             return UnreachableError(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
-from vllm_rollout.errors import DeployError, RolloutError, UsageError
-from vllm_rollout.platform.base import Guard, NotReadyError, Route, Weights
+from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.platform.base import Guard, NotReadyError, Route, WayTrouble, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
@@ -104,6 +104,10 @@ class KubernetesPlatform:
     def route(self, deployment: Deployment) -> Route:
         """The Service's URL, and whether it is reached directly or by a tunnel."""
         return self._ways.route(deployment)
+
+    def way_trouble(self, deployment: Deployment) -> WayTrouble:
+        """What was the API server's doing, where a tunnel through it is the way."""
+        return self._ways.trouble(deployment)
 
     def own_url(self, deployment: Deployment) -> str:
         """The URL of the release's own Service, whatever `service_url` says. Raises: as
@@ -300,7 +304,11 @@ class KubernetesPlatform:
 
     def replicas(self, deployment: Deployment) -> list[Replica]:
         """The pods that are meant to serve, by name."""
-        return [replica_of(pod) for pod in list_pods(self._api, deployment)]
+        try:
+            return [replica_of(pod) for pod in list_pods(self._api, deployment)]
+        except UnreachableError as error:
+            self._ways.suffered(deployment, str(error))
+            raise
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each pod, secrets redacted."""

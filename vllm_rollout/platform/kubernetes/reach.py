@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from vllm_rollout.deployment import Deployment
-from vllm_rollout.platform.base import Route
+from vllm_rollout.platform.base import Route, WayTrouble
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
 
 if TYPE_CHECKING:
@@ -56,6 +56,16 @@ class Ways:
                 port=parts.port or _DEFAULT_PORT[parts.scheme],
             )
         return self._tunnels[deployment].url + urlsplit(url).path
+
+    def trouble(self, deployment: Deployment) -> WayTrouble:
+        """What has ailed the tunnel to the deployment; nothing where there is none."""
+        tunnel = self._tunnels.get(deployment)
+        return tunnel.trouble if tunnel else WayTrouble()
+
+    def suffered(self, deployment: Deployment, what: str) -> None:
+        """Note that the API server failed elsewhere: no tunnel through it is any better."""
+        if tunnel := self._tunnels.get(deployment):
+            tunnel.suffered(what)
 
     def close(self) -> None:
         """Close every tunnel."""

@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import DeployError, RolloutError, UnreachableError
+from vllm_rollout.platform.base import WayTrouble
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, replica_of
 
@@ -31,12 +33,16 @@ _DATA, _ERROR = 0, 1
 _CHUNK_BYTES = 1 << 16
 _PODS_FRESH_SECONDS = 1.0
 _START_SECONDS = 10.0
+_SLOW_SECONDS = 3.0
+"""An API server that takes longer to connect to a pod is noted: its client may not wait so long."""
+_CONNECT_SECONDS = 30.0
 
 
 Choose = Callable[[], tuple[str, int]]
 """The name and the port of the pod that the next connection goes to.
 
 Raises:
+    UnreachableError: the API server does not say.
     RolloutError: there is none; the connection is closed then.
 """
 
@@ -46,6 +52,9 @@ class Tunnel:
 
     A connection for which there is no pod, or that the API server refuses, is closed at once: the
     client sees an error and never another pod's answer. `whither` is for people.
+
+    `trouble` is what was the API server's doing. That no pod is ready, that the pod is gone or lets
+    nobody connect, is not: a Service would be no better off.
     """
 
     def __init__(self, api: KubernetesApi, *, namespace: str, choose: Choose, whither: str) -> None:
@@ -53,6 +62,7 @@ class Tunnel:
         self._namespace = namespace
         self._choose = choose
         self._whither = whither
+        self.trouble = WayTrouble(address=api.address)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         started: Future[int] = Future()
@@ -90,36 +100,55 @@ class Tunnel:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
 
+    def suffered(self, what: str) -> None:
+        """Note a trouble of the API server's."""
+        _log.warning("the way to %s: %s", self._whither, what)
+        self.trouble = WayTrouble(
+            count=self.trouble.count + 1, what=what, address=self.trouble.address
+        )
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            pod, port = await self._loop.run_in_executor(None, self._choose)
-            await self._forward(pod, port, reader, writer)
-        except (RolloutError, aiohttp.ClientError, OSError) as error:
+            async with await self._open() as socket:
+                await _pass_on(reader, writer, socket, self._api.address)
+        except UnreachableError as error:
+            self.suffered(f"{error}. {error.remedy}".rstrip())
+        except RolloutError as error:
             _log.warning("tunnel to %s: %s", self._whither, error)
         finally:
+            # Only now: who sees the end of the connection finds the trouble noted.
             writer.close()
 
-    async def _forward(
-        self, pod: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        url = f"{self._api.address}/api/v1/namespaces/{self._namespace}/pods/{pod}/portforward"
-        async with self._session.ws_connect(
-            url,
-            params={"ports": str(port)},
-            protocols=(_PROTOCOL,),
-            headers=await self._loop.run_in_executor(None, _credentials, self._api),
-            max_msg_size=0,
-        ) as socket:
-            sending = asyncio.create_task(_send(reader, socket))
-            receiving = asyncio.create_task(_receive(socket, writer))
-            _, unfinished = await asyncio.wait(
-                (sending, receiving), return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in unfinished:
-                task.cancel()
-            for result in await asyncio.gather(sending, receiving, return_exceptions=True):
-                if isinstance(result, Exception):
-                    raise result
+    async def _open(self) -> aiohttp.ClientWebSocketResponse:
+        """A connection to the next pod.
+
+        Raises:
+            UnreachableError: the API server does not make one.
+            DeployError: no pod is ready, or this one is gone.
+        """
+        address = self._api.address
+        late = f"{address} has made no connection to a pod within {_SLOW_SECONDS:g} s"
+        slow = self._loop.call_later(_SLOW_SECONDS, self.suffered, late)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                pod, port = await self._loop.run_in_executor(None, self._choose)
+                headers = await self._loop.run_in_executor(None, _credentials, self._api)
+                return await self._session.ws_connect(
+                    f"{address}/api/v1/namespaces/{self._namespace}/pods/{pod}/portforward",
+                    params={"ports": str(port)},
+                    protocols=(_PROTOCOL,),
+                    headers=headers,
+                    max_msg_size=0,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            what = f"pods/portforward in namespace {self._namespace}"
+            raise self._api.refusal(error.status, error.message, "create", what) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UnreachableError(
+                f"{address} does not answer ({str(error) or type(error).__name__})", address=address
+            ) from error
+        finally:
+            slow.cancel()
 
 
 def release_tunnel(
@@ -154,29 +183,66 @@ class _ReadyPods:
         """The next of them.
 
         Raises:
-            UnreachableError: none is ready, or they cannot be listed.
+            DeployError: none is ready.
+            UnreachableError: they cannot be listed.
         """
         if time.monotonic() - self._looked > _PODS_FRESH_SECONDS:
             self._pods = [p for p in list_pods(self._api, self._deployment) if replica_of(p).ready]
             self._looked = time.monotonic()
         pods = self._pods
         if not pods:
-            raise UnreachableError(
-                f"no pod of {self._deployment} is ready", address=self._api.address
-            )
+            raise DeployError(f"no pod of {self._deployment} is ready")
         pod = pods[next(self._turn) % len(pods)]
         return pod.metadata.name, _port_of(pod, self._target)
 
 
-async def _send(reader: asyncio.StreamReader, socket: aiohttp.ClientWebSocketResponse) -> None:
-    while data := await reader.read(_CHUNK_BYTES):
-        await socket.send_bytes(bytes([_DATA]) + data)
+async def _pass_on(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    socket: aiohttp.ClientWebSocketResponse,
+    address: str,
+) -> None:
+    """Pass on what the client and the pod send, until one of them ends it. Raises: as `_receive`"""
+    sending = asyncio.create_task(_send(reader, socket))
+    receiving = asyncio.create_task(_receive(socket, writer, address))
+    tasks = (sending, receiving)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if receiving.done() or not sending.result():
+            await receiving
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _receive(socket: aiohttp.ClientWebSocketResponse, writer: asyncio.StreamWriter) -> None:
-    """Raises DeployError with what the kubelet says went wrong."""
+async def _send(reader: asyncio.StreamReader, socket: aiohttp.ClientWebSocketResponse) -> bool:
+    """Pass on what the client sends until it sends no more (True), or nobody takes it (False)."""
+    with suppress(ConnectionError):
+        while data := await reader.read(_CHUNK_BYTES):
+            try:
+                await socket.send_bytes(bytes([_DATA]) + data)
+            except (aiohttp.ClientError, ConnectionError):
+                return False
+    return True
+
+
+async def _receive(
+    socket: aiohttp.ClientWebSocketResponse, writer: asyncio.StreamWriter, address: str
+) -> None:
+    """Pass on what the pod sends until it, or the client, ends the connection.
+
+    Raises:
+        DeployError: the kubelet says what went wrong.
+        UnreachableError: the connection ended, and neither of them had ended it.
+    """
     opened = set()
-    async for message in socket:
+    while True:
+        message = await socket.receive()
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            return
+        if message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
+            raise UnreachableError(f"{address} cut a connection to a pod", address=address)
         if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
             continue
         channel, data = message.data[0], message.data[1:]
@@ -185,8 +251,11 @@ async def _receive(socket: aiohttp.ClientWebSocketResponse, writer: asyncio.Stre
         elif channel == _ERROR:
             raise DeployError(f"port-forward: {data.decode(errors='replace')}")
         else:
-            writer.write(data)
-            await writer.drain()
+            try:
+                writer.write(data)
+                await writer.drain()
+            except ConnectionError:
+                return  # the client has gone
 
 
 def _target_port(api: KubernetesApi, namespace: str, service: str, port: int) -> int | str:

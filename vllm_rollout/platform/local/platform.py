@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target, canonical_digest
 from vllm_rollout.errors import DeployError, UsageError
-from vllm_rollout.platform.base import Guard, Route, Weights
+from vllm_rollout.platform.base import Guard, Route, WayTrouble, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.control import Routers
@@ -98,6 +98,10 @@ class LocalPlatform:
     def route(self, deployment: Deployment) -> Route:
         """The router's URL, which is reached directly."""
         return Route(url=self.base_url(deployment))
+
+    def way_trouble(self, deployment: Deployment) -> WayTrouble:  # noqa: ARG002 - the Protocol's
+        """Nothing ever: the router is part of the deployment."""
+        return WayTrouble()
 
     def own_url(self, deployment: Deployment) -> str:
         """Where the router answers from the release's own replicas. Raises: as `base_url`."""
