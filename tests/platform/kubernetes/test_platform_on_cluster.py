@@ -212,15 +212,19 @@ def test_a_chart_of_a_teams_own_is_rolled_out_in_one_step(
     assert [entry.description for entry in platform.history(production)] == ["one", "two"]
 
 
+def upgrade(deployment: Deployment, version: str) -> list[str]:
+    chart = str(CHARTS / "vllm-deployment")
+    values = f"model.name={MODEL},model.revision={version}"
+    return ["upgrade", "--install", deployment.release, chart, "--set", values]
+
+
 def killed_while_it_waits(
-    namespace: Namespace, deployment: Deployment, helm_binary: str, version: str
+    namespace: Namespace, deployment: Deployment, helm_binary: str, words: list[str]
 ) -> None:
     """A client that is killed while Helm waits for pods that load for too long."""
-    chart = CHARTS / "vllm-deployment"
-    command = [helm_binary, "upgrade", "--install", deployment.release, str(chart)]
-    command += ["-n", namespace.name, "--set", f"model.name={MODEL},model.revision={version}"]
     wait = "--wait" if "helm3" in helm_binary else "--wait=watcher"
-    with subprocess.Popen([*command, wait, "--timeout", "5m"], stdout=subprocess.DEVNULL) as client:
+    command = [helm_binary, *words, "-n", namespace.name, wait, "--timeout", "5m"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as client:
         helm = Helm(helm_binary)
 
         def pending() -> bool:
@@ -239,7 +243,7 @@ def test_what_a_killed_client_left_pending_is_recovered(
     helm_binary: str,
 ) -> None:
     namespace.behave(slow_start())
-    killed_while_it_waits(namespace, production, helm_binary, "none")
+    killed_while_it_waits(namespace, production, helm_binary, upgrade(production, "none"))
     found = platform.recover(production, timeout=LONG)
     assert "was left pending-install since" in found
     assert "so it was uninstalled" in found
@@ -248,12 +252,22 @@ def test_what_a_killed_client_left_pending_is_recovered(
     namespace.behave(HEALTHY)
     first = apply(made_of("one"))
     namespace.behave(lambda pod: slow_start() if "two" in str(pod["spec"]) else HEALTHY)
-    killed_while_it_waits(namespace, production, helm_binary, "two")
+    killed_while_it_waits(namespace, production, helm_binary, upgrade(production, "two"))
     with pytest.raises(DeployError, match="is in progress"):
         apply(made_of("two"))
     assert "rolled back to revision 1" in platform.recover(production, timeout=LONG)
     assert platform.recover(production, timeout=LONG) == ""
     assert platform.history(production)[-1].build == first.build
+
+    namespace.behave(HEALTHY)
+    second = apply(made_of("two"))
+    namespace.behave(lambda pod: slow_start() if "one" in str(pod["spec"]) else HEALTHY)
+    back = ["rollback", production.release, str(first.number)]
+    killed_while_it_waits(namespace, production, helm_binary, back)
+    found = platform.recover(production, timeout=LONG)
+    assert "was left pending-rollback since" in found
+    assert f"rolled back to revision {second.number}" in found
+    assert platform.history(production)[-1].build == second.build
 
 
 def test_a_cluster_that_goes_away_is_never_an_empty_release(

@@ -1,0 +1,244 @@
+"""SIGKILL and SIGSTOP at every journal write and every change, on a real API server.
+
+What comes right after one call comes right before the next: each cell is both. The cells take turns
+with Helm 3 and Helm 4, as each costs two rollouts; where nothing was begun yet, or all is done, is
+left to the local platform. Each test goes on from where the last one left the release: one
+namespace for each Helm.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+from cluster.behaviour import HEALTHY
+from cluster.fixtures import Cluster, Namespace, eventually, namespace_of
+from cluster.required import required_tool
+from support.real_runs import BAD, GOOD, Run, Runs, Stop, When, cells
+
+from vllm_rollout.deployment import Deployment, RevisionStatus
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.release.decisions import Decisions
+from vllm_rollout.release.journal import Journal
+from vllm_rollout.resources import CHARTS
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+MODEL = "llama-2-7b"
+
+
+def in_turns(cells: list[tuple[int, When]], first: int) -> list[tuple[str, int, When]]:
+    """The cells, one with the one Helm and one with the other."""
+    return [(f"helm{3 + (first + n) % 2}", *cell) for n, cell in enumerate(cells)]
+
+
+class Site:
+    """Runs in a namespace of their own; every build that is rolled out is a new one."""
+
+    def __init__(self, namespace: Namespace, helm: str, folder: Path) -> None:
+        self.namespace, self.version = namespace, 0
+        self.target = Deployment(MODEL, "production", namespace.name)
+
+        def connect() -> KubernetesPlatform:
+            return KubernetesPlatform(
+                namespace=namespace.name,
+                context=None,
+                chart=CHARTS / "vllm-deployment",
+                service_url="http://{model}-{environment}.{namespace}:8000",
+                helm=helm,
+                surge=2,  # room for each step in one move
+            )
+
+        self.runs = Runs(connect, self.target, made_of, folder)
+        run = self.runs.finish(self.new())
+        assert run.wait() == ExitCode.OK, run.said
+        self.serves = self.version
+
+    def new(self) -> int:
+        """The next build's version."""
+        self.version += 1
+        return self.version
+
+    def statuses(self) -> set[str]:
+        """What Helm has written of its revisions."""
+        secrets = self.namespace.list("secrets")
+        return {each["metadata"].get("labels", {}).get("status", "") for each in secrets}
+
+    def at_rest(self, version: int) -> None:
+        """All of production runs that build, nothing is half done, and the decisions are whole."""
+        platform = self.runs.connect()
+        entry = Journal(platform.store, MODEL).read()
+        assert entry is not None
+        assert not entry.unfinished
+        assert Decisions(platform.store).verify(MODEL) == []
+        history = platform.history(self.target)
+        assert history[-1].status is RevisionStatus.DEPLOYED
+        assert [r.status for r in history].count(RevisionStatus.DEPLOYED) == 1
+        replicas = platform.replicas(self.target)
+        assert [replica.ready for replica in replicas] == [True, True]
+        digest = platform.build(self.target, made_of(version)).digest
+        assert {replica.build for replica in replicas} == {digest}
+        self.serves = version
+
+
+def made_of(version: int) -> dict[str, object]:
+    return {"model": {"name": MODEL, "revision": f"v{version}"}}
+
+
+@pytest.fixture(scope="module")
+def sites(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Site]]:
+    """The site of each Helm, made when it is first asked for."""
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+
+        @cache
+        def site(helm: str) -> Site:
+            namespace = stack.enter_context(namespace_of(cluster, f"test-{secrets.token_hex(4)}"))
+            namespace.behave(HEALTHY)
+            patch.setenv("KUBECONFIG", str(namespace.kubeconfig))
+            return Site(namespace, required_tool(helm), tmp_path_factory.mktemp(helm))
+
+        yield site
+
+
+@pytest.fixture
+def site(
+    request: pytest.FixtureRequest,
+    sites: Callable[[str], Site],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Site:
+    site = sites(request.param)
+    monkeypatch.setenv("KUBECONFIG", str(site.namespace.kubeconfig))
+    return site
+
+
+@pytest.mark.parametrize(
+    ("site", "at", "when"), in_turns(cells(GOOD)[1:], first=0), indirect=["site"]
+)
+def test_a_killed_rollout_is_finished_by_the_next_run(site: Site, at: int, when: When) -> None:
+    version = site.new()
+    killed = site.runs.start(version, stop=Stop(at, when))
+    assert killed.wait() == -signal.SIGKILL, killed.said
+
+    run = site.runs.finish(version)
+
+    assert run.wait() == ExitCode.OK, run.said
+    site.at_rest(version)
+
+
+@pytest.mark.parametrize(
+    ("site", "at", "when"), in_turns(cells(BAD, start=6)[:-1], first=1), indirect=["site"]
+)
+def test_a_killed_rollback_is_finished_by_the_next_run(site: Site, at: int, when: When) -> None:
+    version, before = site.new(), site.serves
+    killed = site.runs.start(version, bad=True, stop=Stop(at, when))
+    assert killed.wait() == -signal.SIGKILL, killed.said
+
+    run = site.runs.finish(version, bad=True)
+
+    assert run.wait() == ExitCode.ROLLED_BACK, run.said
+    site.at_rest(before)
+
+
+@pytest.mark.parametrize(
+    ("site", "more"), [("helm3", 0), ("helm4", 1), ("helm4", 2)], indirect=["site"]
+)
+def test_a_run_killed_while_helm_works_is_finished_by_the_next(site: Site, more: int) -> None:
+    """The run alone; its leash too, so that nobody ends Helm; Helm as well, a power cut."""
+    version = site.new()
+    killed = site.runs.start(version)
+    children = helm_of(killed)
+    if more == 2:
+        eventually(lambda: "pending-upgrade" in site.statuses())
+    for child in children[:more]:
+        os.kill(child, signal.SIGKILL)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+
+    run = site.runs.finish(version)
+
+    assert run.wait() == ExitCode.OK, run.said
+    if more == 2:
+        assert "was left pending-upgrade since" in run.said
+        assert f"the lease was {socket.gethostname()}:{killed.pid}:" in run.said
+    site.at_rest(version)
+
+
+def helm_of(run: Run) -> list[int]:
+    """The leash of a Helm upgrade that the run has begun, and that Helm."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for leash in children_of(run.pid):
+            helm = children_of(leash)
+            with suppress(OSError):  # another of its commands, which has ended
+                if b"\0upgrade\0" in Path(f"/proc/{leash}/cmdline").read_bytes() and helm:
+                    return [leash, *helm]
+        time.sleep(0.01)
+    raise AssertionError(f"no helm upgrade: {run.said}")
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+@pytest.mark.parametrize(("site", "at", "when"), [("helm3", 4, "before")], indirect=["site"])
+def test_who_was_frozen_until_another_took_over_changes_nothing_when_it_wakes(
+    site: Site, at: int, when: When
+) -> None:
+    version = site.new()
+    stop = Stop(at, when, signal.SIGSTOP)
+    frozen = site.runs.start(version, stop=stop)
+    frozen.wait_until_frozen()
+    other = site.runs.finish(version)
+    assert other.wait() == ExitCode.OK, other.said
+    before = site.runs.connect().history(site.target)
+
+    frozen.thaw()
+
+    assert frozen.wait() == ExitCode.INCONCLUSIVE, frozen.said
+    assert "nothing more is changed by this run" in frozen.said
+    assert site.runs.connect().history(site.target) == before
+    site.at_rest(version)
+
+
+@pytest.mark.parametrize("site", ["helm4"], indirect=True)
+def test_who_was_frozen_while_helm_worked_finds_it_ended_and_changes_nothing(site: Site) -> None:
+    version = site.new()
+    frozen = site.runs.start(version)
+    helm_of(frozen)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    frozen.wait_until_frozen()
+    other = site.runs.finish(version)
+    assert other.wait() == ExitCode.OK, other.said
+    before = site.runs.connect().history(site.target)
+
+    frozen.thaw()
+
+    assert frozen.wait() == ExitCode.INCONCLUSIVE, frozen.said
+    assert site.runs.connect().history(site.target) == before
+    site.at_rest(version)
+
+
+@pytest.mark.parametrize("site", ["helm3"], indirect=True)
+def test_of_two_at_once_one_goes_on_and_the_other_says_who_it_is(site: Site) -> None:
+    version = site.new()
+    both = [site.runs.start(version), site.runs.start(version)]
+
+    codes = [run.wait() for run in both]
+
+    assert sorted(codes) in ([ExitCode.OK, ExitCode.INCONCLUSIVE], [ExitCode.OK, ExitCode.OK])
+    for run, code in zip(both, codes, strict=True):
+        if code == ExitCode.INCONCLUSIVE:
+            assert "is being changed by" in run.said
+    site.at_rest(version)
