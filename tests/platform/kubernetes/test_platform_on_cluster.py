@@ -261,7 +261,7 @@ def test_what_a_killed_client_left_pending_is_recovered(
 
     namespace.behave(HEALTHY)
     second = apply(made_of("two"))
-    namespace.behave(lambda pod: slow_start() if "one" in str(pod["spec"]) else HEALTHY)
+    namespace.behave(lambda pod: slow_start() if "--revision=one" in str(pod) else HEALTHY)
     back = ["rollback", production.release, str(first.number)]
     killed_while_it_waits(namespace, production, helm_binary, back)
     found = platform.recover(production, timeout=LONG)
