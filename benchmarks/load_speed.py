@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from load_peers import ToolRun, bare, guidellm, locust_users, vllm_bench, wrk
-from load_tools import WARMUP_SECONDS, Figures, Server, SuiteRun, noise, serving, suite
+from load_tools import WARMUP_SECONDS, Figures, Server, SuiteRun, noise, serving, suite, undisturbed
 
 from vllm_rollout.observe.arrivals import arrivals
 from vllm_rollout.observe.clocks import wall_less_monotonic
@@ -44,6 +44,7 @@ class Step:
     generator_cpu: float
     server_cpu: float
     waited_share: float
+    stolen_share: float
     per_cpu_second: float
     tokens_per_second: float
     gaps_late_p99: float
@@ -60,18 +61,25 @@ class Step:
             f"{self.rate:8,.0f} req/s{tokens}  lag P50 {self.lag.p50 * 1000:7.2f} P99"
             f" {self.lag.p99 * 1000:8.2f} ms  P95 {error:+.2f} ms of the server's record"
             f"  CPU {self.generator_cpu:4.0%} (server {self.server_cpu:.0%}, others"
-            f" {self.waited_share:.0%})  {self.per_cpu_second:7,.0f} req per CPU second"
+            f" {self.waited_share:.0%}, stolen {self.stolen_share:.0%})"
+            f"  {self.per_cpu_second:7,.0f} req per CPU second"
             f"{'' if self.holds else '  does not hold'}"
         )
 
 
 def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
     """One run at one rate."""
-    server.forget()
-    busy = server.busy_seconds
-    run = suite(server, rate=rate, seconds=options.seconds, **load)
-    busy = server.busy_seconds - busy
-    record = {number: (read, end) for number, read, _, end in server.truth()["requests"]}
+    busy = 0.0
+
+    def attempt() -> SuiteRun:
+        nonlocal busy
+        before = server.busy_seconds
+        run = suite(server, rate=rate, seconds=options.seconds, **load)
+        busy = server.busy_seconds - before
+        return run
+
+    run = undisturbed(attempt)
+    record = {number: (read, end) for number, read, _, end in run.truth["requests"]}
     result = run.result
     sent = len(record)
     total = options.seconds + WARMUP_SECONDS
@@ -85,6 +93,7 @@ def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
         generator_cpu=result.generator_cpu,
         server_cpu=busy / total,
         waited_share=run.waited_share,
+        stolen_share=run.stolen_share,
         per_cpu_second=sent / result.generator_seconds,
         tokens_per_second=result.gaps.count / options.seconds if load["stream"] else 0.0,
         gaps_late_p99=result.gaps.p99_seconds - gap,

@@ -10,7 +10,8 @@ its last byte, on the same monotonic clock that the suite's schedule is laid on.
 request that was due at d:
 
 * recorded: the server's last byte (first token) minus d. What the suite measured of this very run
-  must equal its percentiles within 1% or 2 ms, the larger, by the median of the runs.
+  must equal its percentiles within 1% or 2 ms, the larger, by the median of the runs. A run that
+  the machine disturbed (see `load_tools.undisturbed`) is made again.
 * ideal: what a client without any delay of its own would have seen. The server takes a time that
   follows from the request's number, and what falls into a freeze waits for its end. Under a freeze
   the suite must equal this one too.
@@ -32,7 +33,7 @@ from typing import Any
 
 from load_peers import ToolRun, guidellm, locust_users, vllm_bench
 from load_server import Timing
-from load_tools import TOKENS, Figures, Server, SuiteRun, noise, serving, suite
+from load_tools import TOKENS, Figures, Server, SuiteRun, noise, serving, suite, undisturbed
 
 from vllm_rollout.observe.arrivals import arrivals
 from vllm_rollout.observe.clocks import wall_less_monotonic
@@ -55,8 +56,9 @@ def thawed(moment: float, freezes: Sequence[Sequence[float]]) -> float:
     return next((end for begin, end in freezes if begin <= moment < end), moment)
 
 
-def truths(run: SuiteRun, truth: dict[str, Any]) -> dict[str, Figures]:
+def truths(run: SuiteRun) -> dict[str, Figures]:
     """Percentiles of what was, as the server's record and the schedule tell."""
+    truth = run.truth
     record = {number: (first, end) for number, _, first, end in truth["requests"]}
     plan = run.result.plan
     zero = run.result.started_at - wall_less_monotonic()
@@ -118,12 +120,16 @@ def compare(
     found: list[dict[str, Figures]] = []
     notes = []
     for _ in range(options.repeats):
-        server.forget()
-        run = suite(server, rate=rate, seconds=options.seconds, stream=stream)
-        truth = server.truth()
-        failed = run.result.failures
-        notes.append({"lag_p99": run.lag.p99, "waited_share": run.waited_share, "failures": failed})
-        found.append({**measured(run), **truths(run, truth), "lag": run.lag})
+        run = undisturbed(lambda: suite(server, rate=rate, seconds=options.seconds, stream=stream))
+        notes.append(
+            {
+                "lag_p99": run.lag.p99,
+                "waited_share": run.waited_share,
+                "stolen_share": run.stolen_share,
+                "failures": run.result.failures,
+            }
+        )
+        found.append({**measured(run), **truths(run), "lag": run.lag})
     block: dict[str, Any] = {"kind": kind, "runs": notes, "figures": {}, "holds": {}}
     for name in found[0]:
         figures = median([each[name] for each in found])
@@ -138,8 +144,9 @@ def compare(
                 block["holds"][against] = within(error, true)
                 word = "within" if block["holds"][against] else "not within"
                 show(f"  less {against}", error, f" {word}, and in {good} of {len(found)} runs")
-    worst = max(note["waited_share"] for note in notes)
-    print(f"  others kept the generator from its core up to {worst:.1%} of the time")
+    waited, stolen = (max(note[f"{kind}_share"] for note in notes) for kind in ("waited", "stolen"))
+    print(f"  others kept the generator from its core up to {waited:.1%} of the time, ", end="")
+    print(f"and the hypervisor took {stolen:.1%}")
     for name, other in peers(server, rate, stream=stream, options=options).items():
         if isinstance(other, str):
             print(f"  {name}: {other}")
