@@ -204,8 +204,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every run's figures there")
     asked = parser.parse_args()
     os.environ.setdefault("VLLM_ROLLOUT_API_KEY", "unused-by-this-server")
-    with {"local": local, "cluster": cluster}[asked.platform]() as place:
-        found = [measured(place, run) for run in range(asked.runs)]
+    found = []
+    for run in range(asked.runs):  # what was brought back is not left again: each its own place
+        with {"local": local, "cluster": cluster}[asked.platform]() as place:
+            found.append(measured(place, run))
     for part in (*(field.name for field in fields(Times)), "in_all"):
         figures = sorted(getattr(each, part) for each in found)
         sys.stdout.write(

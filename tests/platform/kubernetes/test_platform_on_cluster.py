@@ -1,5 +1,6 @@
 """The platform on a real API server under both Helms: what is applied is what runs."""
 
+import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,6 +77,25 @@ def test_a_release_is_ramped_described_and_rolled_back(
     back = platform.rollback(production, first.number, description="it broke", timeout=LONG)
     assert back.build == first.build
     assert {replica.build for replica in platform.replicas(production)} == {first.build.digest}
+
+
+def test_the_command_of_the_record_returns_to_the_revision_by_helm_alone(
+    platform: KubernetesPlatform,
+    production: Deployment,
+    apply: Callable[..., Any],
+    helm_binary: str,
+) -> None:
+    def type_it(revision: int | None) -> None:
+        helm, *words = shlex.split(platform.undo_command(production, revision))
+        assert helm == "helm"
+        subprocess.run([helm_binary, *words], check=True, capture_output=True)
+
+    first = apply(made_of("one"))
+    apply(made_of("two"))
+    type_it(first.number)
+    assert {r.build for r in platform.replicas(production) if r.ready} == {first.build.digest}
+    type_it(None)
+    assert platform.history(production) == []
 
 
 def test_a_tag_that_moved_is_another_image_of_the_same_build(
