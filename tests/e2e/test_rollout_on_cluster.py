@@ -12,31 +12,49 @@ from typing import Any
 import pytest
 import yaml
 from cluster.behaviour import HEALTHY
+from cluster.faulty import FaultyDoor, Refusal
 from cluster.fixtures import Namespace
 from cluster.registry import Registry, running_registry
 from support.short_policy import short_policy
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.store import object_name
+from vllm_rollout.resources import CHARTS
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 MODEL = "llama-2-7b"
+ACCOUNT = "vllm-rollout-promote"
 POLICY: dict[str, Any] = {
     **short_policy(rate=60, seconds=4, expected=45),
     "deploy_timeout": "60s",
 }
+POLICY["watch"] |= {"duration": "25s"}  # time for the API server to go and come back
 
 
 @dataclass
 class Site:
-    """A folder with policy and values, a namespace, an image registry and one Helm on PATH."""
+    """A folder with policy and values, a namespace, an image registry and one Helm on PATH.
+
+    Everything is done with the rights of the Role `promote` of the chart rollout-roles.
+    """
 
     folder: Path
     namespace: Namespace
     helm: str
     registry: Registry
+    kubeconfig: Path = Path()
+
+    def log_in(self, server: str = "") -> None:
+        """Have a token of the Role's account, for the API server or what stands before it."""
+        self.kubeconfig = self.namespace.cluster.control_plane.kubeconfig(
+            f"{self.namespace.name}-promote",
+            token=self.namespace.token(ACCOUNT),
+            server=server,
+            namespace=self.namespace.name,
+        )
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         tools = self.folder / "bin"
@@ -50,7 +68,7 @@ class Site:
             env={
                 **kept,
                 "PATH": f"{tools}:{kept['PATH']}",
-                "KUBECONFIG": str(self.namespace.kubeconfig),
+                "KUBECONFIG": str(self.kubeconfig),
                 "VLLM_ROLLOUT_API_KEY": "unused-by-this-server",
             },
             stdout=subprocess.PIPE,
@@ -63,20 +81,22 @@ class Site:
             printed, _ = process.communicate(timeout=600)
         return process.returncode, printed
 
-    def to_staging(self, revision: str) -> None:
-        """Bring a build to staging by the shortest honest way."""
+    def deploy(self, revision: str) -> None:
+        """Bring a build to development."""
         values = self.folder / f"{revision}.yaml"
         build = {
             "model": {"name": MODEL, "path": "/models/llama", "revision": revision},
             "image": {"repository": f"{self.registry.host}/vllm", "tag": "v1"},
         }
         values.write_text(yaml.safe_dump(build))
-        for words in (
-            ("vllm-rollout", "deploy", MODEL, "--values", str(values)),
-            ("gate-and-promote", MODEL, "--to", "staging"),
-        ):
-            code, printed = self.run(*words)
-            assert code == 0, printed
+        code, printed = self.run("vllm-rollout", "deploy", MODEL, "--values", str(values))
+        assert code == 0, printed
+
+    def to_staging(self, revision: str) -> None:
+        """Bring a build to staging by the shortest honest way."""
+        self.deploy(revision)
+        code, printed = self.run("gate-and-promote", MODEL, "--to", "staging")
+        assert code == 0, printed
 
     def helm_history(self) -> list[dict[str, Any]]:
         listed = subprocess.run(
@@ -103,14 +123,18 @@ def site(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Sit
         policy["service_url"] = url
     (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
     namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
+    roles = [helm_binary, "install", "roles", str(CHARTS / "rollout-roles"), "-n", namespace.name]
+    subprocess.run(roles, check=True, capture_output=True)
     with running_registry(tmp_path) as registry:
         registry.push("vllm", "v1")
-        yield Site(tmp_path, namespace, helm_binary, registry)
+        site = Site(tmp_path, namespace, helm_binary, registry)
+        site.log_in()
+        yield site
 
 
 def test_promoted_in_steps_then_broken_and_rolled_back_by_helm(site: Site) -> None:
     site.to_staging("one")
-    code, printed = site.run("gate-and-promote", MODEL)
+    code, printed = promoted_while_the_api_server_goes_and_comes_back(site)
     assert code == ExitCode.OK, printed
     site.to_staging("two")
     lines = []
@@ -121,7 +145,7 @@ def test_promoted_in_steps_then_broken_and_rolled_back_by_helm(site: Site) -> No
                 kubelet = site.namespace.cluster.kubelet
                 for server in kubelet.serving(site.namespace.name, f"{MODEL}-production"):
                     server.turn(error_rate=0.5)
-        code = rollout.wait(60)
+        code = rollout.wait(300)
 
     assert code == ExitCode.ROLLED_BACK, "".join(lines)
     reached = "by a tunnel" if site.helm_major == 4 else site.namespace.cluster.services.url
@@ -143,3 +167,95 @@ def test_promoted_in_steps_then_broken_and_rolled_back_by_helm(site: Site) -> No
         if deployment["metadata"]["name"] == f"{MODEL}-production"
     ]
     assert "one" in str(stable)
+
+
+def promoted_while_the_api_server_goes_and_comes_back(site: Site) -> tuple[int, str]:
+    """In the watch: what is not seen meanwhile is said, and takes nothing back."""
+    control_plane = site.namespace.cluster.control_plane
+    lines, away = [], False
+    with site.start("gate-and-promote", MODEL) as rollout:
+        for line in rollout.stdout or ():
+            lines.append(line)
+            if f"watching production/{MODEL} for" in line:
+                control_plane.stop_api_server()
+                away = True
+            if away and "the watch is blind" in line:
+                control_plane.start_api_server()
+                away = False
+        code = rollout.wait(300)
+    if away:
+        control_plane.start_api_server()
+    return code, "".join(lines)
+
+
+@pytest.mark.parametrize("helm_binary", ["helm4"], indirect=True)
+def test_a_cluster_that_goes_away_is_exit_4_and_nothing_is_promoted(site: Site) -> None:
+    site.deploy("one")
+    control_plane = site.namespace.cluster.control_plane
+    for moment in ("development gates of", f"load development/{MODEL}"):
+        lines: list[str] = []
+        with site.start("gate-and-promote", MODEL, "--to", "staging") as rollout:
+            for line in rollout.stdout or ():
+                if moment in line and not any(moment in each for each in lines):
+                    control_plane.stop_api_server()
+                lines.append(line)
+            code = rollout.wait(300)
+        control_plane.start_api_server()
+        assert code == ExitCode.UNREACHABLE, "".join(lines)
+        assert control_plane.url in "".join(lines)
+        deployments = site.namespace.list("deployments", "apis/apps/v1")
+        assert [each["metadata"]["name"] for each in deployments] == [f"{MODEL}-development"]
+    code, printed = site.run("gate-and-promote", MODEL, "--to", "staging")
+    assert code == ExitCode.OK, printed
+
+
+@pytest.mark.parametrize("helm_binary", ["helm3"], indirect=True)
+def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site: Site) -> None:
+    site.to_staging("one")
+    cluster = site.namespace.cluster
+    account = f"/api/v1/namespaces/{site.namespace.name}/serviceaccounts"
+    lines = []
+    with site.start("gate-and-promote", MODEL) as rollout:
+        for line in rollout.stdout or ():
+            lines.append(line)
+            if f"watching production/{MODEL} for" in line:
+                cluster.send("DELETE", f"{account}/{ACCOUNT}").raise_for_status()
+        code = rollout.wait(300)
+    assert code == ExitCode.UNREACHABLE, "".join(lines)
+    assert "run gate-and-promote again" in "".join(lines).replace("\n", " ")
+    assert site.helm_history()[-1]["description"].endswith("2 of 2 replicas")
+
+    code, printed = site.run("gate-and-promote", MODEL)
+    assert code == ExitCode.UNREACHABLE, printed
+    assert "log in again" in printed
+
+    site.namespace.create("serviceaccounts", {"metadata": {"name": ACCOUNT}})
+    site.log_in()
+    code, printed = site.run("gate-and-promote", MODEL)
+    assert code == ExitCode.OK, printed
+    assert "did not finish" in printed
+
+
+@pytest.mark.parametrize("helm_binary", ["helm4"], indirect=True)
+def test_a_busy_api_server_whose_watches_expire_is_asked_again(site: Site) -> None:
+    """Each request's first attempt is refused: 429, 410 of a watch, 409 of one write."""
+    decided = object_name(f"decided/{MODEL}")
+    refused: set[str] = set()
+
+    def refuse(method: str, path: str) -> Refusal | None:
+        what, _, query = path.partition("?")
+        status = 410 if "watch=" in query else 429
+        if method == "PUT" and what.endswith(decided):
+            status = 409
+        key = f"{status} {method} {what}"
+        if key in refused or "/portforward" in what:
+            return None
+        refused.add(key)
+        return status, {"Retry-After": "0"}
+
+    with FaultyDoor(site.namespace.cluster, refuse) as door:
+        site.log_in(door.url)
+        site.to_staging("one")
+        code, printed = site.run("gate-and-promote", MODEL)
+    assert code == ExitCode.OK, printed
+    assert {key.split()[0] for key in refused} >= {"409", "429"}

@@ -1,0 +1,114 @@
+"""The standing watch on a real API server: with the rights of its Role it rolls back by Helm."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster.behaviour import HEALTHY
+from cluster.fixtures import Namespace, eventually
+from support.short_policy import short_policy
+
+from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.resources import CHARTS
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+MODEL = "llama-2-7b"
+LONG = timedelta(seconds=120)
+
+
+def helm(helm_binary: str, namespace: Namespace, *words: str) -> None:
+    subprocess.run(
+        [helm_binary, *words, "-n", namespace.name],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "KUBECONFIG": str(namespace.kubeconfig)},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Path]:
+    """Production runs its second build; the account of the watch and a policy are there."""
+    url = f"{namespace.cluster.services.url}/{{namespace}}/{{model}}-{{environment}}"
+    policy = {
+        **short_policy(rate=60, seconds=4, expected=45),
+        "namespace": namespace.name,
+        "service_url": url,
+        "deploy_timeout": "120s",
+        "kubernetes": {"helm": helm_binary},
+    }
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
+    namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
+    helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
+    platform = KubernetesPlatform(
+        namespace=namespace.name,
+        context=None,
+        chart=CHARTS / "vllm-deployment",
+        service_url=url,
+        helm=helm_binary,
+    )
+    production = Deployment(MODEL, "production", namespace.name)
+    for version in ("one", "two"):
+        values = {"model": {"name": MODEL, "revision": version}}
+        build = platform.build(production, values)
+        target = Target(build=build, values=values, replicas=2, capacity=2)
+        revision = platform.apply(production, target, description=version, timeout=LONG)
+        Ledger(platform.store).passed(production, revision, "sha256:" + "0" * 64)
+    return tmp_path
+
+
+def test_the_watch_rolls_back_with_its_own_role(
+    folder: Path, namespace: Namespace, helm_binary: str
+) -> None:
+    token = namespace.token("vllm-rollout-watch")
+    kubeconfig = namespace.cluster.control_plane.kubeconfig(
+        f"{namespace.name}-watch", token=token, namespace=namespace.name
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
+    command = [str(Path(sys.executable).parent / "vllm-rollout"), "watch", MODEL, "--for", "9m"]
+    printed = []
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**kept, "KUBECONFIG": str(kubeconfig)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as watch:
+        for line in watch.stdout or ():
+            printed.append(line)
+            if f"watching production/{MODEL}, revision 2" in line:
+                kubelet = namespace.cluster.kubelet
+                for server in kubelet.serving(namespace.name, f"{MODEL}-production"):
+                    server.turn(error_rate=1.0)
+        code = watch.wait(60)
+
+    assert code == ExitCode.ROLLED_BACK, "".join(printed)
+    stable = [
+        deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+        for deployment in namespace.list("deployments", "apis/apps/v1")
+    ]
+    assert "--revision=one" in str(stable)
+    assert list((folder / "deployments").glob(f"{MODEL}-*.md"))
+
+
+def test_the_api_server_takes_the_charts_objects(
+    folder: Path, namespace: Namespace, helm_binary: str
+) -> None:
+    image = "registry/vllm-rollout-watch@sha256:" + "5" * 64
+    chosen = ["--set", f"model={MODEL},image={image}"]
+    helm(helm_binary, namespace, "install", "watch", str(CHARTS / "rollout-watch"), *chosen)
+
+    def runs() -> bool:
+        pods = namespace.list("pods")
+        return any(pod["metadata"]["name"].startswith("watch-") for pod in pods)
+
+    eventually(runs)
