@@ -75,7 +75,7 @@ class Kubelet:
         return self._simulators.get(f"{namespace}/{pod}")
 
     def serving(self, namespace: str, release: str) -> list[RunningSimulator]:
-        """What answers for the pods of a release that were ready at the last look."""
+        """What answers for the ready pods of a release; it may know of one a moment early."""
         return self._serving.get((namespace, release), [])
 
     def close(self) -> None:
@@ -126,14 +126,20 @@ class Kubelet:
         for key in [key for key in self._simulators if key not in alive]:
             self._simulators.pop(key).close()
 
+    def _serve(self, pod: Pod) -> None:
+        """Let `serving` know a pod before anybody else can see that it is ready."""
+        key, simulator = _served_by(pod), self._simulators[_key(pod)]
+        known = self._serving.get(key, [])
+        if simulator not in known:
+            self._serving = {**self._serving, key: [*known, simulator]}
+
     def _ready(self, pods: list[Pod]) -> dict[tuple[str, str], list[RunningSimulator]]:
         found: dict[tuple[str, str], list[RunningSimulator]] = {}
         for pod in pods:
-            metadata = pod["metadata"]
-            release = (metadata.get("labels") or {}).get("app.kubernetes.io/instance", "")
             simulator = self._simulators.get(_key(pod))
-            if simulator is not None and _is_ready(pod) and "deletionTimestamp" not in metadata:
-                found.setdefault((metadata["namespace"], release), []).append(simulator)
+            ends = "deletionTimestamp" in pod["metadata"]
+            if simulator is not None and _is_ready(pod) and not ends:
+                found.setdefault(_served_by(pod), []).append(simulator)
         return found
 
     def _schedule(self, pod: Pod, nodes: list[Pod], pods: list[Pod]) -> None:
@@ -166,6 +172,8 @@ class Kubelet:
             self._simulators[_key(pod)] = simulator
         if not behaviour.ready and _key(pod) in self._simulators:
             self._simulators.pop(_key(pod)).close()
+        if behaviour.ready and _key(pod) in self._simulators:
+            self._serve(pod)
         answer = self._send("PATCH", f"{_path(pod)}/status", {"status": status(pod, behaviour)})
         if answer.status_code == httpx.codes.OK:
             self._reported[_key(pod)] = state
@@ -328,6 +336,14 @@ def _served_model(pod: Pod) -> str:
         if word.startswith("--served-model-name="):
             return str(word.partition("=")[2])
     raise ValueError(f"pod {pod['metadata']['name']} names no model: {words}")
+
+
+def _served_by(pod: Pod) -> tuple[str, str]:
+    """Namespace and release."""
+    metadata = pod["metadata"]
+    return metadata["namespace"], (metadata.get("labels") or {}).get(
+        "app.kubernetes.io/instance", ""
+    )
 
 
 def _is_ready(pod: Pod) -> bool:

@@ -5,7 +5,7 @@ and keeps what must outlive a job (`Store`), next to the releases themselves.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -176,6 +176,11 @@ class WayTrouble:
     count: int = 0
     what: str = ""
     address: str = ""
+
+    def __add__(self, other: "WayTrouble") -> "WayTrouble":
+        """Of two ways to one deployment."""
+        told = other if other.count else self
+        return replace(told, count=self.count + other.count)
 
     def since(self, before: "WayTrouble") -> UnreachableError | None:
         """What has ailed the way since `before` was asked for; None if nothing."""

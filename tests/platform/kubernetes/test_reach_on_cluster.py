@@ -61,9 +61,8 @@ def test_a_tunnel_reaches_every_ready_pod_in_turn(
     assert url.startswith("http://127.0.0.1:")
     assert platform.base_url(production) == url
     kubelet = namespace.cluster.kubelet
-    # The kubelet knows a pod as ready one look after it has said so.
-    eventually(lambda: len(kubelet.serving(namespace.name, production.release)) == 2)
     servers = kubelet.serving(namespace.name, production.release)
+    assert len(servers) == 2
 
     def ask(_: int) -> bool:
         with InferenceClient(url, model=MODEL) as client:

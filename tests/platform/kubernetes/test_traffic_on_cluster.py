@@ -11,8 +11,9 @@ from cluster.fixtures import Namespace
 from cluster.gateway import Gateway, running_gateway
 from support.real_runs import Runs
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import ExitCode, UsageError
+from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.resources import CHARTS
@@ -152,6 +153,39 @@ def test_without_a_route_that_a_gateway_has_taken_there_is_nothing_to_divide_by(
     gateway.add_route(RELEASE)
     with pytest.raises(UsageError, match="no gateway has taken the HTTPRoute"):
         platform.weights(production)
+
+
+def test_each_side_is_reached_by_its_own_service_whatever_the_address_of_users_is(
+    namespace: Namespace, production: Deployment, helm_binary: str
+) -> None:
+    namespace.behave(HEALTHY.serving(ttft_seconds="0.001", inter_token_seconds="0.001"))
+    platform = KubernetesPlatform(
+        namespace=namespace.name,
+        context=None,
+        chart=CHARTS / "vllm-deployment",
+        service_url="https://gateway.example.test/{model}",
+        helm=helm_binary,
+    )
+    for number, side in enumerate((production, production.canary), start=1):
+        build = platform.build(side, version(number))
+        target = Target(build=build, values=version(number), replicas=1, capacity=1)
+        platform.apply(side, target, description="one", timeout=LONG)
+    (canary,) = namespace.cluster.kubelet.serving(namespace.name, production.canary.release)
+    canary.turn(error_rate=1.0)
+
+    def serves(side: Deployment) -> bool:
+        with InferenceClient(platform.own_url(side), model=MODEL) as client:
+            return client.complete("Hello", max_tokens=2, timeout_seconds=20).ok
+
+    assert [serves(side) for side in (production, production.canary) * 2] == [True, False] * 2
+    before = platform.way_trouble(production)
+    control_plane = namespace.cluster.control_plane
+    control_plane.stop_api_server()
+    failed = not serves(production)
+    trouble = platform.way_trouble(production).since(before)
+    control_plane.start_api_server()
+    assert (failed, trouble is not None) == (True, True)
+    platform.close()
 
 
 def version(number: int) -> dict[str, Any]:

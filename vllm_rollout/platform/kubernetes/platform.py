@@ -106,8 +106,11 @@ class KubernetesPlatform:
         return self._ways.route(deployment)
 
     def way_trouble(self, deployment: Deployment) -> WayTrouble:
-        """What was the API server's doing, where a tunnel through it is the way."""
-        return self._ways.trouble(deployment)
+        """What was the API server's doing, where tunnels through it are the way."""
+        return sum((ways.trouble(deployment) for ways in self._all_ways()), WayTrouble())
+
+    def _all_ways(self) -> tuple[Ways, ...]:
+        return self._ways, *self._own_ways.values()
 
     def own_url(self, deployment: Deployment) -> str:
         """The URL of the release's own Service, whatever `service_url` says. Raises: as
@@ -146,7 +149,7 @@ class KubernetesPlatform:
 
     def close(self) -> None:
         """Close the tunnels; otherwise they end with this process."""
-        for ways in (self._ways, *self._own_ways.values()):
+        for ways in self._all_ways():
             ways.close()
 
     def history(self, deployment: Deployment) -> list[Revision]:
@@ -307,7 +310,8 @@ class KubernetesPlatform:
         try:
             return [replica_of(pod) for pod in list_pods(self._api, deployment)]
         except UnreachableError as error:
-            self._ways.suffered(deployment, str(error))
+            for ways in self._all_ways():
+                ways.suffered(deployment, str(error))
             raise
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
