@@ -176,6 +176,7 @@ class Kubelet:
             self._serve(pod)
         answer = self._send("PATCH", f"{_path(pod)}/status", {"status": status(pod, behaviour)})
         if answer.status_code == httpx.codes.OK:
+            pod["status"].update(answer.json()["status"])
             self._reported[_key(pod)] = state
             for reason, message in events(pod, behaviour):
                 self._event(pod, reason, message)
