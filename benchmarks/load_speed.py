@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of judged load per run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--first", type=float, default=3000.0, help="rate to begin with")
+    parser.add_argument("--first-streams", type=float, default=150.0, help="rate of new streams")
     parser.add_argument("--quick", action="store_true", help="one short run each")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
@@ -178,8 +179,9 @@ def main() -> None:
     times = {"ttft": _STREAM_TTFT_SECONDS, "spread": 0.0, "inter_token": _STREAM_GAP_SECONDS}
     with serving(**times) as server:
         print(f"Streams of {_STREAM_TOKENS} tokens, 50 tokens/s each, one worker ({noise()})")
-        first = options.first / 20
-        streams = highest(server, first, options, stream=True, tokens=_STREAM_TOKENS)
+        streams = highest(
+            server, options.first_streams, options, stream=True, tokens=_STREAM_TOKENS
+        )
     lasts = _STREAM_TTFT_SECONDS + _STREAM_GAP_SECONDS * (_STREAM_TOKENS - 1)
     held = [step for step in streams if step.holds]
     print(f"\nOne core, open loop, on time:   {best(one):9,.0f} req/s")
