@@ -6,7 +6,8 @@ TLS and RBAC are on. There is no scheduler and no kubelet: `cluster.kubelet` sta
 import socket
 import ssl
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -104,6 +105,15 @@ class ControlPlane:
         """End the API server; what it stored stays."""
         if self._api_server is not None:
             self._api_server.end()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The API server is away, and back afterwards whatever happens."""
+        self.stop_api_server()
+        try:
+            yield
+        finally:
+            self.start_api_server()
 
     def kubeconfig(
         self, name: str, *, user: str = "", token: str = "", server: str = "", namespace: str = ""
