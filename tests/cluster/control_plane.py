@@ -109,11 +109,18 @@ class ControlPlane:
     @contextmanager
     def away(self) -> Iterator[None]:
         """The API server is away, and back afterwards whatever happens."""
-        self.stop_api_server()
+        with self.back_in_the_end():
+            self.stop_api_server()
+            yield
+
+    @contextmanager
+    def back_in_the_end(self) -> Iterator[None]:
+        """Whatever becomes of the API server meanwhile, it is there afterwards."""
         try:
             yield
         finally:
-            self.start_api_server()
+            if self._api_server is None or not self._api_server.running:
+                self.start_api_server()
 
     def kubeconfig(
         self, name: str, *, user: str = "", token: str = "", server: str = "", namespace: str = ""

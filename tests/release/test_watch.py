@@ -143,6 +143,16 @@ def test_what_the_way_there_suffered_is_a_gap_and_no_outage() -> None:
     assert len(away_at_the_end.unobservable) == 5
 
 
+def test_an_slo_whose_time_was_not_seen_is_named_though_all_is_seen_later() -> None:
+    blind = sight(total=0, way_trouble="the API server is away")
+    end = watch(lambda at: blind if at <= 310 else sight(), after_promotion=True)
+    seen = watch(lambda at: blind if at <= 290 else sight(), after_promotion=True)
+
+    assert end.fired == ""
+    assert end.unobservable == ("P95 latency after promotion", "error rate after promotion")
+    assert seen.unobservable == ()
+
+
 def test_an_outage_is_found_between_the_gaps() -> None:
     end = watch(lambda at: CUT if at % 60 < 30 else sight(failures=10))
 

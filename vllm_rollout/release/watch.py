@@ -14,13 +14,16 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.triggers import Found, Sight, Triggers
 
+_BY_PROMETHEUS = " by Prometheus"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchEnd:
     """How a watch ended.
 
     `fired` is the reason for rollback, or empty. `unobservable` names triggers that had no data at
-    the end: nothing is known of them. `unseen` names those that had none from Prometheus, and why;
+    the end, and the SLO after promotion where no probe was seen in its time: nothing is known of
+    them. `unseen` names those that had none from Prometheus, and why;
     the probes saw what they see. `verdicts` are the SLO's by name, where the watch was long enough.
     `interrupted` is set where whoever asked for it had it ended before its time.
     """
@@ -92,7 +95,7 @@ class Watcher:
             if fired or (duration is not None and elapsed >= duration.total_seconds()):
                 return WatchEnd(
                     fired=fired,
-                    unobservable=found.blind,
+                    unobservable=(*found.blind, *_without_requests(verdicts)),
                     unseen=self._gap(found) if duration != timedelta() else "",
                     verdicts=verdicts,
                     observed_seconds=elapsed,
@@ -144,7 +147,7 @@ class Watcher:
         live = self.live()
         if live is None:
             return verdicts
-        verdicts[f"{latency} by Prometheus"] = latency_verdict(
+        verdicts[latency + _BY_PROMETHEUS] = latency_verdict(
             live.latency,
             percentile=slo.percentile,
             limit_seconds=slo.limit_seconds,
@@ -153,5 +156,17 @@ class Watcher:
         sources = live.rates.sources
         judged = error_rate_verdicts(sources, limit=slo.error_rate, confidence=confidence)
         for source, verdict in zip(sources, judged, strict=True):
-            verdicts[f"error rate by Prometheus ({source.source})"] = verdict
+            verdicts[f"error rate{_BY_PROMETHEUS} ({source.source})"] = verdict
         return verdicts
+
+
+def _without_requests(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """Of the SLO after promotion what no probe was judged by: not having looked is no pass.
+
+    Prometheus, beside the probes, may know nothing.
+    """
+    return [
+        f"{name} after promotion"
+        for name, verdict in verdicts.items()
+        if not verdict.n and _BY_PROMETHEUS not in name
+    ]

@@ -124,6 +124,16 @@ def test_an_overloaded_server_is_asked_again_when_it_says_so(
     assert entry is not None
     assert not busy
 
+    creating = [(429, {"Retry-After": "0"})]
+
+    def refuse(method: str, _path: str) -> Refusal | None:
+        return creating.pop() if method == "POST" and creating else None
+
+    with FaultyDoor(namespace.cluster, refuse) as door:
+        through(door, namespace, monkeypatch)
+        KubernetesStore(connect(None), namespace.name).write("evidence/b", 2, expect=None)
+    assert not creating
+
     with FaultyDoor(namespace.cluster, lambda *_: (429, {"Retry-After": "0"})) as door:
         through(door, namespace, monkeypatch)
         with pytest.raises(UnreachableError) as caught:
