@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from cluster.behaviour import HEALTHY
-from cluster.faulty import FaultyDoor, Refusal
 from cluster.fixtures import Namespace
 from cluster.registry import Registry, running_registry
 from support.short_policy import short_policy
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
-from vllm_rollout.platform.kubernetes.store import object_name
 from vllm_rollout.resources import CHARTS
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
@@ -48,12 +46,11 @@ class Site:
     registry: Registry
     kubeconfig: Path = Path()
 
-    def log_in(self, server: str = "") -> None:
-        """Have a token of the Role's account, for the API server or what stands before it."""
+    def log_in(self) -> None:
+        """Have a token of the Role's account."""
         self.kubeconfig = self.namespace.cluster.control_plane.kubeconfig(
             f"{self.namespace.name}-promote",
             token=self.namespace.token(ACCOUNT),
-            server=server,
             namespace=self.namespace.name,
         )
 
@@ -229,28 +226,3 @@ def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site:
     code, printed = site.run("gate-and-promote", MODEL)
     assert code == ExitCode.OK, printed
     assert "did not finish" in printed
-
-
-@pytest.mark.parametrize("helm_binary", ["helm4"], indirect=True)
-def test_a_busy_api_server_whose_watches_expire_is_asked_again(site: Site) -> None:
-    """Each request's first attempt is refused: 429, 410 of a watch, 409 of one write."""
-    decided = object_name(f"decided/{MODEL}")
-    refused: set[str] = set()
-
-    def refuse(method: str, path: str) -> Refusal | None:
-        what, _, query = path.partition("?")
-        status = 410 if "watch=" in query else 429
-        if method == "PUT" and what.endswith(decided):
-            status = 409
-        key = f"{status} {method} {what}"
-        if key in refused or "/portforward" in what:
-            return None
-        refused.add(key)
-        return status, {"Retry-After": "0"}
-
-    with FaultyDoor(site.namespace.cluster, refuse) as door:
-        site.log_in(door.url)
-        site.to_staging("one")
-        code, printed = site.run("gate-and-promote", MODEL)
-    assert code == ExitCode.OK, printed
-    assert {key.split()[0] for key in refused} >= {"409", "429"}
