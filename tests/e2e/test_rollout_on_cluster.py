@@ -199,30 +199,3 @@ def test_a_cluster_that_goes_away_is_exit_4_and_nothing_is_promoted(site: Site) 
     assert control_plane.url in "".join(lines)
     deployments = site.namespace.list("deployments", "apis/apps/v1")
     assert [each["metadata"]["name"] for each in deployments] == [f"{MODEL}-development"]
-
-
-@pytest.mark.parametrize("helm_binary", ["helm3"], indirect=True)
-def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site: Site) -> None:
-    site.to_staging("one")
-    cluster = site.namespace.cluster
-    account = f"/api/v1/namespaces/{site.namespace.name}/serviceaccounts"
-    lines = []
-    with site.start("gate-and-promote", MODEL) as rollout:
-        for line in rollout.stdout or ():
-            lines.append(line)
-            if f"watching production/{MODEL} for" in line:
-                cluster.send("DELETE", f"{account}/{ACCOUNT}").raise_for_status()
-        code = rollout.wait(300)
-    assert code == ExitCode.UNREACHABLE, "".join(lines)
-    assert "run gate-and-promote again" in "".join(lines).replace("\n", " ")
-    assert "2 of 2 replicas" in site.helm_history()[-1]["description"]
-
-    code, printed = site.run("gate-and-promote", MODEL)
-    assert code == ExitCode.UNREACHABLE, printed
-    assert "log in again" in printed
-
-    site.namespace.create("serviceaccounts", {"metadata": {"name": ACCOUNT}})
-    site.log_in()
-    code, printed = site.run("gate-and-promote", MODEL)
-    assert code == ExitCode.OK, printed
-    assert "did not finish" in printed
