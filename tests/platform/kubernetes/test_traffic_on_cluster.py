@@ -189,7 +189,9 @@ def test_each_side_is_reached_by_its_own_service_whatever_the_address_of_users_i
 
 
 def version(number: int) -> dict[str, Any]:
-    return {"model": {"name": MODEL, "revision": f"v{number}"}}
+    """Its image is named by digest: what stands in for staging runs none to compare with."""
+    image = {"digest": "sha256:" + "5" * 64}
+    return {"model": {"name": MODEL, "revision": f"v{number}"}, "image": image}
 
 
 def test_a_rollout_by_traffic_and_one_that_is_undone(
@@ -206,7 +208,8 @@ def test_a_rollout_by_traffic_and_one_that_is_undone(
     runs = Runs(
         lambda: connected(namespace, helm_binary), production, version, tmp_path, by_traffic=True
     )
-    assert runs.finish(1).wait() == ExitCode.OK  # nothing served before: no traffic is moved
+    first = runs.finish(1)
+    assert first.wait() == ExitCode.OK, first.said  # nothing served before: no traffic is moved
     gateway.seen.clear()
 
     second = runs.finish(2)
