@@ -196,7 +196,9 @@ def test_ctrl_c_ends_an_endless_load_with_its_table_and_a_whole_log(
     assert lines[-1].startswith('{"end":{"stopped_at":')
     sent = [line for line in lines if line.startswith("[")]
     [row] = [row for row in json.loads(table) if row["method"] == "POST"]
-    assert row["num_requests"] == len(sent) >= 20
+    assert len(sent) >= 20
+    # Ctrl-C may come when an answer is in the log, and not yet in Locust's own table.
+    assert 0 <= len(sent) - row["num_requests"] <= 1
 
 
 def test_closed_users_wait_for_answers_and_shapes_and_traces_keep_to_their_times(
