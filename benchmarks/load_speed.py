@@ -24,7 +24,6 @@ from load_peers import ToolRun, bare, guidellm, locust_users, vllm_bench, wrk
 from load_tools import WARMUP_SECONDS, Figures, Server, SuiteRun, noise, serving, suite, undisturbed
 
 from vllm_rollout.observe.arrivals import arrivals
-from vllm_rollout.observe.clocks import wall_less_monotonic
 
 _LAG_SECONDS = 0.005
 _STEP = 2 ** (1 / 3)
@@ -69,16 +68,7 @@ class Step:
 
 def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
     """One run at one rate."""
-    busy = 0.0
-
-    def attempt() -> SuiteRun:
-        nonlocal busy
-        before = server.busy_seconds
-        run = suite(server, rate=rate, seconds=options.seconds, **load)
-        busy = server.busy_seconds - before
-        return run
-
-    run = undisturbed(attempt)
+    run = undisturbed(lambda: suite(server, rate=rate, seconds=options.seconds, **load))
     record = {number: (read, end) for number, read, _, end in run.truth["requests"]}
     result = run.result
     sent = len(record)
@@ -91,7 +81,7 @@ def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
         served=_from_intended(run, record),
         failures=result.failures,
         generator_cpu=result.generator_cpu,
-        server_cpu=busy / total,
+        server_cpu=run.server_seconds / total,
         waited_share=run.waited_share,
         stolen_share=run.stolen_share,
         per_cpu_second=sent / result.generator_seconds,
@@ -103,9 +93,8 @@ def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
 def _from_intended(run: SuiteRun, record: dict[int, tuple[float, float]]) -> Figures:
     """The server's record of each answer's end, from when the request was due."""
     plan = run.result.plan
-    zero = run.result.started_at - wall_less_monotonic()
     return Figures.of(
-        record[number][1] - zero - intended
+        record[number][1] - run.zero - intended
         for number, intended in enumerate(arrivals(plan))
         if intended >= plan.warmup_seconds and number in record
     )

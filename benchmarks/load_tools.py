@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from vllm_rollout.observe.clocks import wall_less_monotonic
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_plan import Lengths, LoadPlan, RequestClass
 from vllm_rollout.observe.load_run import LoadProgress, run_load
@@ -116,12 +117,15 @@ def waited_seconds(pid: int) -> float:
 class SuiteRun:
     """One load of the suite's, and the server's record of it.
 
-    `waited_share` is how long other processes kept its busiest worker from its core,
+    `zero` is the schedule's zero on the server's clock, `server_seconds` the CPU time the server
+    took. `waited_share` is how long other processes kept its busiest worker from its core,
     `stolen_share` how much of all cores the hypervisor gave to other machines.
     """
 
     result: LoadResult
     truth: dict[str, Any]
+    zero: float
+    server_seconds: float
     waited_share: float
     stolen_share: float
 
@@ -168,7 +172,7 @@ def suite(
     )
     waits: dict[int, tuple[float, float]] = {}
     server.forget()
-    stolen, began = _stolen_seconds(), time.monotonic()
+    stolen, busy, began = _stolen_seconds(), server.busy_seconds, time.monotonic()
 
     def look(_: LoadProgress) -> None:
         # Whoever reads the results along is no part of the generator.
@@ -187,7 +191,9 @@ def suite(
     stolen, lasted = _stolen_seconds() - stolen, time.monotonic() - began
     return SuiteRun(
         result=result,
+        server_seconds=server.busy_seconds - busy,
         truth=server.truth(),
+        zero=result.started_at - wall_less_monotonic(),
         waited_share=waited / (seconds + WARMUP_SECONDS),
         stolen_share=stolen / lasted / len(CORES),
     )

@@ -36,7 +36,6 @@ from load_server import Timing
 from load_tools import TOKENS, Figures, Server, SuiteRun, noise, serving, suite, undisturbed
 
 from vllm_rollout.observe.arrivals import arrivals
-from vllm_rollout.observe.clocks import wall_less_monotonic
 
 TTFT_SECONDS, SPREAD, INTER_TOKEN_SECONDS = 0.05, 0.25, 0.005
 _TIMING = Timing(TTFT_SECONDS, SPREAD, INTER_TOKEN_SECONDS)
@@ -61,12 +60,11 @@ def truths(run: SuiteRun) -> dict[str, Figures]:
     truth = run.truth
     record = {number: (first, end) for number, _, first, end in truth["requests"]}
     plan = run.result.plan
-    zero = run.result.started_at - wall_less_monotonic()
     recorded, recorded_ttft, ideal, ideal_ttft = [], [], [], []
     for number, intended in enumerate(arrivals(plan)):
         if intended < plan.warmup_seconds or number not in record:
             continue
-        due = zero + intended
+        due = run.zero + intended
         first, end = record[number]
         recorded.append(end - due)
         recorded_ttft.append(first - due)

@@ -7,7 +7,6 @@ the tests make namespaces and nodes, and delete what they made.
 import base64
 import ssl
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -35,12 +34,7 @@ class ExistingControlPlane:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing was started, so nothing is ended."""
 
     def start_api_server(self) -> None:

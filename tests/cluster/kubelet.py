@@ -44,7 +44,7 @@ class Kubelet:
         self._beat = time.monotonic()
         self._behaviours: dict[str, Choose] = {}
         self._simulators: dict[str, RunningSimulator] = {}
-        self._serving: dict[tuple[str, str], list[RunningSimulator]] = {}
+        self._releases: dict[str, tuple[str, str]] = {}
         self._reported: dict[str, str] = {}
         self._logs: dict[tuple[str, str], Behaviour] = {}
         self._stop = threading.Event()
@@ -76,7 +76,8 @@ class Kubelet:
 
     def serving(self, namespace: str, release: str) -> list[RunningSimulator]:
         """What answers for the ready pods of a release; it may know of one a moment early."""
-        return self._serving.get((namespace, release), [])
+        running = list(self._simulators.items())  # another thread starts and ends them
+        return [each for pod, each in running if self._releases.get(pod) == (namespace, release)]
 
     def close(self) -> None:
         """Stop, and end every simulator."""
@@ -121,26 +122,9 @@ class Kubelet:
                 self._realise(pod)
             else:
                 self._schedule(pod, nodes, everyone)
-        self._serving = self._ready(pods)
         alive = {_key(pod) for pod in pods}
         for key in [key for key in self._simulators if key not in alive]:
             self._simulators.pop(key).close()
-
-    def _serve(self, pod: Pod) -> None:
-        """Let `serving` know a pod before anybody else can see that it is ready."""
-        key, simulator = _served_by(pod), self._simulators[_key(pod)]
-        known = self._serving.get(key, [])
-        if simulator not in known:
-            self._serving = {**self._serving, key: [*known, simulator]}
-
-    def _ready(self, pods: list[Pod]) -> dict[tuple[str, str], list[RunningSimulator]]:
-        found: dict[tuple[str, str], list[RunningSimulator]] = {}
-        for pod in pods:
-            simulator = self._simulators.get(_key(pod))
-            ends = "deletionTimestamp" in pod["metadata"]
-            if simulator is not None and _is_ready(pod) and not ends:
-                found.setdefault(_served_by(pod), []).append(simulator)
-        return found
 
     def _schedule(self, pod: Pod, nodes: list[Pod], pods: list[Pod]) -> None:
         node, why = choose_node(pod, nodes, pods)
@@ -169,14 +153,12 @@ class Kubelet:
         if behaviour.ready and behaviour.serves is not None and _key(pod) not in self._simulators:
             simulator = RunningSimulator(model=_served_model(pod), **behaviour.serves)
             simulator.start()
+            self._releases[_key(pod)] = _served_by(pod)
             self._simulators[_key(pod)] = simulator
         if not behaviour.ready and _key(pod) in self._simulators:
             self._simulators.pop(_key(pod)).close()
-        if behaviour.ready and _key(pod) in self._simulators:
-            self._serve(pod)
         answer = self._send("PATCH", f"{_path(pod)}/status", {"status": status(pod, behaviour)})
         if answer.status_code == httpx.codes.OK:
-            pod["status"].update(answer.json()["status"])
             self._reported[_key(pod)] = state
             for reason, message in events(pod, behaviour):
                 self._event(pod, reason, message)
@@ -345,11 +327,6 @@ def _served_by(pod: Pod) -> tuple[str, str]:
     return metadata["namespace"], (metadata.get("labels") or {}).get(
         "app.kubernetes.io/instance", ""
     )
-
-
-def _is_ready(pod: Pod) -> bool:
-    conditions = pod.get("status", {}).get("conditions", ())
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _key(pod: Pod) -> str:

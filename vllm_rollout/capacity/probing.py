@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from vllm_rollout.judge.capacity_terms import Aim, Ask, Probe
+from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.saturation import Backlog
 from vllm_rollout.judge.verdict import Outcome, Verdict
@@ -16,6 +17,7 @@ from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_progress import LoadProgress
 from vllm_rollout.observe.load_run import Start, run_load
 from vllm_rollout.percentiles import percentile_of
+from vllm_rollout.policy import Load
 
 
 def send_probe(
@@ -24,7 +26,8 @@ def send_probe(
     *,
     slos: Slos,
     late_after_seconds: float,
-    judge_generator: Callable[[LoadResult], Verdict],
+    load: Load,
+    cores: int | None,
     work_dir: Path,
     api_key: str | None,
     on_progress: Callable[[LoadProgress], None],
@@ -32,7 +35,8 @@ def send_probe(
 ) -> Probe:
     """Send `plan`'s requests at the rate asked for, and say what was found.
 
-    `judge_generator` says whether the generator kept up, `start` starts one elsewhere.
+    `load` says what the generator may be late and how busy, `cores` how many its machine has (None
+    where they are not limited by one), `start` starts one elsewhere.
 
     Raises: what `run_load` raises.
     """
@@ -50,7 +54,13 @@ def send_probe(
         enough=watch.enough,
         start=start,
     )
-    return watch.end(result, judge_generator(result))
+    generator = generator_verdict(
+        **asdict(result.generator),
+        max_lag_seconds=load.max_lag_seconds,
+        max_cpu=load.max_cpu,
+        cores=cores,
+    )
+    return watch.end(result, generator)
 
 
 class _Watch:

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,14 +23,12 @@ from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment, Revision
 from vllm_rollout.errors import ExitCode, UsageError
-from vllm_rollout.judge import Outcome, Verdict
+from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.capacity_search import conclude
 from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
-from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.headroom import NO_WORD, capacity_found
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.policy_load import load_plan
@@ -205,16 +203,6 @@ class _Run:
     ) -> Capacity:
         load = self.policy.environments[self.deployment.environment].load
         late_after_seconds = late_after(self.policy, self.deployment.environment, slos)
-        cores = None if pods else len(os.sched_getaffinity(0))
-
-        def kept_up(result: LoadResult) -> Verdict:
-            return generator_verdict(
-                **asdict(result.generator),
-                max_lag_seconds=load.max_lag_seconds,
-                max_cpu=load.max_cpu,
-                cores=cores,
-            )
-
         with LiveReporter(self.console) as live, tempfile.TemporaryDirectory() as folder:
 
             def send(ask: Ask) -> Probe:
@@ -228,7 +216,8 @@ class _Run:
                     ask,
                     slos=slos,
                     late_after_seconds=late_after_seconds,
-                    judge_generator=kept_up,
+                    load=load,
+                    cores=None if pods else len(os.sched_getaffinity(0)),
                     start=remotely(pods) if pods else None,
                     work_dir=work_dir,
                     api_key=self.settings.api_key,

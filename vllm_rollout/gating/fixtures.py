@@ -151,8 +151,8 @@ def preflight(
             )
         values = platform.values(source, served.number)
     capacity = policy.environments[deployment.environment].replicas
-    last = deployment.environment == policy.order[-1]
-    if last and policy.canary.by == "traffic" and newest_served(platform.history(deployment)):
+    by_traffic = policy.ramps_by_traffic(deployment.environment)
+    if by_traffic and newest_served(platform.history(deployment)):
         deployment = deployment.canary  # comes up at full size beside what serves
     facts = platform.preflight(deployment, values, capacity=capacity)
     if facts is None:

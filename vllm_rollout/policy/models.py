@@ -148,6 +148,10 @@ class Policy(Rules):
         at = self.order.index(environment)
         return self.order[at - 1] if at else None
 
+    def ramps_by_traffic(self, environment: str) -> bool:
+        """Whether users' traffic is moved to a build that comes there; users have the last one."""
+        return self.canary.by == "traffic" and environment == self.order[-1]
+
     def gates_of(self, environment: str) -> tuple[str, ...]:
         """Names of the gates that are run in `environment`, cheap ones first.
 

@@ -83,7 +83,8 @@ def promote(context: Context, promotion: Promotion) -> End:
     good = context.ledger.good_revision(target, others)
     before = good.number if good else None
     if traffic := traffic_before(context):
-        reached = _ramp_by_traffic(context, promotion, traffic, good=before)
+        serving = newest_served(history)
+        reached = _ramp_by_traffic(context, promotion, traffic, serving=serving, good=before)
     else:
         reached = _ramp_by_replicas(context, promotion, before=before)
     if isinstance(reached, End):
@@ -100,12 +101,16 @@ def promote(context: Context, promotion: Promotion) -> End:
 
 
 def _ramp_by_traffic(
-    context: Context, promotion: Promotion, traffic: TrafficBefore, *, good: int | None
+    context: Context,
+    promotion: Promotion,
+    traffic: TrafficBefore,
+    *,
+    serving: Revision | None,
+    good: int | None,
 ) -> tuple[JournalEntry, Revision] | End:
-    """Bring the target to the build beside the one that serves, which is what there is to return
-    to until it is changed itself."""
+    """Bring the target to the build beside the one that is `serving`, which is what there is to
+    return to until it is changed itself."""
     ramp = promotion.by_traffic(context, traffic)
-    serving = newest_served(context.platform.history(context.target))
     entry = context.begin(
         promotion.build,
         before=serving.number if serving else None,

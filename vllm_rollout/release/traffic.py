@@ -33,7 +33,7 @@ def traffic_before(context: Context) -> TrafficBefore | None:
         UsageError: it is asked for, and cannot begin: nothing divides the traffic, or what is
             there is not the state in which a ramp sets out.
     """
-    if not context.serves_users or context.policy.canary.by != "traffic":
+    if not context.policy.ramps_by_traffic(context.target.environment):
         return None
     target, platform = context.target, context.platform
     serving = newest_served(platform.history(target))

@@ -14,8 +14,6 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.triggers import Found, Sight, Triggers
 
-_BY_PROMETHEUS = " by Prometheus"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchEnd:
@@ -74,6 +72,7 @@ class Watcher:
         self._slo_samples.clear()
         started = self.clock.monotonic()
         verdicts: Mapping[str, Verdict] = {}
+        unjudged: tuple[str, ...] = ()
         while True:
             elapsed = self.clock.monotonic() - started
             if self.interrupted():
@@ -89,13 +88,16 @@ class Watcher:
                 self._slo_samples.append(sight.probes)
             slo_due = after_promotion and elapsed >= watch.slo.within_seconds
             if slo_due and not verdicts:
-                verdicts = self._slo_verdicts()
+                by_probes = self._slo_by_probes()
+                # Prometheus, beside the probes, may know nothing; not having looked is no pass.
+                unjudged = tuple(f"{k} after promotion" for k, v in by_probes.items() if not v.n)
+                verdicts = {**by_probes, **self._slo_by_prometheus()}
                 failed = [v.reason for v in verdicts.values() if v.outcome is Outcome.FAIL]
                 fired = fired or "; ".join(failed)
             if fired or (duration is not None and elapsed >= duration.total_seconds()):
                 return WatchEnd(
                     fired=fired,
-                    unobservable=(*found.blind, *_without_requests(verdicts)),
+                    unobservable=(*found.blind, *unjudged),
                     unseen=self._gap(found) if duration != timedelta() else "",
                     verdicts=verdicts,
                     observed_seconds=elapsed,
@@ -125,12 +127,11 @@ class Watcher:
             why = self._latest.unknown or "too few requests, or in buckets that do not tell"
         return f"{', '.join(found.unseen)}: {why}"
 
-    def _slo_verdicts(self) -> dict[str, Verdict]:
+    def _slo_by_probes(self) -> dict[str, Verdict]:
         slo, confidence = self.policy.watch.slo, self.policy.confidence
-        latency = f"P{slo.percentile:g} latency"
         failures = sum(s.failures for s in self._slo_samples)
-        verdicts = {
-            latency: percentile_verdict(
+        return {
+            f"P{slo.percentile:g} latency": percentile_verdict(
                 [x for s in self._slo_samples for x in s.latencies_seconds],
                 percentile=slo.percentile,
                 limit_seconds=slo.limit_seconds,
@@ -144,29 +145,22 @@ class Watcher:
                 confidence=confidence,
             ),
         }
+
+    def _slo_by_prometheus(self) -> dict[str, Verdict]:
+        slo, confidence = self.policy.watch.slo, self.policy.confidence
         live = self.live()
         if live is None:
-            return verdicts
-        verdicts[latency + _BY_PROMETHEUS] = latency_verdict(
-            live.latency,
-            percentile=slo.percentile,
-            limit_seconds=slo.limit_seconds,
-            confidence=confidence,
-        )
+            return {}
+        verdicts = {
+            f"P{slo.percentile:g} latency by Prometheus": latency_verdict(
+                live.latency,
+                percentile=slo.percentile,
+                limit_seconds=slo.limit_seconds,
+                confidence=confidence,
+            )
+        }
         sources = live.rates.sources
         judged = error_rate_verdicts(sources, limit=slo.error_rate, confidence=confidence)
         for source, verdict in zip(sources, judged, strict=True):
-            verdicts[f"error rate{_BY_PROMETHEUS} ({source.source})"] = verdict
+            verdicts[f"error rate by Prometheus ({source.source})"] = verdict
         return verdicts
-
-
-def _without_requests(verdicts: Mapping[str, Verdict]) -> list[str]:
-    """Of the SLO after promotion what no probe was judged by: not having looked is no pass.
-
-    Prometheus, beside the probes, may know nothing.
-    """
-    return [
-        f"{name} after promotion"
-        for name, verdict in verdicts.items()
-        if not verdict.n and _BY_PROMETHEUS not in name
-    ]

@@ -106,11 +106,9 @@ def connect(context: str | None) -> KubernetesApi:
     """
     from kubernetes import client, config
 
-    from vllm_rollout.platform.kubernetes.asking_again import asking_again
-
     try:
         connection = config.new_client_from_config(  # type: ignore[no-untyped-call]
-            client_configuration=client.Configuration(retries=asking_again()),
+            client_configuration=_configuration(),
             # Read now: the library remembers the variable as it was at import.
             config_file=os.environ.get("KUBECONFIG"),
             context=context,
@@ -134,12 +132,18 @@ def connect(context: str | None) -> KubernetesApi:
     )
 
 
-def _in_cluster(kubeconfig_error: Exception) -> Any:
-    from kubernetes import client, config
+def _configuration() -> Any:
+    from kubernetes import client
 
     from vllm_rollout.platform.kubernetes.asking_again import asking_again
 
-    configuration = client.Configuration(retries=asking_again())
+    return client.Configuration(retries=asking_again())
+
+
+def _in_cluster(kubeconfig_error: Exception) -> Any:
+    from kubernetes import client, config
+
+    configuration = _configuration()
     try:
         config.load_incluster_config(  # type: ignore[no-untyped-call]
             client_configuration=configuration
