@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from support.world import FakeClock, MemoryStore, SimulatedPlatform
+from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 
 from vllm_rollout.capacity.question import expected_rate, goal_of, slos_of, steady
 from vllm_rollout.capacity.record import capacity_on_record, keep_capacity, known_capacity

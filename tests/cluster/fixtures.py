@@ -17,6 +17,9 @@ from cluster.existing import ExistingControlPlane
 from cluster.kubelet import Choose, Kubelet
 from cluster.services import Services
 
+from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
+from vllm_rollout.resources import CHARTS
+
 _PATIENCE_SECONDS = 60.0
 _GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 
@@ -62,6 +65,16 @@ class Namespace:
     cluster: Cluster
     name: str
     kubeconfig: Path
+
+    def platform(self, helm: str, **changes: Any) -> KubernetesPlatform:
+        """The platform that keeps everything here, by that Helm, of the suite's own chart."""
+        usual = {
+            "namespace": self.name,
+            "context": None,
+            "chart": CHARTS / "vllm-deployment",
+            "service_url": "http://{model}-{environment}.{namespace}.svc.cluster.local:8000",
+        }
+        return KubernetesPlatform(helm=helm, **(usual | changes))
 
     def behave(self, choose: Choose | Behaviour) -> None:
         """How the pods of this namespace behave."""

@@ -28,7 +28,6 @@ from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal
-from vllm_rollout.resources import CHARTS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -48,12 +47,9 @@ class Site:
         self.target = Deployment(MODEL, "production", namespace.name)
 
         def connect() -> KubernetesPlatform:
-            return KubernetesPlatform(
-                namespace=namespace.name,
-                context=None,
-                chart=CHARTS / "vllm-deployment",
+            return namespace.platform(
+                helm,
                 service_url="http://{model}-{environment}.{namespace}:8000",
-                helm=helm,
                 surge=2,  # room for each step in one move
             )
 

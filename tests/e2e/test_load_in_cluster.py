@@ -17,9 +17,7 @@ from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.judge import Outcome
-from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.report.evidence import read_evidence
-from vllm_rollout.resources import CHARTS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -55,13 +53,7 @@ def staging(namespace: Namespace, helm_binary: str) -> Iterator[Deployment]:
 
     namespace.behave(choose)
     namespace.create("secrets", {"metadata": {"name": "server-key"}, "data": {"token": "c2stYQ=="}})
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url=SERVICE,
-        helm=helm_binary,
-    )
+    platform = namespace.platform(helm_binary)
     values = {"model": {"name": MODEL}}
     target = Target(build=platform.build(deployment, values), values=values, replicas=1, capacity=1)
     platform.apply(deployment, target, description="one", timeout=timedelta(seconds=60))

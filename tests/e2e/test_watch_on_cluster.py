@@ -15,7 +15,6 @@ from support.short_policy import short_policy
 
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import ExitCode
-from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.resources import CHARTS
 
@@ -48,13 +47,7 @@ def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[P
     (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
     namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
     helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url=url,
-        helm=helm_binary,
-    )
+    platform = namespace.platform(helm_binary, service_url=url)
     production = Deployment(MODEL, "production", namespace.name)
     for version in ("one", "two"):
         values = {"model": {"name": MODEL, "revision": version}}

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from support.world import STAGING, FakeClock, MemoryStore, SimulatedPlatform
+from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
+from support.world import STAGING
 
 from vllm_rollout.gating.results import _change, identity
 

@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 from support.crashing import Wrapped
-from support.world import (
-    PRODUCTION,
-    STAGING,
-    FakeClock,
-    MemoryStore,
-    ScriptedGates,
-    SimulatedPlatform,
-    World,
-    healthy,
-)
+from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
+from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
 
 from vllm_rollout.deployment import Canary, Deployment
 from vllm_rollout.release.context import Context

@@ -9,16 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 from support.crashing import Calls, Killed, When, Wrapped
-from support.world import (
-    ALL_STABLE,
-    BY_TRAFFIC,
-    MODEL,
-    PRODUCTION,
-    QUICK,
-    STAGING,
-    World,
-    healthy,
-)
+from support.simulated import ALL_STABLE
+from support.world import BY_TRAFFIC, MODEL, PRODUCTION, QUICK, STAGING, World, healthy
 
 from vllm_rollout.deployment import RevisionStatus
 from vllm_rollout.errors import ExitCode, UnreachableError

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.world import MODEL, WEDNESDAY, FakeClock, MemoryStore
+from support.simulated import WEDNESDAY, FakeClock, MemoryStore
+from support.world import MODEL
 
 from vllm_rollout.deployment import canonical_digest
 from vllm_rollout.platform.base import ConflictError, Entry

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from support.crashing import Killed
-from support.world import MODEL, PRODUCTION, STAGING, World, healthy
+from support.world import MODEL, PRODUCTION, RAMP, STAGING, World, builds, changes, healthy, kinds
 
 from vllm_rollout.deployment import Replica
 from vllm_rollout.errors import ExitCode
@@ -15,24 +15,10 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release import conditions
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
-from vllm_rollout.release.gates import GatesCrashedError
 from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.symptoms import Symptoms
-
-RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]
-
-
-def changes(world: World) -> list[str]:
-    return world.platform.calls
-
-
-def builds(world: World) -> tuple[str, str]:
-    """Digests of the build in production at first, and of the one in staging."""
-    first = world.platform.build(PRODUCTION, {"version": 1})
-    second = world.platform.build(STAGING, {"version": 2})
-    return first.digest, second.digest
 
 
 def test_a_passing_build_reaches_production_step_by_step(world: World) -> None:
@@ -121,12 +107,6 @@ def test_a_staging_revision_that_came_after_the_gates_stops_the_promotion(
     assert changes(world) == []
 
 
-def kinds(world: World) -> list[str]:
-    decisions = Decisions(world.platform.store)
-    assert decisions.verify(MODEL) == []
-    return [str(decision.kind) for decision in decisions.of(MODEL)]
-
-
 def test_every_decision_is_in_the_chain_with_its_evidence(world: World) -> None:
     world.gates.outcomes["staging"] = Outcome.FAIL
     refused = gate_and_promote(world.context())
@@ -147,59 +127,6 @@ def test_every_decision_is_in_the_chain_with_its_evidence(world: World) -> None:
     assert {decision.who for decision in decisions} == {"ada"}
 
 
-def test_a_build_that_was_rolled_back_is_never_what_a_rollback_returns_to(world: World) -> None:
-    world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
-
-    def breaks_in_the_watch(_seconds: float) -> ProbeSample:
-        entry = world.context().journal.read()
-        bad = entry is not None and entry.phase is Phase.WATCH
-        return ProbeSample(
-            total=10, failures=10 if bad else 0, latencies_seconds=(0.1,) * 10, healthy=True
-        )
-
-    world.probes = breaks_in_the_watch
-    assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
-    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
-
-
-def test_a_rollback_that_does_not_come_up_goes_on_to_the_next_older_good_build(
-    world: World,
-) -> None:
-    gate_and_promote(world.context())  # the second build, with evidence
-    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
-    gate_and_promote(world.context())  # the third
-    third = world.platform.build(STAGING, {"version": 3}).digest
-    world.pass_development(world.platform.deploy(STAGING, {"version": 4}))
-    world.gates.outcomes["production"] = Outcome.FAIL
-    world.platform.never_ready_again.add(third)
-
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
-    assert kinds(world)[-3:] == ["rollback", "rollback", "rolled-back"]
-
-
-def test_gates_that_cannot_be_run_after_promotion_bring_the_old_build_back(world: World) -> None:
-    def disk_full(deployment: object) -> None:
-        if deployment == PRODUCTION and not full:
-            full.append(deployment)
-            raise GatesCrashedError("the gates could not be run: No space left on device")
-
-    full: list[object] = []
-    world.gates.during = disk_full
-
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert "No space left on device" in evidence.conclusion
-    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
-
-
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_clock_that_is_stepped_in_the_middle_changes_nothing(world: World, hours: int) -> None:
     def step(deployment: object) -> None:
@@ -212,16 +139,6 @@ def test_a_clock_that_is_stepped_in_the_middle_changes_nothing(world: World, hou
     assert evidence.exit_code == ExitCode.OK
     assert changes(world) == RAMP
     assert world.clock.seconds >= 2 * 3600 + 600  # holds and watch are as long as ever
-
-
-def test_a_rollback_waits_for_a_platform_that_is_away_for_a_while(world: World) -> None:
-    world.gates.outcomes["production"] = Outcome.FAIL
-    world.platform.away = 3
-
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
 
 
 def test_plan_runs_the_gates_and_changes_nothing(world: World) -> None:
@@ -253,44 +170,6 @@ def test_outside_the_deployment_window_nothing_is_promoted(world: World) -> None
     assert "friday is not a deployment day" in evidence.conclusion
     assert "Monday 2026-11-23 09:00" in evidence.conclusion
     assert changes(world) == []
-
-
-def test_errors_during_the_ramp_bring_the_old_build_back(world: World) -> None:
-    def probes(_seconds: float) -> ProbeSample:
-        bad = len(changes(world)) >= 2
-        return ProbeSample(
-            total=10, failures=2 if bad else 0, latencies_seconds=(0.1,) * 8, healthy=True
-        )
-
-    world.probes = probes
-
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert "error rate" in evidence.conclusion
-    assert changes(world) == [*RAMP[:2], "rollback production 1"]
-    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
-
-
-def test_an_outage_after_promotion_rolls_back(world: World) -> None:
-    world.probes = lambda _seconds: ProbeSample(
-        total=10,
-        failures=10 if len(world.gates.outcomes) or len(changes(world)) == 3 else 0,
-        latencies_seconds=(0.1,),
-        healthy=True,
-    )
-    world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
-
-    def break_after_gates(deployment: object) -> None:
-        if deployment == PRODUCTION:
-            world.gates.outcomes["marker"] = Outcome.PASS
-
-    world.gates.during = break_after_gates
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert "complete outage" in evidence.conclusion
-    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
 
 
 def test_a_step_that_cannot_be_watched_does_not_go_on(world: World) -> None:
@@ -326,16 +205,6 @@ def test_why_replicas_did_not_come_up_is_in_the_report(world: World) -> None:
     assert "add GPU nodes" in summary_html(evidence)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.INCONCLUSIVE])
-def test_production_gates_that_do_not_pass_roll_back(world: World, outcome: Outcome) -> None:
-    world.gates.outcomes["production"] = outcome
-
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
-
-
 def test_a_first_step_that_never_gets_ready_promotes_nothing(world: World) -> None:
     world.platform.fail_apply_at = 1
 
@@ -343,41 +212,6 @@ def test_a_first_step_that_never_gets_ready_promotes_nothing(world: World) -> No
 
     assert evidence.exit_code == ExitCode.GATE_FAILED
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
-
-
-@pytest.mark.parametrize("how", ["helm fails", "old build does not serve"])
-def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
-    world: World, how: str
-) -> None:
-    world.gates.outcomes["production"] = Outcome.FAIL
-    if how == "helm fails":
-        world.platform.fail_rollback = True
-    else:
-        world.gates.outcomes["verify"] = Outcome.INCONCLUSIVE
-    told: list[tuple[str, str]] = []
-    context = world.context()
-    context.notify = lambda kind, text: told.append((kind, text))
-
-    evidence = gate_and_promote(context)
-
-    assert evidence.exit_code == ExitCode.NEEDS_PERSON
-    assert evidence.outcome is Outcome.FAIL
-    assert "vllm-rollout rollback llama-2-7b -e production --to REVISION" in evidence.conclusion
-    assert told[-1] == ("rollback-failed", evidence.conclusion)
-    assert kinds(world)[-1] == "rollback-failed"
-    entry = world.context().journal.read()
-    assert entry is not None
-    assert entry.unfinished  # the next run takes the rollback up again
-
-
-def test_a_model_that_never_was_in_production_is_removed_again(world: World) -> None:
-    del world.platform.releases[PRODUCTION.release]
-    world.gates.outcomes["production"] = Outcome.FAIL
-
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert world.platform.serving(PRODUCTION) is None
 
 
 @pytest.mark.parametrize("kill_at", RAMP)
@@ -496,28 +330,6 @@ def test_ctrl_c_says_what_state_production_is_in(world: World) -> None:
     assert evidence.exit_code == ExitCode.INTERRUPTED
     assert "1 of 4 replicas on build" in evidence.conclusion
     assert "again" in evidence.conclusion
-
-
-def test_rollback_goes_to_the_newest_revision_with_passing_evidence(world: World) -> None:
-    gate_and_promote(world.context())  # revisions 2-4: the second build, with evidence
-    world.platform.deploy(PRODUCTION, {"version": 99}, replicas=4)  # somebody's helm upgrade
-    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
-    world.gates.outcomes["production"] = Outcome.FAIL
-
-    evidence = gate_and_promote(world.context())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
-
-
-def test_rollback_by_hand_returns_to_the_build_before(world: World) -> None:
-    gate_and_promote(world.context())
-    context = replace(world.context(), source=PRODUCTION)
-
-    evidence = roll_back_by_hand(context, to=None, reason="customers complain")
-
-    assert evidence.exit_code == ExitCode.OK
-    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
 
 
 def test_a_model_that_is_not_in_staging_is_a_usage_error(world: World) -> None:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from support.world import FakeClock, MemoryStore
+from support.simulated import FakeClock, MemoryStore
 
 from vllm_rollout.platform.base import ConflictError, Lease
 from vllm_rollout.release.lock import TTL, LeaseLostError, hold

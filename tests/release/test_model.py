@@ -20,7 +20,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.crashing import Calls, Killed, When, Wrapped
-from support.world import ALL_STABLE, BY_TRAFFIC, MODEL, PRODUCTION, QUICK, STAGING, World
+from support.simulated import ALL_STABLE
+from support.world import BY_TRAFFIC, MODEL, PRODUCTION, QUICK, STAGING, World
 
 from vllm_rollout.deployment import Deployment, RevisionStatus, newest_served
 from vllm_rollout.errors import ExitCode

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from support.simulated import ALL_STABLE
 from support.traffic import CANARY, CLIMB, UP, answers, as_before, new
-from support.world import ALL_STABLE, BY_TRAFFIC, MODEL, PRODUCTION, World
+from support.world import BY_TRAFFIC, MODEL, PRODUCTION, World
 
 from vllm_rollout.deployment import Canary
 from vllm_rollout.errors import ExitCode

@@ -1,8 +1,9 @@
 """What has gone wrong in the field with traffic that was moved, by the name of the incident."""
 
 import pytest
+from support.simulated import ALL_STABLE
 from support.traffic import CANARY, CLIMB, UP, answers, as_before, old
-from support.world import ALL_STABLE, BY_TRAFFIC, PRODUCTION, World, healthy
+from support.world import BY_TRAFFIC, PRODUCTION, World, healthy
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome

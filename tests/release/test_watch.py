@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from support.world import FakeClock
+from support.simulated import FakeClock
 
 from vllm_rollout.deployment import Replica
 from vllm_rollout.judge import Outcome

@@ -1,6 +1,7 @@
 """A ramp by traffic in the simulated world: what it does, and what it leaves."""
 
-from support.world import ALL_STABLE, PRODUCTION, STAGING, World
+from support.simulated import ALL_STABLE
+from support.world import PRODUCTION, STAGING, World
 
 from vllm_rollout.observe.probe import ProbeSample
 

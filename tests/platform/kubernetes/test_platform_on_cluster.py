@@ -29,12 +29,8 @@ LONG, SHORT = timedelta(seconds=60), timedelta(seconds=3)
 
 @pytest.fixture
 def platform(namespace: Namespace, helm_binary: str) -> KubernetesPlatform:
-    return KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url="http://{model}-{environment}.{namespace}:8000",
-        helm=helm_binary,
+    return namespace.platform(
+        helm_binary, service_url="http://{model}-{environment}.{namespace}:8000"
     )
 
 
@@ -153,12 +149,8 @@ def test_no_limit_takes_the_revision_to_return_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HELM_MAX_HISTORY", "2")
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=own_chart(tmp_path),
-        service_url="http://{model}-{environment}",
-        helm=helm_binary,
+    platform = namespace.platform(
+        helm_binary, chart=own_chart(tmp_path), service_url="http://{model}-{environment}"
     )
     for version in ("good", "bad", "worse", "worst"):
         values = made_of(version)
@@ -210,12 +202,8 @@ def own_chart(folder: Path) -> Path:
 def test_a_chart_of_a_teams_own_is_rolled_out_in_one_step(
     namespace: Namespace, production: Deployment, helm_binary: str, tmp_path: Path
 ) -> None:
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=own_chart(tmp_path),
-        service_url="http://{model}-{environment}",
-        helm=helm_binary,
+    platform = namespace.platform(
+        helm_binary, chart=own_chart(tmp_path), service_url="http://{model}-{environment}"
     )
 
     def target(version: str, replicas: int) -> Target:

@@ -49,13 +49,7 @@ def pool(namespace: Namespace) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def platform(namespace: Namespace, helm_binary: str) -> KubernetesPlatform:
-    return KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHART,
-        service_url="http://{model}-{environment}",
-        helm=helm_binary,
-    )
+    return namespace.platform(helm_binary, service_url="http://{model}-{environment}")
 
 
 @pytest.fixture
@@ -96,13 +90,11 @@ def test_an_overlay_that_sets_the_build_is_a_problem(
 ) -> None:
     overlays = tmp_path / "overlays"
     overlays.mkdir()
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
+    platform = namespace.platform(
+        helm_binary,
         chart=Path(shutil.copytree(CHART, tmp_path / "chart")),
         overlays=overlays,
         service_url="http://x",
-        helm=helm_binary,
     )
     production = Deployment(MODEL, "production", namespace.name)
     preflight = platform.preflight(production, {"model": {"name": MODEL}}, capacity=1)

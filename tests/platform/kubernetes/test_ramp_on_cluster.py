@@ -12,8 +12,6 @@ import pytest
 from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.resources import CHARTS
 
 pytestmark = pytest.mark.cluster
 
@@ -73,12 +71,8 @@ def followed(namespace: Namespace) -> Iterator[Readiness]:
 
 
 def test_ready_pods_never_fall_below_the_capacity(namespace: Namespace, helm_binary: str) -> None:
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url="http://{model}-{environment}.{namespace}:8000",
-        helm=helm_binary,
+    platform = namespace.platform(
+        helm_binary, service_url="http://{model}-{environment}.{namespace}:8000"
     )
     production = Deployment(MODEL, "production", namespace.name)
 

@@ -15,7 +15,6 @@ from vllm_rollout.errors import DeployError, UnreachableError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.reach import Reach, Ways
-from vllm_rollout.resources import CHARTS
 
 pytestmark = pytest.mark.cluster
 
@@ -30,13 +29,7 @@ def production(namespace: Namespace) -> Deployment:
 
 @pytest.fixture
 def platform(namespace: Namespace, helm_binary: str) -> Iterator[KubernetesPlatform]:
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url=SERVICE,
-        helm=helm_binary,
-    )
+    platform = namespace.platform(helm_binary)
     yield platform
     platform.close()
 

@@ -51,12 +51,8 @@ def acting_as(namespace: Namespace, helm_binary: str, monkeypatch: pytest.Monkey
                 namespace=namespace.name,
             )
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        return KubernetesPlatform(
-            namespace=namespace.name,
-            context=None,
-            chart=CHARTS / "vllm-deployment",
-            service_url="http://{model}-{environment}.{namespace}.svc:8000",
-            helm=helm_binary,
+        return namespace.platform(
+            helm_binary, service_url="http://{model}-{environment}.{namespace}.svc:8000"
         )
 
     return acting_as

@@ -16,7 +16,6 @@ from vllm_rollout.errors import ExitCode, UsageError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.resources import CHARTS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -32,19 +31,9 @@ def production(namespace: Namespace) -> Deployment:
     return Deployment(MODEL, "production", namespace.name)
 
 
-def connected(namespace: Namespace, helm: str) -> KubernetesPlatform:
-    return KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url="http://{model}-{environment}.{namespace}.svc.cluster.local:8000",
-        helm=helm,
-    )
-
-
 @pytest.fixture
 def platform(namespace: Namespace, helm_binary: str) -> KubernetesPlatform:
-    return connected(namespace, helm_binary)
+    return namespace.platform(helm_binary)
 
 
 @pytest.fixture
@@ -159,13 +148,7 @@ def test_each_side_is_reached_by_its_own_service_whatever_the_address_of_users_i
     namespace: Namespace, production: Deployment, helm_binary: str
 ) -> None:
     namespace.behave(HEALTHY.serving(ttft_seconds="0.001", inter_token_seconds="0.001"))
-    platform = KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url="https://gateway.example.test/{model}",
-        helm=helm_binary,
-    )
+    platform = namespace.platform(helm_binary, service_url="https://gateway.example.test/{model}")
     for number, side in enumerate((production, production.canary), start=1):
         build = platform.build(side, version(number))
         target = Target(build=build, values=version(number), replicas=1, capacity=1)
@@ -204,9 +187,9 @@ def test_a_rollout_by_traffic_and_one_that_is_undone(
     namespace.behave(HEALTHY)
     gateway.add_route(RELEASE)
     gateway.accept()
-    platform = connected(namespace, helm_binary)
+    platform = namespace.platform(helm_binary)
     runs = Runs(
-        lambda: connected(namespace, helm_binary), production, version, tmp_path, by_traffic=True
+        lambda: namespace.platform(helm_binary), production, version, tmp_path, by_traffic=True
     )
     first = runs.finish(1)
     assert first.wait() == ExitCode.OK, first.said  # nothing served before: no traffic is moved

@@ -15,7 +15,6 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import RequestOutcome
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.resources import CHARTS
 
 pytestmark = pytest.mark.cluster
 
@@ -27,23 +26,13 @@ def production(namespace: Namespace) -> Deployment:
     return Deployment(MODEL, "production", namespace.name)
 
 
-def connect(namespace: Namespace, helm: str) -> KubernetesPlatform:
-    return KubernetesPlatform(
-        namespace=namespace.name,
-        context=None,
-        chart=CHARTS / "vllm-deployment",
-        service_url="http://{model}-{environment}.{namespace}.svc.cluster.local:8000",
-        helm=helm,
-    )
-
-
 @pytest.fixture
 def platform(
     namespace: Namespace, helm_binary: str, production: Deployment
 ) -> Iterator[KubernetesPlatform]:
     """Production serves by two pods, and a tunnel to them is open."""
     namespace.behave(HEALTHY.serving(ttft_seconds="0.001", inter_token_seconds="0.02"))
-    platform = connect(namespace, helm_binary)
+    platform = namespace.platform(helm_binary)
     values = {"model": {"name": MODEL}}
     target = Target(build=platform.build(production, values), values=values, replicas=2, capacity=2)
     platform.apply(production, target, description="one", timeout=timedelta(seconds=60))
@@ -116,7 +105,7 @@ def test_a_refusal_is_the_ways_trouble_and_says_what_to_do(
         control_plane = namespace.cluster.control_plane
         path = control_plane.kubeconfig("door", server=door.url, namespace=namespace.name)
         monkeypatch.setenv("KUBECONFIG", str(path))
-        refused = connect(namespace, helm_binary)
+        refused = namespace.platform(helm_binary)
         failures, trouble = sight(refused, production)
         refused.close()
     assert failures == 4
