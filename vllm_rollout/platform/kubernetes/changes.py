@@ -1,0 +1,231 @@
+"""What changes releases, by Helm: to a target, back to a revision, out of what is half done."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.platform.base import NotReadyError
+from vllm_rollout.platform.kubernetes.build import check_same, make_build
+from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
+from vllm_rollout.platform.kubernetes.composition import (
+    OWN_VALUES,
+    next_rollout,
+    pods_of,
+    release_values,
+)
+from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
+from vllm_rollout.platform.kubernetes.releases import Releases, newest_served
+from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
+from vllm_rollout.platform.kubernetes.walk import walk
+from vllm_rollout.symptoms import Symptoms
+
+_NOT_READY = (
+    "Read what the pods say. A model that is still loading needs more time: startup_probe and "
+    "deploy_timeout."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Changes of releases of one chart. The fields are those of `KubernetesPlatform`.
+
+    `symptoms` says what is known of a deployment's pods.
+    """
+
+    helm: Helm
+    releases: Releases
+    chart: Path
+    files: ValueFiles
+    surge: int
+    unavailable: int
+    symptoms: Callable[[Deployment], Sequence[Symptoms]]
+
+    def apply(
+        self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
+    ) -> None:
+        """Bring the release to `target` and wait until its pods are ready.
+
+        A ramp step takes several revisions, one for each move of `walk`, so that pods leave only
+        when those in their place are ready. When a move's pods are not ready within `timeout`, the
+        release goes back to the revision that served before (which may take as long again), and
+        the failed one stays in the history.
+
+        Raises:
+            NotReadyError: not ready; it has what was known of the pods while they were there.
+            DeployError: Helm refused, or the chart is not the one `target.build` was made of.
+            UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
+            UnreachableError: Helm or the cluster did not answer.
+        """
+        served = newest_served(self.releases.entries(deployment))
+        with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
+            # A copy, so that what is compared with the target is what Helm then reads.
+            path = copied(self.chart, Path(folder))
+            check_same(target.build, make_build(path, deployment, dict(target.values)))
+            chart = load_chart(path)
+            values = self.files.write(Path(folder), chart, deployment, target.values)
+            admit(path, OWN_VALUES)
+            moves = self._moves(deployment, target, served, ramps=chart.ramps)
+            for number, move in enumerate(moves, start=1):
+                more = f", move {number} of {len(moves)}" if number < len(moves) else ""
+                revision = write_values(Path(folder) / "revision.yaml", move)
+                self._upgrade(
+                    deployment,
+                    path,
+                    [*values, revision],
+                    description=description + more,
+                    served=served,
+                    timeout=timeout,
+                )
+
+    def rollback(
+        self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
+    ) -> None:
+        """Make a new revision with the state of `revision` and wait until its pods are ready.
+
+        Raises: as `apply`.
+        """
+        try:
+            self.helm.rollback(
+                deployment.release,
+                revision,
+                namespace=deployment.namespace,
+                description=description,
+                timeout=timeout,
+            )
+        except DeployError as error:
+            raise NotReadyError(
+                str(error), symptoms=self._known(deployment), remedy=error.remedy or _NOT_READY
+            ) from error
+
+    def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
+        """Remove the release and its history."""
+        self.helm.uninstall(deployment.release, namespace=deployment.namespace, timeout=timeout)
+
+    def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
+        """Clear a `pending-*` revision that a killed client left; say what was found, or "".
+
+        Only for the holder of the model's lease: Helm cannot tell a dead client from a slow one.
+
+        Raises:
+            DeployError: no revision is known to have served.
+        """
+        entries = self.releases.entries(deployment)
+        if not entries or not entries[-1].status.startswith("pending"):
+            return ""
+        pending = entries[-1]
+        found = (
+            f"{deployment.release} revision {pending.revision} was left {pending.status} "
+            f"since {pending.updated:%Y-%m-%d %H:%M:%S %Z}"
+        )
+        served = newest_served(entries)
+        if served is not None:
+            self.helm.rollback(
+                deployment.release,
+                served.revision,
+                namespace=deployment.namespace,
+                description=f"vllm-rollout recovery: back to revision {served.revision}",
+                timeout=timeout,
+            )
+            return f"{found}; rolled back to revision {served.revision}"
+        if pending.status == "pending-install":
+            self.uninstall(deployment, timeout=timeout)
+            return f"{found}; nothing had served before, so it was uninstalled"
+        raise DeployError(
+            f"{found}, and no earlier revision was ever deployed",
+            remedy=f"Look at `helm history {deployment.release} -n {deployment.namespace}` and "
+            "uninstall the release if it serves nobody.",
+        )
+
+    def _moves(
+        self,
+        deployment: Deployment,
+        target: Target,
+        served: HelmRevision | None,
+        *,
+        ramps: bool,
+    ) -> list[dict[str, Any]]:
+        """The values of each revision by which the release, which runs `served`, runs `target`."""
+        before = self.releases.rollout(deployment, served) if served else None
+        rollout = next_rollout(target, before)
+        goal = pods_of(rollout)
+        start = self.releases.pods(deployment, served) if served else goal
+        stable = None
+        if served is not None and rollout.previous is not None:
+            if not ramps:
+                raise UsageError(
+                    f"the chart {self.chart} cannot run two builds side by side",
+                    remedy="Ramp in one step (`ramp: [{share: 100%}]`), or use the chart "
+                    "vllm-deployment, whose README says what a chart needs for it.",
+                )
+            stable = self.releases.stable_pod_template(deployment, served.revision)
+        moves = walk(
+            start,
+            goal,
+            capacity=target.capacity,
+            surge=self.surge,
+            unavailable=self.unavailable,
+        )
+        return [release_values(rollout, pods, stable) for pods in moves]
+
+    def _upgrade(
+        self,
+        deployment: Deployment,
+        chart: Path,
+        values: Sequence[Path],
+        *,
+        description: str,
+        served: HelmRevision | None,
+        timeout: timedelta,
+    ) -> None:
+        """One revision; where its pods do not come up, the release goes back to `served`."""
+        entries = self.releases.entries(deployment)
+        try:
+            self.helm.upgrade(
+                deployment.release,
+                chart,
+                namespace=deployment.namespace,
+                values=values,
+                description=description,
+                timeout=timeout,
+            )
+        except DeployError as error:
+            if self.releases.entries(deployment)[-1:] == entries[-1:]:
+                # Helm refused before it changed anything, perhaps because another client is
+                # at work: then nothing here is ours to undo.
+                raise
+            raise self._undone(deployment, served, error, timeout) from error
+
+    def _undone(
+        self,
+        deployment: Deployment,
+        served: HelmRevision | None,
+        error: DeployError,
+        timeout: timedelta,
+    ) -> NotReadyError:
+        """`error` with what is known of the pods while they are there, once the release is back."""
+        parts, symptoms = [str(error)], self._known(deployment)
+        if served is not None:
+            try:
+                self.helm.rollback(
+                    deployment.release,
+                    served.revision,
+                    namespace=deployment.namespace,
+                    description=f"vllm-rollout: not ready, back to revision {served.revision}",
+                    timeout=timeout,
+                )
+                parts.append(f"{deployment.release} is back at revision {served.revision}.")
+            except RolloutError as failure:
+                parts.append(f"Going back to revision {served.revision} failed as well: {failure}")
+        return NotReadyError(". ".join(parts), symptoms=symptoms, remedy=error.remedy or _NOT_READY)
+
+    def _known(self, deployment: Deployment) -> Sequence[Symptoms]:
+        """The symptoms of the pods; none where they cannot be read: the error itself is told."""
+        try:
+            return self.symptoms(deployment)
+        except RolloutError:
+            return ()
