@@ -1,12 +1,16 @@
 """The lease: one rollout per model at a time."""
 
+import threading
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from support.simulated import FakeClock, MemoryStore
 
 from vllm_rollout.platform.base import ConflictError, Lease
-from vllm_rollout.release.lock import TTL, LeaseLostError, hold
+from vllm_rollout.platform.local.database import Database
+from vllm_rollout.platform.local.store import SqliteStore
+from vllm_rollout.release.lock import TTL, Held, LeaseLostError, hold
 
 
 @pytest.fixture
@@ -97,3 +101,36 @@ def test_a_store_that_answers_too_late_is_not_taken_at_its_word(
         monkeypatch.setattr(store, "renew", slow)
         with pytest.raises(LeaseLostError, match="too late"):
             held.ensure()
+
+
+def test_who_asks_in_a_transaction_and_who_renews_meanwhile_do_not_wait_for_each_other(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path / "state.db")
+    store = SqliteStore(database)
+    held = Held(store, "m", clock=clock, ttl=TTL)
+    held.take()
+    renewing, in_transaction = threading.Event(), threading.Event()
+    renew = store.renew
+
+    def when_the_change_has_begun(name: str, holder: str, *, ttl: timedelta) -> Lease:
+        if threading.current_thread() is keeper:
+            renewing.set()
+            in_transaction.wait(10)
+        return renew(name, holder, ttl=ttl)
+
+    def change() -> None:
+        renewing.wait(10)
+        with database.transaction():
+            in_transaction.set()
+            held.ensure()
+
+    monkeypatch.setattr(store, "renew", when_the_change_has_begun)
+    keeper = threading.Thread(target=held.renew, daemon=True)
+    changer = threading.Thread(target=change, daemon=True)
+    for thread in (keeper, changer):
+        thread.start()
+    for thread in (keeper, changer):
+        thread.join(20)
+        assert not thread.is_alive()
+    held.ensure()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from vllm_rollout.errors import ExitCode, UnreachableError
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.engine import gate_and_promote
-from vllm_rollout.release.journal import Phase
+from vllm_rollout.release.journal import Journal, Phase
 from vllm_rollout.release.soak import soak_of
 from vllm_rollout.release.standing_watch import StandingWatch, StoppableClock
 from vllm_rollout.report.evidence import Evidence
@@ -111,6 +112,35 @@ def test_what_it_brought_back_is_not_left_again_a_person_is_called(standing: Sta
         ExitCode.NEEDS_PERSON,
     ]
     assert "brought back itself" in standing.ends[-1].conclusion
+
+
+@pytest.mark.parametrize("since_then", ["nothing", "a rollout elsewhere"])
+def test_a_build_that_other_hands_brought_after_a_rollback_is_rolled_back_too(
+    standing: Standing, since_then: str
+) -> None:
+    world = standing.world
+    first = world.platform.build(PRODUCTION, {"version": 1}).digest
+    world.probes = broken
+
+    def bring() -> None:
+        world.probes = healthy
+        build = world.platform.build(PRODUCTION, {"version": 7})
+        world.platform._add(PRODUCTION, build, 4, 4, "by other hands")
+        if since_then != "nothing":
+            journal = Journal(world.platform.store, MODEL)
+            entry = journal.read()
+            assert entry is not None
+            journal.write(replace(entry, target="staging"))
+
+    def break_it() -> None:
+        world.probes = broken
+
+    standing.at = {240.0: bring, HOUR: break_it, 2 * HOUR: standing.stop.set}
+
+    standing.watch.run(None)
+
+    assert rollbacks(standing) == ["rollback production 1", "rollback production 5"]
+    assert world.platform.serving(PRODUCTION) == (first, 4, 4)
 
 
 def test_a_rollout_under_way_is_left_alone(standing: Standing) -> None:

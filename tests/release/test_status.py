@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from support.world import MODEL, STAGING, Killed, World
+from support.world import BY_TRAFFIC, MODEL, STAGING, Killed, World
 
 from vllm_rollout.deployment import RevisionStatus
 from vllm_rollout.release.engine import gate_and_promote
@@ -83,3 +83,33 @@ def test_an_unknown_model_is_deployed_nowhere(world: World) -> None:
     policy = world.context().policy
     found = model_status(world.platform, policy, "other", world.clock.now())
     assert [each.revision for each in found.environments] == [None] * 3
+
+
+def test_a_canary_is_told_with_its_share_of_the_traffic(world: World) -> None:
+    world.overrides.update(BY_TRAFFIC)
+    assert status_of(world).environments[2].canary is None
+    world.platform.kill_at = "weights production 0:10000"
+    with pytest.raises(Killed):
+        gate_and_promote(world.context())
+
+    canary = status_of(world).environments[2].canary
+
+    assert canary is not None
+    assert (canary.share, canary.trouble) == (0.25, "")
+    assert canary.build == world.platform.build(STAGING, {"version": 2})
+    assert [replica.ready for replica in canary.replicas] == [True] * 4
+
+
+def test_a_canary_is_told_whatever_the_policy_has_become_and_its_route(world: World) -> None:
+    world.overrides.update(BY_TRAFFIC)
+    world.platform.kill_at = "weights production 0:10000"
+    with pytest.raises(Killed):
+        gate_and_promote(world.context())
+    world.overrides.clear()
+    world.platform.has_route = False
+
+    canary = status_of(world).environments[2].canary
+
+    assert canary is not None
+    assert "nothing divides the traffic" in canary.trouble
+    assert len(canary.replicas) == 4

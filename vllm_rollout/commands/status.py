@@ -9,7 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.commands import options
-from vllm_rollout.release.status import EnvironmentStatus, ModelStatus, model_status, models_known
+from vllm_rollout.release.status import (
+    CanaryStatus,
+    EnvironmentStatus,
+    ModelStatus,
+    model_status,
+    models_known,
+)
 from vllm_rollout.units import format_duration
 
 _COLUMNS = ("environment", "revision", "build", "on build", "ready", "restarts", "gates", "soak")
@@ -54,10 +60,25 @@ def _show(status: ModelStatus) -> None:
             options.say(f"{each.environment}: {each.url}")
             if each.registered is not None:
                 options.say(f"{each.environment} in the model registry: {each.registered}")
+            if each.canary is not None:
+                options.say(f"{each.environment}, canary: {_canary(each.canary)}")
     for each in status.environments:
         for block in each.blocks:
             text = f"{each.environment} cannot go on: {block}"
             options.console.print(escape(text), soft_wrap=True, highlight=False)
+
+
+def _canary(status: CanaryStatus) -> str:
+    share = (
+        f"its share of the traffic is not known: {status.trouble}"
+        if status.trouble
+        else f"{status.share:.0%} of the traffic"
+    )
+    if status.build is None:
+        return f"{share}; it is not there"
+    ready = sum(replica.ready for replica in status.replicas)
+    build = status.build.short
+    return f"{share}, build {build}, {ready} of {len(status.replicas)} replicas ready"
 
 
 def _cells(status: EnvironmentStatus) -> list[str]:

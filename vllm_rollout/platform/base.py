@@ -113,6 +113,8 @@ class Store(Protocol):
     def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
         """Renew the lease that `holder` has, and never one that it had once.
 
+        Two threads may ask at once.
+
         Raises:
             ConflictError: it is another's by now, or nobody's: another may have had it between.
         """

@@ -1,6 +1,6 @@
 """The rollout, from the first question to the last: finish what was under way, gate, promote."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from vllm_rollout import __version__
@@ -105,7 +105,7 @@ def roll_back_watched(context: Context, *, reason: str, revision: int) -> Eviden
             return End(code=ExitCode.OK, conclusion=f"Nothing done: revision {revision} is gone")
         earlier = [r for r in history if r.number < revision and r.build != serving.build]
         good = context.ledger.good_revision(target, earlier)
-        if good is None or _brought_back(context, serving, last):
+        if good is None or _brought_back(context, history, serving, last):
             why = "it was brought back itself" if good else "no earlier revision is good"
             return End(
                 code=ExitCode.NEEDS_PERSON,
@@ -118,14 +118,18 @@ def roll_back_watched(context: Context, *, reason: str, revision: int) -> Eviden
     return _conduct(context, work, done=DecisionKind.ROLLED_BACK)
 
 
-def _brought_back(context: Context, serving: Revision, last: JournalEntry | None) -> bool:
-    """Whether a rollback, and no promotion, made the target serve what it serves."""
+def _brought_back(
+    context: Context, history: Sequence[Revision], serving: Revision, last: JournalEntry | None
+) -> bool:
+    """Whether a rollback, and neither a promotion nor other hands, brought what serves."""
     target = context.target
     if last is not None and last.target == target.environment:
-        return last.build != serving.build
-    about = context.decisions.of(target.model)
-    kinds = [each.kind for each in about if each.environment == target.environment]
-    return kinds[-1:] == [DecisionKind.ROLLED_BACK]
+        restored = [r.build for r in history if r.number == last.before] or [serving.build]
+        return last.build != serving.build and serving.build in restored
+    about = [d for d in context.decisions.of(target.model) if d.environment == target.environment]
+    return any(
+        each.kind is DecisionKind.ROLLED_BACK and serving.created <= each.at for each in about[-1:]
+    )
 
 
 def _conduct(

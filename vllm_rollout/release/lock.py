@@ -44,8 +44,6 @@ class Held:
         self._store, self._name, self._clock, self._ttl = store, name, clock, ttl
         self._renewed = clock.monotonic()
         self._lost = ""
-        # Two renewals at once would each take the other for somebody else.
-        self._renewing = threading.Lock()
 
     def take(self, over: Lease | None = None) -> None:
         """Take the lease where it is free or still is `over`. Raises as `Store.acquire`."""
@@ -65,16 +63,16 @@ class Held:
             LeaseLostError: it is another's, or may have been in between: it is lost for good.
             UnreachableError: the store did not answer; the lease may still be ours.
         """
-        with self._renewing:
-            if self._lost:
-                raise self._loss(self._lost)
-            asked = self._clock.monotonic()
-            try:
-                self._store.renew(self._name, self.holder, ttl=self._ttl)
-            except ConflictError as conflict:
-                self._lost = str(conflict)
-                raise self._loss(self._lost) from conflict
-            self._renewed = asked
+        if self._lost:
+            raise self._loss(self._lost)
+        # No lock of ours here: who asks in a transaction of the store has the store's already.
+        asked = self._clock.monotonic()
+        try:
+            self._store.renew(self._name, self.holder, ttl=self._ttl)
+        except ConflictError as conflict:
+            self._lost = str(conflict)
+            raise self._loss(self._lost) from conflict
+        self._renewed = max(self._renewed, asked)
 
     def ensure(self) -> None:
         """Return only if the store says so now, with most of the lease's time left.

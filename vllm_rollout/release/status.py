@@ -17,15 +17,28 @@ from vllm_rollout.release.waiting import reasons_to_wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryStatus:
+    """A canary beside a release: `share` of the users' traffic goes to it, a fraction.
+
+    `trouble` says why the share is not known; it is 0 then.
+    """
+
+    share: float
+    build: Build | None
+    replicas: tuple[Replica, ...]
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentStatus:
     """One environment. `revision` is None where nothing was ever deployed.
 
     `evidence` is the digest of the evidence by which this build passed its gates here, or None.
     `soaked_seconds` is how long the revision was seen healthy (where no soak is asked for, how old
     it is), `soak_left_seconds` how much longer it must be. `registered` is what the model registry
-    says, or why it cannot be asked; None where no command asks it. `blocks` says why it cannot go
-    on to the next environment now; empty if nothing is known to hold it but its gates, and for the
-    last environment.
+    says, or why it cannot be asked; None where no command asks it. `canary` is None where there is
+    none, nor any traffic for one. `blocks` says why it cannot go on to the next environment now;
+    empty if nothing is known to hold it but its gates, and for the last environment.
     """
 
     environment: str
@@ -41,6 +54,7 @@ class EnvironmentStatus:
     soaked_seconds: float = 0.0
     soak_left_seconds: float = 0.0
     registered: str | None = None
+    canary: CanaryStatus | None = None
     blocks: tuple[str, ...] = ()
 
 
@@ -117,7 +131,34 @@ def _environment(
         soaked_seconds=soaked.total_seconds(),
         soak_left_seconds=left.total_seconds(),
         registered=_registered(platform, policy, deployment, newest),
+        canary=_canary(platform, deployment)
+        if policy.ramps_by_traffic(environment) or _moves_traffic(under_way, environment)
+        else None,
         blocks=blocks,
+    )
+
+
+def _moves_traffic(under_way: JournalEntry | None, environment: str) -> bool:
+    """Whether what is under way was begun by a policy that moves traffic, whatever it says now."""
+    return (
+        under_way is not None and under_way.target == environment and under_way.traffic is not None
+    )
+
+
+def _canary(platform: Platform, deployment: Deployment) -> CanaryStatus | None:
+    share, trouble = 0.0, ""
+    try:
+        share = platform.weights(deployment).canary_share
+    except RolloutError as error:
+        trouble = str(error)
+    history = platform.history(deployment.canary)
+    if not (share or trouble or history):
+        return None
+    return CanaryStatus(
+        share=share,
+        build=history[-1].build if history else None,
+        replicas=tuple(platform.replicas(deployment.canary)),
+        trouble=trouble,
     )
 
 

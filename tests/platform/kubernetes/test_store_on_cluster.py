@@ -1,5 +1,6 @@
 """Documents and leases in a real API server: compare-and-set, expiry, and what can go wrong."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -76,6 +77,15 @@ def test_a_lease_is_one_holders_whatever_the_clocks_say(namespace: Namespace) ->
     with pytest.raises(ConflictError, match="is nobody's by now"):
         ours.renew("llama", "us", ttl=MINUTE)
     ours.acquire("llama", "us", ttl=MINUTE)
+
+
+def test_two_threads_of_a_holder_do_not_take_each_other_for_somebody_else(
+    store: KubernetesStore,
+) -> None:
+    store.acquire("llama", "us", ttl=MINUTE)
+    with ThreadPoolExecutor(2) as pool:
+        renewed = list(pool.map(lambda _: store.renew("llama", "us", ttl=MINUTE), range(20)))
+    assert {lease.holder for lease in renewed} == {"us"}
 
 
 def test_what_does_not_fit_or_was_edited_is_refused(

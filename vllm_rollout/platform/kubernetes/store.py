@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -49,6 +50,7 @@ class KubernetesStore:
         self._api = api
         self._namespace = namespace
         self._now = now
+        self._renewing = threading.Lock()
 
     def read(self, key: str) -> Entry | None:
         """The entry, or None.
@@ -151,13 +153,14 @@ class KubernetesStore:
         Raises:
             ConflictError: it is another's by now, or nobody's.
         """
-        held = self._read_lease(name)
-        owner = str(held.spec.holder_identity or "") if held else ""
-        if owner != holder:
-            raise ConflictError(
-                f"the lease of {name} is {owner or 'nobody'}'s by now, not {holder}'s"
-            )
-        return self._put_lease(name, held, holder, ttl)
+        with self._renewing:  # of two at once each would take the other for somebody else
+            held = self._read_lease(name)
+            owner = str(held.spec.holder_identity or "") if held else ""
+            if owner != holder:
+                raise ConflictError(
+                    f"the lease of {name} is {owner or 'nobody'}'s by now, not {holder}'s"
+                )
+            return self._put_lease(name, held, holder, ttl)
 
     def _put_lease(self, name: str, held: Any, holder: str, ttl: timedelta) -> Lease:
         """Write the lease in the place of `held`, as it was read (None: new)."""
