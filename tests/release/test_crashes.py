@@ -18,7 +18,8 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.engine import gate_and_promote
+from vllm_rollout.release.going_back import roll_back_by_hand
 from vllm_rollout.report.evidence import Evidence
 
 

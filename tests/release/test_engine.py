@@ -14,7 +14,8 @@ from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release import conditions
 from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.engine import gate_and_promote
+from vllm_rollout.release.going_back import roll_back_by_hand
 from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.report.html import summary_html

@@ -8,8 +8,9 @@ from support.world import PRODUCTION, RAMP, STAGING, World, builds, changes, kin
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.gates import GatesCrashedError
+from vllm_rollout.release.going_back import roll_back_by_hand
 from vllm_rollout.release.journal import Phase
 
 

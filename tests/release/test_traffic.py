@@ -12,7 +12,8 @@ from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import Weights
-from vllm_rollout.release.engine import gate_and_promote, roll_back_by_hand
+from vllm_rollout.release.engine import gate_and_promote
+from vllm_rollout.release.going_back import roll_back_by_hand
 
 
 @pytest.fixture

@@ -11,12 +11,10 @@ from vllm_rollout.commands.running import new_context, show_end
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import ExitCode, UsageError
+from vllm_rollout.release.conduct import state_when_interrupted
 from vllm_rollout.release.context import Context
-from vllm_rollout.release.engine import (
-    gate_and_promote,
-    roll_back_by_hand,
-    state_when_interrupted,
-)
+from vllm_rollout.release.engine import gate_and_promote
+from vllm_rollout.release.going_back import roll_back_by_hand
 from vllm_rollout.release.override import Emergency
 from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.settings import Settings

@@ -16,7 +16,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.context import Context
-from vllm_rollout.release.engine import roll_back_watched
+from vllm_rollout.release.going_back import roll_back_watched
 from vllm_rollout.release.journal import JournalEntry
 from vllm_rollout.release.lock import Held, LeaseLostError, hold
 from vllm_rollout.release.soak import Sampling
