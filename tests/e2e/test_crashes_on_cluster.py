@@ -3,7 +3,7 @@
 What comes right after one call comes right before the next: each cell is both. The cells take turns
 with Helm 3 and Helm 4, as each costs two rollouts; where nothing was begun yet, or all is done, is
 left to the local platform. Each test goes on from where the last one left the release: one
-namespace for each Helm.
+namespace for each Helm and way of ramping.
 """
 
 import os
@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Cluster, Namespace, eventually, namespace_of
+from cluster.gateway import running_gateway
 from cluster.required import required_tool
-from support.real_runs import BAD, GOOD, Run, Runs, Stop, When, cells
+from support.real_runs import BAD, GOOD, GOOD_BY_TRAFFIC, Run, Runs, Stop, When, cells
 
 from vllm_rollout.deployment import Deployment, RevisionStatus
 from vllm_rollout.errors import ExitCode
@@ -34,15 +35,22 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 MODEL = "llama-2-7b"
 
 
-def in_turns(cells: list[tuple[int, When]], first: int) -> list[tuple[str, int, When]]:
+BY_TRAFFIC = " by traffic"
+
+
+def in_turns(
+    cells: list[tuple[int, When]], first: int, *, by: str = ""
+) -> list[tuple[str, int, When]]:
     """The cells, one with the one Helm and one with the other."""
-    return [(f"helm{3 + (first + n) % 2}", *cell) for n, cell in enumerate(cells)]
+    return [(f"helm{3 + (first + n) % 2}{by}", *cell) for n, cell in enumerate(cells)]
 
 
 class Site:
     """Runs in a namespace of their own; every build that is rolled out is a new one."""
 
-    def __init__(self, namespace: Namespace, helm: str, folder: Path) -> None:
+    def __init__(
+        self, namespace: Namespace, helm: str, folder: Path, *, by_traffic: bool = False
+    ) -> None:
         self.namespace, self.version = namespace, 0
         self.target = Deployment(MODEL, "production", namespace.name)
 
@@ -53,7 +61,7 @@ class Site:
                 surge=2,  # room for each step in one move
             )
 
-        self.runs = Runs(connect, self.target, made_of, folder)
+        self.runs = Runs(connect, self.target, made_of, folder, by_traffic)
         run = self.runs.finish(self.new())
         assert run.wait() == ExitCode.OK, run.said
         self.serves = self.version
@@ -82,6 +90,9 @@ class Site:
         assert [replica.ready for replica in replicas] == [True, True]
         digest = platform.build(self.target, made_of(version)).digest
         assert {replica.build for replica in replicas} == {digest}
+        if self.runs.by_traffic:
+            assert platform.weights(self.target).canary_share == 0
+            assert platform.history(self.target.canary) == []
         self.serves = version
 
 
@@ -95,16 +106,22 @@ def made_of(version: int) -> dict[str, object]:
 def sites(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Site]]:
-    """The site of each Helm, made when it is first asked for."""
+    """The site of each Helm and way of ramping, made when it is first asked for."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
 
         @cache
-        def site(helm: str) -> Site:
+        def site(name: str) -> Site:
+            helm, by_traffic, _ = name.partition(BY_TRAFFIC)
             namespace = stack.enter_context(namespace_of(cluster, f"test-{secrets.token_hex(4)}"))
             namespace.behave(HEALTHY)
+            if by_traffic:
+                gateway = stack.enter_context(running_gateway(namespace))
+                gateway.add_route(f"{MODEL}-production")
+                gateway.accept()
             patch.setenv("KUBECONFIG", str(namespace.kubeconfig))
-            return Site(namespace, required_tool(helm), tmp_path_factory.mktemp(helm))
+            folder = tmp_path_factory.mktemp(helm)
+            return Site(namespace, required_tool(helm), folder, by_traffic=bool(by_traffic))
 
         yield site
 
@@ -146,6 +163,24 @@ def test_a_killed_rollback_is_finished_by_the_next_run(site: Site, at: int, when
 
     assert run.wait() == ExitCode.ROLLED_BACK, run.said
     site.at_rest(before)
+
+
+@pytest.mark.parametrize(
+    ("site", "at", "when"),
+    in_turns(cells(GOOD_BY_TRAFFIC)[1:-3], first=0, by=BY_TRAFFIC),
+    indirect=["site"],
+)
+def test_a_killed_rollout_by_traffic_is_finished_by_the_next_run(
+    site: Site, at: int, when: When
+) -> None:
+    version = site.new()
+    killed = site.runs.start(version, stop=Stop(at, when))
+    assert killed.wait() == -signal.SIGKILL, killed.said
+
+    run = site.runs.finish(version)
+
+    assert run.wait() == ExitCode.OK, run.said
+    site.at_rest(version)
 
 
 @pytest.mark.parametrize(

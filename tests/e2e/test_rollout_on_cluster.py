@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from cluster.behaviour import HEALTHY
+from cluster.faulty import FaultyDoor, Refusal
 from cluster.fixtures import Namespace
 from cluster.registry import Registry, running_registry
 from support.short_policy import short_policy
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.store import object_name
 from vllm_rollout.resources import CHARTS
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
@@ -49,10 +51,11 @@ class Site:
     registry: Registry
     kubeconfig: Path = Path()
 
-    def log_in(self) -> None:
-        """Have a token of the Role's account."""
+    def log_in(self, server: str = "") -> None:
+        """Have a token of the Role's account; `server` is by what the cluster is reached."""
         self.kubeconfig = self.namespace.cluster.control_plane.kubeconfig(
             f"{self.namespace.name}-promote",
+            server=server,
             token=self.namespace.token(ACCOUNT),
             namespace=self.namespace.name,
         )
@@ -202,3 +205,55 @@ def test_a_cluster_that_goes_away_is_exit_4_and_nothing_is_promoted(site: Site) 
     assert control_plane.url in "".join(lines)
     deployments = site.namespace.list("deployments", "apis/apps/v1")
     assert [each["metadata"]["name"] for each in deployments] == [f"{MODEL}-development"]
+
+
+@pytest.mark.parametrize("helm_binary", ["helm4"], indirect=True)
+def test_a_busy_api_server_whose_watches_expire_is_asked_again(site: Site) -> None:
+    """Each request's first attempt is refused: 429, 410 of a watch, 409 of one write."""
+    decided = object_name(f"decided/{MODEL}")
+    refused: set[str] = set()
+
+    def refuse(method: str, path: str) -> Refusal | None:
+        what, _, query = path.partition("?")
+        status = 410 if "watch=" in query else 429
+        if method == "PUT" and what.endswith(decided):
+            status = 409
+        key = f"{status} {method} {what}"
+        if key in refused or "/portforward" in what:
+            return None
+        refused.add(key)
+        return status, {"Retry-After": "1"}
+
+    with FaultyDoor(site.namespace.cluster, refuse) as door:
+        site.log_in(door.url)
+        site.to_staging("one")
+        code, printed = site.run("gate-and-promote", MODEL)
+    assert code == ExitCode.OK, printed
+    assert {key.split()[0] for key in refused} >= {"409", "429"}
+
+
+@pytest.mark.parametrize("helm_binary", ["helm3"], indirect=True)
+def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site: Site) -> None:
+    site.to_staging("one")
+    cluster = site.namespace.cluster
+    account = f"/api/v1/namespaces/{site.namespace.name}/serviceaccounts"
+    lines = []
+    with site.start("gate-and-promote", MODEL) as rollout:
+        for line in rollout.stdout or ():
+            lines.append(line)
+            if f"watching production/{MODEL} for" in line:
+                cluster.send("DELETE", f"{account}/{ACCOUNT}").raise_for_status()
+        code = rollout.wait(300)
+    assert code == ExitCode.UNREACHABLE, "".join(lines)
+    assert "run gate-and-promote again" in "".join(lines).replace("\n", " ")
+    assert "2 of 2 replicas" in site.helm_history()[-1]["description"]
+
+    code, printed = site.run("gate-and-promote", MODEL)
+    assert code == ExitCode.UNREACHABLE, printed
+    assert "log in again" in printed
+
+    site.namespace.create("serviceaccounts", {"metadata": {"name": ACCOUNT}})
+    site.log_in()
+    code, printed = site.run("gate-and-promote", MODEL)
+    assert code == ExitCode.OK, printed
+    assert "did not finish" in printed
