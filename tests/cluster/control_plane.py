@@ -3,7 +3,6 @@
 TLS and RBAC are on. There is no scheduler and no kubelet: `cluster.kubelet` stands for both.
 """
 
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import yaml
 from cluster.required import required_tool
 
 from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.ports import free_port
 
 _READY_SECONDS = 60.0
 _CONTROLLERS = (
@@ -241,13 +241,6 @@ def write_kubeconfig(path: Path, cluster: object, credentials: object, *, namesp
     )
     path.chmod(0o600)
     return path
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        return int(reserved.getsockname()[1])
 
 
 def wait_until_ok(client: httpx.Client, path: str) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.behaviour import Behaviour
-from cluster.control_plane import free_port
 
 from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.ports import free_port
 
 Json = Mapping[str, Any]
 Read = Callable[[str], Any]

@@ -32,7 +32,7 @@ POLICY: dict[str, Any] = {
     "deploy_timeout": "60s",
 }
 # What a machine that is busy with other tests is slow at is not what is tested here.
-POLICY["environments"]["staging"]["gates"]["latency"] = {"limit": "30s"}
+POLICY["environments"]["staging"]["gates"]["latency"] = {"limit": "20s"}
 POLICY["environments"]["development"]["gates"]["response_time"] |= {"limit": "30s"}
 # Time for the API server to go and come back, and for the SLO to be judged after that.
 POLICY["watch"] |= {"duration": "25s", "slo": {"within": "24s", "error_rate": "50%"}}

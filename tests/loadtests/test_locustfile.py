@@ -13,10 +13,10 @@ from threading import Thread
 
 import httpx
 import pytest
-from cluster.control_plane import free_port
 from cluster.fixtures import eventually
 from support.browser import dom
 
+from vllm_rollout.ports import free_port
 from vllm_rollout.resources import LOADTESTS
 
 NOAUTH = Path(__file__).parents[1] / "data" / "vllm-0.32.0" / "noauth"

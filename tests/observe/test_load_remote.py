@@ -19,7 +19,6 @@ import httpx
 import psutil
 import pytest
 from aiohttp import web
-from cluster.control_plane import free_port
 from support.completions import answer
 
 from vllm_rollout.errors import UnreachableError, UsageError
@@ -30,6 +29,7 @@ from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.observe.process_group import ProcessGroup
 from vllm_rollout.platform.load_pods import LoadTask, PodsSeen
+from vllm_rollout.ports import free_port
 
 MODULE = "vllm_rollout.observe.locust_command"
 

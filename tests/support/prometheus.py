@@ -7,10 +7,11 @@ from pathlib import Path
 
 import httpx
 import yaml
-from cluster.control_plane import free_port, wait_until_ok
+from cluster.control_plane import wait_until_ok
 from cluster.required import debian_tool
 
 from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.ports import free_port
 
 SCRAPE_INTERVAL = "1s"
 

@@ -1,7 +1,6 @@
 """A load generator on this machine: Locust's processes, in a group that is surely ended."""
 
 import os
-import socket
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +8,7 @@ from vllm_rollout.errors import UnreachableError
 from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.locust_command import locust_command
 from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.ports import free_port
 
 API_KEY_VARIABLE = "VLLM_ROLLOUT_API_KEY"
 _START_SECONDS = 60.0
@@ -69,7 +69,7 @@ class LocalGenerator:
 def _command(plan: LoadPlan, plan_file: Path, results: Path) -> list[str]:
     options = ["--end-with-parent", "--plan", str(plan_file), "--results", str(results)]
     if plan.workers > 1:
-        port = str(_free_port())
+        port = str(free_port())
         options += ["--processes", str(plan.workers)]
         options += ["--expect-workers-max-wait", f"{_START_SECONDS:.0f}"]
         options += ["--master-bind-host", "127.0.0.1", "--master-bind-port", port]
@@ -86,9 +86,3 @@ def _environment(api_key: str | None) -> dict[str, str]:
     if api_key:
         environment[API_KEY_VARIABLE] = api_key
     return environment
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

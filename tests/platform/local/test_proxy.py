@@ -11,8 +11,8 @@ from aiohttp import web
 from yarl import URL
 
 from vllm_rollout.platform.local.balancer import Balancer
-from vllm_rollout.platform.local.ports import LOOPBACK, free_port
 from vllm_rollout.platform.local.proxy import Proxy, Upstream, make_session
+from vllm_rollout.ports import LOOPBACK, free_port
 
 Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -10,11 +10,11 @@ from vllm_rollout.platform.local.balancer import Balancer
 from vllm_rollout.platform.local.canary import Side, canary_key, with_canary
 from vllm_rollout.platform.local.composition import Part
 from vllm_rollout.platform.local.logs import trim
-from vllm_rollout.platform.local.ports import LOOPBACK
 from vllm_rollout.platform.local.proxy import Upstream
 from vllm_rollout.platform.local.replica import GIVEN_UP, ReplicaKeeper, Surroundings
 from vllm_rollout.platform.local.state import ALL_STABLE, ReplicaRow, RevisionRow
 from vllm_rollout.platform.local.values import LocalValues
+from vllm_rollout.ports import LOOPBACK
 
 _TICK_SECONDS = 0.1
 _TRIM_EVERY_TICKS = 100

@@ -10,10 +10,10 @@ from typing import Any
 
 from vllm_rollout.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.ports import free_port
 from vllm_rollout.platform.local.processes import Identity
 from vllm_rollout.platform.local.state import LEAVING, ReleaseRow, ReplicaRow, State
 from vllm_rollout.platform.local.values import LocalValues
+from vllm_rollout.ports import free_port
 
 GIVEN_UP = "Failed"
 """Phase of a replica that is not started again."""

@@ -25,11 +25,11 @@ from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.balancer import Balancer
 from vllm_rollout.platform.local.lock import RouterLock
 from vllm_rollout.platform.local.logs import log_folder
-from vllm_rollout.platform.local.ports import LOOPBACK
 from vllm_rollout.platform.local.proxy import OWN_PATH, Proxy, Upstream, make_session
 from vllm_rollout.platform.local.reconcile import Reconciler
 from vllm_rollout.platform.local.replica import Surroundings
 from vllm_rollout.platform.local.state import ReleaseRow, State, open_state
+from vllm_rollout.ports import LOOPBACK
 
 _LOCK_SECONDS = 10.0
 _BIND_ATTEMPTS = 50

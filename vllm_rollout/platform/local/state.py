@@ -12,8 +12,8 @@ from vllm_rollout.deployment import Build, Replica, Revision, RevisionStatus
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.database import Database
-from vllm_rollout.platform.local.ports import LOOPBACK, free_port
 from vllm_rollout.platform.local.processes import Identity
+from vllm_rollout.ports import LOOPBACK, free_port
 
 ALL_STABLE = Weights(stable=1)
 

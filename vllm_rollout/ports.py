@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1 for routers and replicas."""
+"""Ports of 127.0.0.1 for processes that are about to be started."""
 
 import random
 import socket
