@@ -6,7 +6,6 @@ The simulator serves 16 requests at a time for 0.4 s each: 40 a second and no mo
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.interruptible import interruptible
 from typer.testing import CliRunner, Result
 
 from vllm_rollout.cli import app
@@ -153,12 +153,8 @@ def test_ctrl_c_leaves_what_was_found_and_130(folder: Path) -> None:
     command = [str(Path(sys.executable).parent / "vllm-rollout"), "capacity", MODEL]
     with (
         RunningSimulator(ttft_seconds=0.05) as simulator,
-        subprocess.Popen(
-            ["env", "--default-signal=INT", *command, "--base-url", simulator.url],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        interruptible(
+            [*command, "--base-url", simulator.url], env={**os.environ, "PYTHONUNBUFFERED": "1"}
         ) as search,
     ):
         assert search.stdout is not None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from support.interruptible import interruptible
 from support.short_policy import short_policy
 
 from vllm_rollout.deployment import Deployment, Replica, Target
@@ -60,16 +62,8 @@ class Site:
             timeout=400,
         )
 
-    def start(self, *words: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            # A test run that was itself started in the background may ignore SIGINT.
-            ["env", "--default-signal=INT", *self.command(*words)],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, *words: str) -> AbstractContextManager["subprocess.Popen[str]"]:
+        return interruptible(self.command(*words), cwd=self.folder, env=self.environment)
 
     def values(self, revision: str, **dials: object) -> str:
         command = ["{python}", "-m", "vllm_rollout.simulator", "--port", "{port}"]

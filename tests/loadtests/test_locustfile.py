@@ -15,6 +15,7 @@ import httpx
 import pytest
 from cluster.fixtures import eventually
 from support.browser import dom
+from support.interruptible import interruptible
 
 from vllm_rollout.ports import free_port
 from vllm_rollout.resources import LOADTESTS
@@ -179,12 +180,8 @@ def test_ctrl_c_ends_an_endless_load_with_its_table_and_a_whole_log(
 ) -> None:
     command = locust("--headless", "--host", base_url, "--model", "llama-2-7b", "--rate", "50")
     log = tmp_path / "log" / "worker-0.jsonl"
-    with subprocess.Popen(
-        [*command, "--results", "log", "--json"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    with interruptible(
+        [*command, "--results", "log", "--json"], cwd=tmp_path, stderr=subprocess.PIPE
     ) as process:
         while not log.exists() or log.read_text().count('"ok"') < 20:
             assert process.poll() is None
