@@ -106,7 +106,7 @@ class Kubelet:
                     self._tell_alive()
 
     def _tell_alive(self) -> None:
-        for node, conditions in self._nodes.items():
+        for node, conditions in list(self._nodes.items()):  # another thread lets nodes join
             told = [{**each, "lastHeartbeatTime": _now()} for each in conditions]
             body = {"status": {"conditions": told}}
             self._send("PATCH", f"/api/v1/nodes/{node}/status", body)
