@@ -56,15 +56,16 @@ class FaultyDoor:
         started.set_result(server.sockets[0].getsockname()[1])
         await self._stop.wait()
         server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # One that was accepted just now begins meanwhile.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request; the connection ends with its answer."""
         try:
-            with suppress(OSError, asyncio.IncompleteReadError):
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 method, path, _ = head.split(" ", 2)
                 self.seen.append(f"{method} {path}")
@@ -92,13 +93,17 @@ class FaultyDoor:
         context = self._cluster.control_plane.tls("admin" if anonymous else "")
         answers, requests = await asyncio.open_connection(server.hostname, server.port, ssl=context)
         requests.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        sending = asyncio.create_task(_pass_on(reader, requests))
-        try:
-            await _pass_on(answers, writer)
+        both = [
+            asyncio.create_task(_pass_on(reader, requests)),
+            asyncio.create_task(_pass_on(answers, writer)),
+        ]
+        try:  # a watch whose client has gone would go on for ever
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            sending.cancel()
+            for task in both:
+                task.cancel()
             requests.close()
-            await asyncio.gather(sending, return_exceptions=True)
+            await asyncio.gather(*both, return_exceptions=True)
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -106,8 +106,8 @@ class Store(Protocol):
         to live: clocks of two machines need not agree, and one clock may be stepped.
 
         Raises:
-            LeaseHeldError: another holds it, or renewed it meanwhile.
-            ConflictError: another took it at this moment.
+            LeaseHeldError: another holds it, took it at this moment, or renewed it meanwhile.
+            ConflictError: another had it at this moment.
         """
 
     def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from threading import Barrier
 
 import pytest
 from cluster.faulty import FaultyDoor, Refusal
@@ -77,6 +78,24 @@ def test_a_lease_is_one_holders_whatever_the_clocks_say(namespace: Namespace) ->
     with pytest.raises(ConflictError, match="is nobody's by now"):
         ours.renew("llama", "us", ttl=MINUTE)
     ours.acquire("llama", "us", ttl=MINUTE)
+
+
+def test_of_two_who_take_a_lease_at_once_one_is_told_who_the_other_is(
+    store: KubernetesStore,
+) -> None:
+    for turn in range(5):
+        both = Barrier(2)
+
+        def take(holder: str, name: str = f"llama-{turn}", both: Barrier = both) -> str:
+            both.wait()
+            try:
+                store.acquire(name, holder, ttl=MINUTE)
+            except LeaseHeldError as error:
+                return error.lease.holder
+            return ""
+
+        with ThreadPoolExecutor(2) as pool:
+            assert sorted(pool.map(take, ("us", "them"))) in (["", "us"], ["", "them"])
 
 
 def test_two_threads_of_a_holder_do_not_take_each_other_for_somebody_else(

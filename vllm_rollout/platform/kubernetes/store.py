@@ -133,19 +133,30 @@ class KubernetesStore:
         """Take the lease where it is free, or take it over where it still is exactly `over`.
 
         Raises:
-            LeaseHeldError: another holds it, or renewed it meanwhile.
-            ConflictError: another took it at this moment.
+            LeaseHeldError: another holds it, took it at this moment, or renewed it meanwhile.
+            ConflictError: another had it at this moment.
         """
         held = self._read_lease(name)
+        if (others := self._of_another(name, held, holder)) and (
+            over is None or over.version != others.version
+        ):
+            raise self._is_held(name, others)
+        try:
+            return self._put_lease(name, held, holder, ttl)
+        except ConflictError as conflict:
+            if first := self._of_another(name, self._read_lease(name), holder):
+                raise self._is_held(name, first) from conflict
+            raise
+
+    def _of_another(self, name: str, held: Any, holder: str) -> Lease | None:
         owner = str(held.spec.holder_identity or "") if held else ""
-        if owner and owner != holder:
-            seen = _lease(name, held)
-            if over is None or over.version != seen.version:
-                delete = f"kubectl delete lease {object_name(name)} -n {self._namespace}"
-                raise LeaseHeldError(
-                    seen, remedy=f"Wait for it to end. If that holder is gone for sure: {delete}."
-                )
-        return self._put_lease(name, held, holder, ttl)
+        return _lease(name, held) if owner and owner != holder else None
+
+    def _is_held(self, name: str, lease: Lease) -> LeaseHeldError:
+        delete = f"kubectl delete lease {object_name(name)} -n {self._namespace}"
+        return LeaseHeldError(
+            lease, remedy=f"Wait for it to end. If that holder is gone for sure: {delete}."
+        )
 
     def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:
         """Renew the lease that `holder` has.
