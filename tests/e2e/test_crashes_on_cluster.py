@@ -138,7 +138,12 @@ def site(
 
 
 @pytest.mark.parametrize(
-    ("site", "at", "when"), in_turns(cells(GOOD)[1:], first=0), indirect=["site"]
+    ("site", "at", "when"),
+    [
+        *in_turns(cells(GOOD)[1:], first=0),
+        *in_turns(cells(GOOD_BY_TRAFFIC)[1:-3], first=0, by=BY_TRAFFIC),
+    ],
+    indirect=["site"],
 )
 def test_a_killed_rollout_is_finished_by_the_next_run(site: Site, at: int, when: When) -> None:
     version = site.new()
@@ -163,24 +168,6 @@ def test_a_killed_rollback_is_finished_by_the_next_run(site: Site, at: int, when
 
     assert run.wait() == ExitCode.ROLLED_BACK, run.said
     site.at_rest(before)
-
-
-@pytest.mark.parametrize(
-    ("site", "at", "when"),
-    in_turns(cells(GOOD_BY_TRAFFIC)[1:-3], first=0, by=BY_TRAFFIC),
-    indirect=["site"],
-)
-def test_a_killed_rollout_by_traffic_is_finished_by_the_next_run(
-    site: Site, at: int, when: When
-) -> None:
-    version = site.new()
-    killed = site.runs.start(version, stop=Stop(at, when))
-    assert killed.wait() == -signal.SIGKILL, killed.said
-
-    run = site.runs.finish(version)
-
-    assert run.wait() == ExitCode.OK, run.said
-    site.at_rest(version)
 
 
 @pytest.mark.parametrize(
