@@ -243,6 +243,40 @@ def killed_while_it_waits(
         client.kill()
 
 
+HASTY = """#!/bin/sh
+# Helm 4 where it looks before it has heard of each object: it does not wait, and complains.
+[ "$1" = uninstall ] || exec {helm} "$@"
+{helm} uninstall "$2" --namespace {namespace} --cascade foreground || exit
+echo "Error: uninstallation completed with 1 error(s): resource Deployment/x still exists" >&2
+exit 1
+"""
+
+
+def test_a_release_is_removed_when_its_pods_are_gone_whatever_helm_says(
+    namespace: Namespace, production: Deployment, helm_binary: str, tmp_path: Path
+) -> None:
+    hasty = tmp_path / "helm"
+    hasty.write_text(HASTY.format(helm=helm_binary, namespace=namespace.name))
+    hasty.chmod(0o755)
+    platform = namespace.platform(str(hasty))
+    build = platform.build(production, made_of("one"))
+    target = Target(build=build, values=made_of("one"), replicas=2, capacity=2)
+    deployments = f"/apis/apps/v1/namespaces/{namespace.name}/deployments/{production.release}"
+    for finalizers in ([], ["example.test/never"]):
+        platform.apply(production, target, description="a test", timeout=LONG)
+        body = {"metadata": {"finalizers": finalizers}}
+        namespace.cluster.send("PATCH", deployments, body).raise_for_status()
+        if finalizers:
+            with pytest.raises(DeployError, match="still exists"):
+                platform.uninstall(production, timeout=SHORT)
+            body["metadata"]["finalizers"] = []
+            namespace.cluster.send("PATCH", deployments, body)
+        else:
+            platform.uninstall(production, timeout=LONG)
+            assert namespace.list("pods") == []
+        assert platform.history(production) == []
+
+
 def test_what_a_killed_client_left_pending_is_recovered(
     namespace: Namespace,
     platform: KubernetesPlatform,

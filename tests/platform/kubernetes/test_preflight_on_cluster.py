@@ -238,6 +238,7 @@ def preflight(
     namespace: Namespace,
     helm_binary: str,
     registry: Registry,
+    pool: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[int, str]]:
@@ -255,6 +256,7 @@ def preflight(
     def preflight(*words: str, **image: Any) -> tuple[int, str]:
         values = {
             "model": {"name": MODEL, "path": "/models/llama"},
+            "nodeSelector": pool,
             "image": {
                 "repository": f"{registry.host}/vllm",
                 "digest": digest,
@@ -298,6 +300,27 @@ def test_what_is_missing_is_exit_1_and_what_is_unknown_is_not_a_pass(
     assert "127.0.0.1:9" in printed
     off = "environments.development.preflight.image=off"
     assert preflight("--set", off, repository="127.0.0.1:9/vllm")[0] == ExitCode.OK
+
+
+def test_a_ramp_by_traffic_needs_room_for_a_whole_canary_beside_what_serves(
+    preflight: Callable[..., tuple[int, str]],
+    namespace: Namespace,
+    platform: KubernetesPlatform,
+    pool: dict[str, str],
+) -> None:
+    by_replicas = ("-e", "production", "--set", "environments.production.replicas=3")
+    by_traffic = (*by_replicas, "--set", "canary={by: traffic, latency: off, error_rate: off}")
+    code, printed = preflight(*by_traffic)  # nothing serves yet
+    assert code == ExitCode.OK, printed
+    values = {"model": {"name": MODEL}, "nodeSelector": pool}
+    production = Deployment(MODEL, "production", namespace.name)
+    target = Target(build=platform.build(production, values), values=values, replicas=3, capacity=3)
+    platform.apply(production, target, description="one", timeout=timedelta(seconds=60))
+
+    assert preflight(*by_replicas)[0] == ExitCode.OK
+    code, printed = preflight(*by_traffic)
+    assert code == ExitCode.GATE_FAILED, printed
+    assert "preflight-gpus (fail)" in printed
 
 
 def test_what_is_rendered_is_what_helm_would_deploy(check: Check) -> None:

@@ -31,6 +31,7 @@ class KubernetesApi:
     core: Any
     coordination: Any
     storage: Any
+    apps: Any
     batch: Any
     networking: Any
     custom: Any
@@ -125,6 +126,7 @@ def connect(context: str | None) -> KubernetesApi:
         core=client.CoreV1Api(connection),
         coordination=client.CoordinationV1Api(connection),
         storage=client.StorageV1Api(connection),
+        apps=client.AppsV1Api(connection),
         batch=client.BatchV1Api(connection),
         networking=client.NetworkingV1Api(connection),
         custom=client.CustomObjectsApi(connection),

@@ -1,6 +1,7 @@
 """What changes releases, by Helm: to a target, back to a revision, out of what is half done."""
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_value
 from vllm_rollout.platform.kubernetes.walk import walk
 from vllm_rollout.symptoms import Symptoms
 
+_LOOK_SECONDS = 0.5
 _NOT_READY = (
     "Read what the pods say. A model that is still loading needs more time: startup_probe and "
     "deploy_timeout."
@@ -34,7 +36,7 @@ _NOT_READY = (
 class Changes:
     """Changes of releases of one chart. The fields are those of `KubernetesPlatform`.
 
-    `symptoms` says what is known of a deployment's pods.
+    `symptoms` says what is known of a deployment's pods, `left` names what there is of it.
     """
 
     helm: Helm
@@ -44,6 +46,7 @@ class Changes:
     surge: int
     unavailable: int
     symptoms: Callable[[Deployment], Sequence[Symptoms]]
+    left: Callable[[Deployment], Sequence[str]]
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
@@ -103,8 +106,19 @@ class Changes:
             ) from error
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
-        """Remove the release and its history."""
-        self.helm.uninstall(deployment.release, namespace=deployment.namespace, timeout=timeout)
+        """Remove the release and its history, and wait until its pods are gone."""
+        until = time.monotonic() + timeout.total_seconds()
+        try:
+            self.helm.uninstall(deployment.release, namespace=deployment.namespace, timeout=timeout)
+        except DeployError:
+            # Helm 4 may look whether objects are gone before it has heard of each of them, and says
+            # that they are still there: it has forgotten the release by then.
+            if self.releases.entries(deployment):
+                raise
+            while self.left(deployment):
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_LOOK_SECONDS)
 
     def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:
         """Clear a `pending-*` revision that a killed client left; say what was found, or "".

@@ -17,7 +17,7 @@ from vllm_rollout.platform.kubernetes.composition import (
     is_ours,
 )
 from vllm_rollout.platform.kubernetes.helm import Helm
-from vllm_rollout.platform.kubernetes.pods import list_pods, pod_log, replica_of
+from vllm_rollout.platform.kubernetes.pods import left_of, list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
 from vllm_rollout.platform.kubernetes.reach import Reach, Ways
 from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
@@ -74,6 +74,7 @@ class KubernetesPlatform:
             surge=surge,
             unavailable=unavailable,
             symptoms=self.symptoms,
+            left=lambda deployment: left_of(self._api, deployment),
         )
 
     @cached_property

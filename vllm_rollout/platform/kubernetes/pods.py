@@ -205,6 +205,24 @@ def list_instance(api: KubernetesApi, namespace: str, instance: str) -> list[Pod
     return sorted(map(parse_pod, documents), key=lambda pod: pod.metadata.name)
 
 
+def left_of(api: KubernetesApi, deployment: Deployment) -> list[str]:
+    """What there still is of a release that is being removed: its Deployments and pods, by name.
+
+    Raises: as `KubernetesApi.doing`.
+    """
+    namespace = deployment.namespace
+    with api.doing("list", f"deployments in namespace {namespace}"):
+        found = api.apps.list_namespaced_deployment(
+            namespace,
+            label_selector=f"{INSTANCE_LABEL}={deployment.release}",
+            _request_timeout=TIMEOUT_SECONDS,
+        )
+    pods = list_instance(api, namespace, deployment.release)
+    return [f"deployment {each.metadata.name}" for each in found.items] + [
+        f"pod {pod.metadata.name}" for pod in pods
+    ]
+
+
 def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:
     """The last `tail` lines of the pod's first container, secrets redacted.
 
