@@ -6,10 +6,11 @@ with the API's defaults. A cluster that has the real one keeps it.
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 from cluster.fixtures import Cluster, Namespace, eventually
 
 GROUP = "gateway.networking.k8s.io"
@@ -146,8 +147,9 @@ def running_gateway(namespace: Namespace) -> Iterator[Gateway]:
 
     def work() -> None:
         while not done.wait(_POLL_SECONDS):
-            if gateway.on:
-                gateway.accept()
+            with suppress(httpx.HTTPError):  # it looks again
+                if gateway.on:
+                    gateway.accept()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
