@@ -1,6 +1,5 @@
 """Images are looked up in a real registry, with and without a password."""
 
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,6 +11,7 @@ from cluster.registry import PASSWORD, USER, Registry, running_registry
 from vllm_rollout.errors import UnreachableError
 from vllm_rollout.images import parse_image
 from vllm_rollout.observe.image_registry import find_image
+from vllm_rollout.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,7 @@ def test_a_guarded_image_takes_the_right_credentials(guarded: Registry) -> None:
 
 
 def test_no_registry_is_no_answer() -> None:
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{reserved.getsockname()[1]}"
+    host = f"127.0.0.1:{free_port()}"
     with pytest.raises(UnreachableError, match=host):
         find_image(parse_image(f"{host}/vllm:v1"))
 

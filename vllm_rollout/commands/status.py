@@ -16,7 +16,7 @@ from vllm_rollout.release.status import (
     model_status,
     models_known,
 )
-from vllm_rollout.units import format_duration
+from vllm_rollout.units import format_duration, format_share
 
 _COLUMNS = ("environment", "revision", "build", "on build", "ready", "restarts", "gates", "soak")
 
@@ -72,7 +72,7 @@ def _canary(status: CanaryStatus) -> str:
     share = (
         f"its share of the traffic is not known: {status.trouble}"
         if status.trouble
-        else f"{status.share:.0%} of the traffic"
+        else f"{format_share(status.share)} of the traffic"
     )
     if status.build is None:
         return f"{share}; it is not there"

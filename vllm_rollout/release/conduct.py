@@ -70,7 +70,7 @@ def state_when_interrupted(context: Context) -> str:
     try:
         history = context.platform.history(context.target)
         entry = context.journal.read()
-        traffic = entry is not None and entry.unfinished and entry.traffic is not None
+        traffic = entry is not None and entry.moves_traffic
         share = context.platform.weights(context.target).canary_share if traffic else 0.0
     except RolloutError as error:
         return f"Interrupted; the state of {context.target} could not be read: {error}"

@@ -159,7 +159,7 @@ class Context:
     def recover(self) -> None:
         """Clear what a killed client left of the target half done, and say whose it was."""
         last = self.journal.last
-        moves_traffic = last is not None and last.unfinished and last.traffic is not None
+        moves_traffic = last is not None and last.moves_traffic
         for deployment in (self.target, *([self.target.canary] if moves_traffic else [])):
             self.still_ours()
             found = self.platform.recover(deployment, timeout=self.policy.deploy_timeout)

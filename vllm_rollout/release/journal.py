@@ -62,6 +62,11 @@ class JournalEntry:
         """Whether somebody must still finish or undo it."""
         return self.phase is not Phase.DONE
 
+    @property
+    def moves_traffic(self) -> bool:
+        """Whether it is unfinished and may have given a canary some of the traffic."""
+        return self.unfinished and self.traffic is not None
+
 
 _ADAPTER: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
 

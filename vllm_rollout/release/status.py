@@ -140,9 +140,7 @@ def _environment(
 
 def _moves_traffic(under_way: JournalEntry | None, environment: str) -> bool:
     """Whether what is under way was begun by a policy that moves traffic, whatever it says now."""
-    return (
-        under_way is not None and under_way.target == environment and under_way.traffic is not None
-    )
+    return under_way is not None and under_way.target == environment and under_way.moves_traffic
 
 
 def _canary(platform: Platform, deployment: Deployment) -> CanaryStatus | None:

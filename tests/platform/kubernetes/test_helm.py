@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,14 +13,13 @@ from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, Usa
 from vllm_rollout.platform.kubernetes import command
 from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError
 from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.ports import free_port
 
 
 @pytest.fixture
 def dead_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A kubeconfig whose API server's port refuses connections; gives the address."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+    address = f"http://127.0.0.1:{free_port()}"
     named = {"name": "dead", "cluster": {"server": address}, "user": {}}
     config = {
         "apiVersion": "v1",

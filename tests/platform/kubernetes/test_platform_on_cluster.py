@@ -262,19 +262,22 @@ def test_a_release_is_removed_when_its_pods_are_gone_whatever_helm_says(
     build = platform.build(production, made_of("one"))
     target = Target(build=build, values=made_of("one"), replicas=2, capacity=2)
     deployments = f"/apis/apps/v1/namespaces/{namespace.name}/deployments/{production.release}"
-    for finalizers in ([], ["example.test/never"]):
-        platform.apply(production, target, description="a test", timeout=LONG)
+
+    def finalized_by(*finalizers: str) -> None:
         body = {"metadata": {"finalizers": finalizers}}
         namespace.cluster.send("PATCH", deployments, body).raise_for_status()
-        if finalizers:
-            with pytest.raises(DeployError, match="still exists"):
-                platform.uninstall(production, timeout=SHORT)
-            body["metadata"]["finalizers"] = []
-            namespace.cluster.send("PATCH", deployments, body)
-        else:
-            platform.uninstall(production, timeout=LONG)
-            assert namespace.list("pods") == []
-        assert platform.history(production) == []
+
+    platform.apply(production, target, description="a test", timeout=LONG)
+    platform.uninstall(production, timeout=LONG)
+    assert namespace.list("pods") == []
+    assert platform.history(production) == []
+
+    platform.apply(production, target, description="a test", timeout=LONG)
+    finalized_by("example.test/never")
+    with pytest.raises(DeployError, match="still exists"):
+        platform.uninstall(production, timeout=SHORT)
+    assert platform.history(production) == []
+    finalized_by()
 
 
 def test_what_a_killed_client_left_pending_is_recovered(

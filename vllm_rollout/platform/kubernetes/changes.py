@@ -36,7 +36,8 @@ _NOT_READY = (
 class Changes:
     """Changes of releases of one chart. The fields are those of `KubernetesPlatform`.
 
-    `symptoms` says what is known of a deployment's pods, `left` names what there is of it.
+    `symptoms` says what is known of a deployment's pods, `anything_left` whether one that is
+    being removed still has any of them, or what makes them.
     """
 
     helm: Helm
@@ -46,7 +47,7 @@ class Changes:
     surge: int
     unavailable: int
     symptoms: Callable[[Deployment], Sequence[Symptoms]]
-    left: Callable[[Deployment], Sequence[str]]
+    anything_left: Callable[[Deployment], bool]
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
@@ -93,13 +94,7 @@ class Changes:
         Raises: as `apply`.
         """
         try:
-            self.helm.rollback(
-                deployment.release,
-                revision,
-                namespace=deployment.namespace,
-                description=description,
-                timeout=timeout,
-            )
+            self._go_back(deployment, revision, description, timeout)
         except DeployError as error:
             raise NotReadyError(
                 str(error), symptoms=self._known(deployment), remedy=error.remedy or _NOT_READY
@@ -115,7 +110,7 @@ class Changes:
             # that they are still there: it has forgotten the release by then.
             if self.releases.entries(deployment):
                 raise
-            while self.left(deployment):
+            while self.anything_left(deployment):
                 if time.monotonic() >= until:
                     raise
                 time.sleep(_LOOK_SECONDS)
@@ -138,13 +133,8 @@ class Changes:
         )
         served = newest_served(entries)
         if served is not None:
-            self.helm.rollback(
-                deployment.release,
-                served.revision,
-                namespace=deployment.namespace,
-                description=f"vllm-rollout recovery: back to revision {served.revision}",
-                timeout=timeout,
-            )
+            description = f"vllm-rollout recovery: back to revision {served.revision}"
+            self._go_back(deployment, served.revision, description, timeout)
             return f"{found}; rolled back to revision {served.revision}"
         if pending.status == "pending-install":
             self.uninstall(deployment, timeout=timeout)
@@ -224,18 +214,24 @@ class Changes:
         """`error` with what is known of the pods while they are there, once the release is back."""
         parts, symptoms = [str(error)], self._known(deployment)
         if served is not None:
+            description = f"vllm-rollout: not ready, back to revision {served.revision}"
             try:
-                self.helm.rollback(
-                    deployment.release,
-                    served.revision,
-                    namespace=deployment.namespace,
-                    description=f"vllm-rollout: not ready, back to revision {served.revision}",
-                    timeout=timeout,
-                )
+                self._go_back(deployment, served.revision, description, timeout)
                 parts.append(f"{deployment.release} is back at revision {served.revision}.")
             except RolloutError as failure:
                 parts.append(f"Going back to revision {served.revision} failed as well: {failure}")
         return NotReadyError(". ".join(parts), symptoms=symptoms, remedy=error.remedy or _NOT_READY)
+
+    def _go_back(
+        self, deployment: Deployment, revision: int, description: str, timeout: timedelta
+    ) -> None:
+        self.helm.rollback(
+            deployment.release,
+            revision,
+            namespace=deployment.namespace,
+            description=description,
+            timeout=timeout,
+        )
 
     def _known(self, deployment: Deployment) -> Sequence[Symptoms]:
         """The symptoms of the pods; none where they cannot be read: the error itself is told."""

@@ -13,11 +13,9 @@ from vllm_rollout.platform.base import Guard, Route, WayTrouble, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import make_build
 from vllm_rollout.platform.kubernetes.changes import Changes
-from vllm_rollout.platform.kubernetes.composition import (
-    is_ours,
-)
+from vllm_rollout.platform.kubernetes.composition import is_ours
 from vllm_rollout.platform.kubernetes.helm import Helm
-from vllm_rollout.platform.kubernetes.pods import left_of, list_pods, pod_log, replica_of
+from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
 from vllm_rollout.platform.kubernetes.reach import Reach, Ways
 from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
@@ -74,7 +72,7 @@ class KubernetesPlatform:
             surge=surge,
             unavailable=unavailable,
             symptoms=self.symptoms,
-            left=lambda deployment: left_of(self._api, deployment),
+            anything_left=lambda deployment: anything_left(self._api, deployment),
         )
 
     @cached_property

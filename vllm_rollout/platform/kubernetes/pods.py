@@ -205,8 +205,8 @@ def list_instance(api: KubernetesApi, namespace: str, instance: str) -> list[Pod
     return sorted(map(parse_pod, documents), key=lambda pod: pod.metadata.name)
 
 
-def left_of(api: KubernetesApi, deployment: Deployment) -> list[str]:
-    """What there still is of a release that is being removed: its Deployments and pods, by name.
+def anything_left(api: KubernetesApi, deployment: Deployment) -> bool:
+    """Whether a release that is being removed still has Deployments or pods.
 
     Raises: as `KubernetesApi.doing`.
     """
@@ -217,10 +217,7 @@ def left_of(api: KubernetesApi, deployment: Deployment) -> list[str]:
             label_selector=f"{INSTANCE_LABEL}={deployment.release}",
             _request_timeout=TIMEOUT_SECONDS,
         )
-    pods = list_instance(api, namespace, deployment.release)
-    return [f"deployment {each.metadata.name}" for each in found.items] + [
-        f"pod {pod.metadata.name}" for pod in pods
-    ]
+    return bool(found.items or list_instance(api, namespace, deployment.release))
 
 
 def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:

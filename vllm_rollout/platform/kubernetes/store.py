@@ -137,20 +137,15 @@ class KubernetesStore:
             ConflictError: another had it at this moment.
         """
         held = self._read_lease(name)
-        if (others := self._of_another(name, held, holder)) and (
-            over is None or over.version != others.version
-        ):
+        others = _of_another(name, held, holder)
+        if others is not None and (over is None or over.version != others.version):
             raise self._is_held(name, others)
         try:
             return self._put_lease(name, held, holder, ttl)
         except ConflictError as conflict:
-            if first := self._of_another(name, self._read_lease(name), holder):
+            if first := _of_another(name, self._read_lease(name), holder):
                 raise self._is_held(name, first) from conflict
             raise
-
-    def _of_another(self, name: str, held: Any, holder: str) -> Lease | None:
-        owner = str(held.spec.holder_identity or "") if held else ""
-        return _lease(name, held) if owner and owner != holder else None
 
     def _is_held(self, name: str, lease: Lease) -> LeaseHeldError:
         delete = f"kubectl delete lease {object_name(name)} -n {self._namespace}"
@@ -166,7 +161,7 @@ class KubernetesStore:
         """
         with self._renewing:  # of two at once each would take the other for somebody else
             held = self._read_lease(name)
-            owner = str(held.spec.holder_identity or "") if held else ""
+            owner = _owner(held)
             if owner != holder:
                 raise ConflictError(
                     f"the lease of {name} is {owner or 'nobody'}'s by now, not {holder}'s"
@@ -178,7 +173,7 @@ class KubernetesStore:
         now = self._now()
         seconds = max(1, round(ttl.total_seconds()))
         spec = held.spec if held else None
-        renews = bool(spec and spec.holder_identity == holder)
+        renews = _owner(held) == holder
         body: dict[str, Any] = {
             "metadata": {
                 "name": object_name(name),
@@ -195,7 +190,7 @@ class KubernetesStore:
             },
         }
         put = self._put("lease", "leases", object_name(name), body, new=held is None, what=name)
-        after = str(spec.holder_identity or "") if spec and not renews else ""
+        after = "" if renews else _owner(held)
         return Lease(
             name,
             holder,
@@ -207,7 +202,7 @@ class KubernetesStore:
     def release(self, name: str, holder: str) -> None:
         """Give the lease up if `holder` has it; otherwise do nothing."""
         held = self._read_lease(name)
-        if held is None or held.spec.holder_identity != holder:
+        if held is None or _owner(held) != holder:
             return
         # The version makes sure that what is deleted is what was just read.
         version = {"preconditions": {"resourceVersion": held.metadata.resource_version}}
@@ -267,6 +262,15 @@ def _written_first(what: str) -> ConflictError:
         f"{what} is not at the version expected: someone else wrote it",
         remedy="Read it again and decide anew.",
     )
+
+
+def _owner(held: Any) -> str:
+    """Who holds a Lease as it was read; empty where it is nobody's, or there is none."""
+    return str(held.spec.holder_identity or "") if held else ""
+
+
+def _of_another(name: str, held: Any, holder: str) -> Lease | None:
+    return _lease(name, held) if _owner(held) not in ("", holder) else None
 
 
 def _lease(name: str, found: Any) -> Lease:
