@@ -15,6 +15,7 @@ API = KubernetesApi(
     core=None,
     coordination=None,
     storage=None,
+    apps=None,
     batch=None,
     networking=None,
     custom=None,
