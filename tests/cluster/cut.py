@@ -1,4 +1,4 @@
-"""A wire to the API server that can be cut: after a request and before its answer, or for good."""
+"""A wire to the API server that can be cut (for good, or before an answer), or fall silent."""
 
 import socket
 import struct
@@ -20,7 +20,7 @@ class CutWire:
         self.url = f"{there.scheme}://127.0.0.1:{self._listening.getsockname()[1]}"
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._dead = self._answers_die = False
+        self._dead = self._answers_die = self._silent = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
@@ -35,6 +35,10 @@ class CutWire:
     def cut_at_the_next_answer(self) -> None:
         """What is asked next arrives at the server, and its answer is lost."""
         self._answers_die = True
+
+    def fall_silent(self) -> None:
+        """Connections stay, and nothing arrives any more, on either side."""
+        self._silent = True
 
     def close(self) -> None:
         """End it."""
@@ -65,7 +69,8 @@ class CutWire:
                     self._answers_die = False
                     self._reset_all()
                     return
-                to.sendall(data)
+                if not self._silent:
+                    to.sendall(data)
         _reset(to)
 
     def _reset_all(self) -> None:

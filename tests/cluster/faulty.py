@@ -102,7 +102,8 @@ class FaultyDoor:
         finally:
             for task in both:
                 task.cancel()
-            requests.close()
+            # Not `close`: that waits for the other side's end of TLS, and the loop may end before.
+            requests.transport.abort()
             await asyncio.gather(*both, return_exceptions=True)
 
 

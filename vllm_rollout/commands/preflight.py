@@ -12,7 +12,7 @@ from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment, newest_served
 from vllm_rollout.errors import UsageError
-from vllm_rollout.release.context import refusal_of
+from vllm_rollout.release.end import refusal_of
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.preflight import run_preflight
 from vllm_rollout.report.evidence import Evidence, new_run_id

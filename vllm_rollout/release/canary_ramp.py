@@ -13,7 +13,8 @@ from vllm_rollout.errors import DeployError, ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.policy import RampStep
-from vllm_rollout.release.context import Context, End, trouble_of
+from vllm_rollout.release.context import Context
+from vllm_rollout.release.end import End, trouble_of
 from vllm_rollout.release.identity import same_images
 from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back

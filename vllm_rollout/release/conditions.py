@@ -12,8 +12,9 @@ from vllm_rollout.deployment import Deployment, Revision, newest_served
 from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.release.context import Context, End
+from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
+from vllm_rollout.release.end import End
 from vllm_rollout.release.oncall import nobody_on_call
 from vllm_rollout.release.signoff import (
     SignOff,
@@ -58,7 +59,8 @@ def note_health(context: Context, deployment: Deployment, revision: Revision) ->
     if sampling is None:
         return
     try:
-        sight = context.sight(deployment)
+        with context.looks.at(deployment) as look:
+            sight = look()
         sampling.see(context.clock.now(), sight.replicas, sight.probes)
     except RolloutError as error:
         context.reporter.progress(f"no sample for the soak: {error}")

@@ -1,27 +1,27 @@
 """What every part of a rollout works with."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from vllm_rollout.deployment import Build, Deployment, newest_served
-from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.errors import RolloutError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
-from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.live import live_metrics
-from vllm_rollout.observe.probe import probe
-from vllm_rollout.platform.base import NotReadyError, Platform, Route, WayTrouble
+from vllm_rollout.platform.base import NotReadyError, Platform, WayTrouble
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.decisions import DecisionKind, Decisions
+from vllm_rollout.release.end import trouble_of
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.journal import Journal, JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.lock import TTL, Held
+from vllm_rollout.release.looks import Looks
 from vllm_rollout.release.model_registry import register
 from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.preflight import run_preflight
@@ -46,14 +46,6 @@ class Reporter(Protocol):
 
     def progress(self, text: str) -> None:
         """Something takes its time: where it stands now."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """How a rollout, or a part of it, ended."""
-
-    code: ExitCode
-    conclusion: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +100,11 @@ class Context:
     def platform(self) -> Platform:
         """Where the releases are."""
         return self.settings.require_platform()
+
+    @property
+    def looks(self) -> Looks:
+        """How this run sees its deployments."""
+        return Looks(settings=self.settings, policy=self.policy, source=self.source)
 
     def say(self, title: str, detail: str = "", outcome: Outcome | None = None) -> None:
         """Note a step of the story and show it."""
@@ -218,18 +215,9 @@ class Context:
         self.previous = f"revision {entry.before}" if entry.before else "nothing deployed"
         return self.journal.write(replace(entry, holder=holder, updated=self.clock.now()))
 
-    def reach(self, deployment: Deployment) -> None:
-        """Return if something answers at the deployment's address.
-
-        Raises:
-            UnreachableError: nothing does; it names the address.
-        """
-        with self._client(deployment) as client:
-            client.health(timeout_seconds=self.policy.watch.probe_timeout_seconds)
-
     def gate(self, deployment: Deployment, label: str) -> GateRun:
         """Run all gates of the deployment's environment and add them to the story."""
-        self.say(f"{label} gates of {deployment}", f"at {self._route(deployment)}")
+        self.say(f"{label} gates of {deployment}", f"at {self.looks.route(deployment)}")
         run = self.runner.run(
             deployment,
             self._subfolder(f"{label}-gates"),
@@ -281,9 +269,8 @@ class Context:
             self.reporter.progress(f"watching {deployment}: {line}")
             on_sight(sight)
 
-        looking = nullcontext(look) if look else self._looks(self._client(deployment), deployment)
         with (
-            looking as see,
+            nullcontext(look) if look else self.looks.at(deployment) as see,
             live_metrics(self.policy, deployment) as live,
         ):
             watcher = Watcher(
@@ -314,83 +301,5 @@ class Context:
         trouble = self.platform.way_trouble(deployment).since(before)
         return f"; {trouble}" if trouble else ""
 
-    def sight(self, deployment: Deployment) -> Sight:
-        """One look at a deployment, as the watch takes it."""
-        with self._client(deployment) as client:
-            return self._look(client, deployment)
-
-    def looking(self, deployment: Deployment) -> AbstractContextManager[Callable[[], Sight]]:
-        """Looks, as the watch takes them, at the release's own replicas alone."""
-        return self._looks(self._own_client(deployment), deployment)
-
-    @contextmanager
-    def _looks(
-        self, client: InferenceClient, deployment: Deployment
-    ) -> Iterator[Callable[[], Sight]]:
-        with client:
-            yield lambda: self._look(client, deployment)
-
-    def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
-        before = self.platform.way_trouble(deployment)
-        probes = probe(
-            client,
-            count=self.policy.watch.probes,
-            timeout_seconds=self.policy.watch.probe_timeout_seconds,
-        )
-        replicas = None  # a gap: the trigger says when it is too long
-        with suppress(RolloutError):
-            replicas = self.platform.replicas(deployment)
-        trouble = self.platform.way_trouble(deployment).since(before)
-        return Sight(probes=probes.unless(trouble), replicas=replicas)
-
-    def _route(self, deployment: Deployment) -> Route:
-        own = deployment != self.source
-        return self.platform.route(deployment) if own else self.settings.route_to(deployment)
-
-    def _client(self, deployment: Deployment) -> InferenceClient:
-        # --base-url names the source; what is promoted is always watched where its platform says.
-        url = (
-            self.settings.url_of(deployment)
-            if deployment == self.source
-            else self.platform.base_url(deployment)
-        )
-        return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
-
-    def _own_client(self, deployment: Deployment) -> InferenceClient:
-        url = self.platform.own_url(deployment)
-        return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
-
     def _subfolder(self, name: str) -> Path:
         return self.folder / f"{len(self.runs) + 1}-{name}"
-
-
-def trouble_of(run: GateRun) -> str:
-    """The gates that did not pass and what else is wrong with the run, in one line; or ""."""
-    parts = [f"{g.gate} ({g.outcome})" for g in run.gates if g.outcome is not Outcome.PASS]
-    parts += [f"{name} (not run)" for name in run.missing]
-    if run.changed:
-        parts.append(run.changed)
-    return ", ".join(dict.fromkeys(parts))
-
-
-def refusal_of(run: GateRun) -> End | None:
-    """How a rollout ends whose gates ended like this; None where they passed."""
-    if run.outcome is Outcome.PASS:
-        return None
-    trouble = trouble_of(run)
-    if run.outcome is Outcome.FAIL:
-        return End(
-            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {trouble}"
-        )
-    if run.unreachable:
-        return End(
-            code=ExitCode.UNREACHABLE,
-            conclusion=f"Out of reach, nothing promoted: {trouble}. {_why_unreachable(run)}",
-        )
-    return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")
-
-
-def _why_unreachable(run: GateRun) -> str:
-    """What the first gate says that could not ask."""
-    said = next((g.error for g in run.gates if g.unreachable and g.error), "")
-    return f"{said} ({run.unreachable})" if run.unreachable not in said else said

@@ -9,8 +9,9 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.release import conditions
 from vllm_rollout.release.conduct import conduct, evidence_of_run
-from vllm_rollout.release.context import Context, End, refusal_of, trouble_of
+from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
+from vllm_rollout.release.end import End, refusal_of, trouble_of
 from vllm_rollout.release.identity import not_what_was_gated
 from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import LeaseLostError
@@ -60,7 +61,7 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     before = context.preflight(values)
     if before is not None and (refusal := refusal_of(before)):
         return refusal
-    context.reach(source)
+    context.looks.reach(source)
     conditions.note_health(context, source, revision)
     run = conditions.reusable_run(context, revision) or context.gate(source, source.environment)
     if refusal := refusal_of(run):

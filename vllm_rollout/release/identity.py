@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from vllm_rollout.deployment import Build, Deployment, Replica, Revision, newest_served
 from vllm_rollout.errors import DeployError, ExitCode
-from vllm_rollout.release.context import Context, End
+from vllm_rollout.release.context import Context
+from vllm_rollout.release.end import End
 from vllm_rollout.report.evidence import GateRun
 
 

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from vllm_rollout.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.judge import Outcome
-from vllm_rollout.release.context import Context, End, trouble_of
+from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
+from vllm_rollout.release.end import End, trouble_of
 from vllm_rollout.release.journal import JournalEntry, Phase
 from vllm_rollout.release.lock import LeaseLostError
 from vllm_rollout.release.traffic import give_back, remove_canary

@@ -77,7 +77,10 @@ class Sides:
         triggers, started = Triggers(context.policy, spike_until=None), clock.monotonic()
         fired: list[str] = []
 
-        with context.looking(target) as baseline, context.looking(target.canary) as canary:
+        with (
+            context.looks.at_own(target) as baseline,
+            context.looks.at_own(target.canary) as canary,
+        ):
 
             def look() -> Sight:
                 beside, seen = baseline(), canary()

@@ -1,6 +1,8 @@
 """A deployment is reached by its Service's name, or by a tunnel through a real API server."""
 
+import gc
 import socket
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -8,13 +10,16 @@ from datetime import timedelta
 import httpx
 import pytest
 from cluster.behaviour import HEALTHY, unready
+from cluster.cut import cut_wire
 from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import DeployError, UnreachableError
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.reach import Reach, Ways
+from vllm_rollout.platform.kubernetes.release_tunnel import release_tunnel
 
 pytestmark = pytest.mark.cluster
 
@@ -90,6 +95,31 @@ def test_pods_that_are_not_ready_are_not_reached(
     eventually(lambda: not answers())
     namespace.behave(HEALTHY.serving())
     eventually(answers)
+
+
+def test_a_closed_tunnel_leaves_no_connection_though_the_api_server_is_silent(
+    namespace: Namespace,
+    platform: KubernetesPlatform,
+    production: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    namespace.behave(HEALTHY.serving())
+    deploy(platform, production)
+    control = namespace.cluster.control_plane
+    with cut_wire(control.url) as wire:
+        path = control.kubeconfig("wire", user="admin", server=wire.url, namespace=namespace.name)
+        monkeypatch.setenv("KUBECONFIG", str(path))
+        api = connect(None)
+        tunnel = release_tunnel(api, production, service=f"{MODEL}-production", port=8000)
+        gc.collect()
+        with warnings.catch_warnings(record=True) as caught, httpx.Client() as client:
+            warnings.simplefilter("always", ResourceWarning)
+            assert client.get(f"{tunnel.url}/health").status_code == 200
+            wire.fall_silent()
+            tunnel.close()
+            del tunnel
+            gc.collect()
+        assert [str(warning.message) for warning in caught] == []
 
 
 def test_a_service_that_is_not_there_is_said(

@@ -46,7 +46,7 @@ class Ways:
             return url
         if deployment not in self._tunnels:
             # Brings a whole HTTP library, which only a tunnel needs.
-            from vllm_rollout.platform.kubernetes.tunnel import release_tunnel
+            from vllm_rollout.platform.kubernetes.release_tunnel import release_tunnel
 
             parts = urlsplit(url)
             self._tunnels[deployment] = release_tunnel(

@@ -1,41 +1,40 @@
 """A tunnel to pods: a local port, forwarded through the API server.
 
-What `kubectl port-forward` does for one pod, with a choice for each connection: those to a release
-go to all its ready pods in turn, as a Service would have it. Protocol: the WebSocket form of the
-pods' `portforward` subresource, `v4.channel.k8s.io`, where each message begins with its channel: 0
-for the port's data, 1 for its errors, and the first message of each channel names the port.
+What `kubectl port-forward` does for one pod, with a choice for each connection. Protocol: the
+WebSocket form of the pods' `portforward` subresource, `v4.channel.k8s.io`, where each message
+begins with its channel: 0 for the port's data, 1 for its errors, and the first message of each
+channel names the port.
 """
 
 import asyncio
 import atexit
-import itertools
 import logging
+import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 
-from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import DeployError, RolloutError, UnreachableError
 from vllm_rollout.platform.base import WayTrouble
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
-from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, replica_of
 
 _log = logging.getLogger(__name__)
 
 _PROTOCOL = "v4.channel.k8s.io"
 _DATA, _ERROR = 0, 1
 _CHUNK_BYTES = 1 << 16
-_PODS_FRESH_SECONDS = 1.0
 _START_SECONDS = 10.0
 _SLOW_SECONDS = 3.0
 """An API server that takes longer to connect to a pod is noted: its client may not wait so long."""
 _CONNECT_SECONDS = 30.0
+_CUT_ATTEMPTS = 100
+_CUT_PAUSE_SECONDS = 0.01
 
 
 Choose = Callable[[], tuple[str, int]]
@@ -63,6 +62,7 @@ class Tunnel:
         self._choose = choose
         self._whither = whither
         self.trouble = WayTrouble(address=api.address)
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         started: Future[int] = Future()
@@ -89,7 +89,9 @@ class Tunnel:
         except OSError as error:
             started.set_exception(error)
             return
-        connector = aiohttp.TCPConnector(limit=0, ssl=_ssl_context(self._api))
+        connector = aiohttp.TCPConnector(
+            limit=0, ssl=_ssl_context(self._api), socket_factory=self._socket
+        )
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS[0])
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self._session:
             started.set_result(server.sockets[0].getsockname()[1])
@@ -99,6 +101,27 @@ class Tunnel:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+        await self._cut()
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family, kind, protocol)
+        self._sockets.add(made)
+        return made
+
+    async def _cut(self) -> None:
+        """See closed what still waits for the API server to end its side of TLS.
+
+        The loop ends after this, and with it what would close them.
+        """
+        for _ in range(_CUT_ATTEMPTS):
+            waiting = [each for each in self._sockets if each.fileno() >= 0]
+            if not waiting:
+                return
+            for each in waiting:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            await asyncio.sleep(_CUT_PAUSE_SECONDS)
 
     def suffered(self, what: str) -> None:
         """Note a trouble of the API server's."""
@@ -109,8 +132,8 @@ class Tunnel:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with await self._open() as socket:
-                await _pass_on(reader, writer, socket, self._api.address)
+            async with await self._open() as websocket:
+                await _pass_on(reader, writer, websocket, self._api.address)
         except UnreachableError as error:
             self.suffered(f"{error}. {error.remedy}".rstrip())
         except RolloutError as error:
@@ -151,60 +174,15 @@ class Tunnel:
             slow.cancel()
 
 
-def release_tunnel(
-    api: KubernetesApi, deployment: Deployment, *, service: str, port: int
-) -> Tunnel:
-    """A tunnel to the ready pods of a release; `port` is the Service's.
-
-    Raises:
-        NotFoundError, UnreachableError: the Service cannot be read.
-    """
-    target = _target_port(api, deployment.namespace, service, port)
-    return Tunnel(
-        api,
-        namespace=deployment.namespace,
-        choose=_ReadyPods(api, deployment, target).choose,
-        whither=str(deployment),
-    )
-
-
-class _ReadyPods:
-    """The ready pods of a release in turn; the list is not older than a second."""
-
-    def __init__(self, api: KubernetesApi, deployment: Deployment, target: int | str) -> None:
-        self._api = api
-        self._deployment = deployment
-        self._target = target
-        self._turn = itertools.count()
-        self._pods: list[Pod] = []
-        self._looked = -_PODS_FRESH_SECONDS
-
-    def choose(self) -> tuple[str, int]:
-        """The next of them.
-
-        Raises:
-            DeployError: none is ready.
-            UnreachableError: they cannot be listed.
-        """
-        if time.monotonic() - self._looked > _PODS_FRESH_SECONDS:
-            self._pods = [p for p in list_pods(self._api, self._deployment) if replica_of(p).ready]
-            self._looked = time.monotonic()
-        pods = self._pods
-        if not pods:
-            raise DeployError(f"no pod of {self._deployment} is ready")
-        pod = pods[next(self._turn) % len(pods)]
-        return pod.metadata.name, _port_of(pod, self._target)
-
-
 async def _pass_on(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    socket: aiohttp.ClientWebSocketResponse,
+    websocket: aiohttp.ClientWebSocketResponse,
     address: str,
 ) -> None:
     """Pass on what the client and the pod send, until one of them ends it. Raises: as `_receive`"""
-    sending = asyncio.create_task(_send(reader, socket))
-    receiving = asyncio.create_task(_receive(socket, writer, address))
+    sending = asyncio.create_task(_send(reader, websocket))
+    receiving = asyncio.create_task(_receive(websocket, writer, address))
     tasks = (sending, receiving)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -216,19 +194,19 @@ async def _pass_on(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _send(reader: asyncio.StreamReader, socket: aiohttp.ClientWebSocketResponse) -> bool:
+async def _send(reader: asyncio.StreamReader, websocket: aiohttp.ClientWebSocketResponse) -> bool:
     """Pass on what the client sends until it sends no more (True), or nobody takes it (False)."""
     with suppress(ConnectionError):
         while data := await reader.read(_CHUNK_BYTES):
             try:
-                await socket.send_bytes(bytes([_DATA]) + data)
+                await websocket.send_bytes(bytes([_DATA]) + data)
             except (aiohttp.ClientError, ConnectionError):
                 return False
     return True
 
 
 async def _receive(
-    socket: aiohttp.ClientWebSocketResponse, writer: asyncio.StreamWriter, address: str
+    websocket: aiohttp.ClientWebSocketResponse, writer: asyncio.StreamWriter, address: str
 ) -> None:
     """Pass on what the pod sends until it, or the client, ends the connection.
 
@@ -238,7 +216,7 @@ async def _receive(
     """
     opened = set()
     while True:
-        message = await socket.receive()
+        message = await websocket.receive()
         if message.type is aiohttp.WSMsgType.CLOSE:
             return
         if message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
@@ -256,32 +234,6 @@ async def _receive(
                 await writer.drain()
             except ConnectionError:
                 return  # the client has gone
-
-
-def _target_port(api: KubernetesApi, namespace: str, service: str, port: int) -> int | str:
-    """The number, or the name, of the pods' port behind the Service's `port`."""
-    with api.doing("get", f"services {service} in namespace {namespace}"):
-        found = api.core.read_namespaced_service(
-            service, namespace, _request_timeout=TIMEOUT_SECONDS
-        )
-    for entry in found.spec.ports or ():
-        if entry.port == port:
-            target: int | str = entry.target_port or port
-            return target
-    raise DeployError(
-        f"the Service {service} in namespace {namespace} has no port {port}",
-        remedy="Name its port in `service_url`.",
-    )
-
-
-def _port_of(pod: Pod, target: int | str) -> int:
-    if isinstance(target, int):
-        return target
-    for container in pod.spec.containers:
-        for port in container.ports:
-            if port.name == target:
-                return port.container_port
-    raise DeployError(f"{pod.metadata.name} has no port named {target!r}")
 
 
 def _credentials(api: KubernetesApi) -> dict[str, str]:

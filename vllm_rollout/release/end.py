@@ -1,0 +1,47 @@
+"""How a rollout, or a part of it, ends, and how one does whose gates did not pass."""
+
+from dataclasses import dataclass
+
+from vllm_rollout.errors import ExitCode
+from vllm_rollout.judge import Outcome
+from vllm_rollout.report.evidence import GateRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a rollout, or a part of it, ended."""
+
+    code: ExitCode
+    conclusion: str
+
+
+def trouble_of(run: GateRun) -> str:
+    """The gates that did not pass and what else is wrong with the run, in one line; or ""."""
+    parts = [f"{g.gate} ({g.outcome})" for g in run.gates if g.outcome is not Outcome.PASS]
+    parts += [f"{name} (not run)" for name in run.missing]
+    if run.changed:
+        parts.append(run.changed)
+    return ", ".join(dict.fromkeys(parts))
+
+
+def refusal_of(run: GateRun) -> End | None:
+    """How a rollout ends whose gates ended like this; None where they passed."""
+    if run.outcome is Outcome.PASS:
+        return None
+    trouble = trouble_of(run)
+    if run.outcome is Outcome.FAIL:
+        return End(
+            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {trouble}"
+        )
+    if run.unreachable:
+        return End(
+            code=ExitCode.UNREACHABLE,
+            conclusion=f"Out of reach, nothing promoted: {trouble}. {_why_unreachable(run)}",
+        )
+    return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")
+
+
+def _why_unreachable(run: GateRun) -> str:
+    """What the first gate says that could not ask."""
+    said = next((g.error for g in run.gates if g.unreachable and g.error), "")
+    return f"{said} ({run.unreachable})" if run.unreachable not in said else said

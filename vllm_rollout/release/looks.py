@@ -1,0 +1,78 @@
+"""How a run sees a deployment: by its address, or at the release's own replicas."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from vllm_rollout.deployment import Deployment
+from vllm_rollout.errors import RolloutError
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.probe import probe
+from vllm_rollout.platform.base import Platform, Route
+from vllm_rollout.policy import Policy
+from vllm_rollout.release.triggers import Sight
+from vllm_rollout.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looks:
+    """Looks at deployments.
+
+    `--base-url` names the `source`; what is promoted is always watched where its platform says.
+    """
+
+    settings: Settings
+    policy: Policy
+    source: Deployment
+
+    @property
+    def _platform(self) -> Platform:
+        return self.settings.require_platform()
+
+    def route(self, deployment: Deployment) -> Route:
+        """Where and how the deployment is asked, for people."""
+        own = deployment != self.source
+        return self._platform.route(deployment) if own else self.settings.route_to(deployment)
+
+    def reach(self, deployment: Deployment) -> None:
+        """Return if something answers at the deployment's address.
+
+        Raises:
+            UnreachableError: nothing does; it names the address.
+        """
+        with self._client(deployment) as client:
+            client.health(timeout_seconds=self.policy.watch.probe_timeout_seconds)
+
+    @contextmanager
+    def at(self, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
+        """Looks, as the watch takes them, through the deployment's address."""
+        with self._client(deployment) as client:
+            yield lambda: self._look(client, deployment)
+
+    @contextmanager
+    def at_own(self, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
+        """Looks, as the watch takes them, at the release's own replicas alone."""
+        url = self._platform.own_url(deployment)
+        with self._client_at(url, deployment) as client:
+            yield lambda: self._look(client, deployment)
+
+    def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
+        before = self._platform.way_trouble(deployment)
+        probes = probe(
+            client,
+            count=self.policy.watch.probes,
+            timeout_seconds=self.policy.watch.probe_timeout_seconds,
+        )
+        replicas = None  # a gap: the trigger says when it is too long
+        with suppress(RolloutError):
+            replicas = self._platform.replicas(deployment)
+        trouble = self._platform.way_trouble(deployment).since(before)
+        return Sight(probes=probes.unless(trouble), replicas=replicas)
+
+    def _client(self, deployment: Deployment) -> InferenceClient:
+        own = deployment != self.source
+        url = self._platform.base_url(deployment) if own else self.settings.url_of(deployment)
+        return self._client_at(url, deployment)
+
+    def _client_at(self, url: str, deployment: Deployment) -> InferenceClient:
+        return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
