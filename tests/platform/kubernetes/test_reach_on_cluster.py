@@ -1,13 +1,13 @@
 """A deployment is reached by its Service's name, or by a tunnel through a real API server."""
 
-import gc
 import socket
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from cluster.behaviour import HEALTHY, unready
 from cluster.cut import cut_wire
@@ -109,17 +109,21 @@ def test_a_closed_tunnel_leaves_no_connection_though_the_api_server_is_silent(
     with cut_wire(control.url) as wire:
         path = control.kubeconfig("wire", user="admin", server=wire.url, namespace=namespace.name)
         monkeypatch.setenv("KUBECONFIG", str(path))
-        api = connect(None)
-        tunnel = release_tunnel(api, production, service=f"{MODEL}-production", port=8000)
-        gc.collect()
-        with warnings.catch_warnings(record=True) as caught, httpx.Client() as client:
-            warnings.simplefilter("always", ResourceWarning)
+        tunnel = release_tunnel(connect(None), production, service=f"{MODEL}-production", port=8000)
+
+        def connections() -> int:
+            ends = psutil.Process().net_connections("tcp")
+            return sum(
+                bool(end.raddr) and end.raddr.port == urlsplit(wire.url).port for end in ends
+            )
+
+        without = connections()
+        with httpx.Client() as client:
             assert client.get(f"{tunnel.url}/health").status_code == 200
+            assert connections() == without + 1
             wire.fall_silent()
             tunnel.close()
-            del tunnel
-            gc.collect()
-        assert [str(warning.message) for warning in caught] == []
+        assert connections() == without
 
 
 def test_a_service_that_is_not_there_is_said(
