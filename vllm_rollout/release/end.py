@@ -1,4 +1,4 @@
-"""How a rollout, or a part of it, ends, and how one does whose gates did not pass."""
+"""How rollouts end, and how one does whose gates did not pass."""
 
 from dataclasses import dataclass
 
