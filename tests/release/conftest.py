@@ -1,7 +1,7 @@
 """The simulated world of the engine's tests."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
 
 from vllm_rollout.deployment import Canary, Deployment
-from vllm_rollout.release.context import Context
+from vllm_rollout.release.looks import Looks
 from vllm_rollout.release.triggers import Sight
 
 
@@ -31,20 +31,24 @@ def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], W
         world.pass_development(build)
         return world
 
-    def look(self: Context, _client: object, deployment: Deployment) -> Sight:
-        inner: Any = self.platform
+    @contextmanager
+    def looks(self: Looks, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
+        inner: Any = self.settings.platform
         while isinstance(inner, Wrapped):
             inner = inner._inner
         world = worlds[id(inner)]
-        of_canary = isinstance(deployment, Canary) and world.canary_probes
-        probes = (of_canary or world.probes)(world.clock.seconds)
-        return Sight(probes=probes, replicas=world.platform.replicas(deployment))
 
-    monkeypatch.setattr(Context, "_look", look)
-    # Nothing is asked over HTTP, and a real client takes a tenth of a second to make.
-    monkeypatch.setattr(Context, "_client", lambda self, deployment: nullcontext())
-    monkeypatch.setattr(Context, "_own_client", lambda self, deployment: nullcontext())
-    monkeypatch.setattr(Context, "reach", lambda self, deployment: None)
+        def look() -> Sight:
+            of_canary = isinstance(deployment, Canary) and world.canary_probes
+            probes = (of_canary or world.probes)(world.clock.seconds)
+            return Sight(probes=probes, replicas=world.platform.replicas(deployment))
+
+        yield look
+
+    # Nothing is asked over HTTP.
+    monkeypatch.setattr(Looks, "at", looks)
+    monkeypatch.setattr(Looks, "at_own", looks)
+    monkeypatch.setattr(Looks, "reach", lambda self, deployment: None)
     return new_world
 
 

@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.looks import Looks
 from vllm_rollout.release.triggers import Sight
 from vllm_rollout.settings import Settings
 
@@ -267,13 +268,14 @@ class Runs:
 def _quiet() -> Iterator[None]:
     """Every probe is well, and no server is asked."""
 
-    def look(self: Context, _client: object, deployment: Deployment) -> Sight:
-        return Sight(probes=healthy(0.0), replicas=self.platform.replicas(deployment))
+    @contextmanager
+    def looks(self: Looks, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
+        platform = self.settings.require_platform()
+        yield lambda: Sight(probes=healthy(0.0), replicas=platform.replicas(deployment))
 
     with (
-        patch.object(Context, "_look", look),
-        patch.object(Context, "_client", lambda *_: nullcontext()),
-        patch.object(Context, "_own_client", lambda *_: nullcontext()),
-        patch.object(Context, "reach", lambda *_: None),
+        patch.object(Looks, "at", looks),
+        patch.object(Looks, "at_own", looks),
+        patch.object(Looks, "reach", lambda *_: None),
     ):
         yield
