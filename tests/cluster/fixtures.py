@@ -13,6 +13,7 @@ import httpx
 import pytest
 from cluster.behaviour import Behaviour
 from cluster.control_plane import ControlPlane
+from cluster.cut import CutWire, cut_wire
 from cluster.existing import ExistingControlPlane
 from cluster.kubelet import Choose, Kubelet
 from cluster.services import Services
@@ -162,3 +163,15 @@ def namespace(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nam
     with namespace_of(cluster, f"test-{secrets.token_hex(4)}") as created:
         monkeypatch.setenv("KUBECONFIG", str(created.kubeconfig))
         yield created
+
+
+@pytest.fixture
+def wire(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[CutWire]:
+    """KUBECONFIG reaches the namespace by this wire."""
+    control_plane = namespace.cluster.control_plane
+    with cut_wire(control_plane.url) as wire:
+        path = control_plane.kubeconfig(
+            "wire", user="admin", server=wire.url, namespace=namespace.name
+        )
+        monkeypatch.setenv("KUBECONFIG", str(path))
+        yield wire

@@ -1,12 +1,12 @@
 """The simulated world of the engine's tests."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.crashing import Wrapped
+from support.scripted_looks import scripted_looks
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
 
@@ -16,7 +16,7 @@ from vllm_rollout.release.triggers import Sight
 
 
 @pytest.fixture
-def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
+def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], World]]:
     """Worlds in which staging runs a second build, production the first, and all is well."""
     monkeypatch.chdir(tmp_path)
     worlds: dict[int, World] = {}
@@ -31,25 +31,17 @@ def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], W
         world.pass_development(build)
         return world
 
-    @contextmanager
-    def looks(self: Looks, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
-        inner: Any = self.settings.platform
+    def see(looks: Looks, deployment: Deployment) -> Sight:
+        inner: Any = looks.settings.platform
         while isinstance(inner, Wrapped):
             inner = inner._inner
         world = worlds[id(inner)]
+        of_canary = isinstance(deployment, Canary) and world.canary_probes
+        probes = (of_canary or world.probes)(world.clock.seconds)
+        return Sight(probes=probes, replicas=world.platform.replicas(deployment))
 
-        def look() -> Sight:
-            of_canary = isinstance(deployment, Canary) and world.canary_probes
-            probes = (of_canary or world.probes)(world.clock.seconds)
-            return Sight(probes=probes, replicas=world.platform.replicas(deployment))
-
-        yield look
-
-    # Nothing is asked over HTTP.
-    monkeypatch.setattr(Looks, "at", looks)
-    monkeypatch.setattr(Looks, "at_own", looks)
-    monkeypatch.setattr(Looks, "reach", lambda self, deployment: None)
-    return new_world
+    with scripted_looks(see):
+        yield new_world
 
 
 @pytest.fixture

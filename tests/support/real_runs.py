@@ -10,15 +10,15 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from support.crashing import Calls, When, Wrapped
+from support.scripted_looks import scripted_looks
 from support.world import STAGING, ListReporter, ScriptedGates, healthy
 
 from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
@@ -256,7 +256,7 @@ class Runs:
             reason="a test",
             lease_ttl=TTL,
         )
-        with _quiet():
+        with scripted_looks(_all_well):
             evidence = gate_and_promote(context)
         steps = [f"{step.title} {step.detail}".rstrip() for step in evidence.steps]
         (self.folder / f"said-{os.getpid()}").write_text("\n".join([*steps, evidence.conclusion]))
@@ -264,18 +264,6 @@ class Runs:
         return evidence.exit_code or 0
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Every probe is well, and no server is asked."""
-
-    @contextmanager
-    def looks(self: Looks, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
-        platform = self.settings.require_platform()
-        yield lambda: Sight(probes=healthy(0.0), replicas=platform.replicas(deployment))
-
-    with (
-        patch.object(Looks, "at", looks),
-        patch.object(Looks, "at_own", looks),
-        patch.object(Looks, "reach", lambda *_: None),
-    ):
-        yield
+def _all_well(looks: Looks, deployment: Deployment) -> Sight:
+    replicas = looks.settings.require_platform().replicas(deployment)
+    return Sight(probes=healthy(0.0), replicas=replicas)

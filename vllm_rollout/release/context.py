@@ -217,11 +217,10 @@ class Context:
 
     def gate(self, deployment: Deployment, label: str) -> GateRun:
         """Run all gates of the deployment's environment and add them to the story."""
-        self.say(f"{label} gates of {deployment}", f"at {self.looks.route(deployment)}")
+        settings = self.looks.settings_for(deployment)
+        self.say(f"{label} gates of {deployment}", f"at {settings.route_to(deployment)}")
         run = self.runner.run(
-            deployment,
-            self._subfolder(f"{label}-gates"),
-            base_url=self.settings.base_url if deployment == self.source else None,
+            deployment, self._subfolder(f"{label}-gates"), base_url=settings.base_url
         )
         self.runs.append(run)
         self.say(f"{label} gates: {run.outcome}", trouble_of(run), run.outcome)

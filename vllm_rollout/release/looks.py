@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import RolloutError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
-from vllm_rollout.platform.base import Platform, Route
+from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.triggers import Sight
 from vllm_rollout.settings import Settings
@@ -29,10 +29,11 @@ class Looks:
     def _platform(self) -> Platform:
         return self.settings.require_platform()
 
-    def route(self, deployment: Deployment) -> Route:
-        """Where and how the deployment is asked, for people."""
-        own = deployment != self.source
-        return self._platform.route(deployment) if own else self.settings.route_to(deployment)
+    def settings_for(self, deployment: Deployment) -> Settings:
+        """The settings that say where the deployment is asked."""
+        if deployment == self.source:
+            return self.settings
+        return replace(self.settings, base_url=None)
 
     def reach(self, deployment: Deployment) -> None:
         """Return if something answers at the deployment's address.
@@ -70,9 +71,7 @@ class Looks:
         return Sight(probes=probes.unless(trouble), replicas=replicas)
 
     def _client(self, deployment: Deployment) -> InferenceClient:
-        own = deployment != self.source
-        url = self._platform.base_url(deployment) if own else self.settings.url_of(deployment)
-        return self._client_at(url, deployment)
+        return self._client_at(self.settings_for(deployment).url_of(deployment), deployment)
 
     def _client_at(self, url: str, deployment: Deployment) -> InferenceClient:
         return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)

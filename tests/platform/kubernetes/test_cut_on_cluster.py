@@ -1,11 +1,11 @@
 """TCP connections to a real API server that are cut: nothing is written twice, nothing is lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from cluster.cut import CutWire, cut_wire
+from cluster.cut import CutWire
 from cluster.fixtures import Namespace
 
 from vllm_rollout.deployment import Build
@@ -32,18 +32,6 @@ ENTRY = JournalEntry(
     started=NOW,
     updated=NOW,
 )
-
-
-@pytest.fixture
-def wire(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[CutWire]:
-    """The cluster is reached by this wire."""
-    control_plane = namespace.cluster.control_plane
-    with cut_wire(control_plane.url) as wire:
-        path = control_plane.kubeconfig(
-            "wire", user="admin", server=wire.url, namespace=namespace.name
-        )
-        monkeypatch.setenv("KUBECONFIG", str(path))
-        yield wire
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 from cluster.behaviour import HEALTHY, unready
-from cluster.cut import cut_wire
+from cluster.cut import CutWire
 from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.deployment import Deployment, Target
@@ -98,32 +98,23 @@ def test_pods_that_are_not_ready_are_not_reached(
 
 
 def test_a_closed_tunnel_leaves_no_connection_though_the_api_server_is_silent(
-    namespace: Namespace,
-    platform: KubernetesPlatform,
-    production: Deployment,
-    monkeypatch: pytest.MonkeyPatch,
+    namespace: Namespace, platform: KubernetesPlatform, production: Deployment, wire: CutWire
 ) -> None:
     namespace.behave(HEALTHY.serving())
     deploy(platform, production)
-    control = namespace.cluster.control_plane
-    with cut_wire(control.url) as wire:
-        path = control.kubeconfig("wire", user="admin", server=wire.url, namespace=namespace.name)
-        monkeypatch.setenv("KUBECONFIG", str(path))
-        tunnel = release_tunnel(connect(None), production, service=f"{MODEL}-production", port=8000)
+    tunnel = release_tunnel(connect(None), production, service=f"{MODEL}-production", port=8000)
 
-        def connections() -> int:
-            ends = psutil.Process().net_connections("tcp")
-            return sum(
-                bool(end.raddr) and end.raddr.port == urlsplit(wire.url).port for end in ends
-            )
+    def connections() -> int:
+        ends = psutil.Process().net_connections("tcp")
+        return sum(bool(end.raddr) and end.raddr.port == urlsplit(wire.url).port for end in ends)
 
-        without = connections()
-        with httpx.Client() as client:
-            assert client.get(f"{tunnel.url}/health").status_code == 200
-            assert connections() == without + 1
-            wire.fall_silent()
-            tunnel.close()
-        assert connections() == without
+    without = connections()
+    with httpx.Client() as client:
+        assert client.get(f"{tunnel.url}/health").status_code == 200
+        assert connections() == without + 1
+        wire.fall_silent()
+        tunnel.close()
+    assert connections() == without
 
 
 def test_a_service_that_is_not_there_is_said(
