@@ -3,6 +3,8 @@
 #   make test    all tests this machine can run; builds what the cluster tests need, once
 PYTHON ?= python3
 BIN := .venv/bin
+# An inherited PYTHONDONTWRITEBYTECODE would compile every module again in every process.
+export PYTHONDONTWRITEBYTECODE :=
 UV := $(shell command -v uv || echo $(BIN)/uv)
 TESTS ?= tests
 # `make test PARTS=as-they-are` builds nothing.
@@ -17,7 +19,7 @@ help: ## say what can be made
 .venv/installed: requirements/uv.txt requirements/dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -5,8 +5,6 @@ from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.images import parse_image
 from vllm_rollout.judge import check
 from vllm_rollout.judge.preflight import quota_verdict, references_verdict, room_verdict
-from vllm_rollout.observe.hugging_face import is_offline, model_access
-from vllm_rollout.observe.image_registry import find_image
 from vllm_rollout.preflight import Preflight
 
 
@@ -72,6 +70,8 @@ def test_quota(preflight: Preflight, verdict: VerdictRecorder) -> None:
 
 def test_image(preflight: Preflight, verdict: VerdictRecorder) -> None:
     """Every image is in its registry and has a known digest."""
+    from vllm_rollout.observe.image_registry import find_image
+
     for image in preflight.images():
         try:
             name = parse_image(image.reference)
@@ -92,6 +92,8 @@ def test_image(preflight: Preflight, verdict: VerdictRecorder) -> None:
 
 def test_model(preflight: Preflight, verdict: VerdictRecorder) -> None:
     """The model is on Hugging Face and the pods may read it."""
+    from vllm_rollout.observe.hugging_face import is_offline, model_access
+
     source = preflight.model()
     if source.is_local or (source.path and source.offline):
         asked = "a path in the container" if source.is_local else "the pods have HF_HUB_OFFLINE set"

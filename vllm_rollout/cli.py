@@ -1,25 +1,137 @@
-"""The command lines `vllm-rollout` and `gate-and-promote`."""
+"""The command lines `vllm-rollout` and `gate-and-promote`.
 
-from typing import Annotated
+The module of a command is imported when that command is called: `--version` and `--help` need none
+of what the commands work with.
+"""
+
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
 from vllm_rollout import __version__
-from vllm_rollout.commands import (
-    capacity,
-    diagnose,
-    documents,
-    history,
-    options,
-    preflight,
-    releases,
-    rollout,
-    sign_off,
-    soak,
-    status,
-    watch,
-)
-from vllm_rollout.simulator.main import simulate
+
+
+class _Lazy(NamedTuple):
+    """Where a command is, and the first sentence of its help."""
+
+    module: str
+    name: str
+    help: str
+
+
+_COMMANDS = {
+    "deploy": _Lazy(
+        "releases",
+        "deploy_command",
+        "Deploy MODEL to the first environment, where rollouts begin.",
+    ),
+    "preflight": _Lazy(
+        "preflight",
+        "preflight_command",
+        "Check what a build of MODEL needs in --environment (default: the last), changing nothing.",
+    ),
+    "gate-and-promote": _Lazy(
+        "rollout",
+        "promote_command",
+        "Gate MODEL where it is, promote exactly what was gated, watch it, roll back on a trigger.",
+    ),
+    "sign-off": _Lazy(
+        "sign_off",
+        "sign_off_command",
+        "Approve evidence of MODEL, so that gate-and-promote may take the build on, or reject it.",
+    ),
+    "soak": _Lazy(
+        "soak",
+        "soak_command",
+        "Look at MODEL's health again and again until its soak is over, and keep what was seen.",
+    ),
+    "capacity": _Lazy(
+        "capacity",
+        "capacity_command",
+        "Find the highest rate at which MODEL's SLOs hold, by loads of growing and narrowing rates.",
+    ),
+    "rollback": _Lazy(
+        "rollout",
+        "rollback_command",
+        "Return MODEL in --environment (default: the last) to an earlier revision, and verify it.",
+    ),
+    "watch": _Lazy(
+        "watch",
+        "watch_command",
+        "Stand watch over MODEL in --environment (default: the last), and roll back on a trigger.",
+    ),
+    "status": _Lazy(
+        "status",
+        "status_command",
+        "Show where MODEL stands: what runs in each environment, and what blocks its promotion.",
+    ),
+    "history": _Lazy(
+        "history",
+        "history_command",
+        "Show every decision about MODEL, who took it, when, why and on which evidence.",
+    ),
+    "diagnose": _Lazy(
+        "diagnose",
+        "diagnose_command",
+        "Say why replicas of MODEL are not ready, and what to do about it.",
+    ),
+    "logs": _Lazy(
+        "releases",
+        "logs_command",
+        "Print the last log lines of MODEL's replicas in --environment (default: the first).",
+    ),
+    "uninstall": _Lazy(
+        "releases",
+        "uninstall_command",
+        "Remove MODEL's release from --environment (default: every environment).",
+    ),
+    "report": _Lazy(
+        "documents",
+        "report_command",
+        "Render the HTML and JUnit reports of an evidence file again.",
+    ),
+    "explain": _Lazy(
+        "documents",
+        "explain_command",
+        "Show how each verdict of an evidence file was reached, to check it by hand.",
+    ),
+    "simulate": _Lazy(
+        "simulate",
+        "simulate_command",
+        "Serve as vLLM would, without a model, with a dial for every fault.",
+    ),
+    "policy": _Lazy("documents", "policy_app", "The numbers everything is judged by."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Knows its commands by name and one line of help, and imports the one that is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of that name, imported, and the arguments that are left."""
+        name, stub, rest = super().resolve_command(ctx, args)
+        return name, stub if name is None else _imported(name), rest
+
+
+def _imported(name: str) -> Any:
+    where = _COMMANDS[name]
+    found = getattr(import_module(f"vllm_rollout.commands.{where.module}"), where.name)
+    if isinstance(found, typer.Typer):
+        command: Any = typer.main.get_group(found)
+        command.name = name
+        return command
+    return typer.main.get_command(_alone(found, name))
+
+
+def _alone(function: Any, name: str | None = None) -> typer.Typer:
+    """A command line with one command."""
+    alone = typer.Typer(
+        add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown"
+    )
+    alone.command(name)(function)
+    return alone
 
 
 def _version(wanted: bool) -> None:
@@ -29,29 +141,21 @@ def _version(wanted: bool) -> None:
 
 
 app = typer.Typer(
+    cls=_LazyGroup,
     help="Gate, roll out and roll back vLLM deployments. The gates themselves: pytest -m staging "
     "--model llama-2-7b. The rollout: gate-and-promote llama-2-7b.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-app.command("deploy")(releases.deploy_command)
-app.command("preflight")(preflight.preflight_command)
-app.command("gate-and-promote")(rollout.promote_command)
-app.command("sign-off")(sign_off.sign_off_command)
-app.command("soak")(soak.soak_command)
-app.command("capacity")(capacity.capacity_command)
-app.command("rollback")(rollout.rollback_command)
-app.command("watch")(watch.watch_command)
-app.command("status")(status.status_command)
-app.command("history")(history.history_command)
-app.command("diagnose")(diagnose.diagnose_command)
-app.command("logs")(releases.logs_command)
-app.command("uninstall")(releases.uninstall_command)
-app.command("report")(documents.report_command)
-app.command("explain")(documents.explain_command)
-app.command("simulate")(options.errors_shown()(simulate))
-app.add_typer(documents.policy_app, name="policy")
+
+
+def _stub() -> None:
+    """Stand for a command that is not imported yet."""
+
+
+for _name, _command in _COMMANDS.items():
+    app.command(_name, help=_command.help)(_stub)
 
 
 @app.callback()
@@ -63,7 +167,8 @@ def main(
     """Gate, roll out and roll back vLLM deployments."""
 
 
-gate_and_promote_app = typer.Typer(
-    add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown"
-)
-gate_and_promote_app.command()(rollout.promote_command)
+def gate_and_promote() -> None:
+    """The command line `gate-and-promote`."""
+    from vllm_rollout.commands.rollout import promote_command
+
+    _alone(promote_command)()

@@ -1,14 +1,16 @@
 """What the command line shows: live on a terminal, plain lines everywhere else."""
 
 import time
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
 
 from vllm_rollout.errors import RolloutError
 from vllm_rollout.judge import Outcome
-from vllm_rollout.report.evidence import Step
+
+if TYPE_CHECKING:
+    from vllm_rollout.report.evidence import Step
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _STYLE = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE: "yellow"}
@@ -47,7 +49,7 @@ class LiveReporter:
         if self._status:
             self._status.stop()
 
-    def step(self, step: Step) -> None:
+    def step(self, step: "Step") -> None:
         """Print a step, its outcome coloured."""
         style = _STYLE[step.outcome] if step.outcome else "default"
         self._line(f"{step.at:%H:%M:%S}  [{style}]{escape(step.title)}[/]")

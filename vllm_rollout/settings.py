@@ -15,18 +15,13 @@ from vllm_rollout.platform.base import Platform, Route, WayTrouble
 from vllm_rollout.platform.load_pods import LoadPods
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
+from vllm_rollout.variables import option_or_environment, variable_of
 
 if TYPE_CHECKING:
     from vllm_rollout.platform.kubernetes import StartUpOf
 
-ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
 _MOST_WORKERS = 1000
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
-
-
-def option_or_environment(name: str, option: str | None) -> str | None:
-    """The option, else `VLLM_ROLLOUT_<NAME>`, else None. Empty counts as not given."""
-    return option or os.environ.get(ENVIRONMENT_PREFIX + name.upper().replace("-", "_")) or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,8 +178,7 @@ def _workers(text: str | None) -> int | None:
 def _switched_on(name: str) -> bool:
     text = option_or_environment(name, None) or "off"
     if text.lower() not in _SWITCH:
-        variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
-        raise UsageError(f"{variable} is {text!r}", remedy="Write on or off.")
+        raise UsageError(f"{variable_of(name)} is {text!r}", remedy="Write on or off.")
     return _SWITCH[text.lower()]
 
 

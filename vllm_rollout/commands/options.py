@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllm_rollout.console import make_console, show_error
 from vllm_rollout.errors import ExitCode, RolloutError, UsageError
-from vllm_rollout.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from vllm_rollout.settings import Settings
 
 console = make_console()
 
@@ -76,8 +78,10 @@ class Choice:
         workers: int | None = None,
         load_in_cluster: bool = False,
         needs_platform: bool = True,
-    ) -> Settings:
+    ) -> "Settings":
         """The settings that follow; they have a platform, unless a mere URL is enough."""
+        from vllm_rollout.settings import load_settings
+
         return load_settings(
             policy_file=self.policy,
             overrides=pairs(self.changes),
@@ -91,7 +95,7 @@ class Choice:
             needs_platform=needs_platform,
         )
 
-    def for_gates(self, settings: Settings) -> list[str]:
+    def for_gates(self, settings: "Settings") -> list[str]:
         """The same choices, as the gates' own pytest options."""
         words = ["--platform", settings.policy.platform, "--namespace", settings.policy.namespace]
         for change in self.changes or []:

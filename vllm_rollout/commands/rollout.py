@@ -2,22 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllm_rollout.commands import options
-from vllm_rollout.commands.running import new_context, show_end
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import ExitCode, UsageError
-from vllm_rollout.release.conduct import state_when_interrupted
-from vllm_rollout.release.context import Context
-from vllm_rollout.release.engine import gate_and_promote
-from vllm_rollout.release.going_back import roll_back_by_hand
 from vllm_rollout.release.override import Emergency
-from vllm_rollout.report.evidence import Evidence
-from vllm_rollout.settings import Settings
+
+if TYPE_CHECKING:
+    from vllm_rollout.release.context import Context
+    from vllm_rollout.report.evidence import Evidence
+    from vllm_rollout.settings import Settings
 
 _NO_REASON = "not given"
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
@@ -74,6 +72,8 @@ def promote_command(
     2 usage or policy error, 3 inconclusive, 4 something could not be reached, 5 promoted and
     rolled back, 6 rollback did not restore service, 130 interrupted.
     """
+    from vllm_rollout.release.engine import gate_and_promote
+
     override = _emergency(emergency, name, reason)
     settings = choice.settings(base_url=base_url, report_dir=report_dir)
     target = settings.deployment(model, to or settings.policy.order[-1])
@@ -127,6 +127,8 @@ def rollback_command(
     report_dir: options.ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
+    from vllm_rollout.release.going_back import roll_back_by_hand
+
     settings = choice.settings(report_dir=report_dir)
     target = settings.deployment(model, environment or settings.policy.order[-1])
     _run(
@@ -141,17 +143,20 @@ def rollback_command(
 
 
 def _run(
-    settings: Settings,
+    settings: "Settings",
     *,
     source: Deployment,
     target: Deployment,
     gate_options: Sequence[str],
     own_gates: Sequence[Path],
     reason: str,
-    work: Callable[[Context], Evidence],
+    work: "Callable[[Context], Evidence]",
     emergency: Emergency | None = None,
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
+    from vllm_rollout.commands.running import new_context, show_end
+    from vllm_rollout.release.conduct import state_when_interrupted
+
     with LiveReporter(options.console) as reporter:
         context = new_context(
             settings,

@@ -17,7 +17,6 @@ from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.watched import Spending
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.load_plan import LoadPlan
-from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import LoadProgress, run_load
 from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.policy import Load, Policy
@@ -41,6 +40,8 @@ def run_judged_load(
     Raises:
         RolloutError: the load cannot be made as asked.
     """
+    from vllm_rollout.observe.load_remote import remotely
+
     environment = policy.environments[deployment.environment]
     pods = settings.load_pods(deployment)
     plan = load_plan(policy, deployment, base_url=settings.load_url_of(deployment, pods))

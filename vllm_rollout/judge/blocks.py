@@ -16,7 +16,6 @@ from array import array
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammainc
 
 from vllm_rollout.percentiles import nearest_rank
 
@@ -50,6 +49,8 @@ def block_length_at(positions: NDArray[np.int64], n: int) -> int:
     known only as well as the bursts are many, so it is enlarged by a standard error of
     1 / sqrt(bursts), and rounded up.
     """
+    from scipy.special import gammainc
+
     if 2 * len(positions) > n:  # D is the same for the good ones, and the rarer kind tells more
         good = np.ones(n, dtype=np.bool_)
         good[positions] = False

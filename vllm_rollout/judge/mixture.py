@@ -25,8 +25,6 @@ that hold at all times at once.
 import math
 from collections.abc import Sequence
 
-from scipy.optimize import brentq
-
 # Odds ratios exp(±3), exp(±1.5), exp(±0.75) …: strong alternatives are met in few requests, where
 # the price of a small weight would show; weak ones take many, where it does not.
 _STRONGEST = 3.0
@@ -64,6 +62,8 @@ class Mixture:
 
         An upper bound if the bet is on shares below, a lower bound if it is on shares above.
         """
+        from scipy.optimize import brentq
+
         below = self.log_odds[0] < 0
         nothing = 1.0 if below else 0.0  # what every count agrees with
 

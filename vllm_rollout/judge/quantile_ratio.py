@@ -18,8 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chndtrix, ndtr, ndtri
-from scipy.stats import binom
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most
 from vllm_rollout.judge.planning import requests_needed_for_percentile
@@ -45,6 +43,8 @@ def quantile_ratio_bounds(
 
 def times_needed(share: float, confidence: float) -> int:
     """How many times in each of two samples of equal size let both bounds exist."""
+    from scipy.special import ndtr
+
     alone = float(ndtr(_Contour.of(1, 1, confidence).second_alone))
     return requests_needed_for_percentile(100 * max(share, 1 - share), alone)
 
@@ -66,6 +66,8 @@ class _Contour:
     @classmethod
     def of(cls, n_first: int, n_second: int, confidence: float) -> "_Contour":
         """The contour passed by chance at most 1 - `confidence` of the time."""
+        from scipy.special import chndtrix
+
         # Between a straight line (far away) and a quarter circle (0): 2 to 6 are equally sharp.
         away = 3.0
         # A quantile's error falls as the root of its sample: the smaller one has the greater part.
@@ -109,6 +111,9 @@ def _pairs_of_ranks(
     The first sample's j-th value stands for the times with j of the first at or below them; m is
     how many of the second below the ratio of such a time it takes. None if no number is enough.
     """
+
+    from scipy.special import ndtr, ndtri
+    from scipy.stats import binom
 
     def first_rank(score: float) -> int:
         """The lowest rank with less than `score` against it."""

@@ -10,8 +10,6 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scipy.stats import norm
-
 from vllm_rollout.units import format_value
 
 _PARTS = 4
@@ -48,12 +46,14 @@ class Backlog:
     """
 
     def __init__(self, *, limit_seconds: float, risk: float) -> None:
+        from scipy.special import ndtri
+
         if not 0 < limit_seconds < math.inf:
             raise ValueError(f"limit_seconds must be a positive time, not {limit_seconds}")
         if not 0 < risk < 0.5:
             raise ValueError(f"risk must lie between 0 and 0.5, not {risk}")
         self._limit_seconds = limit_seconds
-        self._deviations = float(norm.isf(risk ** (1 / (_PARTS - 1))))
+        self._deviations = -float(ndtri(risk ** (1 / (_PARTS - 1))))
         self._looks = [Look(0.0, 0, 0)]
 
     def look(self, *, at: float, sent: int, ended: int) -> str:

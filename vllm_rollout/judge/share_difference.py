@@ -14,9 +14,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import betaincinv
-from scipy.stats import binom
 
 from vllm_rollout.judge.binomial import share_bounds
 
@@ -69,6 +66,9 @@ def times_to_decide(
 
 def _upper(first: int, n_first: int, second: int, n_second: int, confidence: float) -> float:
     """Upper bound of the second share less the first: the largest difference not ruled out."""
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
     confining = (1 - confidence) * _RISK_OF_CONFINING
     risk = 1 - confidence - confining
     low, high = share_bounds(first, n_first, 1 - confining / 2)
@@ -133,6 +133,8 @@ def _hybrid_upper(
     Source: Newcombe 1998, Statistics in Medicine 17:873, method 10, with the one-sided limits of
     Clopper & Pearson 1934. It alone may err more often than stated, at 99% notably.
     """
+    from scipy.special import betaincinv
+
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     # The beta quantile is undefined for the counts at which the bound is 0 or 1.
     low = np.where(a > 0, betaincinv(np.maximum(a, 1), n_first - a + 1, 1 - confidence), 0)

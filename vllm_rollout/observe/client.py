@@ -7,15 +7,14 @@ says how; only a server that cannot be reached at all raises.
 import math
 import time
 from dataclasses import dataclass
-from typing import Self
-
-import httpx
+from typing import TYPE_CHECKING, Self
 
 from vllm_rollout.errors import UnreachableError
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
 from vllm_rollout.observe.load import RequestOutcome
 
-_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
+if TYPE_CHECKING:
+    import httpx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +58,10 @@ class InferenceClient:
         *,
         model: str,
         api_key: str | None = None,
-        transport: httpx.BaseTransport | None = None,
+        transport: "httpx.BaseTransport | None" = None,
     ) -> None:
+        import httpx
+
         self.base_url = base_url.rstrip("/")
         self.model = model
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -84,10 +85,12 @@ class InferenceClient:
         Raises:
             UnreachableError: no connection could be made.
         """
+        import httpx
+
         started = time.monotonic()
         try:
             response = self._http.get("/health", timeout=timeout_seconds)
-        except _NO_CONNECTION as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except httpx.TransportError as error:
             return Health(
@@ -103,10 +106,12 @@ class InferenceClient:
         Raises:
             UnreachableError: no connection could be made.
         """
+        import httpx
+
         try:
             response = self._http.get("/v1/models", timeout=timeout_seconds)
             return [str(entry["id"]) for entry in response.json()["data"]]
-        except _NO_CONNECTION as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except (httpx.TransportError, ValueError, KeyError, TypeError):
             return []
@@ -139,6 +144,8 @@ class InferenceClient:
         return self._ask("/v1/chat/completions", body, timeout_seconds=timeout_seconds)
 
     def _ask(self, path: str, body: dict[str, object], *, timeout_seconds: float) -> Inference:
+        import httpx
+
         started = time.monotonic()
         deadline = started + timeout_seconds
         status, ttft = 0, math.nan
@@ -159,7 +166,7 @@ class InferenceClient:
             if status != httpx.codes.OK:
                 raise error_of(status, bytes(whole))
             answer = parse_completion(bytes(whole)) if sse is None else sse.finish()
-        except _NO_CONNECTION as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except httpx.TimeoutException as error:
             outcome, reason = RequestOutcome.TIMEOUT, _describe(error, timeout_seconds)
@@ -185,7 +192,7 @@ class InferenceClient:
             error=reason,
         )
 
-    def _unreachable(self, error: httpx.TransportError) -> UnreachableError:
+    def _unreachable(self, error: "httpx.TransportError") -> UnreachableError:
         return UnreachableError(
             f"nothing answers at {self.base_url}: {error}",
             address=self.base_url,
@@ -194,7 +201,9 @@ class InferenceClient:
         )
 
 
-def _describe(error: httpx.TransportError, timeout_seconds: float) -> str:
+def _describe(error: "httpx.TransportError", timeout_seconds: float) -> str:
+    import httpx
+
     if isinstance(error, httpx.TimeoutException):
         return f"no complete answer within {timeout_seconds:g} s"
     return f"{type(error).__name__}: {error}"

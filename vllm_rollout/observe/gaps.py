@@ -8,9 +8,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from hdrh.histogram import HdrHistogram
-
 _LONGEST_MICROSECONDS = 3600 * 1_000_000
 _SIGNIFICANT_DIGITS = 3
 _PER_SECOND = 1_000_000
@@ -32,6 +29,8 @@ class GapHistogram:
     """Counts gaps. Adding is cheap: they are sorted into the histogram many at once."""
 
     def __init__(self) -> None:
+        from hdrh.histogram import HdrHistogram
+
         self._histogram = HdrHistogram(1, _LONGEST_MICROSECONDS, _SIGNIFICANT_DIGITS)
         self._waiting: list[float] = []
 
@@ -50,6 +49,8 @@ class GapHistogram:
         return encoded.decode("ascii")
 
     def _count(self) -> None:
+        import numpy as np
+
         micros = np.rint(np.asarray(self._waiting) * _PER_SECOND).clip(1, _LONGEST_MICROSECONDS)
         self._waiting.clear()
         # To 11 binary digits: all values that the histogram counts as one are one from here on.
@@ -65,6 +66,8 @@ def merged(encoded: Iterable[str]) -> GapSummary:
     Raises:
         ValueError: a text is no histogram.
     """
+    from hdrh.histogram import HdrHistogram
+
     whole = HdrHistogram(1, _LONGEST_MICROSECONDS, _SIGNIFICANT_DIGITS)
     for text in filter(None, encoded):
         try:

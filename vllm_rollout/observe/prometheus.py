@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from vllm_rollout.errors import UnreachableError
+
+if TYPE_CHECKING:
+    import httpx
 
 _LONGEST_COMPLAINT = 300
 
@@ -53,8 +54,10 @@ class Prometheus:
         token_file: Path | None = None,
         ca_file: Path | None = None,
         timeout_seconds: float,
-        transport: httpx.BaseTransport | None = None,
+        transport: "httpx.BaseTransport | None" = None,
     ) -> None:
+        import httpx
+
         self.url = url.rstrip("/")
         self._token, self._token_file = token, token_file
         try:
@@ -119,6 +122,8 @@ class Prometheus:
         )
 
     def _asked(self, path: str, question: Mapping[str, str]) -> list[Series]:
+        import httpx
+
         try:
             response = self._http.post(
                 f"{self.url}/api/v1/{path}", data=dict(question), headers=self._headers()

@@ -61,9 +61,7 @@ def broken_rule(text: str, *keys: str) -> PydanticCustomError:
 class Block(BaseModel):
     """A mapping of the policy: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_serializer(mode="wrap")
     def _without_what_was_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -5,12 +5,18 @@ for editors: everything is optional there, since a rollout.yaml says only what d
 about several keys are the models' own.
 """
 
+import ast
+import inspect
 import json
+from collections.abc import Iterator
+from itertools import pairwise
+from textwrap import dedent
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from vllm_rollout.policy.fields import Block
 from vllm_rollout.policy.models import Policy
 from vllm_rollout.policy.outputs import Sample
 from vllm_rollout.policy.ramp import RampStep
@@ -39,6 +45,12 @@ def policy_schema() -> dict[str, Any]:
     """The schema as JSON data."""
     generated = Policy.model_json_schema(by_alias=True, schema_generator=_Generator)
     definitions = generated["$defs"]
+    for block in _blocks(Block):
+        known = generated if block is Policy else definitions.get(block.__name__, {})
+        for key, text in _described(block).items():
+            if key in known.get("properties", {}):
+                described = {"description": text, **known["properties"][key]}
+                known["properties"][key] = dict(sorted(described.items()))
     for name, definition in definitions.items():
         del definition["title"]
         if name not in _WHOLE:
@@ -52,6 +64,31 @@ def policy_schema() -> dict[str, Any]:
         "properties": generated["properties"],
         "$defs": definitions,
     }
+
+
+def _blocks(block: type[Block]) -> Iterator[type[Block]]:
+    for each in block.__subclasses__():
+        yield each
+        yield from _blocks(each)
+
+
+def _described(block: type[Block]) -> dict[str, str]:
+    """The text below each field, own or inherited, by the field's key in YAML.
+
+    Pydantic can collect these (`use_attribute_docstrings`), but would read every module's source
+    each time that a command starts.
+    """
+    found: dict[str, str] = {}
+    for each in reversed(block.__mro__[: block.__mro__.index(Block)]):
+        (tree,) = ast.parse(dedent(inspect.getsource(each))).body
+        for field, text in pairwise(tree.body):  # type: ignore[attr-defined]
+            match field, text:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(said))),
+                ) if name in block.model_fields:
+                    found[block.model_fields[name].alias or name] = inspect.cleandoc(said)
+    return found
 
 
 def schema_text() -> str:

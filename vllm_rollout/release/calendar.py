@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
 from pathlib import Path
-
-import httpx
-import icalendar
-import recurring_ical_events
+from typing import TYPE_CHECKING
 
 from vllm_rollout.errors import UnreachableError
 from vllm_rollout.policy import Windows
+
+if TYPE_CHECKING:
+    import icalendar
 
 _LONGEST_SUMMARY = 100
 _LARGEST_BYTES = 10_000_000
@@ -38,6 +38,9 @@ def events_between(windows: Windows, start: datetime, end: datetime) -> Sequence
     """
     if windows.calendar is None:
         return ()
+    import icalendar
+    import recurring_ical_events
+
     text = _text(windows.calendar, windows.calendar_timeout.total_seconds())
     try:
         found = recurring_ical_events.of(icalendar.Calendar.from_ical(text)).between(start, end)
@@ -53,7 +56,7 @@ def events_between(windows: Windows, start: datetime, end: datetime) -> Sequence
         raise _unreadable(windows.calendar, f"{type(error).__name__}: {error}") from error
 
 
-def _event(component: icalendar.Event, zone: tzinfo) -> Event:
+def _event(component: "icalendar.Event", zone: tzinfo) -> Event:
     start, end = component.start, component.end
     if start == end and not isinstance(start, datetime):
         end = start + timedelta(days=1)
@@ -69,6 +72,8 @@ def _moment(value: date | datetime, zone: tzinfo) -> datetime:
 
 
 def _text(source: str, timeout_seconds: float) -> bytes:
+    import httpx
+
     try:
         if source.startswith(("http://", "https://")):
             with httpx.Client(timeout=timeout_seconds, follow_redirects=True) as client:

@@ -6,7 +6,6 @@ import time
 from http import HTTPStatus
 from pathlib import Path
 
-import httpx
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -67,6 +66,8 @@ def _run(message: Message, channel: Channel, rules: Notifications) -> None:
 
 def _post(message: Message, channel: Channel, rules: Notifications) -> None:
     url = _secret(channel.url_env, channel.url_file, "URL")
+    import httpx
+
     if not url.startswith(("http://", "https://")):
         raise UsageError("its URL does not begin with http:// or https://")
     if channel.kind == "command":

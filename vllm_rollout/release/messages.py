@@ -7,9 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import PackageLoader, StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from vllm_rollout.errors import UsageError
 from vllm_rollout.policy.notifications import MessageKind
 
@@ -81,6 +78,9 @@ def rendered(
 
 
 def _text(message: Message, template: Path | None, escape: Callable[[str], str]) -> str:
+    from jinja2 import PackageLoader, StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     environment = ImmutableSandboxedEnvironment(
         loader=PackageLoader("vllm_rollout.release"),
         autoescape=False,

@@ -1,7 +1,5 @@
 """Whether somebody is on call: asked right before production is changed, by a command or a URL."""
 
-import httpx
-
 from vllm_rollout.policy import OnCall
 from vllm_rollout.release.own_command import OwnCommandError, run_own_command
 
@@ -34,6 +32,8 @@ def _by_command(words: tuple[str, ...], seconds: float) -> str:
 
 
 def _by_url(url: str, seconds: float) -> str:
+    import httpx
+
     try:
         with httpx.Client(timeout=seconds) as client:
             status = client.get(url).status_code

@@ -17,7 +17,7 @@ from vllm_rollout.judge.capacity_terms import Aim, Capacity, Probe
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.report.capacity_plot import capacity_plot
-from vllm_rollout.report.html import ENVIRONMENT
+from vllm_rollout.report.html import environment
 from vllm_rollout.report.words import one_line
 from vllm_rollout.units import format_value
 
@@ -69,15 +69,19 @@ def write_capacity(report: CapacityReport, folder: Path) -> Path:
 
 def capacity_html(report: CapacityReport) -> str:
     """One page, complete in itself."""
-    return ENVIRONMENT.get_template("capacity.html.jinja").render(
-        report=report,
-        probes=[(_word(probe), probe) for probe in report.probes],
-        plots=[
-            Markup(plot)  # noqa: S704 - drawn from numbers; its texts are escaped
-            for plot in capacity_plot(
-                report.probes, report.capacity, report.slos, report.expected_per_second
-            )
-        ],
+    return (
+        environment()
+        .get_template("capacity.html.jinja")
+        .render(
+            report=report,
+            probes=[(_word(probe), probe) for probe in report.probes],
+            plots=[
+                Markup(plot)  # noqa: S704 - drawn from numbers; its texts are escaped
+                for plot in capacity_plot(
+                    report.probes, report.capacity, report.slos, report.expected_per_second
+                )
+            ],
+        )
     )
 
 

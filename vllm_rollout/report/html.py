@@ -5,9 +5,9 @@ so text from a model, a log or an address is only ever text.
 """
 
 from collections import Counter
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vllm_rollout.judge.verdict import Outcome
@@ -17,26 +17,11 @@ from vllm_rollout.report.items import CONCLUSION, ReportItem, report_items
 from vllm_rollout.report.plots import latency_plot, over_time_plot
 from vllm_rollout.units import format_value
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 LONGEST_ATTACHMENT = 2_000
 """Characters shown of a model's answer or a log; the evidence holds all of it."""
-
-ENVIRONMENT = Environment(
-    loader=PackageLoader("vllm_rollout.report"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    finalize=lambda value: words.printable(value) if type(value) is str else value,
-)
-ENVIRONMENT.filters.update(
-    cut=lambda text: words.cut(text, LONGEST_ATTACHMENT),
-    time=words.time_text,
-    value=format_value,
-    measured=words.measured_text,
-    bound=words.bound_text,
-    limit=words.limit_text,
-    count=words.count_text,
-)
 
 # pytest-html's script filters, colours and sorts rows by these words of its own.
 _GROUPS = {Outcome.PASS: "Passed", Outcome.FAIL: "Failed", Outcome.INCONCLUSIVE: "Error"}
@@ -56,21 +41,50 @@ _COLUMNS = (
 _SORTED_BY = {"outcome": "result"}
 
 
+@cache
+def environment() -> "Environment":
+    """The templates, escaping whatever is filled in."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("vllm_rollout.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: words.printable(value) if type(value) is str else value,
+    )
+    made.filters.update(
+        cut=lambda text: words.cut(text, LONGEST_ATTACHMENT),
+        time=words.time_text,
+        value=format_value,
+        measured=words.measured_text,
+        bound=words.bound_text,
+        limit=words.limit_text,
+        count=words.count_text,
+    )
+    return made
+
+
 def summary_html(evidence: Evidence) -> str:
     """The top of the report: banner, what needs attention, gate runs, timeline, sign-off."""
     items = report_items(evidence)
-    return ENVIRONMENT.get_template("summary.html.jinja").render(
-        evidence=evidence,
-        headline=words.headline(evidence),
-        counts=words.outcome_counts(evidence),
-        attention=[
-            item
-            for item in items
-            if not (item.outcome is Outcome.PASS or item.node_id == CONCLUSION)
-        ],
-        run_counts=_run_counts,
-        risk=words.risk_text,
-        duration=f"{(evidence.finished - evidence.started).total_seconds():,.0f} s",
+    return (
+        environment()
+        .get_template("summary.html.jinja")
+        .render(
+            evidence=evidence,
+            headline=words.headline(evidence),
+            counts=words.outcome_counts(evidence),
+            attention=[
+                item
+                for item in items
+                if not (item.outcome is Outcome.PASS or item.node_id == CONCLUSION)
+            ],
+            run_counts=_run_counts,
+            risk=words.risk_text,
+            duration=f"{(evidence.finished - evidence.started).total_seconds():,.0f} s",
+        )
     )
 
 
@@ -123,7 +137,7 @@ def details_html(item: ReportItem) -> str:
         )
         plots = [Markup(plot) for plot in made if plot]  # noqa: S704 - escaped where it is drawn
     context: dict[str, Any] = {"item": item, "plots": plots}
-    return ENVIRONMENT.get_template("details.html.jinja").render(context)
+    return environment().get_template("details.html.jinja").render(context)
 
 
 def _lines(texts: list[str]) -> Markup:

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from vllm_rollout.deployment import Build, checked_name
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.report import words
 from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.report.items import ROLLOUT, report_items
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 # What would make text more than text: code, links, images, emphasis, table cells, escapes.
 _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
@@ -104,7 +106,9 @@ def _version(build: Build | None, images: Sequence[str]) -> str:
     return f"build {build.short}{revision}{image}"
 
 
-def _template() -> Template:
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("vllm_rollout.report"),
         # Every value passes through `markdown_text`: that is this format's escaping.

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rollout.deployment import Replica
-from vllm_rollout.judge.anytime import percentile_rank_at_most
 from vllm_rollout.judge.verdict import Outcome
 from vllm_rollout.observe.live import LiveCounts
 from vllm_rollout.observe.load_progress import LoadProgress, RunningTimes
@@ -134,6 +133,8 @@ def _both(times: RunningTimes, confidence: float) -> str:
 def _percentile(times: RunningTimes, percentile: float, confidence: float) -> str:
     """`1.2 s (≤ 1.4 s)`: the bound holds however often one looks."""
     text = format_value(times.percentile(percentile), "s")
+    from vllm_rollout.judge.anytime import percentile_rank_at_most
+
     rank = percentile_rank_at_most(times.count, percentile, confidence)
     return text if rank is None else f"{text} (≤ {format_value(times.at_rank(rank), 's')})"
 
