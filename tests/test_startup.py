@@ -12,8 +12,8 @@ from typer.main import get_command
 from vllm_rollout.cli import _COMMANDS, _imported, app
 
 HEAVY = {
-    "aiohttp", "gevent", "httpx", "icalendar", "jinja2", "kubernetes", "locust", "numpy", "pydantic",
-    "recurring_ical_events", "scipy", "tenacity", "uvloop",
+    "aiohttp", "gevent", "httpx", "icalendar", "jinja2", "kubernetes", "locust", "numpy",
+    "pydantic", "recurring_ical_events", "scipy", "tenacity", "uvloop",
 }  # fmt: skip
 FOR_STATUS = {"pydantic"}
 FOR_GATES = {"numpy", "pydantic"}

@@ -50,7 +50,8 @@ _COMMANDS = {
     "capacity": _Lazy(
         "capacity",
         "capacity_command",
-        "Find the highest rate at which MODEL's SLOs hold, by loads of growing and narrowing rates.",
+        "Find the highest rate at which MODEL's SLOs hold, "
+        "by loads of growing and narrowing rates.",
     ),
     "rollback": _Lazy(
         "rollout",
