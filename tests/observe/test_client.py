@@ -1,7 +1,9 @@
 """The inference client against a server that misbehaves in every way it can."""
 
 import math
+from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from vllm_rollout.errors import UnreachableError
@@ -98,3 +100,20 @@ def test_what_failed_by_the_ways_doing_counts_for_nothing() -> None:
     nothing = bad.unless(trouble)
     assert (nothing.total, nothing.failures, nothing.latencies_seconds) == (0, 0, ())
     assert nothing.way_trouble == "the tunnel was cut"
+
+
+def test_a_trickled_answer_ends_at_the_total_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    def trickle() -> Iterator[bytes]:
+        for _ in range(100):  # each read is quick enough; together they take 100 s
+            clock[0] += 1.0
+            yield b" "
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=trickle()))
+    with InferenceClient("http://server", model=MODEL, transport=transport) as asking:
+        result = asking.complete("Hello", max_tokens=1, timeout_seconds=10)
+
+    assert result.outcome is RequestOutcome.TIMEOUT
+    assert result.seconds <= 12

@@ -18,7 +18,7 @@ from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind, Decisions
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.override import Emergency
-from vllm_rollout.release.signoff import SignOff, SignOffs
+from vllm_rollout.release.signoff import SignOff, SignOffs, what_sign_off_lacks
 from vllm_rollout.release.soak import keep_sample, sample_of, stretches_of
 from vllm_rollout.release.status import model_status
 from vllm_rollout.report.evidence import Evidence, from_json
@@ -198,6 +198,12 @@ def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
     assert refused.exit_code == ExitCode.GATE_FAILED
     assert "rejected by Grace of QA" in refused.conclusion
     assert ran == []
+    context = world.context()
+    staging = context.platform.history(context.source)[-1]
+    lacks = what_sign_off_lacks(
+        context.platform.store, context.policy, context.source, staging, context.clock.now()
+    )
+    assert "rejected by Grace of QA" in lacks
 
     decide(world, pending)
     assert gate_and_promote(world.context()).exit_code == ExitCode.OK

@@ -1,0 +1,302 @@
+"""Breaks the product on purpose, one promise at a time, and looks whether the tests notice.
+
+    python tests/mutations/run.py [--only WORD] [--jobs 2]
+
+Each mutation is one line that says the wrong thing; `make test-all` must turn red on it. It is made
+in a copy of the checkout, and the tests named beside it are run there: at least one has to fail.
+Ends with 1 if a mutation survives. `test_mutations.py` holds that every mutation still applies.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_COPIED = ("vllm_rollout", "gates", "loadtests", "charts", "tests", "docs", "reports", "examples")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One broken promise: `old` becomes `new` in `file`, and one of `tests` fails."""
+
+    breaks: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "the journal is written before a change",
+        "vllm_rollout/release/journal.py",
+        "            self._version = self._store.write(self._key, value, expect=self._version)",
+        "            self._version = self._version or '1'",
+        "tests/release/test_crashes.py",
+    ),
+    Mutation(
+        "two writers of a journal never mix",
+        "vllm_rollout/release/journal.py",
+        "            if found is None or found.value != value:\n                raise",
+        "            if found is None:\n                raise",
+        "tests/release/test_journal.py",
+    ),
+    Mutation(
+        "the lease is asked for right before a change",
+        "vllm_rollout/release/lock.py",
+        "        self.renew()\n        if self.seconds_left() <= 0:",
+        "        if self.seconds_left() <= 0:",
+        "tests/release/test_lock.py tests/release/test_crashes.py",
+    ),
+    Mutation(
+        "a lease is taken over only when it stood still for its whole time",
+        "vllm_rollout/release/lock.py",
+        "clock.monotonic() - since >= ttl.total_seconds()",
+        "clock.monotonic() - since >= ttl.total_seconds() / 2",
+        "tests/release/test_lock.py",
+    ),
+    Mutation(
+        "a renewal that came too late is a loss",
+        "vllm_rollout/release/lock.py",
+        "        if self.seconds_left() <= 0:\n",
+        "        if self.seconds_left() < 0:\n",
+        "tests/release/test_lock.py",
+    ),
+    Mutation(
+        "no fewer pods are ready than capacity asks for",
+        "vllm_rollout/platform/kubernetes/walk.py",
+        "max(goal.stable, least - at.canary)",
+        "max(goal.stable, least - at.canary - 1)",
+        "tests/platform/kubernetes/test_walk.py",
+    ),
+    Mutation(
+        "what is promoted is the build that was gated",
+        "vllm_rollout/release/identity.py",
+        "    differences = run.build.differences(build)",
+        "    differences: list[str] = []",
+        "tests/release/test_engine.py tests/release/test_identity.py",
+    ),
+    Mutation(
+        "the gated revision is the one that is still there",
+        "vllm_rollout/release/identity.py",
+        "    elif (now.number, now.build) != (revision.number, run.build):",
+        "    elif now.build != run.build:",
+        "tests/release/test_engine.py tests/release/test_identity.py",
+    ),
+    Mutation(
+        "an image of a moved tag is not what was gated",
+        "vllm_rollout/release/identity.py",
+        "        if not r.image or r.image not in gated",
+        "        if not r.image",
+        "tests/release/test_identity.py",
+    ),
+    Mutation(
+        "an answer has a total deadline",
+        "vllm_rollout/observe/client.py",
+        "                    if time.monotonic() > deadline:",
+        "                    if time.monotonic() > deadline + 3600:",
+        "tests/observe/test_client.py",
+    ),
+    Mutation(
+        "a percentile passes on its upper bound",
+        "vllm_rollout/judge/percentile.py",
+        "        if upper is not None and upper < self.limit:",
+        "        if measured is not None and measured < self.limit:",
+        "tests/judge/test_percentile.py",
+    ),
+    Mutation(
+        "an error rate passes on its upper bound",
+        "vllm_rollout/judge/rate.py",
+        "    if upper < limit:\n",
+        "    if failures / total < limit:\n",
+        "tests/judge/test_rate.py",
+    ),
+    Mutation(
+        "nothing judged is never a pass",
+        "vllm_rollout/judge/verdict.py",
+        "    return min(outcomes, key=_ORDER.index, default=Outcome.INCONCLUSIVE)",
+        "    return min(outcomes, key=_ORDER.index, default=Outcome.PASS)",
+        "tests/judge tests/report",
+    ),
+    Mutation(
+        "a bucket never interpolates its way to a pass",
+        "vllm_rollout/judge/buckets.py",
+        "        if upper is not None and upper <= self.limit:",
+        "        if lower is not None and lower <= self.limit:",
+        "tests/judge/test_buckets.py",
+    ),
+    Mutation(
+        "a late generator's load is not judged",
+        "vllm_rollout/judge/generator.py",
+        "            lag_seconds <= max_lag_seconds\n",
+        "            not lag_seconds > 10 * max_lag_seconds\n",
+        "tests/judge/test_generator.py",
+    ),
+    Mutation(
+        "no data fires no trigger and clears none",
+        "vllm_rollout/judge/trigger.py",
+        "        if observation is None or not observation >= 0:\n",
+        "        observation = observation or 0.0\n        if not observation >= 0:\n",
+        "tests/judge/test_trigger.py",
+    ),
+    Mutation(
+        "a trigger fires only when its condition lasted",
+        "vllm_rollout/judge/trigger.py",
+        "            return in_a_row > self.consecutive",
+        "            return in_a_row >= self.consecutive",
+        "tests/judge/test_trigger.py",
+    ),
+    Mutation(
+        "a restart begins a soak anew",
+        "vllm_rollout/judge/soak.py",
+        "        if stretch.restarted:\n",
+        "        if stretch.restarted and not stretch.healthy:\n",
+        "tests/judge/test_soak.py",
+    ),
+    Mutation(
+        "time in which nobody looked is no soak",
+        "vllm_rollout/judge/soak.py",
+        "        elif apart > self._rules.max_gap:\n",
+        "        elif apart > 100 * self._rules.max_gap:\n",
+        "tests/judge/test_soak.py",
+    ),
+    Mutation(
+        "status shows a rejection",
+        "vllm_rollout/release/signoff.py",
+        "        if not each.approved:\n",
+        "        if not each.approved and not known:\n",
+        "tests/release/test_conditions.py",
+    ),
+    Mutation(
+        "a rejection stops the promotion",
+        "vllm_rollout/release/conditions.py",
+        "        if not sign_off.approved:\n            return End(",
+        "        if not sign_off:\n            return End(",
+        "tests/release/test_conditions.py",
+    ),
+    Mutation(
+        "stale evidence is not promoted on",
+        "vllm_rollout/release/signoff.py",
+        "    if not timedelta() <= now - run.finished <= valid:",
+        "    if not timedelta() <= now - run.finished:",
+        "tests/release/test_conditions.py",
+    ),
+    Mutation(
+        "evidence of another policy is not promoted on",
+        "vllm_rollout/release/signoff.py",
+        "    if run.policy_digest != policy.digest:",
+        "    if not run.policy_digest:",
+        "tests/release/test_conditions.py",
+    ),
+    Mutation(
+        "a changed decision is named",
+        "vllm_rollout/release/decisions.py",
+        '            if decision.digest == entry.value["digest"]:',
+        "            if decision.digest:",
+        "tests/release/test_decisions.py tests/commands/test_history.py",
+    ),
+    Mutation(
+        "a build that was rolled back is not returned to",
+        "vllm_rollout/release/ledger.py",
+        "if not withdrawn or r.build.digest not in withdrawn.value]",
+        "if r.build]",
+        "tests/release/test_rollback.py tests/release/test_standing_watch.py",
+    ),
+    Mutation(
+        "production is closed outside its hours",
+        "vllm_rollout/release/windows.py",
+        "    if not windows.hours.from_ <= local.time() < windows.hours.to:",
+        "    if not windows.hours.from_ <= local.time():",
+        "tests/release/test_windows.py",
+    ),
+    Mutation(
+        "control characters of a model's answer reach no terminal",
+        "vllm_rollout/report/words.py",
+        '    return _UNPRINTABLE.sub("\\ufffd", text.replace("\\r\\n", "\\n"))',
+        '    return text.replace("\\r\\n", "\\n")',
+        "tests/report",
+    ),
+    Mutation(
+        "secrets of the environment are hidden in output",
+        "vllm_rollout/platform/redact.py",
+        "        text = text.replace(secret, HIDDEN)",
+        "        text = text.replace(secret, secret)",
+        "tests/platform/test_redact.py",
+    ),
+    Mutation(
+        "a key that the policy does not know is an error",
+        "vllm_rollout/policy/fields.py",
+        'ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)',
+        'ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)',
+        "tests/policy",
+    ),
+)
+
+
+def survives(mutation: Mutation, folder: Path) -> str:
+    """What the tests said if none of them failed; empty if the mutation was caught."""
+    file = folder / mutation.file
+    text = file.read_text(encoding="utf-8")
+    assert text.count(mutation.old) == 1, f"{mutation.breaks}: {mutation.file} has changed"
+    file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+                *mutation.tests.split(),
+            ],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )  # fmt: skip
+    finally:
+        file.write_text(text, encoding="utf-8")
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 1:
+        failed = next((line for line in lines if line.startswith("FAILED")), lines[-1])
+        print(f"caught    {mutation.breaks}: {failed.removeprefix('FAILED ').partition(' - ')[0]}")
+        return ""
+    print(f"SURVIVES  {mutation.breaks} (exit {done.returncode}: {lines[-1] if lines else ''})")
+    return mutation.breaks
+
+
+def copy_of_checkout(folder: Path) -> Path:
+    """The files that tests need, in `folder`."""
+    for name in _COPIED:
+        leave = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=leave)
+    for name in ("pyproject.toml", "conftest.py", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def main() -> int:
+    """Make each mutation and print what caught it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="mutations whose text or file has this word")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at once")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if arguments.only in m.breaks + m.file]
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [copy_of_checkout(Path(folder) / str(n)) for n in range(arguments.jobs)]
+
+        def run(number: int) -> list[str]:
+            mine = chosen[number :: arguments.jobs]
+            return [text for m in mine if (text := survives(m, copies[number]))]
+
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            left = [text for found in pool.map(run, range(arguments.jobs)) for text in found]
+    print(f"{len(chosen) - len(left)} of {len(chosen)} mutations were caught")
+    return bool(left)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
