@@ -23,87 +23,89 @@ class _Lazy(NamedTuple):
 
 _COMMANDS = {
     "deploy": _Lazy(
-        "releases",
+        "vllm_rollout.commands.releases",
         "deploy_command",
         "Deploy MODEL to the first environment, where rollouts begin.",
     ),
     "preflight": _Lazy(
-        "preflight",
+        "vllm_rollout.commands.preflight",
         "preflight_command",
         "Check what a build of MODEL needs in --environment (default: the last), changing nothing.",
     ),
     "gate-and-promote": _Lazy(
-        "rollout",
+        "vllm_rollout.commands.rollout",
         "promote_command",
         "Gate MODEL where it is, promote exactly what was gated, watch it, roll back on a trigger.",
     ),
     "sign-off": _Lazy(
-        "sign_off",
+        "vllm_rollout.commands.sign_off",
         "sign_off_command",
         "Approve evidence of MODEL, so that gate-and-promote may take the build on, or reject it.",
     ),
     "soak": _Lazy(
-        "soak",
+        "vllm_rollout.commands.soak",
         "soak_command",
         "Look at MODEL's health again and again until its soak is over, and keep what was seen.",
     ),
     "capacity": _Lazy(
-        "capacity",
+        "vllm_rollout.commands.capacity",
         "capacity_command",
         "Find the highest rate at which MODEL's SLOs hold, "
         "by loads of growing and narrowing rates.",
     ),
     "rollback": _Lazy(
-        "rollout",
+        "vllm_rollout.commands.rollout",
         "rollback_command",
         "Return MODEL in --environment (default: the last) to an earlier revision, and verify it.",
     ),
     "watch": _Lazy(
-        "watch",
+        "vllm_rollout.commands.watch",
         "watch_command",
         "Stand watch over MODEL in --environment (default: the last), and roll back on a trigger.",
     ),
     "status": _Lazy(
-        "status",
+        "vllm_rollout.commands.status",
         "status_command",
         "Show where MODEL stands: what runs in each environment, and what blocks its promotion.",
     ),
     "history": _Lazy(
-        "history",
+        "vllm_rollout.commands.history",
         "history_command",
         "Show every decision about MODEL, who took it, when, why and on which evidence.",
     ),
     "diagnose": _Lazy(
-        "diagnose",
+        "vllm_rollout.commands.diagnose",
         "diagnose_command",
         "Say why replicas of MODEL are not ready, and what to do about it.",
     ),
     "logs": _Lazy(
-        "releases",
+        "vllm_rollout.commands.releases",
         "logs_command",
         "Print the last log lines of MODEL's replicas in --environment (default: the first).",
     ),
     "uninstall": _Lazy(
-        "releases",
+        "vllm_rollout.commands.releases",
         "uninstall_command",
         "Remove MODEL's release from --environment (default: every environment).",
     ),
     "report": _Lazy(
-        "documents",
+        "vllm_rollout.commands.documents",
         "report_command",
         "Render the HTML and JUnit reports of an evidence file again.",
     ),
     "explain": _Lazy(
-        "documents",
+        "vllm_rollout.commands.documents",
         "explain_command",
         "Show how each verdict of an evidence file was reached, to check it by hand.",
     ),
     "simulate": _Lazy(
-        "simulate",
+        "vllm_rollout.commands.simulate",
         "simulate_command",
         "Serve as vLLM would, without a model, with a dial for every fault.",
     ),
-    "policy": _Lazy("documents", "policy_app", "The numbers everything is judged by."),
+    "policy": _Lazy(
+        "vllm_rollout.commands.documents", "policy_app", "The numbers everything is judged by."
+    ),
 }
 
 
@@ -118,7 +120,7 @@ class _LazyGroup(TyperGroup):
 
 def _imported(name: str) -> Any:
     where = _COMMANDS[name]
-    found = getattr(import_module(f"vllm_rollout.commands.{where.module}"), where.name)
+    found = getattr(import_module(where.module), where.name)
     if isinstance(found, typer.Typer):
         command: Any = typer.main.get_group(found)
         command.name = name
