@@ -6,7 +6,7 @@ import pytest
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import STAGING
 
-from vllm_rollout.gating.results import _change, identity
+from vllm_rollout.gate_runs import change, identity
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 
@@ -25,8 +25,8 @@ def test_an_image_that_is_another_after_a_gate_is_a_change(platform: SimulatedPl
         platform.images["staging"] = image
         seen.append(identity(platform, STAGING))  # type: ignore[arg-type]
 
-    assert _change(seen[:2]) == ""
-    assert _change(seen) == f"while the gates ran, images: {OLD} -> {NEW}"
+    assert change(seen[:2]) == ""
+    assert change(seen) == f"while the gates ran, images: {OLD} -> {NEW}"
 
 
 def test_pods_that_are_not_ready_for_a_moment_are_no_change(platform: SimulatedPlatform) -> None:
@@ -36,7 +36,7 @@ def test_pods_that_are_not_ready_for_a_moment_are_no_change(platform: SimulatedP
     unknown = identity(platform, STAGING)  # type: ignore[arg-type]
 
     assert unknown["images"] == []
-    assert _change([ready, unknown, ready]) == ""
+    assert change([ready, unknown, ready]) == ""
 
 
 def test_another_revision_is_a_change_whatever_it_runs(platform: SimulatedPlatform) -> None:
@@ -44,4 +44,4 @@ def test_another_revision_is_a_change_whatever_it_runs(platform: SimulatedPlatfo
     platform.deploy(STAGING, {"version": 2})
     after = identity(platform, STAGING)  # type: ignore[arg-type]
 
-    assert _change([before, after]).startswith("while the gates ran, revision 1 became revision 2")
+    assert change([before, after]).startswith("while the gates ran, revision 1 became revision 2")

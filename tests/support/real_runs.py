@@ -248,6 +248,7 @@ class Runs:
             clock=clock,
             reporter=ListReporter(),
             runner=gates,  # type: ignore[arg-type]
+            verifier=gates.verify,
             folder=self.folder,
             journal=Journal(platform.store, self.target.model),
             ledger=Ledger(platform.store),

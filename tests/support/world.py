@@ -29,6 +29,7 @@ from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.release.verification import VERIFY_GATES
 from vllm_rollout.report.evidence import GateResult, GateRun, Step
 from vllm_rollout.settings import Settings
 
@@ -77,13 +78,18 @@ class ScriptedGates:
         only: Sequence[str] = (),
         base_url: str | None = None,
     ) -> GateRun:
-        history = self.platform.history(deployment)
         if self.during:
             self.during(deployment)
-        kind = "verify" if only else deployment.environment
+        return self._run(deployment, deployment.environment, only or ("health",))
+
+    def verify(self, deployment: Deployment) -> GateRun:
+        """The verification, which is no gate run."""
+        return self._run(deployment, "verify", VERIFY_GATES)
+
+    def _run(self, deployment: Deployment, kind: str, gates: Sequence[str]) -> GateRun:
+        history = self.platform.history(deployment)
         outcome = self.outcomes.get(kind, Outcome.PASS)
         now = self.clock.now()
-        gates = only or ("health",)
         return GateRun(
             deployment=deployment,
             base_url=f"http://{deployment.release}",
@@ -186,6 +192,7 @@ class World:
             clock=self.clock,
             reporter=ListReporter(),
             runner=self.gates,  # type: ignore[arg-type]
+            verifier=self.gates.verify,
             folder=self.tmp_path,
             journal=Journal(where.store, MODEL),
             ledger=Ledger(where.store),

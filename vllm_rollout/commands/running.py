@@ -15,6 +15,7 @@ from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.notify import Notifier
 from vllm_rollout.release.signoff import sign_off_command
+from vllm_rollout.release.verification import verify
 from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.report.record import write_record
 from vllm_rollout.report.render import write_reports
@@ -61,6 +62,7 @@ def new_context(
                 reporter.progress(text) if kind == "progress" else reporter.gate(text)
             ),
         ),
+        verifier=lambda deployment: verify(settings, deployment, clock),
         folder=settings.report_dir / target.model / run_id,
         journal=Journal(store, target.model),
         ledger=Ledger(store),

@@ -15,13 +15,13 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vllm_rollout.capacity.record import capacity_on_record
-from vllm_rollout.deployment import Deployment, Replica, Revision, newest_served
+from vllm_rollout.deployment import Deployment, newest_served
 from vllm_rollout.errors import UsageError
 from vllm_rollout.gating.load_runs import judge_run, run_judged_load
 from vllm_rollout.gating.load_watch import JudgedLoad
@@ -29,14 +29,13 @@ from vllm_rollout.gating.progress import Progress
 from vllm_rollout.gating.select import deployment_of, is_bundled
 from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome, Verdict, check
-from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.load import LoadResult
 from vllm_rollout.observe.metrics import DeploymentMetrics
-from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates, Policy
 from vllm_rollout.preflight import Preflight
+from vllm_rollout.serving import Cluster
 from vllm_rollout.settings import Settings
 from vllm_rollout.yaml_file import read_mapping
 
@@ -44,33 +43,6 @@ SETTINGS = pytest.StashKey[Settings]()
 LOADS = pytest.StashKey[dict[Deployment, JudgedLoad]]()
 RECORDER = pytest.StashKey[VerdictRecorder]()
 OUTCOMES = pytest.StashKey[dict[Deployment, dict[str, Outcome]]]()
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """The release under test, as its platform shows it."""
-
-    platform: Platform
-    deployment: Deployment
-    policy: Policy
-
-    def replicas(self) -> list[Replica]:
-        """The replicas that exist now."""
-        return list(self.platform.replicas(self.deployment))
-
-    def revision(self) -> Revision | None:
-        """The newest revision, or None when the release does not exist."""
-        history = self.platform.history(self.deployment)
-        return history[-1] if history else None
-
-    def findings(self) -> tuple[Finding, ...]:
-        """Why each replica that is not ready is not."""
-        symptoms = self.platform.symptoms(self.deployment)
-        return findings_of(symptoms, self.policy, self.deployment.model)
-
-    def logs(self, *, tail: int = 20) -> str:
-        """The last log lines of each replica."""
-        return self.platform.logs(self.deployment, tail=tail)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,7 @@ xdist workers to the controller, which alone writes evidence and reports.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +13,15 @@ import pytest
 from pydantic import TypeAdapter
 
 from vllm_rollout import __version__
-from vllm_rollout.deployment import Build, Deployment, images_of
+from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import RolloutError, UnreachableError
+from vllm_rollout.gate_runs import address_of, gate_run, identity
 from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.gating.load_watch import JudgedLoad
 from vllm_rollout.gating.select import expected_gates, gate_of
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
-from vllm_rollout.judge.family import judge_family
-from vllm_rollout.platform.base import Platform, WayTrouble
-from vllm_rollout.policy import Policy
+from vllm_rollout.platform.base import WayTrouble
 from vllm_rollout.report.evidence import (
     Evidence,
     GateResult,
@@ -44,37 +40,8 @@ BEFORE = pytest.StashKey[dict[str, Any]]()
 WAY = pytest.StashKey[WayTrouble]()
 """What had ailed the way to the deployment before the gate."""
 
-URL_ONLY = "url"
-"""What stands for the platform where only a URL was given; nothing is promoted from there."""
-
 _LOAD_NAME = "load"
-_BUILD: TypeAdapter[Build | None] = TypeAdapter(Build | None)
 _LOAD: TypeAdapter[LoadSummary] = TypeAdapter(LoadSummary)
-
-
-def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any]:
-    """Revision, build and images that the deployment runs now, as JSON.
-
-    What cannot be read is said, and which address did not answer.
-    """
-    nothing: dict[str, Any] = {"revision": None, "build": None, "images": []}
-    if platform is None:
-        return nothing
-    try:
-        history = platform.history(deployment)
-        images = list(images_of(platform.replicas(deployment))) if history else []
-    except RolloutError as error:
-        silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
-        return {**nothing, "unknown": str(error), **silent}
-    if not history:
-        return nothing
-    newest = history[-1]
-    return {
-        "revision": newest.number,
-        "build": _BUILD.dump_python(newest.build, mode="json"),
-        "complete": newest.complete,
-        "images": images,
-    }
 
 
 def record_result(
@@ -128,7 +95,7 @@ def record_result(
     # pytest carries a report's attributes from xdist's workers to the controller as they are.
     vars(report)["gate_result"] = {
         "deployment": [deployment.model, deployment.environment, deployment.namespace],
-        "base_url": _url(settings, deployment),
+        "base_url": address_of(settings, deployment),
         "identities": [item.stash[BEFORE], after],
         "result": result_as_json(result),
         "load": None if load is None else _LOAD.dump_python(_summary(load), mode="json"),
@@ -168,13 +135,6 @@ def _title(item: pytest.Item) -> str:
     own = getattr(getattr(item, "function", None), "__doc__", None)
     doc = own or getattr(getattr(item, "module", None), "__doc__", None) or item.name
     return doc.strip().splitlines()[0]
-
-
-def _url(settings: Settings, deployment: Deployment) -> str:
-    try:
-        return str(settings.route_to(deployment))
-    except RolloutError as error:
-        return f"unknown ({error})"
 
 
 class Results:
@@ -221,53 +181,19 @@ class Results:
 
     def _run(self, deployment: Deployment, finished: datetime) -> GateRun:
         records = self._records[deployment]
-        policy = self._settings.policy.for_model(deployment.model)
-        identities = [found for record in records for found in record["identities"]]
         load = next((r["load"] for r in records if r["load"] is not None), None)
-        return GateRun(
-            deployment=deployment,
+        return gate_run(
+            self._settings,
+            deployment,
             base_url=records[0]["base_url"],
-            platform=self._settings.platform.name if self._settings.platform else URL_ONLY,
-            revision=identities[0]["revision"],
-            build=_BUILD.validate_python(identities[0]["build"]),
-            policy_digest=policy.digest,
-            confidence=policy.confidence,
-            family_risk=policy.family_risk,
+            identities=[found for record in records for found in record["identities"]],
             started=self._started,
             finished=finished,
             expected=expected_gates(
-                policy, deployment.environment, of_release=self._settings.platform is not None
+                self._settings.policy.for_model(deployment.model),
+                deployment.environment,
+                of_release=self._settings.platform is not None,
             ),
-            gates=_as_family([result_from_json(record["result"]) for record in records], policy),
+            results=[result_from_json(record["result"]) for record in records],
             loads={} if load is None else {_LOAD_NAME: _LOAD.validate_python(load)},
-            changed=_change(identities),
-            images=tuple(sorted({image for found in identities for image in found["images"]})),
         )
-
-
-def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResult, ...]:
-    """The results with those fails made inconclusive that may be chance among so many gates."""
-    verdicts = [verdict for result in results for verdict in result.verdicts]
-    judged = iter(judge_family(verdicts, confidence=policy.confidence, method=policy.family_risk))
-    return tuple(
-        replace(result, verdicts=tuple(islice(judged, len(result.verdicts)))) for result in results
-    )
-
-
-def _change(identities: list[dict[str, Any]]) -> str:
-    for earlier, after in pairwise(identities):
-        both = earlier["images"] and after["images"]  # not known for a moment is no change
-        before = earlier if both else {**earlier, "images": after["images"]}
-        if before != after:
-            if "unknown" in after:
-                return str(after["unknown"])
-            revisions = f"revision {before['revision']} became revision {after['revision']}"
-            changes = [revisions] if before["revision"] != after["revision"] else []
-            was, now = (_BUILD.validate_python(each["build"]) for each in (before, after))
-            if was and now:
-                changes += was.differences(now)
-            if before["images"] != after["images"]:
-                was_running, is_running = (", ".join(i["images"]) for i in (before, after))
-                changes.append(f"images: {was_running} -> {is_running}")
-            return f"while the gates ran, {'; '.join(changes) or 'a ramp began or ended'}"
-    return next((i["unknown"] for i in identities if "unknown" in i), "")

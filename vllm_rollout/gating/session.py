@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from vllm_rollout.errors import RolloutError
+from vllm_rollout.gate_runs import URL_ONLY, identity
 from vllm_rollout.gating import fixtures
 from vllm_rollout.gating.fixtures import LOADS, OUTCOMES, SETTINGS
 from vllm_rollout.gating.progress import emit, end_with_parent
-from vllm_rollout.gating.results import BEFORE, URL_ONLY, WAY, Results, identity, record_result
+from vllm_rollout.gating.results import BEFORE, WAY, Results, record_result
 from vllm_rollout.gating.select import (
     deployment_of,
     in_order,

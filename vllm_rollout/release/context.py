@@ -28,11 +28,9 @@ from vllm_rollout.release.preflight import run_preflight
 from vllm_rollout.release.triggers import Sight
 from vllm_rollout.release.watch import WatchEnd, Watcher
 from vllm_rollout.report.evidence import GateRun, Step
-from vllm_rollout.report.terminal import sight_line
+from vllm_rollout.report.items import findings
+from vllm_rollout.report.terminal import sight_line, verdict_line
 from vllm_rollout.settings import Settings
-
-VERIFY_GATES = ("pods", "health", "inference")
-"""What must hold of a release for it to be said to serve."""
 
 
 class Reporter(Protocol):
@@ -60,6 +58,8 @@ class Context:
     clock: Clock
     reporter: Reporter
     runner: GateRunner
+    verifier: Callable[[Deployment], GateRun]
+    """Asks whether a deployment serves: `verification.verify` with this run's settings."""
     folder: Path
     journal: Journal
     ledger: Ledger
@@ -242,9 +242,18 @@ class Context:
         return run
 
     def verify(self, deployment: Deployment) -> GateRun:
-        """Ask whether the deployment serves: the gates of `VERIFY_GATES` and no others."""
-        run = self.runner.run(deployment, self._subfolder("verify"), only=VERIFY_GATES)
-        return replace(run, expected=VERIFY_GATES)
+        """Ask whether the deployment serves; add to the story what did not pass.
+
+        Raises:
+            CannotVerifyError: the verification itself did not work.
+        """
+        run = self.verifier(deployment)
+        for gate in run.gates:
+            self.reporter.gate(verdict_line(gate))
+            if gate.outcome is not Outcome.PASS:
+                why = "; ".join(each.reason for each in findings(gate) if not each.passed)
+                self.say(f"{deployment}: {gate.gate} ({gate.outcome})", why, gate.outcome)
+        return run
 
     def watch(
         self,

@@ -174,8 +174,10 @@ def _finish_what_was_under_way(context: Context) -> End | None:
         context.journal.advance(entry, Phase.DONE, note, now=context.clock.now())
         context.under_way = False
         return None
-    end = roll_back(context, entry, f"run {entry.run_id} stopped in the {entry.phase} phase")
-    if end.code is ExitCode.NEEDS_PERSON:
+    why = "rolled back, not verified" if entry.unverified else f"stopped in the {entry.phase} phase"
+    end = roll_back(context, entry, f"run {entry.run_id} {why}")
+    left = context.journal.last
+    if left is not None and left.unfinished:  # not restored, or not verified again
         return end
     context.under_way = False
     return None

@@ -61,7 +61,7 @@ def roll_back_watched(context: Context, *, reason: str, revision: int) -> Eviden
     def work(_started: datetime) -> End:
         target = context.target
         last = context.journal.read()
-        if last is not None and last.unfinished:
+        if last is not None and last.in_progress:
             return End(code=ExitCode.OK, conclusion=f"Nothing done: {last.run_id} is under way")
         history = context.platform.history(target)
         serving = newest_served(history)
@@ -76,7 +76,12 @@ def roll_back_watched(context: Context, *, reason: str, revision: int) -> Eviden
                 conclusion=f"A person is needed: {target}, revision {revision}: {reason}; it is "
                 f"not rolled back, as {why}",
             )
-        entry = context.begin(serving.build, before=good.number, note=f"watch: {reason}")
+        entry = context.begin(
+            serving.build,
+            before=good.number,
+            note=f"watch: {reason}",
+            traffic=last.traffic if last and last.unfinished else None,
+        )
         return roll_back(context, entry, reason)
 
     return conduct(context, work, done=DecisionKind.ROLLED_BACK)

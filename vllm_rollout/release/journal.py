@@ -41,7 +41,8 @@ class JournalEntry:
     """The rollout of one model, as last written down.
 
     `before` is the target's revision to return to, None when nothing was deployed there.
-    `traffic` is None where no traffic is moved.
+    `traffic` is None where no traffic is moved. `unverified` is a rollback that was done and could
+    not be verified: it is unfinished, and no run is in the middle of it.
     """
 
     run_id: str
@@ -56,11 +57,17 @@ class JournalEntry:
     started: datetime
     updated: datetime
     traffic: TrafficBefore | None = None
+    unverified: bool = False
 
     @property
     def unfinished(self) -> bool:
         """Whether somebody must still finish or undo it."""
         return self.phase is not Phase.DONE
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a run is in the middle of it, or was when it ended."""
+        return self.unfinished and not self.unverified
 
     @property
     def moves_traffic(self) -> bool:

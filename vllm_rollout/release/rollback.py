@@ -17,6 +17,7 @@ from vllm_rollout.release.end import End, trouble_of
 from vllm_rollout.release.journal import JournalEntry, Phase
 from vllm_rollout.release.lock import LeaseLostError
 from vllm_rollout.release.traffic import give_back, remove_canary
+from vllm_rollout.release.verification import CannotVerifyError
 
 _T = TypeVar("_T")
 
@@ -37,8 +38,14 @@ def roll_back(
     Where nothing served before, the release is removed: that is the state before. The journal is
     closed only when the end was verified, so that the next run takes up a rollback that failed.
 
+    Where the change went well and the verification itself did not work, nothing is known against
+    what serves: the end is ROLLED_BACK, "not verified". The journal stays open then, so that the
+    next run verifies before it promotes anything, and a canary stays until that, as its replicas
+    may be needed. The watch does not wait for it: see `JournalEntry.unverified`.
+
     Returns:
-        `code`, or NEEDS_PERSON when service was not restored.
+        `code`, or ROLLED_BACK when it could not be verified, or NEEDS_PERSON when service was not
+        restored.
 
     Raises:
         LeaseLostError: another run may have taken over; nothing more is changed.
@@ -49,9 +56,9 @@ def roll_back(
     tried: list[str] = []
     back_to: int | None = entry.before
     while True:
-        entry = replace(entry, before=back_to)
+        entry = replace(entry, before=back_to, unverified=False)
         try:
-            times = _return(context, entry, reason)
+            times, unverified = _return(context, entry, reason)
         except _NotRestoredError as error:
             tried.append(f"{_named(entry)}: {error}")
             older = _older(context, entry) if error.surely and len(tried) == 1 else None
@@ -63,6 +70,8 @@ def roll_back(
     seconds = context.clock.monotonic() - started
     # Before the journal is closed: who is killed here comes here again.
     _patiently(context, lambda: context.ledger.withdraw(context.target, entry.build, reason))
+    if unverified is not None:
+        return _not_verified(context, entry, reason, unverified, f"{seconds:.1f} s")
     _write(context, entry, Phase.DONE, f"rolled back: {reason}")
     context.say(
         f"{context.target} has {_named(entry)} again, verified {seconds:.1f} s after the decision",
@@ -75,8 +84,13 @@ def roll_back(
     )
 
 
-def _return(context: Context, entry: JournalEntry, reason: str) -> str:
-    """Return to `entry.before` and verify it; how long each part took, in words.
+def _return(
+    context: Context, entry: JournalEntry, reason: str
+) -> tuple[str, CannotVerifyError | None]:
+    """Return to `entry.before` and verify it.
+
+    Returns:
+        How long each part took, in words; and why it could not be verified, if it could not.
 
     Raises:
         _NotRestoredError: the target does not serve.
@@ -99,16 +113,18 @@ def _return(context: Context, entry: JournalEntry, reason: str) -> str:
         context.say_why(error)
         raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=True) from error
     done = clock.monotonic()
+    unverified = None
     if entry.before is not None:
         seconds = f"{done - decided:.1f} s"
         context.say(f"{_named(entry)} is back after {seconds}; verifying that it serves")
-        _verify(context)
-    if entry.traffic is not None:
+        unverified = _verify(context)
+    if entry.traffic is not None and unverified is None:
         _remove_canary(context)
-    return (
+    times = (
         f"decide {begun - decided:.1f} s, act {done - begun:.1f} s, "
         f"verify {clock.monotonic() - done:.1f} s"
     )
+    return times, unverified
 
 
 def _change(context: Context, entry: JournalEntry, reason: str) -> None:
@@ -134,17 +150,27 @@ def _remove_canary(context: Context) -> None:
         raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
 
 
-def _verify(context: Context) -> None:
+def _verify(context: Context) -> CannotVerifyError | None:
+    """Verify that the target serves; why that could not be done, if it could not.
+
+    Raises:
+        _NotRestoredError: it does not serve, or is out of reach.
+    """
+    unverified = None
     try:
         run = context.verify(context.target)
+    except CannotVerifyError as error:
+        unverified = error
     except RolloutError as error:
         raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
-    if run.outcome is not Outcome.PASS:
-        raise _NotRestoredError(trouble_of(run), surely=run.outcome is Outcome.FAIL)
+    else:
+        if run.outcome is not Outcome.PASS:
+            raise _NotRestoredError(trouble_of(run), surely=run.outcome is Outcome.FAIL)
     if unregistered := context.register():
         # What serves again was registered once; that this is stale is no reason to call the
         # rollback failed.
         context.say(f"{context.target} is {unregistered}", outcome=Outcome.INCONCLUSIVE)
+    return unverified
 
 
 def _write(context: Context, entry: JournalEntry, phase: Phase, note: str) -> None:
@@ -181,6 +207,21 @@ def _older(context: Context, entry: JournalEntry) -> int | None:
     except RolloutError:
         return None
     return good.number
+
+
+def _not_verified(
+    context: Context, entry: JournalEntry, reason: str, error: CannotVerifyError, seconds: str
+) -> End:
+    """The end of a rollback that went well as far as is known; see `roll_back`."""
+    unverified = replace(entry, unverified=True)
+    _write(context, unverified, Phase.ROLLBACK, f"rolled back, not verified: {reason}")
+    context.say("ROLLED BACK, NOT VERIFIED", str(error), Outcome.INCONCLUSIVE)
+    return End(
+        code=ExitCode.ROLLED_BACK,
+        conclusion=f"Rolled back to {_named(entry)} in {seconds} because of {reason}; not "
+        f"verified: {error}. {error.remedy} The journal stays open, and the next "
+        "gate-and-promote verifies the rollback before anything else",
+    )
 
 
 def _failed(context: Context, entry: JournalEntry, reason: str, tried: list[str]) -> End:

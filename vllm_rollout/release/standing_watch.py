@@ -146,7 +146,7 @@ class StandingWatch:
 
     def _why_not(self, entry: JournalEntry | None, revision: int) -> str:
         """Why nothing is watched now; empty where it is."""
-        if entry is not None and entry.unfinished:
+        if entry is not None and entry.in_progress:
             return f"run {entry.run_id} is under way in its phase {entry.phase}"
         if self._given_up == revision:
             return f"a person was called for revision {revision}; the next one is watched again"

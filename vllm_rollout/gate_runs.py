@@ -1,0 +1,117 @@
+"""Gate runs: which build the deployment ran, and one `GateRun` of what its gates found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice, pairwise
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from vllm_rollout.deployment import Build, Deployment, images_of
+from vllm_rollout.errors import RolloutError, UnreachableError
+from vllm_rollout.judge.family import judge_family
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy
+from vllm_rollout.report.evidence import GateResult, GateRun, LoadSummary
+from vllm_rollout.settings import Settings
+
+URL_ONLY = "url"
+"""What stands for the platform where only a URL was given; nothing is promoted from there."""
+
+_BUILD: TypeAdapter[Build | None] = TypeAdapter(Build | None)
+
+
+def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any]:
+    """Revision, build and images that the deployment runs now, as JSON.
+
+    What cannot be read is said, and which address did not answer.
+    """
+    nothing: dict[str, Any] = {"revision": None, "build": None, "images": []}
+    if platform is None:
+        return nothing
+    try:
+        history = platform.history(deployment)
+        images = list(images_of(platform.replicas(deployment))) if history else []
+    except RolloutError as error:
+        silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
+        return {**nothing, "unknown": str(error), **silent}
+    if not history:
+        return nothing
+    newest = history[-1]
+    return {
+        "revision": newest.number,
+        "build": _BUILD.dump_python(newest.build, mode="json"),
+        "complete": newest.complete,
+        "images": images,
+    }
+
+
+def gate_run(
+    settings: Settings,
+    deployment: Deployment,
+    *,
+    base_url: str,
+    identities: Sequence[Mapping[str, Any]],
+    started: datetime,
+    finished: datetime,
+    expected: tuple[str, ...],
+    results: Sequence[GateResult],
+    loads: dict[str, LoadSummary],
+) -> GateRun:
+    """The run of gates that left `results`; `identities` are of before and after them, in order."""
+    policy = settings.policy.for_model(deployment.model)
+    return GateRun(
+        deployment=deployment,
+        base_url=base_url,
+        platform=settings.platform.name if settings.platform else URL_ONLY,
+        revision=identities[0]["revision"],
+        build=_BUILD.validate_python(identities[0]["build"]),
+        policy_digest=policy.digest,
+        confidence=policy.confidence,
+        family_risk=policy.family_risk,
+        started=started,
+        finished=finished,
+        expected=expected,
+        gates=_as_family(results, policy),
+        loads=loads,
+        changed=change(identities),
+        images=tuple(sorted({image for found in identities for image in found["images"]})),
+    )
+
+
+def address_of(settings: Settings, deployment: Deployment) -> str:
+    """The deployment's address and how it is reached, for people; why it is unknown."""
+    try:
+        return str(settings.route_to(deployment))
+    except RolloutError as error:
+        return f"unknown ({error})"
+
+
+def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResult, ...]:
+    """The results with those fails made inconclusive that may be chance among so many gates."""
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    judged = iter(judge_family(verdicts, confidence=policy.confidence, method=policy.family_risk))
+    return tuple(
+        replace(result, verdicts=tuple(islice(judged, len(result.verdicts)))) for result in results
+    )
+
+
+def change(identities: Sequence[Mapping[str, Any]]) -> str:
+    """What changed while the gates ran, or could not be read; empty if nothing."""
+    for earlier, after in pairwise(identities):
+        both = earlier["images"] and after["images"]  # not known for a moment is no change
+        before = earlier if both else {**earlier, "images": after["images"]}
+        if before != after:
+            if "unknown" in after:
+                return str(after["unknown"])
+            revisions = f"revision {before['revision']} became revision {after['revision']}"
+            changes = [revisions] if before["revision"] != after["revision"] else []
+            was, now = (_BUILD.validate_python(each["build"]) for each in (before, after))
+            if was and now:
+                changes += was.differences(now)
+            if before["images"] != after["images"]:
+                was_running, is_running = (", ".join(i["images"]) for i in (before, after))
+                changes.append(f"images: {was_running} -> {is_running}")
+            return f"while the gates ran, {'; '.join(changes) or 'a ramp began or ended'}"
+    return next((i["unknown"] for i in identities if "unknown" in i), "")
