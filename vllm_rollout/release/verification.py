@@ -12,12 +12,14 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.gate_runs import address_of, gate_run, identity
 from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.report.evidence import Attachment, GateResult, GateRun
@@ -76,11 +78,11 @@ def _cannot_verify(deployment: Deployment, why: str) -> CannotVerifyError:
 
 def _run(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
     platform = settings.require_platform()
-    started, before = clock.now(), identity(platform, deployment)
+    started, before = clock.now(), _identity(platform, deployment)
     with ExitStack() as clients:
         checks = _checks(settings, deployment, clients)
         results = [_result(settings, deployment, each, clock.now()) for each in checks]
-    after = identity(platform, deployment)
+    after = _identity(platform, deployment)
     known = [found for found in (before, after) if "unknown" not in found]
     unknown = next((found for found in (after, before) if "unknown" in found), None)
     if unknown and results and not results[-1].error:
@@ -98,6 +100,14 @@ def _run(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
         results=results,
         loads={},
     )
+
+
+def _identity(platform: Platform, deployment: Deployment) -> dict[str, Any]:
+    """As `identity`; any exception makes it unknown."""
+    try:
+        return identity(platform, deployment)
+    except Exception as error:  # noqa: BLE001 - of the checker: see `_result`
+        return {**identity(None, deployment), "unknown": f"{type(error).__name__}: {error}"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
