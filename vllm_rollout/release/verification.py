@@ -141,7 +141,7 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
     if (health := gates.health) is not None:
         yield _Check(
             gate="health",
-            title="/health returns 200, and a token comes",
+            title="Health endpoint returns 200, and a token comes",
             ask=lambda _attach: health_and_a_token(client(), health),
             seconds=_REQUESTS * health.timeout_seconds,
         )
@@ -149,7 +149,7 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
         for stream in (False, True):
             yield _Check(
                 gate="inference",
-                title=f"Sample inference, {'streamed' if stream else 'whole'}",
+                title=f"Sample inference completes, {'streamed' if stream else 'whole'}",
                 ask=lambda attach, stream=stream: sample_inference(  # type: ignore[misc]
                     client(), inference, attach, stream=stream
                 ),
