@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vllm_rollout.console import LiveReporter
 from vllm_rollout.deployment import Target
 from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.platform.base import WayTrouble
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.engine import gate_and_promote
@@ -192,6 +194,24 @@ def test_where_nothing_answers_it_says_so_and_fails_nothing(
     run = verify(settings("http://127.0.0.1:9"), PRODUCTION, FakeClock())
 
     assert (run.outcome, run.unreachable) == (Outcome.INCONCLUSIVE, "http://127.0.0.1:9")
+
+
+def test_errors_of_the_path_are_not_held_against_the_deployment(
+    settings: Callable[[str], Settings],
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    trickling: str,
+) -> None:
+    counted = count()
+
+    def way_trouble(_deployment: object) -> WayTrouble:
+        return WayTrouble(count=next(counted), what="503", address="the API server")
+
+    monkeypatch.setattr(world.platform, "way_trouble", way_trouble)
+
+    run = verify(settings(trickling), PRODUCTION, FakeClock())
+
+    assert (run.outcome, run.unreachable) == (Outcome.INCONCLUSIVE, "the API server")
 
 
 @pytest.mark.parametrize("error", [OSError("disk I/O error"), RolloutError("no such table")])
