@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from e2e.test_rollout import MODEL, POLICY, PRODUCTION, Site
+from e2e.test_rollout import MODEL, POLICY, PRODUCTION, Site, new_site
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.base import Weights
@@ -23,20 +22,15 @@ BY_TRAFFIC = {
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(POLICY | BY_TRAFFIC))
-    site = Site(tmp_path)
-    yield site
-    site.platform.stop_all()
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    with new_site(tmp_path, POLICY | BY_TRAFFIC, monkeypatch) as site:
+        yield site
 
 
 def test_a_canary_as_good_takes_the_place_of_the_release_and_a_slower_one_does_not(
     site: Site,
 ) -> None:
-    site.to_staging("one")
-    first = site.run("gate-and-promote", MODEL)
-    assert first.returncode == ExitCode.OK, first.stdout + first.stderr
-
+    site.in_production("one")
     site.to_staging("two")
     good = site.run("gate-and-promote", MODEL)
     assert good.returncode == ExitCode.OK, good.stdout + good.stderr

@@ -1,4 +1,8 @@
-"""Whole rollouts through the real command lines, on a real API server under Helm 3 and Helm 4."""
+"""Whole rollouts through the real command lines, on a real API server under Helm 3 and Helm 4.
+
+The first test goes all the way by command lines alone; the others begin with builds in place
+(`support.seeded`).
+"""
 
 import json
 import os
@@ -15,12 +19,14 @@ from cluster.behaviour import HEALTHY
 from cluster.faulty import FaultyDoor, Refusal
 from cluster.fixtures import Namespace
 from cluster.registry import Registry, running_registry
+from support.seeded import deployed, staged
 from support.short_policy import short_policy
 
 from vllm_rollout.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.store import object_name
 from vllm_rollout.resources import CHARTS
+from vllm_rollout.settings import Settings, load_settings
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -85,22 +91,36 @@ class Site:
             printed, _ = process.communicate(timeout=600)
         return process.returncode, printed
 
-    def deploy(self, revision: str) -> None:
-        """Bring a build to development."""
-        values = self.folder / f"{revision}.yaml"
-        build = {
+    def values(self, revision: str) -> dict[str, Any]:
+        return {
             "model": {"name": MODEL, "path": "/models/llama", "revision": revision},
             "image": {"repository": f"{self.registry.host}/vllm", "tag": "v1"},
         }
-        values.write_text(yaml.safe_dump(build))
-        code, printed = self.run("vllm-rollout", "deploy", MODEL, "--values", str(values))
-        assert code == 0, printed
+
+    @property
+    def settings(self) -> Settings:
+        """By which builds are put in place: an administrator's, and nothing is checked before."""
+        return load_settings(
+            policy_file=str(self.folder / "rollout.yaml"),
+            overrides={
+                "kubernetes.helm": self.helm,
+                "environments.development.preflight": False,
+            },
+        )
+
+    def in_development(self, revision: str) -> None:
+        """Have a build in development."""
+        settings = self.settings
+        deployed(
+            settings.require_platform(),
+            settings.policy,
+            settings.deployment(MODEL, "development"),
+            self.values(revision),
+        )
 
     def to_staging(self, revision: str) -> None:
-        """Bring a build to staging by the shortest honest way."""
-        self.deploy(revision)
-        code, printed = self.run("gate-and-promote", MODEL, "--to", "staging")
-        assert code == 0, printed
+        """Have a build in staging that has passed development's gates."""
+        staged(self.settings, MODEL, self.values(revision), self.folder)
 
     def helm_history(self) -> list[dict[str, Any]]:
         listed = subprocess.run(
@@ -137,7 +157,13 @@ def site(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Sit
 
 
 def test_promoted_in_steps_then_broken_and_rolled_back_by_helm(site: Site) -> None:
-    site.to_staging("one")
+    (site.folder / "one.yaml").write_text(yaml.safe_dump(site.values("one")))
+    for words in (
+        ("vllm-rollout", "deploy", MODEL, "--values", "one.yaml"),
+        ("gate-and-promote", MODEL, "--to", "staging"),
+    ):
+        code, printed = site.run(*words)
+        assert code == ExitCode.OK, printed
     code, printed = promoted_while_the_api_server_goes_and_comes_back(site)
     assert code == ExitCode.OK, printed
     site.to_staging("two")
@@ -191,7 +217,7 @@ def promoted_while_the_api_server_goes_and_comes_back(site: Site) -> tuple[int, 
 
 @pytest.mark.parametrize("helm_binary", ["helm4"], indirect=True)
 def test_a_cluster_that_goes_away_is_exit_4_and_nothing_is_promoted(site: Site) -> None:
-    site.deploy("one")
+    site.in_development("one")
     control_plane = site.namespace.cluster.control_plane
     lines: list[str] = []
     with control_plane.back_in_the_end():
@@ -224,9 +250,9 @@ def test_a_busy_api_server_whose_watches_expire_is_asked_again(site: Site) -> No
         refused.add(key)
         return status, {"Retry-After": "1"}
 
+    site.to_staging("one")
     with FaultyDoor(site.namespace.cluster, refuse) as door:
         site.log_in(door.url)
-        site.to_staging("one")
         code, printed = site.run("gate-and-promote", MODEL)
     assert code == ExitCode.OK, printed
     assert {key.split()[0] for key in refused} >= {"409", "429"}

@@ -3,25 +3,23 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace, eventually
+from support.seeded import passed
 from support.short_policy import short_policy
 
-from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.deployment import Deployment
 from vllm_rollout.errors import ExitCode
-from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 MODEL = "llama-2-7b"
-LONG = timedelta(seconds=120)
 
 
 def helm(helm_binary: str, namespace: Namespace, *words: str) -> None:
@@ -34,27 +32,29 @@ def helm(helm_binary: str, namespace: Namespace, *words: str) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Path]:
-    """Production runs its second build; the account of the watch and a policy are there."""
+def roles(namespace: Namespace, helm_binary: str) -> None:
+    """The account of the watch, with its Role."""
+    helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, namespace: Namespace, helm_binary: str, roles: None) -> Path:
+    """Production runs its second build, and a policy says how it is watched."""
     url = f"{namespace.cluster.services.url}/{{namespace}}/{{model}}-{{environment}}"
-    policy = {
+    content = {
         **short_policy(rate=60, seconds=4, expected=45),
         "namespace": namespace.name,
         "service_url": url,
         "deploy_timeout": "120s",
         "kubernetes": {"helm": helm_binary},
     }
-    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
+    file = tmp_path / "rollout.yaml"
+    file.write_text(yaml.safe_dump(content))
     namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
-    helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
-    platform = namespace.platform(helm_binary, service_url=url)
+    policy, platform = load_policy(file), namespace.platform(helm_binary, service_url=url)
     production = Deployment(MODEL, "production", namespace.name)
     for version in ("one", "two"):
-        values = {"model": {"name": MODEL, "revision": version}}
-        build = platform.build(production, values)
-        target = Target(build=build, values=values, replicas=2, capacity=2)
-        revision = platform.apply(production, target, description=version, timeout=LONG)
-        Ledger(platform.store).passed(production, revision, "sha256:" + "0" * 64)
+        passed(platform, policy, production, {"model": {"name": MODEL, "revision": version}})
     return tmp_path
 
 
@@ -93,9 +93,8 @@ def test_the_watch_rolls_back_with_its_own_role(
     assert list((folder / "deployments").glob(f"{MODEL}-*.md"))
 
 
-def test_the_api_server_takes_the_charts_objects(
-    folder: Path, namespace: Namespace, helm_binary: str
-) -> None:
+@pytest.mark.usefixtures("roles")
+def test_the_api_server_takes_the_charts_objects(namespace: Namespace, helm_binary: str) -> None:
     image = "registry/vllm-rollout-watch@sha256:" + "5" * 64
     chosen = ["--set", f"model={MODEL},image={image}"]
     helm(helm_binary, namespace, "install", "watch", str(CHARTS / "rollout-watch"), *chosen)

@@ -14,6 +14,8 @@ from support.gate_runs import (
     outcomes,
     run_gates,
     staging,
+    started_gates,
+    unreported,
 )
 
 from vllm_rollout.judge import Outcome
@@ -22,7 +24,7 @@ from vllm_rollout.simulator.running import RunningSimulator
 
 def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
     with RunningSimulator(model=MODEL, **FAST) as server:
-        run = run_gates(tmp_path, *staging(server.url))
+        run = started_gates(tmp_path, *staging(server.url))
 
     assert run.returncode == 0, run.stdout + run.stderr
     evidence = evidence_in(tmp_path)
@@ -51,7 +53,7 @@ def test_a_slow_deployment_fails_with_its_bound(tmp_path: Path) -> None:
     with RunningSimulator(model=MODEL, ttft_seconds="4", inter_token_seconds="0.001") as server:
         run = run_gates(
             tmp_path,
-            *staging(server.url),
+            *unreported(server.url),
             "-k",
             "latency",
             changes=(*SHORT, "load.rate=50/s", *ONE_IN_FIFTY),
@@ -108,7 +110,7 @@ def test_a_mix_of_requests_is_shown_class_by_class(tmp_path: Path) -> None:
     with RunningSimulator(model=MODEL, **FAST) as server:
         run = run_gates(
             tmp_path,
-            *staging(server.url),
+            *unreported(server.url),
             changes=(*SHORT, *ONE_IN_FIFTY, f"load.traffic.workload={json.dumps(mix)}"),
         )
 
@@ -138,7 +140,7 @@ def test_a_load_that_changes_is_judged_like_any_other(tmp_path: Path, traffic: s
         "\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows])
     )
     with RunningSimulator(model=MODEL, **FAST) as server:
-        run = run_gates(tmp_path, *staging(server.url), changes=(*SHORT, *ONE_IN_FIFTY, traffic))
+        run = run_gates(tmp_path, *unreported(server.url), changes=(*SHORT, *ONE_IN_FIFTY, traffic))
 
     assert run.returncode == 0, run.stdout + run.stderr
     load = evidence_in(tmp_path).runs[0].loads["load"]
@@ -179,7 +181,7 @@ def test_a_teams_own_gate_on_the_whole_load_judges_no_part_of_one(tmp_path: Path
     (tmp_path / "test_whole.py").write_text(WHOLE)
     long = (*SHORT, "load.rate=50/s", "load.duration=10m")
     with RunningSimulator(model=MODEL, **FAST, error_rate="0.8") as server:
-        run = run_gates(tmp_path, "test_whole.py", *staging(server.url), changes=long)
+        run = run_gates(tmp_path, "test_whole.py", *unreported(server.url), changes=long)
 
     (gate,) = evidence_in(tmp_path).runs[0].gates
     assert gate.outcome is Outcome.INCONCLUSIVE, run.stdout
@@ -194,7 +196,7 @@ def test_goodput_is_gated_where_the_policy_asks_for_it(
     with RunningSimulator(model=MODEL, **FAST) as server:
         run_gates(
             tmp_path,
-            *staging(server.url),
+            *unreported(server.url),
             changes=(*SHORT, *ONE_IN_FIFTY, "gates.goodput.target=95%", *asked),
         )
 
@@ -261,6 +263,7 @@ def test_a_hung_engine_behind_a_healthy_front_fails_and_gets_no_load(tmp_path: P
                 *SHORT,
                 "gates.health.timeout=1s",
                 "gates.inference.timeout=1s",
+                "gates.outputs.timeout=1s",
                 "gates.response_time.requests=1",
             ),
         )
@@ -285,7 +288,7 @@ def test_nothing_listening_is_named_and_never_passes(tmp_path: Path) -> None:
 
 def test_two_models_side_by_side_leave_a_report_each(tmp_path: Path) -> None:
     with RunningSimulator(model=MODEL, **FAST) as server:
-        run = run_gates(
+        run = started_gates(
             tmp_path,
             *staging(server.url),
             "--model",

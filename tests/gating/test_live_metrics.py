@@ -1,11 +1,10 @@
 """The gate live_metrics as a user runs it: by a real Prometheus, and by one that is not there."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
+from support.forked import pytest_in
 from support.prometheus import running_prometheus, until
 
 from vllm_rollout.judge import Outcome
@@ -21,21 +20,22 @@ def gate(folder: Path, server: str, prometheus: str) -> dict[str, GateResult]:
     """The results of the gate, by the name of the test."""
     evidence = folder / "evidence.json"
     evidence.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", str(GATES / "test_live_metrics.py")]
+    command = [str(GATES / "test_live_metrics.py"), "-p", "no:hypothesispytest"]
     command += ["-m", "production", "--model", MODEL, "--base-url", server]
     command += ["--policy-set", f"prometheus.url={prometheus}", "--evidence", str(evidence)]
     for change in ("max_gap=20m", "requests.failed=5.."):
         command += ["--policy-set", f"prometheus.{change}"]
     command += ["--policy-set", "environments.production.gates.live_metrics.error_rate=5%"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert evidence.exists(), done.stdout + done.stderr
+    done = pytest_in(folder, command)
+    assert evidence.exists(), done.stdout
     return {g.item.partition("[")[0]: g for g in read_evidence(evidence).runs[0].gates}
 
 
 def complete(server: str, count: int) -> None:
-    for _ in range(count):
-        body = {"model": MODEL, "prompt": "Hello", "max_tokens": 1}
-        httpx.post(f"{server}/v1/completions", json=body)
+    body = {"model": MODEL, "prompt": "Hello", "max_tokens": 1}
+    with httpx.Client(base_url=server) as http:
+        for _ in range(count):
+            http.post("/v1/completions", json=body)
 
 
 @pytest.mark.prometheus
@@ -45,11 +45,12 @@ def test_it_passes_on_good_requests_fails_on_bad_ones_and_knows_nothing_without_
     with (
         RunningSimulator(model=MODEL, ttft_seconds=0, inter_token_seconds=0) as server,
         running_prometheus(tmp_path, {server.url: LABELS}) as prometheus,
+        httpx.Client(base_url=prometheus) as http,
     ):
 
         def seen() -> float:
             query = {"query": 'sum(http_requests_total{handler="/v1/completions"})'}
-            found = httpx.get(f"{prometheus}/api/v1/query", params=query).json()["data"]["result"]
+            found = http.get("/api/v1/query", params=query).json()["data"]["result"]
             return float(found[0]["value"][1]) if found else 0
 
         complete(server.url, 1)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.gate_runs import MODEL, evidence_in, run_gates, staging
+from support.gate_runs import MODEL, evidence_in, run_gates, staging, started_gates
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.resources import GATES
@@ -14,7 +14,6 @@ from vllm_rollout.resources import GATES
     ("arguments", "words"),
     [
         ((), "no environment selected"),
-        (("-n", "1"), "no environment selected"),
         (("--model", MODEL), "pytest -m staging --model llama-2-7b"),
         (("-m", "not production", "--model", MODEL), "no environment selected"),
         (("-m", "staging"), "no model given"),
@@ -30,6 +29,14 @@ def test_a_run_that_names_too_little_is_a_usage_error_that_teaches(
 
     assert run.returncode == pytest.ExitCode.USAGE_ERROR, run.stdout + run.stderr
     assert words in run.stdout + run.stderr
+    assert not (tmp_path / "reports").exists()
+
+
+def test_an_xdist_worker_hands_a_usage_error_to_the_controller(tmp_path: Path) -> None:
+    run = started_gates(tmp_path, str(GATES), "-n", "1", changes=())
+
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR, run.stdout + run.stderr
+    assert "no environment selected" in run.stdout + run.stderr
     assert not (tmp_path / "reports").exists()
 
 

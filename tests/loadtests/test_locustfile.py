@@ -206,7 +206,7 @@ def test_closed_users_wait_for_answers_and_shapes_and_traces_keep_to_their_times
         "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:47.0805900,12,3\n"
     )
     common = ("--headless", "--host", base_url, "--model", "m", "--results", "log")
-    closed = ("--arrivals", "closed", "--users", "3", "--run-time", "4s")
+    closed = ("--arrivals", "closed", "--users", "3", "--run-time", "2s")
     shape = ("--shape", "0.5:20,0.5:20-60", "--arrivals", "constant")
     for options in (closed, shape, ("--trace", "trace.csv", "--speed", "2")):
         done = subprocess.run(

@@ -41,6 +41,7 @@ class Processes:
     folder: Path
     missing: int = 0
     late_seconds: float = 0.0
+    unattended_seconds: int = 20
     start_seconds: float = 120.0
     workers: list[ProcessGroup] = field(default_factory=list)
     master: ProcessGroup | None = None
@@ -51,7 +52,8 @@ class Processes:
     def start(self, task: LoadTask) -> None:
         (self.folder / "plan.json").write_text(task.plan)
         port = free_port()
-        common = ["--relay", "--relay-port", str(self._port), "--unattended", "20"]
+        common = ["--relay", "--relay-port", str(self._port)]
+        common += ["--unattended", str(self.unattended_seconds)]
         self.master = self._run(
             *("master", *common, "--plan", str(self.folder / "plan.json"), "--master"),
             *("--master-bind-host", "127.0.0.1", "--master-bind-port", str(port)),
@@ -206,7 +208,7 @@ def test_a_worker_that_never_comes_is_waited_for_and_said(
 def test_a_worker_that_comes_late_is_waited_for_and_sends_its_share(
     serve: Any, tmp_path: Path, pods: Processes
 ) -> None:
-    pods.late_seconds = 8.0
+    pods.late_seconds = 4.0
     result = run(a_plan(serve(answer)), pods, tmp_path)
     assert result.incomplete == ""
     assert outcomes(result) == {"ok": 180}
@@ -227,10 +229,11 @@ def test_ctrl_c_ends_master_and_workers(serve: Any, tmp_path: Path, pods: Proces
 def test_a_load_that_nobody_attends_ends_by_itself(
     serve: Any, tmp_path: Path, pods: Processes
 ) -> None:
+    pods.unattended_seconds = 3
     plan = a_plan(serve(answer), seconds=600).to_json()
     pods.start(LoadTask(plan=plan, base_url="", workers=2, longest_seconds=600))
     assert pods.master
-    assert pods.master.wait(120), "20 s after it was last asked"
+    assert pods.master.wait(120), "3 s after it was last asked"
     assert all(worker.wait(60) for worker in pods.workers)
 
 

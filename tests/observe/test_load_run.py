@@ -266,7 +266,7 @@ def test_a_worker_that_stands_still_for_a_moment_loses_nothing_and_its_requests_
     serve: Serve, tmp_path: Path
 ) -> None:
     """The other worker has long been done when this one goes on."""
-    moment = 6.0
+    moment = 3.0
 
     def pause(worker: psutil.Process) -> None:
         worker.suspend()

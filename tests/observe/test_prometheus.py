@@ -321,12 +321,13 @@ def scraped(tmp_path: Path) -> Iterator[tuple[DeploymentMetrics, list[RunningSim
 
 def complete(server: RunningSimulator, count: int) -> None:
     body = {"model": STAGING.model, "prompt": "Hello", "max_tokens": 2}
-    for _ in range(count):
-        httpx.post(f"{server.url}/v1/completions", json=body)
+    with httpx.Client(base_url=server.url) as http:
+        for _ in range(count):
+            http.post("/v1/completions", json=body)
 
 
 @pytest.mark.prometheus
-def test_a_real_prometheus_tells_exact_counts_of_all_servers_of_the_deployment(
+def test_a_real_prometheus_tells_exact_counts_and_which_server_goes_down(
     scraped: tuple[DeploymentMetrics, list[RunningSimulator]],
 ) -> None:
     found, (first, second, other) = scraped
@@ -346,13 +347,6 @@ def test_a_real_prometheus_tells_exact_counts_of_all_servers_of_the_deployment(
     assert latency.total == 40
     assert latency.percentile_above(95, 6) is False
     assert found.gauge(KV_CACHE_USAGE, at=datetime.now(UTC)) == 0
-
-
-@pytest.mark.prometheus
-def test_a_server_that_goes_down_is_seen_by_a_real_prometheus(
-    scraped: tuple[DeploymentMetrics, list[RunningSimulator]],
-) -> None:
-    found, (first, _, _) = scraped
 
     def up() -> list[int]:
         return [n for _, n in found.uptime(ago(300), datetime.now(UTC)).moments[-1:]]

@@ -42,12 +42,9 @@ def servers() -> Iterator[tuple[RunningSimulator, RunningSimulator]]:
         yield first, second
 
 
-def watch(
-    probed: str, prometheus: str, meanwhile: Callable[[], None], duration: timedelta
-) -> tuple[WatchEnd, list[str]]:
-    """Watch through the probes of one server; what was said of gaps."""
+def watch(probed: str, prometheus: str, meanwhile: Callable[[], None], said: list[str]) -> WatchEnd:
+    """Watch through the probes of one server; what is said of gaps is added to `said`."""
     policy = load_policy(None, overrides={**POLICY, "prometheus.url": prometheus})
-    said: list[str] = []
     with (
         InferenceClient(probed, model=PRODUCTION.model) as client,
         live_metrics(policy, PRODUCTION) as live,
@@ -70,12 +67,7 @@ def watch(
             on_seen=lambda: said.append("seen"),
             live=live.since_the_first,
         )
-        return watcher.watch(duration), said
-
-
-def complete(server: RunningSimulator) -> None:
-    body = {"model": PRODUCTION.model, "prompt": "Hello", "max_tokens": 1}
-    httpx.post(f"{server.url}/v1/completions", json=body)
+        return watcher.watch(timedelta(minutes=5))
 
 
 def test_errors_that_only_users_meet_are_seen_by_prometheus_and_fire(
@@ -85,12 +77,16 @@ def test_errors_that_only_users_meet_are_seen_by_prometheus_and_fire(
     httpx.patch(f"{other.url}/simulator/dials", json={"error_rate": 1.0})
 
     def users() -> None:
+        body = {"model": PRODUCTION.model, "prompt": "Hello", "max_tokens": 1}
         for _ in range(5):
-            complete(other)
+            http.post("/v1/completions", json=body)
 
-    with running_prometheus(tmp_path, dict.fromkeys((probed.url, other.url), LABELS)) as url:
+    with (
+        running_prometheus(tmp_path, dict.fromkeys((probed.url, other.url), LABELS)) as url,
+        httpx.Client(base_url=other.url) as http,
+    ):
         until_scraped(url)
-        end, _ = watch(probed.url, url, users, timedelta(minutes=5))
+        end = watch(probed.url, url, users, [])
 
     assert end.fired.startswith("error rate by Prometheus: ")
 
@@ -102,17 +98,17 @@ def test_a_prometheus_that_goes_away_is_named_and_the_probes_go_on(
     with ExitStack() as stack:
         url = stack.enter_context(running_prometheus(tmp_path, {probed.url: LABELS}))
         until_scraped(url)
-        looks = 0
+        looks, said = 0, list[str]()
 
         def meanwhile() -> None:
             nonlocal looks
             looks += 1
             if looks == 10:
                 stack.close()
-            if looks == 100:
+            if said:
                 httpx.patch(f"{probed.url}/simulator/dials", json={"error_rate": 1.0})
 
-        end, said = watch(probed.url, url, meanwhile, timedelta(minutes=5))
+        end = watch(probed.url, url, meanwhile, said)
 
     assert end.fired.startswith("error rate: ")
     (gap,) = said
@@ -122,7 +118,8 @@ def test_a_prometheus_that_goes_away_is_named_and_the_probes_go_on(
 
 def until_scraped(prometheus: str) -> None:
     def up() -> bool:
-        found = httpx.get(f"{prometheus}/api/v1/query", params={"query": "up"}).json()
+        found = http.get("/api/v1/query", params={"query": "up"}).json()
         return all(s["value"][1] == "1" for s in found["data"]["result"] or [{"value": "00"}])
 
-    until(up, what="all targets up")
+    with httpx.Client(base_url=prometheus) as http:
+        until(up, what="all targets up")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.forked import pytest_in
+
 from vllm_rollout.judge import Outcome
 from vllm_rollout.report.evidence import Evidence, read_evidence
 
@@ -29,21 +31,45 @@ def run_gates(
     tmp_path: Path, *arguments: str, changes: tuple[str, ...] = (*SHORT, *ONE_IN_FIFTY)
 ) -> "subprocess.CompletedProcess[str]":
     """Run pytest in an empty folder, `changes` made to staging's policy."""
-    command = [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider", "-rA"]
-    for change in changes:
-        command += ["--policy-set", f"environments.staging.{change}"]
+    return pytest_in(tmp_path, _options(arguments, changes))
+
+
+def started_gates(
+    tmp_path: Path, *arguments: str, changes: tuple[str, ...] = (*SHORT, *ONE_IN_FIFTY)
+) -> "subprocess.CompletedProcess[str]":
+    """The same by a new interpreter, as a user's shell starts it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
     return subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
+        [sys.executable, "-m", "pytest", *_options(arguments, changes)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
 
 
+def _options(arguments: tuple[str, ...], changes: tuple[str, ...]) -> list[str]:
+    # Hypothesis, which users do not have, takes longer to import than most gates take.
+    options = [*arguments, "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-rA"]
+    for change in changes:
+        options += ["--policy-set", f"environments.staging.{change}"]
+    return options
+
+
 def staging(url: str) -> tuple[str, ...]:
+    """The gates of staging at a server, and a report."""
     return ("-m", "staging", "--model", MODEL, "--base-url", url)
 
 
+def unreported(url: str) -> tuple[str, ...]:
+    """The same, and evidence without a report: another pytest renders it."""
+    return (*staging(url), "--evidence", "evidence.json")
+
+
 def evidence_in(tmp_path: Path, model: str = MODEL) -> Evidence:
-    (file,) = tmp_path.glob(f"reports/{model}/*/evidence.json")
+    """What such a run left."""
+    (file,) = (*tmp_path.glob(f"reports/{model}/*/evidence.json"), *tmp_path.glob("evidence.json"))
     return read_evidence(file)
 
 

@@ -13,7 +13,7 @@ from cluster.required import debian_tool
 from vllm_rollout.observe.process_group import ProcessGroup
 from vllm_rollout.ports import free_port
 
-SCRAPE_INTERVAL = "1s"
+SCRAPE_INTERVAL = "250ms"
 
 
 def until(holds: Callable[[], bool], *, what: str, seconds: float = 150) -> None:

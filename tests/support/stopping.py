@@ -3,8 +3,10 @@
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from scipy.signal import lfilter
 
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.mixture import bet_above, bet_below
@@ -29,17 +31,12 @@ class Stopped:
 def stop_at(limit, good=None, bad=None, *, share, horizon, confidence=0.95):
     """How the suite's test of `limit` ends when `share` of the requests are bad."""
     threshold = -math.log(1 - confidence)
-    below, above = bet_below(limit, good), bet_above(limit, bad)
-    counts = range(horizon + 1)
-    pass_from = [
-        bisect_left(counts, threshold, lo=k, key=lambda n, k=k: below.log_stake(k, n, limit))
-        for k in range(_MOST_BAD)
-    ]
-    fail_until = [
-        bisect_right(counts, -threshold, lo=k, key=lambda n, k=k: -above.log_stake(k, n, limit)) - 1
-        for k in range(_MOST_BAD)
-    ]
-    return _walk(np.array(pass_from), np.array(fail_until), share, horizon)
+    stopped, _ = _walk(
+        *_decided(limit, good, bad, to_pass=threshold, to_fail=threshold, horizon=horizon),
+        share,
+        horizon,
+    )
+    return stopped
 
 
 def spend_at(limit, spending, *, share, horizon):
@@ -47,23 +44,11 @@ def spend_at(limit, spending, *, share, horizon):
 
     Bets decide before the end, by `spending`, and the fixed sample at the end.
     """
-    below, above = bet_below(limit), bet_above(limit)
     to_pass = -math.log(1 - spending.early_pass_confidence) if spending.passes else math.inf
     to_fail = -math.log(1 - spending.early_fail_confidence)
-    k, n = np.arange(_MOST_BAD), range(1, horizon + 1)
-    passes = {c: [below.log_stake(int(b), c, limit) >= to_pass for b in k] for c in n}
-    fails = {c: [b <= c and above.log_stake(int(b), c, limit) >= to_fail for b in k] for c in n}
-    going = np.zeros(_MOST_BAD)
-    going[0] = 1
-    passed = failed = requests = 0.0
-    for count in n:
-        requests += going.sum()
-        worse = going[:-1] * share
-        going *= 1 - share
-        going[1:] += worse
-        wins, losses = np.array(passes[count]), np.array(fails[count])
-        passed, failed = passed + going[wins].sum(), failed + going[losses].sum()
-        going[wins | losses] = 0
+    boundaries = _decided(limit, None, None, to_pass=to_pass, to_fail=to_fail, horizon=horizon)
+    stopped, going = _walk(*boundaries, share, horizon)
+    passed, failed = stopped.passed, stopped.failed
     undecided = Verdict(outcome=Outcome.INCONCLUSIVE, reason="")
     for bad in np.flatnonzero(going):
         verdict = last_verdict(
@@ -73,7 +58,7 @@ def spend_at(limit, spending, *, share, horizon):
         )
         passed += going[bad] * (verdict.outcome is Outcome.PASS)
         failed += going[bad] * (verdict.outcome is Outcome.FAIL)
-    return Stopped(float(passed), float(failed), float(requests))
+    return Stopped(float(passed), float(failed), stopped.requests)
 
 
 def wald_at(good, bad, *, share, horizon, risk=0.05):
@@ -86,19 +71,44 @@ def wald_at(good, bad, *, share, horizon, risk=0.05):
     k = np.arange(_MOST_BAD)
     pass_from = k + np.ceil((threshold + k * per_bad) / per_good - 1e-9).astype(int)
     fail_until = k + np.floor((k * per_bad - threshold) / per_good + 1e-9).astype(int)
-    return _walk(pass_from, fail_until, share, horizon)
+    return _walk(pass_from, fail_until, share, horizon)[0]
+
+
+@cache
+def _decided(limit, good, bad, *, to_pass, to_fail, horizon):
+    """After how many requests, by bad ones, the bets pass at the earliest and fail at the latest.
+
+    The stakes rise with each good request, and fall with it: they are bisected.
+    """
+    below, above = bet_below(limit, good), bet_above(limit, bad)
+    counts = range(horizon + 1)
+    pass_from = [
+        bisect_left(counts, to_pass, lo=k, key=lambda n, k=k: below.log_stake(k, n, limit))
+        for k in range(_MOST_BAD)
+    ]
+    fail_until = [
+        bisect_right(counts, -to_fail, lo=k, key=lambda n, k=k: -above.log_stake(k, n, limit)) - 1
+        for k in range(_MOST_BAD)
+    ]
+    return np.array(pass_from), np.array(fail_until)
 
 
 def _walk(pass_from, fail_until, share, horizon):
-    going = np.zeros(_MOST_BAD)
-    going[0] = 1
+    """How paths end, and how likely each number of bad requests is, undecided at the horizon.
+
+    Of the paths with k bad requests: how likely one arrives there at each request (from those with
+    one fewer), and is still there at each later one.
+    """
+    n = np.arange(horizon + 1)
+    going, left = np.zeros(horizon + 1), np.zeros(_MOST_BAD)
     passed = failed = requests = 0.0
-    for n in range(1, horizon + 1):
-        requests += going.sum()
-        worse = going[:-1] * share
-        going *= 1 - share
-        going[1:] += worse
-        passes, fails = n >= pass_from, n <= fail_until
-        passed, failed = passed + going[passes].sum(), failed + going[fails].sum()
-        going[passes | fails] = 0
-    return Stopped(float(passed), float(failed), float(requests))
+    for k in range(_MOST_BAD):
+        arrived = np.append(0.0, going[:-1] * share) if k else 1.0 * (n == 0)
+        fails = n <= fail_until[k]
+        failed += arrived[fails].sum()
+        going = lfilter([1.0], [1.0, share - 1], np.where(fails, 0.0, arrived))
+        passed += going[pass_from[k] : pass_from[k] + 1].sum()
+        going[pass_from[k] :] = 0.0
+        requests += going[:-1].sum()
+        left[k] = going[-1]
+    return Stopped(float(passed), float(failed), float(requests)), left

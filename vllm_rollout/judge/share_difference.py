@@ -10,7 +10,7 @@ sharp, while the exact binomial sum over them is what keeps the risk.
 
 import math
 from bisect import bisect_left
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ _PRECISION = 1e-9
 _MOST_TIMES = 1000
 
 
+@lru_cache(maxsize=256)  # a watch asks again and again about counts that stand still
 def share_difference_bounds(
     first: int, n_first: int, second: int, n_second: int, confidence: float
 ) -> tuple[float, float]:
