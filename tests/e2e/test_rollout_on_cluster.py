@@ -23,7 +23,7 @@ from vllm_rollout.platform.kubernetes.store import object_name
 from vllm_rollout.resources import CHARTS
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 MODEL = "llama-2-7b"
 ACCOUNT = "vllm-rollout-promote"

@@ -18,7 +18,7 @@ from vllm_rollout.errors import ExitCode
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.resources import CHARTS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = "llama-2-7b"
 LONG = timedelta(seconds=120)

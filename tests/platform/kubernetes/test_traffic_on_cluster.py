@@ -17,7 +17,7 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = "llama-2-7b"
 RELEASE = f"{MODEL}-production"
