@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,8 +33,15 @@ def helm(helm_binary: str, namespace: Namespace, *words: str) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Path]:
-    """Production runs its second build; the account of the watch and a policy are there."""
+def account(namespace: Namespace, helm_binary: str) -> str:
+    """The watch's account, with its Role."""
+    helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
+    return "vllm-rollout-watch"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Path:
+    """Production runs its second build; a policy is there."""
     url = f"{namespace.cluster.services.url}/{{namespace}}/{{model}}-{{environment}}"
     policy = {
         **short_policy(rate=60, seconds=4, expected=45),
@@ -46,7 +52,6 @@ def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[P
     }
     (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
     namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
-    helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
     platform = namespace.platform(helm_binary, service_url=url)
     production = Deployment(MODEL, "production", namespace.name)
     for version in ("one", "two"):
@@ -59,9 +64,9 @@ def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[P
 
 
 def test_the_watch_rolls_back_with_its_own_role(
-    folder: Path, namespace: Namespace, helm_binary: str
+    folder: Path, namespace: Namespace, account: str
 ) -> None:
-    token = namespace.token("vllm-rollout-watch")
+    token = namespace.token(account)
     kubeconfig = namespace.cluster.control_plane.kubeconfig(
         f"{namespace.name}-watch", token=token, namespace=namespace.name
     )
@@ -93,9 +98,8 @@ def test_the_watch_rolls_back_with_its_own_role(
     assert list((folder / "deployments").glob(f"{MODEL}-*.md"))
 
 
-def test_the_api_server_takes_the_charts_objects(
-    folder: Path, namespace: Namespace, helm_binary: str
-) -> None:
+@pytest.mark.usefixtures("account")
+def test_the_api_server_takes_the_charts_objects(namespace: Namespace, helm_binary: str) -> None:
     image = "registry/vllm-rollout-watch@sha256:" + "5" * 64
     chosen = ["--set", f"model={MODEL},image={image}"]
     helm(helm_binary, namespace, "install", "watch", str(CHARTS / "rollout-watch"), *chosen)
