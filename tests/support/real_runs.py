@@ -52,7 +52,6 @@ POLICY: dict[str, Any] = {
         "slo": {"within": "1s"},
         "error_spike": {"within": "1s", "for": "500ms"},
     },
-    "deploy_timeout": "120s",
 }
 BY_TRAFFIC: dict[str, Any] = {
     "canary": {"by": "traffic", "latency": False, "error_rate": False},
@@ -211,6 +210,7 @@ class Runs:
     values: Callable[[int], dict[str, Any]]
     folder: Path
     by_traffic: bool = False
+    deploy_timeout: str = "120s"
 
     def start(self, version: int, *, bad: bool = False, stop: Stop | None = None) -> Run:
         """Start bringing build `version` to production; a `bad` one fails the gates there."""
@@ -251,7 +251,8 @@ class Runs:
         development = Deployment(self.target.model, "development", self.target.namespace)
         with suppress(ConflictError):  # a run beside this one notes the same
             Ledger(real.store).passed(development, real.gated, "sha256:of-an-earlier-run")
-        policy = load_policy(None, overrides=POLICY | (BY_TRAFFIC if self.by_traffic else {}))
+        overrides = POLICY | {"deploy_timeout": self.deploy_timeout}
+        policy = load_policy(None, overrides=overrides | (BY_TRAFFIC if self.by_traffic else {}))
         clock = SystemClock()
         gates = ScriptedGates(platform, clock)
         gates.outcomes["production"] = Outcome.FAIL if bad else Outcome.PASS

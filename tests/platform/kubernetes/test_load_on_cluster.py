@@ -146,7 +146,7 @@ def test_a_worker_without_room_is_said_with_the_schedulers_reason(
 ) -> None:
     amounts = {"cpu": "1000", "memory": "64Mi"}
     pods = site.pods(
-        start_seconds=15, worker={"resources": {"requests": amounts, "limits": amounts}}
+        start_seconds=5, worker={"resources": {"requests": amounts, "limits": amounts}}
     )
     with pytest.raises(UnreachableError) as caught:
         run_load(a_plan(), work_dir=tmp_path, start=remotely(pods))
