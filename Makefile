@@ -1,16 +1,18 @@
 # Two commands do everything on a fresh machine that has Python 3.11 or newer:
 #   make demo    the main job, on this machine, no cluster
-#   make test    all tests this machine can run; builds what the cluster tests need, once
+#   make test    the tests of everything that needs no built parts, in minutes
+# `make test-all` adds the real control plane and Helm, and `make test-exhaustive` every variant.
 PYTHON ?= python3
 BIN := .venv/bin
 # An inherited PYTHONDONTWRITEBYTECODE would compile every module again in every process.
 export PYTHONDONTWRITEBYTECODE :=
 UV := $(shell command -v uv || echo $(BIN)/uv)
 TESTS ?= tests
-# `make test PARTS=as-they-are` builds nothing.
-PARTS ?= build
+# Tests that need a part that has to be built are marked cluster or helm, by tests/conftest.py.
+BUILT := cluster or helm
+PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto --dist loadgroup -W error --timeout 600 -rs
 
-.PHONY: help demo demo-rollback demo-clean test parts lint format lock schema wheel clean
+.PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint format lock schema wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -32,13 +34,17 @@ demo-rollback: .venv/installed ## the same with a second build that breaks after
 demo-clean: .venv/installed ## stop what the demo left serving and forget it
 	$(BIN)/python examples/demo.py --clean
 
-test: .venv/installed ## all tests this machine can run; says what it skips and why
-ifeq ($(TESTS)-$(PARTS),tests-build)
-	$(BIN)/python tests/cluster/build_tools.py --if-possible
-endif
-	$(BIN)/python -m pytest $(TESTS) -n auto --dist loadgroup -W error --timeout 600 -rs
+test: .venv/installed ## the tests that need no built parts; says what it skips and why
+	@echo "left to make test-all: a real control plane and Helm; to make test-exhaustive: all variants"
+	$(PYTEST) -m "not ($(BUILT) or exhaustive)"
 
-parts: .venv/installed ## build the real control plane and Helms of the cluster tests, with Go
+test-all: parts ## these, and those on a real control plane with real Helm; nothing is skipped
+	VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -m "not exhaustive"
+
+test-exhaustive: parts ## these, every crash cell on real processes, and both Helms everywhere
+	VLLM_ROLLOUT_REQUIRE=all $(PYTEST)
+
+parts: .venv/installed ## build that control plane and both Helms with Go, once, in some 15 minutes
 	$(BIN)/python tests/cluster/build_tools.py
 
 lint: .venv/installed ## style, types and the layers of the house

@@ -1,6 +1,44 @@
-"""The real parts that tests of several folders use."""
+"""The real parts that tests of several folders use, and the marks and the order of all tests."""
 
+import pytest
 from cluster.fixtures import cluster, namespace, wire
 from cluster.required import helm_binary
 
 __all__ = ["cluster", "helm_binary", "namespace", "wire"]
+
+_BUILT = {"cluster": "cluster", "helm_binary": "helm"}
+"""The fixtures that give a part that has to be built, and the mark of the tests that use it."""
+
+
+_LONGEST_FIRST = (
+    "tests/e2e/test_rollout_on_cluster.py",
+    "tests/e2e/test_rollout",
+    "tests/e2e/",
+    "tests/capacity/",
+    "tests/release/test_crashes.py",
+    "tests/platform/kubernetes/test_load_on_cluster.py",
+    "tests/platform/kubernetes/test_platform_on_cluster.py",
+    "_on_cluster.py",
+    "tests/cluster/test_existing.py",
+    "tests/release/",
+    "tests/gating/",
+    "tests/observe/",
+)
+"""Parts of the names of the files whose tests take long, so that the last minutes of a run are
+many short tests, which keep every core at work."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what needs a part that has to be built; `make test` leaves these out."""
+    for fixture, mark in _BUILT.items():
+        if fixture in getattr(item, "fixturenames", ()):
+            item.add_marker(mark)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the longest tests first."""
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, part in enumerate(_LONGEST_FIRST) if part in item.nodeid), 99)
+
+    items.sort(key=place)

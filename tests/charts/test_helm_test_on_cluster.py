@@ -11,12 +11,11 @@ import pytest
 import yaml
 from cluster.behaviour import HEALTHY, Behaviour, running
 from cluster.fixtures import Namespace, eventually
+from cluster.required import each_helm
 
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.resources import CHARTS
 from vllm_rollout.simulator.running import RunningSimulator
-
-pytestmark = pytest.mark.cluster
 
 RELEASE = "llama-2-7b-staging"
 KEY = "sk-of-the-tests"
@@ -60,6 +59,7 @@ def helm_test(namespace: Namespace, helm: str) -> "subprocess.CompletedProcess[s
     )
 
 
+@each_helm
 @pytest.mark.usefixtures("servers")
 def test_it_passes_where_a_completion_comes(namespace: Namespace, helm_binary: str) -> None:
     ended = helm_test(namespace, helm_binary)
@@ -85,6 +85,7 @@ def test_it_fails_where_the_service_is_broken(
     assert "test" in ended.stderr
 
 
+@each_helm
 def test_it_fails_where_nothing_answers(
     namespace: Namespace, helm_binary: str, servers: list[RunningSimulator]
 ) -> None:

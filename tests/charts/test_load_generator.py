@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster.required import each_helm
 
 from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.resources import CHARTS
-
-pytestmark = pytest.mark.helm
 
 CHART = CHARTS / "load-generator"
 VALUES: dict[str, Any] = {
@@ -39,6 +38,7 @@ def render(helm_binary: str, tmp_path: Path) -> Render:
     return render
 
 
+@each_helm
 def test_it_lints_strictly(helm_binary: str, tmp_path: Path) -> None:
     own = tmp_path / "values.yaml"
     own.write_text(yaml.safe_dump(VALUES))

@@ -13,8 +13,6 @@ from cluster.fixtures import Cluster, Namespace, eventually
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.resources import CHARTS
 
-pytestmark = pytest.mark.cluster
-
 CHART = CHARTS / "vllm-deployment"
 SERVICE_MONITOR = Path(fixtures.__file__).with_name("service_monitor.yaml")
 PATHS = {

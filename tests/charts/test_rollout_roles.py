@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
+from cluster.required import each_helm
 
 from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.resources import CHARTS
 
-pytestmark = pytest.mark.helm
-
 CHART = CHARTS / "rollout-roles"
 
 
+@each_helm
 def test_a_purpose_that_is_off_has_no_account_and_no_rights(
     helm_binary: str, tmp_path: Path
 ) -> None:

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster.required import each_helm
 
 from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
-
-pytestmark = pytest.mark.helm
 
 CHART = CHARTS / "rollout-watch"
 VALUES: dict[str, Any] = {
@@ -31,6 +30,7 @@ def rendered(helm_binary: str, folder: Path, **changes: Any) -> dict[str, dict[s
     return {each["kind"]: each for each in objects}
 
 
+@each_helm
 def test_one_pod_watches_with_little_rights_and_the_key_from_a_secret(
     helm_binary: str, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The chart as the real Helm 3 and Helm 4 lint and render it."""
+"""The chart as the real Helm lints and renders it."""
 
 import json
 import re
@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster.required import each_helm
 
 from vllm_rollout.errors import UsageError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
-
-pytestmark = pytest.mark.helm
 
 CHART = CHARTS / "vllm-deployment"
 ENVIRONMENTS = ["development", "staging", "production"]
@@ -47,6 +46,7 @@ def container(deployment: dict[str, Any]) -> dict[str, Any]:
     return only
 
 
+@each_helm
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_each_environment_lints_strictly(helm_binary: str, environment: str) -> None:
     said = Helm(helm_binary).lint(CHART, values=[CHART / f"values-{environment}.yaml"])
@@ -55,6 +55,7 @@ def test_each_environment_lints_strictly(helm_binary: str, environment: str) -> 
     assert "WARNING" not in said
 
 
+@each_helm
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -100,6 +101,7 @@ def test_the_startup_probe_waits_as_long_as_the_model_needs(
     assert probe["failureThreshold"] == load_policy().startup_failure_threshold(billions)
 
 
+@each_helm
 def test_production_serves_what_the_workflow_asks_for(render: Render) -> None:
     objects = render({"image": {"digest": DIGEST}, "model": {"revision": "0a1b"}})
 

@@ -5,8 +5,7 @@
 
 Each is pinned by a Go module of its own under `tools/`, is built once into the user's cache (Helm
 2-4 minutes, the API server about 10 on one slow core) and is found there ever after. Only Go is
-needed; with `--if-possible` (as `make test` has it) its absence is said and is no failure. A `helm`
-on PATH and what `KUBEBUILDER_ASSETS` (envtest's folder) holds is used instead.
+needed. A `helm` on PATH and what `KUBEBUILDER_ASSETS` (envtest's folder) holds is used instead.
 Tests never build: they call `tool` and skip, loudly, what is missing.
 """
 
@@ -169,13 +168,13 @@ def _about(missing: list[str], *, go: str | None) -> str:
     """What is about to happen, or why nothing is."""
     if go is None:
         return (
-            f"{', '.join(missing)}: missing, and there is no Go to build them with. The tests that "
-            "need them are skipped. Install Go 1.26 or later from go.dev/dl.\n"
+            f"{', '.join(missing)}: missing, and there is no Go to build them with. Install Go "
+            "1.26 or later from go.dev/dl. `make test` needs none of them.\n"
         )
     return (
         f"{', '.join(missing)}: built now with {go} into {cache()}, once; all of them take some 15 "
-        "minutes on two cores. Ctrl-C stops it, and what is done stays; "
-        "`make test PARTS=as-they-are` builds nothing.\n"
+        "minutes on two cores. Ctrl-C stops it, and what is done stays. `make test` needs none of "
+        "them.\n"
     )
 
 
@@ -183,7 +182,6 @@ def main() -> int:
     """Build what is named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TOOLS)}")
-    parser.add_argument("--if-possible", action="store_true", help="without Go: only say so")
     arguments = parser.parse_args()
     names = arguments.names or list(TOOLS)
     unknown = [name for name in names if name not in TOOLS]
@@ -193,8 +191,6 @@ def main() -> int:
     if missing:
         sys.stdout.write(_about(missing, go=_go()))
         sys.stdout.flush()
-    if missing and arguments.if_possible and _go() is None:
-        return 0
     try:
         for name in names:
             sys.stdout.write(f"{name}: {_had_already(name) or build(name)}\n")

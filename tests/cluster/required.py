@@ -29,7 +29,11 @@ def _missing(problem: str) -> NoReturn:
     pytest.skip(problem)
 
 
-@pytest.fixture(params=["helm3", "helm4"])
+each_helm = pytest.mark.parametrize("helm_binary", ["helm4", "helm3"], indirect=True)
+"""For a test of what the two Helms do differently: `make test-all` runs it with both."""
+
+
+@pytest.fixture(params=["helm4", pytest.param("helm3", marks=pytest.mark.exhaustive)])
 def helm_binary(request: pytest.FixtureRequest) -> str:
-    """The real Helm command line, once of each major version."""
+    """The real Helm command line: Helm 4, and Helm 3 where everything is run."""
     return required_tool(request.param)

@@ -1,6 +1,7 @@
-"""SIGKILL and SIGSTOP at every journal write and every change, on the local platform.
+"""SIGKILL and SIGSTOP at journal writes and changes, on the local platform.
 
-What comes right after one call comes right before the next: each cell is both.
+Once for each kind of call; at every one of them in `make test-exhaustive`. What comes right after
+one call comes right before the next: each cell is both.
 """
 
 import signal
@@ -76,7 +77,7 @@ def test_a_killed_rollout_is_finished_by_the_next_run(runs: Runs, at: int, when:
     assert serving(runs) == "2"
 
 
-@pytest.mark.parametrize(("at", "when"), cells(BAD, start=6))
+@pytest.mark.parametrize(("at", "when"), cells(BAD, start=6, besides=GOOD))
 def test_a_killed_rollback_is_finished_by_the_next_run(runs: Runs, at: int, when: When) -> None:
     runs.finish(1)
     killed = runs.start(2, bad=True, stop=Stop(at, when))
@@ -88,7 +89,14 @@ def test_a_killed_rollback_is_finished_by_the_next_run(runs: Runs, at: int, when
     assert serving(runs) == "1"
 
 
-@pytest.mark.parametrize(("at", "when"), [(1, "after"), (2, "after"), (4, "before")])
+@pytest.mark.parametrize(
+    ("at", "when"),
+    [
+        (4, "before"),
+        pytest.param(1, "after", marks=pytest.mark.exhaustive),
+        pytest.param(2, "after", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_who_was_frozen_until_another_took_over_changes_nothing_when_it_wakes(
     runs: Runs, at: int, when: When
 ) -> None:
@@ -126,7 +134,7 @@ def test_the_cells_of_a_rollout_by_traffic_are_all_there_are(by_traffic: Runs) -
     assert serving(by_traffic) == "2"
 
 
-@pytest.mark.parametrize(("at", "when"), cells(GOOD_BY_TRAFFIC)[:-3])
+@pytest.mark.parametrize(("at", "when"), cells(GOOD_BY_TRAFFIC, besides=GOOD)[:-3])
 def test_a_killed_rollout_by_traffic_is_finished_by_the_next_run(
     by_traffic: Runs, at: int, when: When
 ) -> None:

@@ -1,9 +1,9 @@
-"""SIGKILL and SIGSTOP at every journal write and every change, on a real API server.
+"""SIGKILL and SIGSTOP at journal writes and changes, on a real API server.
 
-What comes right after one call comes right before the next: each cell is both. The cells take turns
-with Helm 3 and Helm 4, as each costs two rollouts; where nothing was begun yet, or all is done, is
-left to the local platform. Each test goes on from where the last one left the release: one
-namespace for each Helm and way of ramping.
+Once for each kind of call, and in the middle of Helm; at every call, with both Helms, in
+`make test-exhaustive`. What comes right after one call comes right before the next: each cell is
+both. Each test goes on from where the last one left the release: one namespace for each Helm and
+way of ramping.
 """
 
 import os
@@ -12,10 +12,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster.behaviour import HEALTHY
@@ -30,7 +31,7 @@ from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 MODEL = "llama-2-7b"
 
@@ -38,11 +39,18 @@ MODEL = "llama-2-7b"
 BY_TRAFFIC = " by traffic"
 
 
-def in_turns(
-    cells: list[tuple[int, When]], first: int, *, by: str = ""
-) -> list[tuple[str, int, When]]:
-    """The cells, one with the one Helm and one with the other."""
-    return [(f"helm{3 + (first + n) % 2}{by}", *cell) for n, cell in enumerate(cells)]
+def at_site(site: str, *values: Any, marks: Iterable[Any] = ()) -> Any:
+    """Parameters of a test at a site, which belongs to one test process."""
+    return pytest.param(site, *values, marks=[*marks, pytest.mark.xdist_group(f"site {site}")])
+
+
+def under_both_helms(cells: Iterable[Any], *, by: str = "") -> list[Any]:
+    """The cells with Helm 4, and all of them with Helm 3 for `make test-exhaustive`."""
+    return [
+        at_site(f"{helm}{by}", *cell.values, marks=marks or cell.marks)
+        for cell in cells
+        for helm, marks in (("helm4", ()), ("helm3", [pytest.mark.exhaustive]))
+    ]
 
 
 class Site:
@@ -140,8 +148,8 @@ def site(
 @pytest.mark.parametrize(
     ("site", "at", "when"),
     [
-        *in_turns(cells(GOOD)[1:], first=0),
-        *in_turns(cells(GOOD_BY_TRAFFIC)[1:-3], first=0, by=BY_TRAFFIC),
+        *under_both_helms(cells(GOOD)),
+        *under_both_helms(cells(GOOD_BY_TRAFFIC, besides=GOOD)[:-3], by=BY_TRAFFIC),
     ],
     indirect=["site"],
 )
@@ -157,7 +165,7 @@ def test_a_killed_rollout_is_finished_by_the_next_run(site: Site, at: int, when:
 
 
 @pytest.mark.parametrize(
-    ("site", "at", "when"), in_turns(cells(BAD, start=6)[:-1], first=1), indirect=["site"]
+    ("site", "at", "when"), under_both_helms(cells(BAD, start=6, besides=GOOD)), indirect=["site"]
 )
 def test_a_killed_rollback_is_finished_by_the_next_run(site: Site, at: int, when: When) -> None:
     version, before = site.new(), site.serves
@@ -171,7 +179,9 @@ def test_a_killed_rollback_is_finished_by_the_next_run(site: Site, at: int, when
 
 
 @pytest.mark.parametrize(
-    ("site", "more"), [("helm3", 0), ("helm4", 1), ("helm4", 2)], indirect=["site"]
+    ("site", "more"),
+    [at_site("helm3", 0), at_site("helm4", 1), at_site("helm4", 2)],
+    indirect=["site"],
 )
 def test_a_run_killed_while_helm_works_is_finished_by_the_next(site: Site, more: int) -> None:
     """The run alone; its leash too, so that nobody ends Helm; Helm as well, a power cut."""
@@ -212,7 +222,7 @@ def children_of(pid: int) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
-@pytest.mark.parametrize(("site", "at", "when"), [("helm3", 4, "before")], indirect=["site"])
+@pytest.mark.parametrize(("site", "at", "when"), [at_site("helm4", 4, "before")], indirect=["site"])
 def test_who_was_frozen_until_another_took_over_changes_nothing_when_it_wakes(
     site: Site, at: int, when: When
 ) -> None:
@@ -232,7 +242,7 @@ def test_who_was_frozen_until_another_took_over_changes_nothing_when_it_wakes(
     site.at_rest(version)
 
 
-@pytest.mark.parametrize("site", ["helm4"], indirect=True)
+@pytest.mark.parametrize("site", [at_site("helm4")], indirect=True)
 def test_who_was_frozen_while_helm_worked_finds_it_ended_and_changes_nothing(site: Site) -> None:
     version = site.new()
     frozen = site.runs.start(version)
@@ -250,7 +260,7 @@ def test_who_was_frozen_while_helm_worked_finds_it_ended_and_changes_nothing(sit
     site.at_rest(version)
 
 
-@pytest.mark.parametrize("site", ["helm3"], indirect=True)
+@pytest.mark.parametrize("site", [at_site("helm4")], indirect=True)
 def test_of_two_at_once_one_goes_on_and_the_other_says_who_it_is(site: Site) -> None:
     version = site.new()
     both = [site.runs.start(version), site.runs.start(version)]

@@ -19,7 +19,7 @@ from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.judge import Outcome
 from vllm_rollout.report.evidence import read_evidence
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = "llama-2-7b"
 SERVICE = "http://{model}-{environment}.{namespace}.svc.cluster.local:8000"
@@ -107,7 +107,11 @@ def left(namespace: Namespace, name: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("helm_binary", "api_server"),
-    [("helm3", "there"), ("helm4", "there"), ("helm4", "restarted")],
+    [
+        ("helm4", "restarted"),
+        pytest.param("helm4", "there", marks=pytest.mark.exhaustive),
+        pytest.param("helm3", "there", marks=pytest.mark.exhaustive),
+    ],
     indirect=["helm_binary"],
 )
 def test_gates_pass_on_load_that_pods_made_and_nothing_is_left(

@@ -29,7 +29,7 @@ from vllm_rollout.resources import CHARTS
 from vllm_rollout.settings import Settings, load_settings
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 MODEL = "llama-2-7b"
 ACCOUNT = "vllm-rollout-promote"
@@ -41,7 +41,7 @@ POLICY: dict[str, Any] = {
 POLICY["environments"]["staging"]["gates"]["latency"] = {"limit": "20s"}
 POLICY["environments"]["development"]["gates"]["response_time"] |= {"limit": "30s"}
 # Time for the API server to go and come back, and for the SLO to be judged after that.
-POLICY["watch"] |= {"duration": "25s", "slo": {"within": "24s", "error_rate": "50%"}}
+LONG_WATCH = ("--set", "watch.duration=25s", "--set", "watch.slo.within=24s")
 
 
 @dataclass
@@ -168,7 +168,7 @@ def test_promoted_in_steps_then_broken_and_rolled_back_by_helm(site: Site) -> No
     assert code == ExitCode.OK, printed
     site.to_staging("two")
     lines = []
-    with site.start("gate-and-promote", MODEL) as rollout:
+    with site.start("gate-and-promote", MODEL, *LONG_WATCH) as rollout:
         for line in rollout.stdout or ():
             lines.append(line)
             if f"watching production/{MODEL} for" in line:
@@ -204,7 +204,7 @@ def promoted_while_the_api_server_goes_and_comes_back(site: Site) -> tuple[int, 
     control_plane = site.namespace.cluster.control_plane
     lines = []
     with control_plane.back_in_the_end():
-        with site.start("gate-and-promote", MODEL) as rollout:
+        with site.start("gate-and-promote", MODEL, *LONG_WATCH) as rollout:
             for line in rollout.stdout or ():
                 lines.append(line)
                 if f"watching production/{MODEL} for" in line:
@@ -248,7 +248,7 @@ def test_a_busy_api_server_whose_watches_expire_is_asked_again(site: Site) -> No
         if key in refused or "/portforward" in what:
             return None
         refused.add(key)
-        return status, {"Retry-After": "1"}
+        return status, {"Retry-After": "0"}
 
     site.to_staging("one")
     with FaultyDoor(site.namespace.cluster, refuse) as door:
@@ -260,11 +260,11 @@ def test_a_busy_api_server_whose_watches_expire_is_asked_again(site: Site) -> No
 
 @pytest.mark.parametrize("helm_binary", ["helm3"], indirect=True)
 def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site: Site) -> None:
-    site.to_staging("one")
+    site.stands_in_staging("one")
     cluster = site.namespace.cluster
     account = f"/api/v1/namespaces/{site.namespace.name}/serviceaccounts"
     lines = []
-    with site.start("gate-and-promote", MODEL) as rollout:
+    with site.start("gate-and-promote", MODEL, "--set", "watch.duration=10s") as rollout:
         for line in rollout.stdout or ():
             lines.append(line)
             if f"watching production/{MODEL} for" in line:

@@ -17,7 +17,7 @@ from vllm_rollout.errors import ExitCode
 from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = "llama-2-7b"
 
@@ -59,9 +59,9 @@ def folder(tmp_path: Path, namespace: Namespace, helm_binary: str, roles: None) 
 
 
 def test_the_watch_rolls_back_with_its_own_role(
-    folder: Path, namespace: Namespace, helm_binary: str
+    folder: Path, namespace: Namespace, account: str
 ) -> None:
-    token = namespace.token("vllm-rollout-watch")
+    token = namespace.token(account)
     kubeconfig = namespace.cluster.control_plane.kubeconfig(
         f"{namespace.name}-watch", token=token, namespace=namespace.name
     )

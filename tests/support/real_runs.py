@@ -10,13 +10,14 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from support.crashing import Calls, When, Wrapped
 from support.scripted_looks import scripted_looks
 from support.world import STAGING, ListReporter, ScriptedGates, healthy
@@ -35,6 +36,9 @@ from vllm_rollout.release.looks import Looks
 from vllm_rollout.release.triggers import Sight
 from vllm_rollout.settings import Settings
 
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
 TTL = timedelta(seconds=6)
 POLICY: dict[str, Any] = {
     "environments.production.replicas": 2,
@@ -48,7 +52,6 @@ POLICY: dict[str, Any] = {
         "slo": {"within": "1s"},
         "error_spike": {"within": "1s", "for": "500ms"},
     },
-    "deploy_timeout": "120s",
 }
 BY_TRAFFIC: dict[str, Any] = {
     "canary": {"by": "traffic", "latency": False, "error_rate": False},
@@ -89,10 +92,24 @@ BAD = [*GOOD[:6], "write rollout/llama-2-7b", "rollback production/llama-2-7b", 
 """The gates of production fail: after the sixth call it goes back."""
 
 
-def cells(calls: list[str], start: int = 0) -> list[tuple[int, When]]:
-    """Before the first call, and after each."""
-    first: list[tuple[int, When]] = [] if start else [(0, "before")]
-    return [*first, *((at, "after") for at in range(start, len(calls)))]
+def cells(calls: list[str], start: int = 0, *, besides: Iterable[str] = ()) -> "list[ParameterSet]":
+    """Before the first call, and after each: what a test of kills takes as `at` and `when`.
+
+    Which call it is is all the same to SIGKILL: `tests/release/test_crashes.py` stops at every one.
+    So one cell of each kind of call is for every day, unless the kind is among `besides`.
+    """
+    found = [] if start else [pytest.param(0, "before", marks=pytest.mark.exhaustive)]
+    seen = {_kind(call) for call in besides}
+    for at in range(start, len(calls)):
+        new = at > 0 and _kind(calls[at]) not in seen  # with the first call nothing is done yet
+        found.append(pytest.param(at, "after", marks=[] if new else pytest.mark.exhaustive))
+        seen |= {_kind(calls[at])} if new else set()
+    return found
+
+
+def _kind(call: str) -> str:
+    """Which call it is, without what it is about."""
+    return call.rpartition(" ")[0]
 
 
 def is_journal_or_change(name: str, arguments: tuple[Any, ...]) -> bool:
@@ -193,6 +210,7 @@ class Runs:
     values: Callable[[int], dict[str, Any]]
     folder: Path
     by_traffic: bool = False
+    deploy_timeout: str = "120s"
 
     def start(self, version: int, *, bad: bool = False, stop: Stop | None = None) -> Run:
         """Start bringing build `version` to production; a `bad` one fails the gates there."""
@@ -233,7 +251,8 @@ class Runs:
         development = Deployment(self.target.model, "development", self.target.namespace)
         with suppress(ConflictError):  # a run beside this one notes the same
             Ledger(real.store).passed(development, real.gated, "sha256:of-an-earlier-run")
-        policy = load_policy(None, overrides=POLICY | (BY_TRAFFIC if self.by_traffic else {}))
+        overrides = POLICY | {"deploy_timeout": self.deploy_timeout}
+        policy = load_policy(None, overrides=overrides | (BY_TRAFFIC if self.by_traffic else {}))
         clock = SystemClock()
         gates = ScriptedGates(platform, clock)
         gates.outcomes["production"] = Outcome.FAIL if bad else Outcome.PASS

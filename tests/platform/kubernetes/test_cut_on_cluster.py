@@ -15,8 +15,6 @@ from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.release.decisions import DecisionKind, Decisions
 from vllm_rollout.release.journal import Journal, JournalEntry, Phase
 
-pytestmark = pytest.mark.cluster
-
 NOW = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
 MODEL = "llama-2-7b"
 ENTRY = JournalEntry(

@@ -19,8 +19,6 @@ from typer.testing import CliRunner
 
 from vllm_rollout.cli import app
 
-pytestmark = pytest.mark.cluster
-
 MODEL = "llama-2-70b"
 RELEASE = f"{MODEL}-production"
 TRACEBACK = "Traceback (most recent call last):\nValueError: no such model\n"

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cluster.required import each_helm
 
 from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.kubernetes import command
@@ -63,7 +64,7 @@ def test_something_that_is_not_helm_is_refused() -> None:
         _ = Helm("echo").version
 
 
-@pytest.mark.helm
+@each_helm
 def test_the_version_decides_how_to_wait(helm_binary: str) -> None:
     helm = Helm(helm_binary)
 
@@ -71,7 +72,7 @@ def test_the_version_decides_how_to_wait(helm_binary: str) -> None:
     assert helm._waiting(timedelta(minutes=15)) == [waits[helm.version.major], "--timeout", "900s"]
 
 
-@pytest.mark.helm
+@each_helm
 def test_a_dead_cluster_is_never_an_empty_history(helm_binary: str, dead_cluster: str) -> None:
     with pytest.raises(UnreachableError) as caught:
         Helm(helm_binary).history("llama-2-7b-production", namespace="system")
@@ -79,13 +80,13 @@ def test_a_dead_cluster_is_never_an_empty_history(helm_binary: str, dead_cluster
     assert caught.value.address.startswith(dead_cluster)
 
 
-@pytest.mark.helm
+@each_helm
 def test_an_unknown_context_is_unreachable(helm_binary: str, dead_cluster: str) -> None:
     with pytest.raises(UnreachableError, match="elsewhere"):
         Helm(helm_binary, context="elsewhere").history("a", namespace="system")
 
 
-@pytest.mark.helm
+@each_helm
 @pytest.mark.parametrize("broken", ["{{ .Values.", '{{ fail "no" }}'])
 def test_a_broken_chart_is_a_usage_error(helm_binary: str, tmp_path: Path, broken: str) -> None:
     (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: broken\nversion: 0.1.0\n")

@@ -1,4 +1,4 @@
-"""Load made by pods, on a real API server under both Helms: whole, or it says what is missing.
+"""Load made by pods, on a real API server: whole, or it says what is missing.
 
 The pods' commands really run, as processes; the server they load is a simulator.
 """
@@ -30,8 +30,6 @@ from vllm_rollout.platform.kubernetes.load_values import LoadSettings, generator
 from vllm_rollout.platform.load_pods import LoadTask
 from vllm_rollout.resources import CHARTS
 from vllm_rollout.simulator.running import RunningSimulator
-
-pytestmark = pytest.mark.cluster
 
 MODEL = "llama-2-7b"
 URL = f"http://{MODEL}-staging.models.example:8000"
@@ -148,7 +146,7 @@ def test_a_worker_without_room_is_said_with_the_schedulers_reason(
 ) -> None:
     amounts = {"cpu": "1000", "memory": "64Mi"}
     pods = site.pods(
-        start_seconds=15, worker={"resources": {"requests": amounts, "limits": amounts}}
+        start_seconds=5, worker={"resources": {"requests": amounts, "limits": amounts}}
     )
     with pytest.raises(UnreachableError) as caught:
         run_load(a_plan(), work_dir=tmp_path, start=remotely(pods))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cluster.behaviour import HEALTHY, crash_loop, slow_start
 from cluster.fixtures import Namespace, eventually
+from cluster.required import each_helm
 
 from vllm_rollout.deployment import Deployment, RevisionStatus, Target, images_of
 from vllm_rollout.errors import DeployError, UnreachableError, UsageError
@@ -20,8 +21,6 @@ from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.release.identity import other_images
 from vllm_rollout.resources import CHARTS
-
-pytestmark = pytest.mark.cluster
 
 MODEL = "llama-2-7b"
 LONG, SHORT = timedelta(seconds=60), timedelta(seconds=3)
@@ -53,6 +52,7 @@ def made_of(version: str) -> dict[str, Any]:
     return {"model": {"name": MODEL, "revision": version}}
 
 
+@each_helm
 def test_a_release_is_ramped_described_and_rolled_back(
     platform: KubernetesPlatform, production: Deployment, apply: Callable[..., Any]
 ) -> None:
@@ -75,6 +75,7 @@ def test_a_release_is_ramped_described_and_rolled_back(
     assert {replica.build for replica in platform.replicas(production)} == {first.build.digest}
 
 
+@each_helm
 def test_the_command_of_the_record_returns_to_the_revision_by_helm_alone(
     platform: KubernetesPlatform,
     production: Deployment,
@@ -114,6 +115,7 @@ def test_a_tag_that_moved_is_another_image_of_the_same_build(
     assert other_images(images[production], platform.replicas(production), build) == []
 
 
+@each_helm
 def test_what_does_not_come_up_is_undone_and_says_what_its_pods_said(
     namespace: Namespace,
     platform: KubernetesPlatform,
@@ -141,6 +143,7 @@ def test_what_does_not_come_up_is_undone_and_says_what_its_pods_said(
     eventually(lambda: {r.name for r in platform.replicas(production)} == running)
 
 
+@each_helm
 def test_no_limit_takes_the_revision_to_return_to(
     namespace: Namespace,
     production: Deployment,
@@ -252,6 +255,7 @@ exit 1
 """
 
 
+@each_helm
 def test_a_release_is_removed_when_its_pods_are_gone_whatever_helm_says(
     namespace: Namespace, production: Deployment, helm_binary: str, tmp_path: Path
 ) -> None:
@@ -280,6 +284,7 @@ def test_a_release_is_removed_when_its_pods_are_gone_whatever_helm_says(
     finalized_by()
 
 
+@each_helm
 def test_what_a_killed_client_left_pending_is_recovered(
     namespace: Namespace,
     platform: KubernetesPlatform,

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cluster.fixtures import Namespace
 from cluster.registry import PASSWORD, USER, Registry, running_registry
+from cluster.required import each_helm
 from typer.testing import CliRunner
 
 from vllm_rollout.cli import app
@@ -23,8 +24,6 @@ from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
 from vllm_rollout.report.evidence import read_evidence
 from vllm_rollout.resources import CHARTS
-
-pytestmark = pytest.mark.cluster
 
 MODEL = "llama-2-7b"
 CHART = CHARTS / "vllm-deployment"
@@ -62,6 +61,7 @@ def check(namespace: Namespace, platform: KubernetesPlatform, pool: dict[str, st
     return check
 
 
+@each_helm
 def test_the_suites_own_chart_is_ready_to_be_deployed(check: Check) -> None:
     preflight = check()
     assert preflight.lint() == ""
@@ -76,6 +76,7 @@ def test_the_suites_own_chart_is_ready_to_be_deployed(check: Check) -> None:
     assert preflight.model().path == "meta-llama/Llama-2-7b-hf"
 
 
+@each_helm
 def test_wrong_values_are_told_by_lint_and_rendering(check: Check) -> None:
     wrong = check(gpu={"count": "many"})
     assert "gpu" in wrong.lint()

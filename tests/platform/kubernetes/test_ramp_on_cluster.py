@@ -8,12 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
-import pytest
 from cluster.fixtures import Namespace, eventually
+from cluster.required import each_helm
 
 from vllm_rollout.deployment import Deployment, Target
-
-pytestmark = pytest.mark.cluster
 
 MODEL = "llama-2-7b"
 LONG = timedelta(seconds=60)
@@ -70,6 +68,7 @@ def followed(namespace: Namespace) -> Iterator[Readiness]:
     stop.set()
 
 
+@each_helm
 def test_ready_pods_never_fall_below_the_capacity(namespace: Namespace, helm_binary: str) -> None:
     platform = namespace.platform(
         helm_binary, service_url="http://{model}-{environment}.{namespace}:8000"

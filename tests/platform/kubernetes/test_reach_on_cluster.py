@@ -21,8 +21,6 @@ from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.reach import Reach, Ways
 from vllm_rollout.platform.kubernetes.release_tunnel import release_tunnel
 
-pytestmark = pytest.mark.cluster
-
 MODEL = "llama-2-7b"
 SERVICE = "http://{model}-{environment}.{namespace}.svc.cluster.local:8000"
 

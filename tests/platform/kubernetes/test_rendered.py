@@ -1,4 +1,4 @@
-"""What a chart makes of a release's values, under both Helms: start-up times, closed schemas."""
+"""What a chart makes of a release's values: start-up times, closed schemas."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster.required import each_helm
 
 from vllm_rollout.deployment import Deployment
 from vllm_rollout.platform.kubernetes.chart import load_chart
@@ -17,8 +18,6 @@ from vllm_rollout.platform.kubernetes.value_files import StartUp, ValueFiles
 from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
 from vllm_rollout.settings import start_up_by
-
-pytestmark = pytest.mark.helm
 
 CHART = CHARTS / "vllm-deployment"
 Render = Callable[..., Rendered]
@@ -98,6 +97,7 @@ def test_a_model_beyond_the_table_does_not_pass_for_a_small_one(render: Render) 
     assert "startupProbe.failureThreshold" in complaint
 
 
+@each_helm
 def test_a_closed_schema_of_a_teams_own_need_not_know_the_suites_values(
     render: Render, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace
 from cluster.gateway import running_gateway
+from cluster.required import each_helm
 
 from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.errors import UnreachableError
@@ -19,8 +20,6 @@ from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.policy import load_policy
 from vllm_rollout.release.status import model_status, models_known
 from vllm_rollout.resources import CHARTS
-
-pytestmark = pytest.mark.cluster
 
 MODEL = "llama-2-7b"
 LONG = timedelta(seconds=60)
@@ -65,6 +64,7 @@ def apply(platform: KubernetesPlatform, deployment: Deployment, version: str, re
     return platform.apply(deployment, target, description=version, timeout=LONG)
 
 
+@each_helm
 def test_promote_may_do_all_that_a_rollout_takes(acting_as: As, production: Deployment) -> None:
     platform = acting_as("promote")
     first = apply(platform, production, "one", 2)
@@ -123,6 +123,7 @@ def test_gate_reaches_the_pods_by_a_tunnel(
         platform.close()
 
 
+@each_helm
 def test_watch_rolls_back_and_removes_nothing(acting_as: As, production: Deployment) -> None:
     apply(acting_as("promote"), production, "one", 2)
     apply(acting_as("promote"), production, "two", 1)

@@ -14,8 +14,6 @@ from vllm_rollout.platform.kubernetes import store as store_module
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.store import KubernetesStore, utc_now
 
-pytestmark = pytest.mark.cluster
-
 MINUTE = timedelta(minutes=1)
 
 

@@ -1,6 +1,7 @@
 """Traffic by the weights of an HTTPRoute, on a real API server: written over what was read."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = "llama-2-7b"
 RELEASE = f"{MODEL}-production"
@@ -210,7 +211,7 @@ def test_a_rollout_by_traffic_and_one_that_is_undone(
             else HEALTHY
         )
     )
-    third = runs.finish(3)
+    third = replace(runs, deploy_timeout="20s").finish(3)
 
     assert third.wait() == ExitCode.GATE_FAILED, third.said
     assert "no such model" in third.said

@@ -16,8 +16,6 @@ from vllm_rollout.observe.load import RequestOutcome
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 
-pytestmark = pytest.mark.cluster
-
 MODEL = "llama-2-7b"
 
 
