@@ -43,12 +43,12 @@ from cluster.build_tools import tool
 from cluster.fixtures import namespace_of, running_cluster
 from support.short_policy import short_policy
 
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.report.evidence import read_evidence
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"

@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime
 
-from vllm_rollout.deployment import Deployment, newest_served
 from vllm_rollout.gating.fixtures import Cluster
 from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge import check
+from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.soak import judge_soak
 

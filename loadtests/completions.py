@@ -14,10 +14,10 @@ import gevent
 
 from loadtests.connections import Connections
 from loadtests.exchange import Exchange
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.gaps import GapHistogram
-from vllm_rollout.observe.load import RequestOutcome, RequestRecord
-from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.workload import NUMBER_DIGITS, Template, Workload
 
 _LONGEST_ERROR = 300

@@ -8,8 +8,8 @@ import gevent
 from geventhttpclient.response import HTTPParseError
 
 from loadtests.connections import Connection
+from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
-from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 
 _LONGEST_BODY = 64 * 1024 * 1024
 

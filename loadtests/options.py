@@ -6,8 +6,8 @@ from typing import Any
 
 from locust.argument_parser import LocustArgumentParser
 
-from vllm_rollout.errors import UsageError
-from vllm_rollout.observe.load_plan import ARRIVALS, LoadPlan, RateSegment, shaped_seconds
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_plan import ARRIVALS, LoadPlan, RateSegment, shaped_seconds
 from vllm_rollout.observe.trace import read_trace
 
 _AFTER_THE_LAST_SECONDS = 0.001

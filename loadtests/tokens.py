@@ -12,7 +12,7 @@ from typing import Any
 from hdrh.histogram import HdrHistogram
 from locust.runners import MasterRunner
 
-from vllm_rollout.observe.load import RequestRecord
+from vllm_rollout.model.load_result import RequestRecord
 
 _KEY = "tokens"
 _KINDS = ("latency", "ttft", "itl")

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.markup import escape
 
-from vllm_rollout.errors import RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.errors import RolloutError
 
 if TYPE_CHECKING:
-    from vllm_rollout.report.evidence import Step
+    from vllm_rollout.model.evidence import Step
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _STYLE = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE: "yellow"}

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_rollout.deployment import Build, Deployment, images_of
-from vllm_rollout.errors import RolloutError, UnreachableError
 from vllm_rollout.judge.family import judge_family
+from vllm_rollout.model.deployment import Build, Deployment, images_of
+from vllm_rollout.model.errors import RolloutError, UnreachableError
+from vllm_rollout.model.evidence import GateResult, GateRun, LoadSummary
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.report.evidence import GateResult, GateRun, LoadSummary
 from vllm_rollout.settings import Settings
 
 URL_ONLY = "url"

@@ -4,7 +4,7 @@ import random
 import socket
 from collections.abc import Collection
 
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.errors import DeployError
 
 LOOPBACK = "127.0.0.1"
 

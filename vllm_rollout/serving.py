@@ -7,10 +7,10 @@ server whose `/health` fails is not asked for a token as well.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vllm_rollout.deployment import Deployment, Replica, Revision
 from vllm_rollout.judge import Verdict, check
 from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.judge.replicas import replicas_verdict
+from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy

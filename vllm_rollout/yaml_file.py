@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 
 
 def read_mapping(path: Path, *, remedy: str = "") -> dict[str, Any]:

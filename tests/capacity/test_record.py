@@ -9,11 +9,11 @@ from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 
 from vllm_rollout.capacity.question import expected_rate, goal_of, slos_of, steady
 from vllm_rollout.capacity.record import capacity_on_record, keep_capacity, known_capacity
-from vllm_rollout.deployment import Build, Deployment
-from vllm_rollout.errors import UnreachableError, UsageError
 from vllm_rollout.judge.capacity_terms import Capacity, Ending
 from vllm_rollout.judge.headroom import KnownCapacity
-from vllm_rollout.observe.load_plan import LoadPlan, RateSegment, TraceEntry
+from vllm_rollout.model.deployment import Build, Deployment
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.load_plan import LoadPlan, RateSegment, TraceEntry
 from vllm_rollout.policy import Policy, load_policy
 
 STAGING = Deployment("llama-2-7b", "staging")

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from vllm_rollout.capacity.search import Steps, search
-from vllm_rollout.errors import UnreachableError
 from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.rate_probe import Slos
-from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.verdict import Outcome
 
 GOAL = Goal(
     slos=Slos(error_limit=0.05),

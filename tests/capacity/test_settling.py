@@ -3,9 +3,9 @@
 import pytest
 
 from vllm_rollout.capacity.settling import Settling
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.observe.client import Inference
-from vllm_rollout.observe.load import RequestOutcome
 
 
 class Server:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cluster.required import each_helm
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.resources import CHARTS
 

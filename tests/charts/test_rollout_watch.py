@@ -7,7 +7,7 @@ import pytest
 import yaml
 from cluster.required import each_helm
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS

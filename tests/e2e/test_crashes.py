@@ -15,8 +15,8 @@ from support.local_release import tiny
 from support.real_runs import BAD, GOOD, GOOD_BY_TRAFFIC, Run, Runs, Stop, When, cells
 from support.world import MODEL, PRODUCTION
 
-from vllm_rollout.deployment import RevisionStatus
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import RevisionStatus
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal

@@ -25,8 +25,8 @@ from cluster.gateway import running_gateway
 from cluster.required import required_tool
 from support.real_runs import BAD, GOOD, GOOD_BY_TRAFFIC, Run, Runs, Stop, When, cells
 
-from vllm_rollout.deployment import Deployment, RevisionStatus
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import Deployment, RevisionStatus
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal

@@ -15,9 +15,9 @@ import yaml
 from cluster.behaviour import HEALTHY, Behaviour, running
 from cluster.fixtures import Namespace, eventually
 
-from vllm_rollout.deployment import Deployment, Target
 from vllm_rollout.judge import Outcome
-from vllm_rollout.report.evidence import read_evidence
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.evidence import read_evidence
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -26,11 +26,11 @@ from support.short_policy import short_policy
 from typer.testing import CliRunner, Result
 
 from vllm_rollout.cli import app
-from vllm_rollout.deployment import Deployment, Replica
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment, Replica
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import Evidence, read_evidence
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.report.evidence import Evidence, read_evidence
 from vllm_rollout.settings import Settings, load_settings
 
 MODEL = "llama-2-7b"

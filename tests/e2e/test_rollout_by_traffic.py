@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from e2e.test_rollout import MODEL, POLICY, PRODUCTION, Site, new_site
 
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.base import Weights
 
 BY_TRAFFIC = {

@@ -22,7 +22,7 @@ from cluster.registry import Registry, running_registry
 from support.seeded import deployed, staged
 from support.short_policy import short_policy
 
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.store import object_name
 from vllm_rollout.resources import CHARTS

@@ -12,8 +12,8 @@ from cluster.fixtures import Namespace, eventually
 from support.seeded import passed
 from support.short_policy import short_policy
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
 

@@ -8,7 +8,7 @@ from support.forked import pytest_in
 from support.prometheus import running_prometheus, until
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.report.evidence import GateResult, read_evidence
+from vllm_rollout.model.evidence import GateResult, read_evidence
 from vllm_rollout.resources import GATES
 from vllm_rollout.simulator.running import RunningSimulator
 

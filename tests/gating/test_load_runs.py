@@ -10,8 +10,8 @@ import pytest
 from vllm_rollout.gating.load_runs import judge_run, write_requests
 from vllm_rollout.gating.load_watch import JudgedLoad
 from vllm_rollout.judge import Outcome
-from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
-from vllm_rollout.observe.load_plan import LoadPlan, RateSegment
+from vllm_rollout.model.load_plan import LoadPlan, RateSegment
+from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.policy import load_policy
 
 LOAD = load_policy().environments["staging"].load

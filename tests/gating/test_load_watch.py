@@ -17,8 +17,8 @@ from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.family import judge_family
 from vllm_rollout.judge.watched import Spending
-from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.policy import load_policy
 
 SLO = (

@@ -7,12 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vllm_rollout.judge.binomial import (
-    chance_above,
-    chance_at_most,
-    percentile_ranks,
-    share_bounds,
-)
+from vllm_rollout.judge.binomial import chance_above, chance_at_most, percentile_ranks, share_bounds
 
 SMALL_N = st.integers(1, 40)
 SHARES = st.integers(1, 999).map(lambda thousandths: thousandths / 1000)

@@ -12,7 +12,7 @@ from support.queueing import Queue, search
 from vllm_rollout.judge.capacity_search import next_step
 from vllm_rollout.judge.capacity_terms import Aim, Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.rate_probe import Slos
-from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.model.verdict import Outcome
 
 
 def goal(**changes: object) -> Goal:

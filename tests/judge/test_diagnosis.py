@@ -2,9 +2,9 @@
 
 import pytest
 
-from vllm_rollout.deployment import Replica
 from vllm_rollout.judge.diagnosis import diagnose
-from vllm_rollout.symptoms import NodeRoom, StartupProbe, Symptoms
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.symptoms import NodeRoom, StartupProbe, Symptoms
 
 TRACEBACK = """INFO loading weights
 Traceback (most recent call last):

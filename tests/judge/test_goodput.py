@@ -7,11 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.goodput import (
-    GoodputLimits,
-    goodput_verdict,
-    meets_limits,
-)
+from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict, meets_limits
 
 ORDER = [Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS]
 CLAIM = {"target": 0.9, "confidence": 0.95}

@@ -7,13 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from vllm_rollout.judge.capacity_terms import Capacity, Ending
-from vllm_rollout.judge.headroom import (
-    NO_WORD,
-    KnownCapacity,
-    capacity_found,
-    with_headroom,
-)
-from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.judge.headroom import NO_WORD, KnownCapacity, capacity_found, with_headroom
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 FOUND = Capacity(
     ending=Ending.FOUND, confidence=0.95, lower=38.0, upper=44.0, estimate=41.2, proved=40.0

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from vllm_rollout.deployment import Replica
 from vllm_rollout.judge import Outcome, check, worst
 from vllm_rollout.judge.capacity import capacity_verdict
 from vllm_rollout.judge.replicas import replicas_verdict
 from vllm_rollout.judge.samples import every_sample_within
+from vllm_rollout.model.deployment import Replica
 
 
 def replica(name: str = "r0", **changes: object) -> Replica:

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vllm_rollout.policy
-from vllm_rollout.judge.trigger import (
-    DEFAULT_MAX_GAP_SECONDS,
-    Trigger,
-    TriggerRule,
-    TriggerState,
-)
-from vllm_rollout.units import parse_duration
+from vllm_rollout.judge.trigger import DEFAULT_MAX_GAP_SECONDS, Trigger, TriggerRule, TriggerState
+from vllm_rollout.model.units import parse_duration
 
 
 def run(trigger: Trigger, *steps: tuple[float, float | None]) -> TriggerState:

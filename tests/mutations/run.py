@@ -119,7 +119,7 @@ MUTATIONS = (
     ),
     Mutation(
         "nothing judged is never a pass",
-        "vllm_rollout/judge/verdict.py",
+        "vllm_rollout/model/verdict.py",
         "    return min(outcomes, key=_ORDER.index, default=Outcome.INCONCLUSIVE)",
         "    return min(outcomes, key=_ORDER.index, default=Outcome.PASS)",
         "tests/judge tests/report",

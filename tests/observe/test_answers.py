@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
-from vllm_rollout.observe.load import RequestOutcome
 
 DATA = Path(__file__).parents[1] / "data" / "vllm-0.32.0"
 STREAM = (DATA / "noauth" / "completion_stream_usage.body").read_bytes()

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.load import RequestOutcome
 from vllm_rollout.observe.probe import ProbeSample, probe
 from vllm_rollout.simulator.running import RunningSimulator
 

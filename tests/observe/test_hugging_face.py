@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.observe.hugging_face import model_access
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cluster.registry import PASSWORD, USER, Registry, running_registry
 
-from vllm_rollout.errors import UnreachableError
-from vllm_rollout.images import parse_image
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.image_name import parse_image
 from vllm_rollout.observe.image_registry import find_image
 from vllm_rollout.ports import free_port
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UnreachableError
-from vllm_rollout.observe.counted import ErrorRates, LatencyCounts, RequestCounts
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
 from vllm_rollout.observe.live import LiveCounts, LiveMetrics, live_metrics
 from vllm_rollout.policy import load_policy
 

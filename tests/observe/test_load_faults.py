@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from vllm_rollout.observe.load import LoadResult
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.simulator.running import RunningSimulator
 

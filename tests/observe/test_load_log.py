@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.model.load_plan import LoadPlan, RateSegment
+from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.arrivals import arrivals
-from vllm_rollout.observe.load import RequestOutcome, RequestRecord
 from vllm_rollout.observe.load_log import LogReader, LogWriter
-from vllm_rollout.observe.load_plan import LoadPlan, RateSegment
 from vllm_rollout.observe.load_progress import ProgressMeter
 
 OK = RequestRecord(

@@ -21,9 +21,9 @@ import pytest
 from aiohttp import web
 from support.completions import answer
 
-from vllm_rollout.errors import UnreachableError, UsageError
-from vllm_rollout.observe.load import LoadResult
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.observe.load_progress import LoadProgress
 from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import run_load

@@ -19,10 +19,10 @@ import pytest
 from aiohttp import web
 from support.completions import EVENTS, NOAUTH, answer
 
-from vllm_rollout.errors import UnreachableError, UsageError
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.observe.arrivals import arrivals
-from vllm_rollout.observe.load import LoadResult
-from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_run import LoadProgress, run_load
 
 OVERLOAD = NOAUTH.parent / "overload503"
@@ -300,7 +300,7 @@ def test_load_ends_when_the_process_that_asked_for_it_is_killed(
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from vllm_rollout.observe.load_plan import LoadPlan
+        from vllm_rollout.model.load_plan import LoadPlan
         from vllm_rollout.observe.load_run import run_load
         plan, folder = LoadPlan.from_json(sys.argv[1]), Path(sys.argv[2])
         run_load(plan, work_dir=folder, on_progress=lambda _: print("running", flush=True))

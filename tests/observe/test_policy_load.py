@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UsageError
-from vllm_rollout.observe.load_plan import Lengths, LoadPlan, RateSegment
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_plan import Lengths, LoadPlan, RateSegment
 from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.policy import load_policy
 

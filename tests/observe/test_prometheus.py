@@ -11,15 +11,10 @@ import httpx
 import pytest
 from support.prometheus import running_prometheus, until
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UnreachableError
-from vllm_rollout.observe.counted import LatencyCounts
-from vllm_rollout.observe.metrics import (
-    INTER_TOKEN,
-    KV_CACHE_USAGE,
-    WAITING,
-    DeploymentMetrics,
-)
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.request_counts import LatencyCounts
+from vllm_rollout.observe.metrics import INTER_TOKEN, KV_CACHE_USAGE, WAITING, DeploymentMetrics
 from vllm_rollout.observe.prometheus import Prometheus, Series, quoted, selector
 from vllm_rollout.observe.scrapes import scrapes_of
 from vllm_rollout.policy import load_policy

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.errors import UsageError
-from vllm_rollout.observe.load_plan import TraceEntry
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_plan import TraceEntry
 from vllm_rollout.observe.trace import read_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens

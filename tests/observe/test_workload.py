@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.observe.load_plan import Lengths, LoadPlan, RequestClass, TraceEntry
+from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass, TraceEntry
 from vllm_rollout.observe.workload import NUMBER_DIGITS, Template, Workload
 
 FEW = Lengths(median=16, p95=16, longest=16)

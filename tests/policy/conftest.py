@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.errors import PolicyError
+from vllm_rollout.model.errors import PolicyError
 from vllm_rollout.policy import Policy, load_policy
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.errors import ExitCode, PolicyError
+from vllm_rollout.model.errors import ExitCode, PolicyError
 from vllm_rollout.policy import Override, Policy, load_policy
 
 Refused = Callable[..., list[str]]

@@ -5,7 +5,7 @@ from datetime import UTC
 
 import pytest
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.policy import Policy, RampStep
 
 Load = Callable[..., Policy]

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.policy import Windows, load_policy
 from vllm_rollout.release.calendar import events_between
 from vllm_rollout.release.windows import closed_because, next_opening

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from support.world import DEVELOPMENT, MODEL, STAGING, Killed, World
 
-from vllm_rollout.deployment import Replica
-from vllm_rollout.errors import ExitCode, UsageError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.soak import soak_state
-from vllm_rollout.observe.counted import Uptime
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.model.evidence import Evidence, from_json
+from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import Soak
 from vllm_rollout.release.context import Context
@@ -21,7 +22,6 @@ from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.signoff import SignOff, SignOffs, what_sign_off_lacks
 from vllm_rollout.release.soak import keep_sample, sample_of, stretches_of
 from vllm_rollout.release.status import model_status
-from vllm_rollout.report.evidence import Evidence, from_json
 
 SIGN_OFF = "environments.staging.sign_off"
 RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]

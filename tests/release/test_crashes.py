@@ -12,15 +12,15 @@ from support.crashing import Calls, Killed, When, Wrapped
 from support.simulated import ALL_STABLE
 from support.world import BY_TRAFFIC, MODEL, PRODUCTION, QUICK, STAGING, World, healthy
 
-from vllm_rollout.deployment import RevisionStatus
-from vllm_rollout.errors import ExitCode, UnreachableError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import RevisionStatus
+from vllm_rollout.model.errors import ExitCode, UnreachableError
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.going_back import roll_back_by_hand
-from vllm_rollout.report.evidence import Evidence
 
 
 def promoted(world: World) -> None:

@@ -7,7 +7,7 @@ import pytest
 from support.simulated import WEDNESDAY, FakeClock, MemoryStore
 from support.world import MODEL
 
-from vllm_rollout.deployment import canonical_digest
+from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.release.decisions import Decision, DecisionKind, Decisions
 

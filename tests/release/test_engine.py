@@ -7,9 +7,10 @@ import pytest
 from support.crashing import Killed
 from support.world import MODEL, PRODUCTION, RAMP, STAGING, World, builds, changes, healthy, kinds
 
-from vllm_rollout.deployment import Replica
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release import conditions
@@ -19,7 +20,6 @@ from vllm_rollout.release.going_back import roll_back_by_hand
 from vllm_rollout.release.journal import Phase
 from vllm_rollout.release.lock import hold
 from vllm_rollout.report.html import summary_html
-from vllm_rollout.symptoms import Symptoms
 
 
 def test_a_passing_build_reaches_production_step_by_step(world: World) -> None:

@@ -8,8 +8,8 @@ import pytest
 from support.world import STAGING
 
 from vllm_rollout.judge import check
+from vllm_rollout.model.evidence import Evidence, GateResult, GateRun, write_evidence
 from vllm_rollout.release.gates import GateRunner, GatesCrashedError
-from vllm_rollout.report.evidence import Evidence, GateResult, GateRun, write_evidence
 
 NOW = datetime(2026, 11, 18, tzinfo=UTC)
 

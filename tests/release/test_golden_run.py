@@ -10,8 +10,8 @@ from pathlib import Path
 from support.world import World
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.evidence import Evidence, as_json, read_evidence
 from vllm_rollout.release.engine import gate_and_promote
-from vllm_rollout.report.evidence import Evidence, as_json, read_evidence
 from vllm_rollout.report.html import details_html, summary_html, table_row
 from vllm_rollout.report.items import report_items
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from support.world import World
 
-from vllm_rollout.deployment import Build, Replica, images_of
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import Build, Replica, images_of
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.identity import other_images
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from support.simulated import FakeClock, MemoryStore
 
-from vllm_rollout.deployment import Build
+from vllm_rollout.model.deployment import Build
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release.journal import Journal, JournalEntry, Phase
 

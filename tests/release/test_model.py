@@ -23,16 +23,16 @@ from support.crashing import Calls, Killed, When, Wrapped
 from support.simulated import ALL_STABLE
 from support.world import BY_TRAFFIC, MODEL, PRODUCTION, QUICK, STAGING, World
 
-from vllm_rollout.deployment import Deployment, RevisionStatus, newest_served
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment, RevisionStatus, newest_served
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.going_back import roll_back_by_hand
 from vllm_rollout.release.journal import Journal
-from vllm_rollout.report.evidence import Evidence
 
 CAPACITY = 4
 MOMENTS = st.tuples(st.integers(0, 60), st.sampled_from(["before", "after"]))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.world import MODEL, PRODUCTION, World
 
-from vllm_rollout.deployment import Revision
-from vllm_rollout.errors import ExitCode, PolicyError
+from vllm_rollout.model.deployment import Revision
+from vllm_rollout.model.errors import ExitCode, PolicyError
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.model_registry import RegistryError, register, registered

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from support.world import PRODUCTION, RAMP, STAGING, World, builds, changes, kinds
 
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.gates import GatesCrashedError

@@ -8,15 +8,15 @@ from datetime import timedelta
 import pytest
 from support.world import MODEL, PRODUCTION, STAGING, World, healthy
 
-from vllm_rollout.deployment import Deployment, newest_served
-from vllm_rollout.errors import ExitCode, UnreachableError
+from vllm_rollout.model.deployment import Deployment, newest_served
+from vllm_rollout.model.errors import ExitCode, UnreachableError
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.journal import Journal, Phase
 from vllm_rollout.release.soak import soak_of
 from vllm_rollout.release.standing_watch import StandingWatch, StoppableClock
-from vllm_rollout.report.evidence import Evidence
 
 HOUR = 3600.0
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from support.world import BY_TRAFFIC, MODEL, STAGING, Killed, World
 
-from vllm_rollout.deployment import RevisionStatus
+from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.status import EnvironmentStatus, ModelStatus, model_status, models_known
 

@@ -7,9 +7,9 @@ from support.simulated import ALL_STABLE
 from support.traffic import CANARY, CLIMB, UP, answers, as_before, new
 from support.world import BY_TRAFFIC, MODEL, PRODUCTION, World
 
-from vllm_rollout.deployment import Canary
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Canary
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.release.engine import gate_and_promote

@@ -19,9 +19,10 @@ from support.world import BY_TRAFFIC, PRODUCTION, World, builds, changes, kinds
 
 from vllm_rollout.commands.running import new_context
 from vllm_rollout.console import LiveReporter
-from vllm_rollout.deployment import Target
-from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Target
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.platform.base import WayTrouble
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.release.clock import SystemClock
@@ -31,7 +32,6 @@ from vllm_rollout.release.going_back import roll_back_by_hand, roll_back_watched
 from vllm_rollout.release.journal import JournalEntry
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.verification import VERIFY_GATES, CannotVerifyError, verify
-from vllm_rollout.report.evidence import GateRun
 from vllm_rollout.settings import Settings, load_settings
 
 QUICK_GATES = {

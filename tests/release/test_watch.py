@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from support.simulated import FakeClock
 
-from vllm_rollout.deployment import Replica
 from vllm_rollout.judge import Outcome
-from vllm_rollout.observe.counted import ErrorRates, LatencyCounts, RequestCounts
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
 from vllm_rollout.observe.live import LiveCounts, nothing_known
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import load_policy

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from support.prometheus import running_prometheus, until
 
-from vllm_rollout.deployment import Deployment, Replica
+from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.live import live_metrics
 from vllm_rollout.observe.probe import probe

@@ -8,18 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vllm_rollout.deployment import Build, Deployment
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
-from vllm_rollout.observe.load_plan import LoadPlan
-from vllm_rollout.report.evidence import (
-    Attachment,
-    Evidence,
-    GateResult,
-    GateRun,
-    LoadSummary,
-    Step,
-)
+from vllm_rollout.model.deployment import Build, Deployment
+from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, LoadSummary, Step
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.summary import summarize_load
 
 START = datetime(2026, 1, 27, 9, 30, tzinfo=UTC)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from vllm_rollout.cli import app
 from vllm_rollout.judge import Verdict
-from vllm_rollout.report.evidence import Evidence, GateResult, read_evidence, write_evidence
+from vllm_rollout.model.evidence import Evidence, GateResult, read_evidence, write_evidence
 
 EXAMPLE = Path(__file__).parents[2] / "reports" / "example" / "evidence.json"
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vllm_rollout.judge.verdict import Outcome, Verdict, worst
-from vllm_rollout.report.evidence import Evidence, GateResult, Step
+from vllm_rollout.model.evidence import Evidence, GateResult, Step
+from vllm_rollout.model.verdict import Outcome, Verdict, worst
 from vllm_rollout.report.items import findings, report_items
 from vllm_rollout.report.words import headline
 

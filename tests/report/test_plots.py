@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.model.evidence import LoadSummary
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.axis import Axis
-from vllm_rollout.report.evidence import LoadSummary
 from vllm_rollout.report.plots import latency_plot, over_time_plot
 
 VERDICT = Verdict(

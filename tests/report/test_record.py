@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.errors import UsageError
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.report.evidence import Evidence, GateResult, Override, Step
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.evidence import Evidence, GateResult, Override, Step
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.record import write_record
 
 FIRED = datetime(2026, 1, 27, 9, 44, 10, tzinfo=UTC)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.errors import RolloutError
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.report.evidence import Attachment, Evidence, GateResult, read_evidence
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, read_evidence
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.render import ReportPaths, write_reports
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support.browser import dom
 
-from vllm_rollout.judge.verdict import Verdict
-from vllm_rollout.report.evidence import Evidence, GateResult
+from vllm_rollout.model.evidence import Evidence, GateResult
+from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.report.render import write_reports
 
 pytestmark = pytest.mark.browser

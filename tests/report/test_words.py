@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.report.evidence import Evidence, GateResult
+from vllm_rollout.model.evidence import Evidence, GateResult
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.words import (
     bound_text,
     cut,

@@ -15,11 +15,7 @@ from vllm_rollout.judge.family import judge_family
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.judge.samples import every_sample_within
-from vllm_rollout.judge.sequential import (
-    SequentialGoodput,
-    SequentialPercentile,
-    SequentialRate,
-)
+from vllm_rollout.judge.sequential import SequentialGoodput, SequentialPercentile, SequentialRate
 from vllm_rollout.judge.watched import Spending, early_verdict
 from vllm_rollout.report.working import working
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.simulator.__main__ import app
 from vllm_rollout.simulator.running import RunningSimulator
 

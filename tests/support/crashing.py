@@ -6,7 +6,7 @@ What happens there is the test's: an exception no code expects, SIGKILL, SIGSTOP
 from collections.abc import Callable
 from typing import Any, Literal
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
 
 When = Literal["before", "after"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from support.forked import pytest_in
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.report.evidence import Evidence, read_evidence
+from vllm_rollout.model.evidence import Evidence, read_evidence
 
 MODEL = "llama-2-7b"
 # Others may hold the CPU while tests run: only a test of that asks how late requests left.

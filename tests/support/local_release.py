@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-from vllm_rollout.deployment import Deployment, Revision, Target
+from vllm_rollout.model.deployment import Deployment, Revision, Target
 from vllm_rollout.platform.local import LocalPlatform, processes
 from vllm_rollout.platform.local.processes import Identity
 from vllm_rollout.platform.local.state import ReplicaRow

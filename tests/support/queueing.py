@@ -14,7 +14,7 @@ from vllm_rollout.judge.capacity_search import next_step
 from vllm_rollout.judge.capacity_terms import Aim, Ask, Capacity, Goal, Probe
 from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.saturation import Backlog
-from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.model.verdict import Outcome
 
 
 @dataclass(frozen=True)

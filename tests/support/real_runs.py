@@ -22,8 +22,8 @@ from support.crashing import Calls, When, Wrapped
 from support.scripted_looks import scripted_looks
 from support.world import STAGING, ListReporter, ScriptedGates, healthy
 
-from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
 from vllm_rollout.release.clock import SystemClock

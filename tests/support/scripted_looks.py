@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.release.looks import Looks
 from vllm_rollout.release.triggers import Sight
 

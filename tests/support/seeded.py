@@ -11,8 +11,9 @@ from typing import Any
 from support.local_release import until
 from support.world import ListReporter, ScriptedGates
 
-from vllm_rollout.deployment import Deployment, Revision, Target
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import Deployment, Revision, Target
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import SystemClock
@@ -21,7 +22,6 @@ from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.settings import Settings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from support.crashing import Killed
 
-from vllm_rollout.deployment import (
+from vllm_rollout.model.deployment import (
     Build,
     Canary,
     Deployment,
@@ -18,7 +18,8 @@ from vllm_rollout.deployment import (
     canonical_digest,
     newest_served,
 )
-from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import (
     ConflictError,
     Entry,
@@ -31,7 +32,6 @@ from vllm_rollout.platform.base import (
     Weights,
     WeightsChangedError,
 )
-from vllm_rollout.symptoms import Symptoms
 
 ALL_STABLE = Weights(stable=1)
 LONG_AGO = timedelta(hours=30)

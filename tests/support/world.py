@@ -14,15 +14,10 @@ from typing import Any
 from support.crashing import Killed
 from support.simulated import LONG_AGO, FakeClock, SimulatedPlatform
 
-from vllm_rollout.deployment import (
-    Build,
-    Deployment,
-    Revision,
-    RevisionStatus,
-    images_of,
-)
-from vllm_rollout.errors import RolloutError
 from vllm_rollout.judge import Outcome, Verdict
+from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus, images_of
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.evidence import GateResult, GateRun, Step
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.release.context import Context
@@ -30,7 +25,6 @@ from vllm_rollout.release.decisions import Decisions
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.verification import VERIFY_GATES
-from vllm_rollout.report.evidence import GateResult, GateRun, Step
 from vllm_rollout.settings import Settings
 
 MODEL = "llama-2-7b"

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from vllm_rollout.deployment import canonical_digest
-from vllm_rollout.errors import UsageError
 from vllm_rollout.judge.capacity_terms import Goal
 from vllm_rollout.judge.goodput import GoodputLimits
 from vllm_rollout.judge.rate_probe import Slos
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.policy import Policy
 
 

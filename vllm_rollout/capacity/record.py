@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any
 
 from vllm_rollout.capacity.question import question_digest
-from vllm_rollout.deployment import Build, Deployment
-from vllm_rollout.errors import RolloutError
 from vllm_rollout.judge.capacity_terms import Capacity
 from vllm_rollout.judge.headroom import KnownCapacity
+from vllm_rollout.model.deployment import Build, Deployment
+from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.platform.base import Platform, Store
 from vllm_rollout.policy import Policy
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vllm_rollout.errors import RolloutError
 from vllm_rollout.judge.capacity_search import conclude, next_step
 from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
+from vllm_rollout.model.errors import RolloutError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.units import format_value
 from vllm_rollout.observe.client import Inference
-from vllm_rollout.units import format_value
 
 _REQUESTS = 3
 _SLOWER = 2.0

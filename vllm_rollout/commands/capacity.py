@@ -21,15 +21,17 @@ from vllm_rollout.capacity.search import Steps, search
 from vllm_rollout.capacity.settling import Settling
 from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
-from vllm_rollout.deployment import Deployment, Revision
-from vllm_rollout.errors import ExitCode, UsageError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.capacity_search import conclude
 from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.headroom import NO_WORD, capacity_found
 from vllm_rollout.judge.rate_probe import Slos
+from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.model.evidence import new_run_id
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.units import format_value, parse_rate, parse_share
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.platform.load_pods import LoadPods
@@ -43,10 +45,8 @@ from vllm_rollout.report.capacity import (
     probes_table,
     write_capacity,
 )
-from vllm_rollout.report.evidence import new_run_id
 from vllm_rollout.report.terminal import progress_line
 from vllm_rollout.settings import Settings
-from vllm_rollout.units import format_value, parse_rate, parse_share
 
 _CODES = {
     Outcome.PASS: ExitCode.OK,

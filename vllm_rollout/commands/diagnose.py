@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from vllm_rollout.commands import options
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge.diagnosis import Finding, findings_of
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.report.words import one_line
 
 

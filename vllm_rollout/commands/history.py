@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.commands import options
-from vllm_rollout.deployment import Revision
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import Revision
+from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.release.decisions import Decision, Decisions
 
 _REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])

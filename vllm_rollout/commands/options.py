@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vllm_rollout.console import make_console, show_error
-from vllm_rollout.errors import ExitCode, RolloutError, UsageError
+from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 
 if TYPE_CHECKING:
     from vllm_rollout.settings import Settings

@@ -10,12 +10,12 @@ import typer
 from vllm_rollout import __version__
 from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
-from vllm_rollout.deployment import Deployment, newest_served
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.deployment import Deployment, newest_served
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.release.end import refusal_of
 from vllm_rollout.release.gates import GateRunner
 from vllm_rollout.release.preflight import run_preflight
-from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.settings import Settings

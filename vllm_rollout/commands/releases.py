@@ -8,9 +8,9 @@ import typer
 from vllm_rollout.commands import options
 from vllm_rollout.commands.diagnose import show_findings
 from vllm_rollout.commands.preflight import checked_before
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import UsageError
 from vllm_rollout.judge.diagnosis import findings_of
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.base import NotReadyError, Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import SystemClock

@@ -8,13 +8,13 @@ import typer
 
 from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import ExitCode, UsageError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.release.override import Emergency
 
 if TYPE_CHECKING:
+    from vllm_rollout.model.evidence import Evidence
     from vllm_rollout.release.context import Context
-    from vllm_rollout.report.evidence import Evidence
     from vllm_rollout.settings import Settings
 
 _NO_REASON = "not given"

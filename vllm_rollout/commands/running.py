@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import RolloutError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import Decisions
@@ -16,7 +17,6 @@ from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.notify import Notifier
 from vllm_rollout.release.signoff import sign_off_command
 from vllm_rollout.release.verification import verify
-from vllm_rollout.report.evidence import Evidence, new_run_id
 from vllm_rollout.report.record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table

@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 
 from vllm_rollout.commands import options
-from vllm_rollout.deployment import Deployment, Revision, newest_served
-from vllm_rollout.errors import RolloutError, UsageError
 from vllm_rollout.judge.soak import SoakState, soak_text
+from vllm_rollout.model.deployment import Deployment, Revision, newest_served
+from vllm_rollout.model.errors import RolloutError, UsageError
+from vllm_rollout.model.units import parse_duration
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.soak import keep_sample, observed_by, sample_of, soak_of
 from vllm_rollout.settings import Settings
-from vllm_rollout.units import parse_duration
 
 
 @options.about_releases

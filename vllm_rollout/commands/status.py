@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.commands import options
+from vllm_rollout.model.units import format_duration, format_share
 from vllm_rollout.release.status import (
     CanaryStatus,
     EnvironmentStatus,
@@ -16,7 +17,6 @@ from vllm_rollout.release.status import (
     model_status,
     models_known,
 )
-from vllm_rollout.units import format_duration, format_share
 
 _COLUMNS = ("environment", "revision", "build", "on build", "ready", "restarts", "gates", "soak")
 

@@ -11,10 +11,10 @@ import typer
 from vllm_rollout.commands import options
 from vllm_rollout.commands.running import new_context, show_end
 from vllm_rollout.console import LiveReporter
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.units import UnitError, parse_duration
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.standing_watch import StandingWatch, StoppableClock
-from vllm_rollout.units import UnitError, parse_duration
 
 _FOREVER = "forever"
 

@@ -18,8 +18,8 @@ from vllm_rollout.judge.dependence import (
 )
 from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialPercentile, SequentialRate
-from vllm_rollout.observe.load import LoadResult, RequestRecord
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult, RequestRecord
 from vllm_rollout.policy import ErrorRate, Gates, Goodput, Latency, LoadCapacity
 
 OneMore = Callable[[RequestRecord], Verdict]

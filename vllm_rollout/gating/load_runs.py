@@ -9,14 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Deployment
 from vllm_rollout.gating.load_questions import load_questions
 from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop_reason
 from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.watched import Spending
-from vllm_rollout.observe.load import LoadResult
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.observe.load_run import LoadProgress, run_load
 from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.policy import Load, Policy

@@ -13,16 +13,15 @@ import pytest
 from pydantic import TypeAdapter
 
 from vllm_rollout import __version__
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import RolloutError, UnreachableError
 from vllm_rollout.gate_runs import address_of, gate_run, identity
 from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.gating.load_watch import JudgedLoad
 from vllm_rollout.gating.select import expected_gates, gate_of
 from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
-from vllm_rollout.platform.base import WayTrouble
-from vllm_rollout.report.evidence import (
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import RolloutError, UnreachableError
+from vllm_rollout.model.evidence import (
     Evidence,
     GateResult,
     GateRun,
@@ -31,6 +30,7 @@ from vllm_rollout.report.evidence import (
     result_as_json,
     result_from_json,
 )
+from vllm_rollout.platform.base import WayTrouble
 from vllm_rollout.report.summary import summarize_load
 from vllm_rollout.settings import Settings
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.policy import Policy
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.errors import RolloutError
 from vllm_rollout.gate_runs import URL_ONLY, identity
 from vllm_rollout.gating import fixtures
 from vllm_rollout.gating.fixtures import LOADS, OUTCOMES, SETTINGS
@@ -23,7 +22,8 @@ from vllm_rollout.gating.select import (
     without_release,
 )
 from vllm_rollout.judge import Outcome, worst
-from vllm_rollout.report.evidence import GateResult, result_from_json, write_evidence
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.evidence import GateResult, result_from_json, write_evidence
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import verdict_line
 from vllm_rollout.settings import Settings, load_settings

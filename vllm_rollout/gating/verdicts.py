@@ -3,7 +3,7 @@
 from _pytest.outcomes import Failed
 
 from vllm_rollout.judge import Outcome, Verdict, worst
-from vllm_rollout.report.evidence import Attachment
+from vllm_rollout.model.evidence import Attachment
 from vllm_rollout.report.terminal import verdict_text
 
 

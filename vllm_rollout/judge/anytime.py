@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vllm_rollout.judge.blocks import BadRequests, check_burst
 from vllm_rollout.judge.mixture import bet_above, bet_below
 from vllm_rollout.judge.planning import check_confidence, check_percentile
-from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.model.verdict import Outcome
 
 # While bursts hold a verdict back, they are measured anew with so many more requests.
 _MORE_REQUESTS = 1.25

@@ -17,7 +17,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.percentiles import nearest_rank
+from vllm_rollout.model.percentiles import nearest_rank
 
 # Chance of finding, at one span, a dependence that is not there.
 _FALSE_ALARM = 0.001

@@ -20,10 +20,10 @@ from vllm_rollout.judge.planning import (
     requests_needed_for_percentile,
     requests_to_decide,
 )
-from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import MEND_SLOWNESS
-from vllm_rollout.percentiles import nearest_rank
-from vllm_rollout.units import format_value
+from vllm_rollout.model.percentiles import nearest_rank
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 _OBSERVE_LONGER = "observe for longer, or under more load"
 _MEND_SCRAPE = "Read the counters again, and take plain differences of them: no rate, no increase."

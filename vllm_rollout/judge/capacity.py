@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.judge.verdict import Verdict
+from vllm_rollout.model.verdict import Verdict
 
 # Poisson arrivals reach their rate only on average; this many standard deviations below it is
 # still the rate that was planned (one-sided 99.9%).

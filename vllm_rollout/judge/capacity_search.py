@@ -32,8 +32,8 @@ from vllm_rollout.judge.capacity_terms import (
     Goal,
     Probe,
 )
-from vllm_rollout.judge.verdict import Outcome
-from vllm_rollout.units import format_value
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Outcome
 
 _STEP_UP = 2.0
 _MOST_HALVINGS = 5

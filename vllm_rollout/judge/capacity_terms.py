@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from vllm_rollout.judge.rate_probe import Slos
-from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.model.verdict import Outcome
 
 KEPT_FOR_PROOFS = 2
 """Probes that exploring leaves to those that prove."""

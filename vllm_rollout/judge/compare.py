@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from vllm_rollout.judge.planning import check_confidence, check_percentile, format_confidence
 from vllm_rollout.judge.quantile_ratio import quantile_ratio_bounds, times_needed
 from vllm_rollout.judge.share_difference import share_difference_bounds, times_to_decide
-from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import bound_text
-from vllm_rollout.percentiles import nearest_rank
-from vllm_rollout.units import format_value
+from vllm_rollout.model.percentiles import nearest_rank
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 _MOST_TIMES = 1000
 """A verdict that takes more times as many requests as were sent is called out of reach."""

@@ -20,8 +20,8 @@ from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict, meets_lim
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.planning import more_load, requests_to_decide
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.units import format_value
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 
 def rate_verdict_in_order(

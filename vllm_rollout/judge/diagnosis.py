@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.policy import Policy
-from vllm_rollout.symptoms import Symptoms
 
 _LINES = 5
 _LINE_LENGTH = 300

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vllm_rollout.judge.planning import check_confidence
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.units import format_share
+from vllm_rollout.model.units import format_share
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 Method = Literal["holm", "bonferroni", "none"]
 """How the fails of a run share one risk; with "none" each has its own."""

@@ -2,8 +2,8 @@
 
 import math
 
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.units import format_rate, format_share
+from vllm_rollout.model.units import format_rate, format_share
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 # A process is planned to be this busy: arrivals come in bursts, and so do answers.
 _ROOM = 0.6

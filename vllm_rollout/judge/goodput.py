@@ -14,9 +14,9 @@ from vllm_rollout.judge.planning import (
     requests_needed,
     requests_to_decide,
 )
-from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import MEND_MISSES, bound_text
-from vllm_rollout.units import format_share, format_value
+from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 _WORDS = {
     "ttft_seconds": "first token",

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from vllm_rollout.judge.capacity_terms import Capacity, Ending
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.units import format_share, format_value
+from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 NO_WORD = frozenset({Ending.UNMEASURED, Ending.NOT_RECOVERED, Ending.CHANGED, Ending.UNSTEADY})
 """Ends after which what was found is not relied on."""

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from vllm_rollout.judge.buckets import bucket_verdict
 from vllm_rollout.judge.rate import rate_verdict_between
-from vllm_rollout.judge.verdict import Verdict, check
+from vllm_rollout.model.verdict import Verdict, check
 
 _REMEDY = "See that Prometheus scrapes the deployment; its labels are `prometheus.labels`."
 

@@ -3,7 +3,7 @@
 import json
 import re
 
-from vllm_rollout.judge.verdict import Verdict, check
+from vllm_rollout.model.verdict import Verdict, check
 from vllm_rollout.policy.outputs import Sample
 
 

@@ -17,10 +17,10 @@ from vllm_rollout.judge.planning import (
     requests_needed_for_percentile,
     requests_to_decide,
 )
-from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import MEND_FAILURES, MEND_SLOWNESS
-from vllm_rollout.percentiles import nearest_rank
-from vllm_rollout.units import format_share, format_value
+from vllm_rollout.model.percentiles import nearest_rank
+from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 _MEND_MEASUREMENT = (
     "Mend the clock or the parser that measured them, and measure again; a request without an "

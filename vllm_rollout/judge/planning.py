@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most, share_bounds
-from vllm_rollout.units import format_duration, format_rate, format_share
+from vllm_rollout.model.units import format_duration, format_rate, format_share
 
 MOST_REQUESTS = 10**9
 """Beyond this many no load test will go, and a plan says so in place of a figure."""

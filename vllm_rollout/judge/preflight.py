@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from vllm_rollout.judge.verdict import Outcome, Verdict, check
-from vllm_rollout.preflight import Demand, NodeSpace, Quota, Reference, Room, quota_use
+from vllm_rollout.model.preflight_facts import Demand, NodeSpace, Quota, Reference, Room, quota_use
+from vllm_rollout.model.verdict import Outcome, Verdict, check
 
 _MAKE_ROOM = (
     "Scale down GPU workloads that can wait, add GPU nodes, or wait for room; a release with "

@@ -10,9 +10,9 @@ from vllm_rollout.judge.planning import (
     more_load,
     requests_needed,
 )
-from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import MEND_FAILURES, bound_text
-from vllm_rollout.units import format_share
+from vllm_rollout.model.units import format_share
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 __all__ = ["rate_verdict", "rate_verdict_between", "requests_needed"]
 

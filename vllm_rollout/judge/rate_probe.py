@@ -10,8 +10,8 @@ from vllm_rollout.judge.binomial import chance_above
 from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
 from vllm_rollout.judge.planning import requests_needed, requests_needed_for_percentile
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
-from vllm_rollout.judge.verdict import Outcome
-from vllm_rollout.units import format_share, format_value
+from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.verdict import Outcome
 
 _BURST = 10
 """Requests in a row that one stall may make late: they count as one."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from vllm_rollout.deployment import Replica
 from vllm_rollout.judge.diagnosis import Finding
-from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 
 def replicas_verdict(

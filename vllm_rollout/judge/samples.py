@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 
 def every_sample_within(

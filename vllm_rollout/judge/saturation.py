@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vllm_rollout.units import format_value
+from vllm_rollout.model.units import format_value
 
 _PARTS = 4
 """The time so far is cut into these; the backlog must have grown in each but the first, in which

@@ -12,9 +12,9 @@ from vllm_rollout.judge.anytime import AnytimeShare
 from vllm_rollout.judge.blocks import LatestLatencies
 from vllm_rollout.judge.planning import check_limit_seconds, check_percentile
 from vllm_rollout.judge.speaker import Speaker
-from vllm_rollout.judge.verdict import Verdict
 from vllm_rollout.judge.words import MEND_FAILURES, MEND_MISSES, MEND_SLOWNESS
-from vllm_rollout.units import format_share, format_value
+from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.verdict import Verdict
 
 _BURST_OF_LATENCIES = 10
 """Requests that one stall may delay unless told otherwise: a second of the workflow's 10/s."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.model.units import format_duration
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.policy import Soak
-from vllm_rollout.units import format_duration
 
 _MOST_GAPS_NAMED = 3
 

@@ -2,8 +2,8 @@
 
 from vllm_rollout.judge.anytime import AnytimeShare
 from vllm_rollout.judge.planning import format_confidence, more_load
-from vllm_rollout.judge.verdict import Outcome, Verdict
 from vllm_rollout.judge.words import bound_text
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 # Bounds are worked out anew with so many more requests than at the last look, and when they
 # decide: often enough to be of use, and seldom enough to cost nothing.

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from vllm_rollout.units import format_duration, format_value
+from vllm_rollout.model.units import format_duration, format_value
 
 DEFAULT_MAX_GAP_SECONDS = 120.0
 """For callers without a policy; the suite's own triggers are given `triggers.max_gap`."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from vllm_rollout.judge.family import Method, family_confidence
 from vllm_rollout.judge.planning import check_confidence
-from vllm_rollout.judge.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Sentences and figures that verdicts of several kinds have in common."""
 
-from vllm_rollout.units import format_share
+from vllm_rollout.model.units import format_share
 
 MEND_FAILURES = (
     "See how the requests failed and what the replicas logged at that time; mend that before the "

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_rollout.observe.load import RequestOutcome
+from vllm_rollout.model.load_result import RequestOutcome
 
 _LONGEST_ERROR = 200
 _LONGEST_LINE = 16 * 1024 * 1024

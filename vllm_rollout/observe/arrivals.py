@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-from vllm_rollout.observe.load_plan import LoadPlan, RateSegment
+from vllm_rollout.model.load_plan import LoadPlan, RateSegment
 
 
 def arrivals(plan: LoadPlan) -> Iterator[float]:

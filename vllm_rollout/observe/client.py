@@ -9,9 +9,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
-from vllm_rollout.observe.load import RequestOutcome
 
 if TYPE_CHECKING:
     import httpx

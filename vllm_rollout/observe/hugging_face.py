@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import httpx
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
 
 _ENDPOINT = "https://huggingface.co"
 _TIMEOUT_SECONDS = 15.0

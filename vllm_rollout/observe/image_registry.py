@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from vllm_rollout.errors import UnreachableError
-from vllm_rollout.images import ImageName
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.image_name import ImageName
 
 _TIMEOUT_SECONDS = 15.0
 _LONGEST_MANIFEST = 4 * 1024 * 1024

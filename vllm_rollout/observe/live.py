@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Self
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UnreachableError
-from vllm_rollout.observe.counted import ErrorRates, LatencyCounts, RequestCounts
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
 from vllm_rollout.observe.metrics import DeploymentMetrics
 from vllm_rollout.policy import Policy
 

@@ -8,11 +8,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.observe.arrivals import arrivals
 from vllm_rollout.observe.gaps import GapSummary, merged
-from vllm_rollout.observe.load import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, LogReader
-from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_progress import LoadProgress, ProgressMeter
 
 _CLOCK_WITHIN_SECONDS = 0.25

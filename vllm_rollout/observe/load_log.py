@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_rollout.observe.load import RequestOutcome, RequestRecord
+from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 
 LOG_NAME = "worker-{index}.jsonl"
 STOP_NAME = "stop"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from hdrh.histogram import HdrHistogram
 
-from vllm_rollout.observe.load import RequestOutcome, RequestRecord
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 
 _LONGEST_SECONDS = 3600
 _PER_SECOND = 1_000_000

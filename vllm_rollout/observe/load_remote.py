@@ -15,9 +15,9 @@ from typing import Any, Self
 import httpx
 
 from vllm_rollout import __version__
-from vllm_rollout.errors import RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, log_digest
-from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.platform.load_pods import LoadPods, LoadTask, PodsSeen
 
 _log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from vllm_rollout.errors import UnreachableError, UsageError
-from vllm_rollout.observe.load import LoadResult, RequestRecord
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_result import LoadResult, RequestRecord
 from vllm_rollout.observe.load_collect import LoadCollector
 from vllm_rollout.observe.load_here import API_KEY_VARIABLE, LocalGenerator
-from vllm_rollout.observe.load_plan import LoadPlan
 from vllm_rollout.observe.load_progress import LoadProgress
 
 __all__ = ["API_KEY_VARIABLE", "Generator", "LoadProgress", "run_load"]

@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.observe.counted import ErrorRates, LatencyCounts, RequestCounts, Uptime
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts, Uptime
 from vllm_rollout.observe.prometheus import Prometheus, Series, selector
 from vllm_rollout.observe.scrapes import Gap, Scrapes, Target, scrapes_of
 from vllm_rollout.policy import Policy

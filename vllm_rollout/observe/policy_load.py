@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UsageError
-from vllm_rollout.observe.load_plan import Lengths, LoadPlan, RateSegment, RequestClass, TraceEntry
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_plan import Lengths, LoadPlan, RateSegment, RequestClass, TraceEntry
 from vllm_rollout.observe.trace import read_trace
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.gates import Load

@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.errors import UsageError
-from vllm_rollout.observe.load_plan import TraceEntry
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_plan import TraceEntry
 
 _COLUMNS = {
     "at": ("timestamp", "arrived_at"),

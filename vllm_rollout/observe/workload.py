@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vllm_rollout.observe.load_plan import Lengths, LoadPlan, RequestClass
+from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
 
 NUMBER_DIGITS = 9
 _NUMBER_MARK = "#" * NUMBER_DIGITS

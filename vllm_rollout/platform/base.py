@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
-from vllm_rollout.errors import DeployError, ExitCode, RolloutError, UnreachableError
-from vllm_rollout.preflight import Preflight
-from vllm_rollout.symptoms import Symptoms
+from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, Target
+from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.preflight_facts import Preflight
+from vllm_rollout.model.symptoms import Symptoms
 
 
 class ConflictError(RolloutError):

@@ -28,9 +28,9 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
-from vllm_rollout.deployment import checked_name
-from vllm_rollout.errors import UsageError
-from vllm_rollout.units import (
+from vllm_rollout.model.deployment import checked_name
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.units import (
     DURATION_PATTERN,
     RATE_PATTERN,
     SHARE_PATTERN,

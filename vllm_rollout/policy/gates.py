@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.policy.fields import (
     Block,
     Count,
@@ -24,7 +25,6 @@ from vllm_rollout.policy.preflight import Preflight
 from vllm_rollout.policy.prometheus import LiveMetrics
 from vllm_rollout.policy.staying import SignOff, Soak
 from vllm_rollout.policy.traffic import EarlyStop, Traffic
-from vllm_rollout.units import format_duration
 
 
 class Pods(Block):

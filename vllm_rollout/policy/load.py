@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vllm_rollout.errors import PolicyError
+from vllm_rollout.model.errors import PolicyError
 from vllm_rollout.policy.expansion import expand
 from vllm_rollout.policy.models import Policy
 from vllm_rollout.policy.problems import Problem, problems_of, refusal

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vllm_rollout.deployment import canonical_digest
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.policy.canary import Canary
 from vllm_rollout.policy.capacity import CapacitySearch
 from vllm_rollout.policy.fields import (

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vllm_rollout.errors import PolicyError
+from vllm_rollout.model.errors import PolicyError
 from vllm_rollout.policy.fields import BROKEN_RULE
 from vllm_rollout.policy.tree import Node, Place, descend, dotted
 

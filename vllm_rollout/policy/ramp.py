@@ -6,8 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, model_validator
 
+from vllm_rollout.model.units import format_share
 from vllm_rollout.policy.fields import Block, Count, Duration, Limit, ascending, broken_rule
-from vllm_rollout.units import format_share
 
 
 class RampStep(Block):

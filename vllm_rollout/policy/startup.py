@@ -5,14 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from vllm_rollout.policy.fields import (
-    Block,
-    Count,
-    Number,
-    Span,
-    ascending,
-    broken_rule,
-)
+from vllm_rollout.policy.fields import Block, Count, Number, Span, ascending, broken_rule
 
 _SIZE_IN_NAME = re.compile(r"(?:^|-)(?:([0-9]+)x)?([0-9]+(?:\.[0-9]+)?)b(?:-|$)")
 

@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.policy.fields import Block, Duration, Span, broken_rule
-from vllm_rollout.units import format_duration
 
 
 class Soak(Block):

@@ -4,8 +4,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.policy.fields import Block, Count, Duration, Limit, Percentile, Span, broken_rule
-from vllm_rollout.units import format_duration
 
 
 class WatchSlo(Block):

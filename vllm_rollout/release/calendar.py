@@ -10,7 +10,7 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.policy import Windows
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_rollout.deployment import Build, Deployment, Revision, Target
-from vllm_rollout.errors import DeployError, ExitCode
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
+from vllm_rollout.model.errors import DeployError, ExitCode
+from vllm_rollout.model.units import format_duration, format_share, format_value
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.policy import RampStep
 from vllm_rollout.release.context import Context
@@ -20,7 +21,6 @@ from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.sides import Sides
 from vllm_rollout.release.traffic import NotCarriedError, failing, remove_canary, shift
-from vllm_rollout.units import format_duration, format_share, format_value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

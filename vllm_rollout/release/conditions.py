@@ -8,24 +8,18 @@ the gates have passed.
 from collections.abc import Iterable
 from pathlib import Path
 
-from vllm_rollout.deployment import Deployment, Revision, newest_served
-from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment, Revision, newest_served
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import Evidence, GateRun, Override, evidence_key
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.end import End
 from vllm_rollout.release.oncall import nobody_on_call
-from vllm_rollout.release.signoff import (
-    SignOff,
-    SignOffs,
-    gate_run,
-    sign_off_command,
-    unusable,
-)
+from vllm_rollout.release.signoff import SignOff, SignOffs, gate_run, sign_off_command, unusable
 from vllm_rollout.release.soak import Sampling
 from vllm_rollout.release.waiting import reasons_to_wait
-from vllm_rollout.report.evidence import Evidence, GateRun, Override, evidence_key
 
 
 def before_gates(context: Context, revision: Revision) -> End | None:

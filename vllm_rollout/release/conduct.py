@@ -4,16 +4,16 @@ from collections.abc import Callable
 from datetime import datetime
 
 from vllm_rollout import __version__
-from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.units import format_share
 from vllm_rollout.release import conditions
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.end import End
 from vllm_rollout.release.keeping import keep_evidence, kind_of_end
 from vllm_rollout.release.lock import hold
-from vllm_rollout.report.evidence import Evidence
-from vllm_rollout.units import format_share
 
 
 def conduct(

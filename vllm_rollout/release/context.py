@@ -7,10 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from vllm_rollout.deployment import Build, Deployment, newest_served
-from vllm_rollout.errors import RolloutError
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
+from vllm_rollout.model.deployment import Build, Deployment, newest_served
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.evidence import GateRun, Step
 from vllm_rollout.observe.live import live_metrics
 from vllm_rollout.platform.base import NotReadyError, Platform, WayTrouble
 from vllm_rollout.policy import Policy
@@ -27,7 +28,6 @@ from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.preflight import run_preflight
 from vllm_rollout.release.triggers import Sight
 from vllm_rollout.release.watch import WatchEnd, Watcher
-from vllm_rollout.report.evidence import GateRun, Step
 from vllm_rollout.report.items import findings
 from vllm_rollout.report.terminal import sight_line, verdict_line
 from vllm_rollout.settings import Settings

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_rollout.deployment import canonical_digest
+from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.evidence import evidence_key
 from vllm_rollout.platform.base import ConflictError, Entry, Store
-from vllm_rollout.report.evidence import evidence_key
 
 _TRIES = 10
 

@@ -14,7 +14,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from vllm_rollout.errors import RolloutError, UsageError
+from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.policy.notifications import Channel, Notifications
 from vllm_rollout.release.messages import Message, rendered
 from vllm_rollout.release.own_command import OwnCommandError, run_own_command

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
-from vllm_rollout.report.evidence import GateRun
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import GateRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from datetime import datetime
 
-from vllm_rollout.deployment import Build, Revision, newest_served
-from vllm_rollout.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Build, Revision, newest_served
+from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.release import conditions
@@ -19,7 +20,6 @@ from vllm_rollout.release.promotion import Promotion, describe, promote, watch_t
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.traffic import traffic_before
 from vllm_rollout.release.waiting import wait_until_open
-from vllm_rollout.report.evidence import Evidence
 
 
 def gate_and_promote(

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
-from vllm_rollout.report.evidence import GateRun, read_evidence
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import GateRun, read_evidence
 from vllm_rollout.resources import GATES
 
 _POLL_SECONDS = 0.2

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from vllm_rollout.deployment import Revision, newest_served
-from vllm_rollout.errors import ExitCode, UsageError
+from vllm_rollout.model.deployment import Revision, newest_served
+from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.release.conduct import conduct
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.end import End
 from vllm_rollout.release.journal import JournalEntry
 from vllm_rollout.release.rollback import roll_back
-from vllm_rollout.report.evidence import Evidence
 
 
 def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evidence:

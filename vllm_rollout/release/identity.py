@@ -5,11 +5,11 @@ A tag may move under an unchanged build, so the images that replicas really run 
 
 from collections.abc import Sequence
 
-from vllm_rollout.deployment import Build, Deployment, Replica, Revision, newest_served
-from vllm_rollout.errors import DeployError, ExitCode
+from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
+from vllm_rollout.model.errors import DeployError, ExitCode
+from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.end import End
-from vllm_rollout.report.evidence import GateRun
 
 
 def not_what_was_gated(

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_rollout.deployment import Build
+from vllm_rollout.model.deployment import Build
 from vllm_rollout.platform.base import ConflictError, Store, Weights
 
 

@@ -2,11 +2,11 @@
 
 from datetime import timedelta
 
-from vllm_rollout.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.end import End
-from vllm_rollout.report.evidence import Evidence
 
 _PAUSE = timedelta(seconds=5)
 _TRIES = 6

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from vllm_rollout.deployment import Build, Deployment, Revision, RevisionStatus
+from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
+from vllm_rollout.model.evidence import Evidence, as_json, evidence_key
 from vllm_rollout.platform.base import Store
-from vllm_rollout.report.evidence import Evidence, as_json, evidence_key
 
 
 class Ledger:

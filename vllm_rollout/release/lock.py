@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.platform.base import ConflictError, Lease, LeaseHeldError, Store
 from vllm_rollout.release.clock import Clock
 

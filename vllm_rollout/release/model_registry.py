@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from vllm_rollout.deployment import Deployment, Revision
-from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.own_command import OwnCommandError, run_own_command

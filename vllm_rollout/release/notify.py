@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from vllm_rollout.errors import RolloutError
+from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.policy.notifications import Channel, MessageKind, Notifications
 from vllm_rollout.release.delivery import deliver
 from vllm_rollout.release.messages import Message

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-from vllm_rollout.errors import ExitCode, RolloutError
+from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.platform.redact import redact, secrets_in
 
 

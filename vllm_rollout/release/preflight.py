@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.gates import GateRunner
-from vllm_rollout.report.evidence import GateRun
 
 _GATE = "preflight"
 

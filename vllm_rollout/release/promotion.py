@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from vllm_rollout.deployment import Build, Revision, Target, newest_served
-from vllm_rollout.errors import DeployError, ExitCode, UnreachableError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Build, Revision, Target, newest_served
+from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
+from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.release.canary_ramp import CanaryRamp
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.end import End, trouble_of
@@ -15,8 +17,6 @@ from vllm_rollout.release.identity import same_images
 from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back
 from vllm_rollout.release.traffic import traffic_before
-from vllm_rollout.report.evidence import Evidence
-from vllm_rollout.units import format_duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from vllm_rollout.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.decisions import DecisionKind
 from vllm_rollout.release.end import End, trouble_of

@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_rollout.deployment import Deployment, Revision
-from vllm_rollout.errors import UsageError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key, from_json
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.base import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.decisions import DecisionKind, Decisions
-from vllm_rollout.report.evidence import Evidence, GateRun, evidence_key, from_json
-from vllm_rollout.units import format_duration
 
 _SHORTEST_PREFIX = 6
 

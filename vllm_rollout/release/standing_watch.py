@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from vllm_rollout.deployment import Revision, newest_served
-from vllm_rollout.errors import ExitCode, RolloutError
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Revision, newest_served
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.context import Context
@@ -21,8 +23,6 @@ from vllm_rollout.release.journal import JournalEntry
 from vllm_rollout.release.lock import Held, LeaseLostError, hold
 from vllm_rollout.release.soak import Sampling
 from vllm_rollout.release.triggers import Sight
-from vllm_rollout.report.evidence import Evidence
-from vllm_rollout.units import format_duration
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it

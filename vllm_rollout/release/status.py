@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from vllm_rollout.deployment import Build, Deployment, Replica, Revision, RevisionStatus
-from vllm_rollout.errors import RolloutError
+from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
+from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.journal import Journal, JournalEntry

@@ -8,12 +8,12 @@ first of them is changed.
 
 from collections.abc import Mapping
 
-from vllm_rollout.deployment import Deployment, newest_served
-from vllm_rollout.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.model.deployment import Deployment, newest_served
+from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.release.context import Context
 from vllm_rollout.release.journal import JournalEntry, TrafficBefore
-from vllm_rollout.units import format_share, format_value
 
 Needs = Mapping[Deployment, int]
 """How many ready replicas each side must have."""

@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_rollout.deployment import Replica
 from vllm_rollout.judge.trigger import Trigger
-from vllm_rollout.observe.counted import LatencyCounts
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.percentiles import percentile_of
+from vllm_rollout.model.request_counts import LatencyCounts
 from vllm_rollout.observe.live import LiveCounts
 from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.percentiles import percentile_of
 from vllm_rollout.policy import Policy
 
 _LIVE = " by Prometheus"

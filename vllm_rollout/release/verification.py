@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.gate_runs import address_of, gate_run, identity
 from vllm_rollout.judge import Outcome, Verdict, check
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Gates
 from vllm_rollout.release.clock import Clock
-from vllm_rollout.report.evidence import Attachment, GateResult, GateRun
 from vllm_rollout.serving import (
     Attach,
     Cluster,

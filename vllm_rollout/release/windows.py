@@ -4,7 +4,7 @@ import calendar
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.policy import Windows
 from vllm_rollout.release.calendar import Event, events_between
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from vllm_rollout.judge.capacity_terms import Capacity, Probe
 from vllm_rollout.judge.headroom import interval_text
 from vllm_rollout.judge.rate_probe import Slos
-from vllm_rollout.judge.verdict import Outcome
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.report.axis import Axis
 from vllm_rollout.report.svg import (
     BLUE,
@@ -24,7 +25,6 @@ from vllm_rollout.report.svg import (
     x_axis,
     y_axis,
 )
-from vllm_rollout.units import format_value
 
 _GREEN = "#2f9e58"
 

@@ -5,12 +5,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.report.evidence import Evidence, LoadSummary
+from vllm_rollout.model.evidence import Evidence, LoadSummary
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.items import ReportItem, report_items
 from vllm_rollout.report.words import one_line, report_title
 from vllm_rollout.report.working import exact, working
-from vllm_rollout.units import format_value
 
 _INDENT = (0, 0, 0, 2)
 _STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}

@@ -4,15 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_rollout.judge.verdict import Outcome, Verdict, worst
-from vllm_rollout.report.evidence import (
-    Attachment,
-    Evidence,
-    GateResult,
-    GateRun,
-    LoadSummary,
-    Step,
-)
+from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, LoadSummary, Step
+from vllm_rollout.model.verdict import Outcome, Verdict, worst
 from vllm_rollout.report.words import headline, one_line, short_title
 
 ROLLOUT = "rollout"

@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vllm_rollout.judge.verdict import Verdict
+from vllm_rollout.model.evidence import LoadMoment, LoadSummary
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.report.axis import Axis
-from vllm_rollout.report.evidence import LoadMoment, LoadSummary
 from vllm_rollout.report.svg import (
     BLUE,
     BOTTOM,
@@ -29,7 +30,6 @@ from vllm_rollout.report.svg import (
     y_axis,
 )
 from vllm_rollout.report.words import bound_text
-from vllm_rollout.units import format_value
 
 _STRIP = 30
 """Height of the strip of failures under the plot over time."""

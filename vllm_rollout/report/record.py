@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from vllm_rollout.deployment import Build, checked_name
-from vllm_rollout.errors import ExitCode
+from vllm_rollout.model.deployment import Build, checked_name
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.report import words
-from vllm_rollout.report.evidence import Evidence
 from vllm_rollout.report.items import ROLLOUT, report_items
 
 if TYPE_CHECKING:

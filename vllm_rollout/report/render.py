@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_rollout.errors import RolloutError
-from vllm_rollout.report.evidence import Evidence, write_evidence
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.evidence import Evidence, write_evidence
 from vllm_rollout.report.words import one_line
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]

@@ -16,8 +16,8 @@ import pytest
 from markupsafe import escape
 from pytest_html import extras
 
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.report.evidence import Evidence, read_evidence
+from vllm_rollout.model.evidence import Evidence, read_evidence
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.html import details_html, summary_html, table_header, table_row
 from vllm_rollout.report.items import ReportItem, report_items
 from vllm_rollout.report.words import one_line, report_title, verdict_text

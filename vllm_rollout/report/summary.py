@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from vllm_rollout.observe.load import LoadResult, RequestRecord
-from vllm_rollout.percentiles import percentile_of
-from vllm_rollout.report.evidence import ClassSummary, LatencyBin, LoadMoment, LoadSummary
+from vllm_rollout.model.evidence import ClassSummary, LatencyBin, LoadMoment, LoadSummary
+from vllm_rollout.model.load_result import LoadResult, RequestRecord
+from vllm_rollout.model.percentiles import percentile_of
 
 _BINS = 60
 _MOST_SLICES = 120

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
+from vllm_rollout.model.units import format_value
 from vllm_rollout.report.axis import Axis
-from vllm_rollout.units import format_value
 
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 704, 34, 214

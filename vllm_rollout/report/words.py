@@ -5,10 +5,10 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from vllm_rollout.errors import ExitCode
-from vllm_rollout.judge.verdict import Outcome, Verdict, worst
-from vllm_rollout.report.evidence import Evidence, GateRun
-from vllm_rollout.units import format_value
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import Evidence, GateRun
+from vllm_rollout.model.units import format_value
+from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 NONE = "–"
 """Shown where there is no figure."""

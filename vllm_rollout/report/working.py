@@ -12,15 +12,10 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_rollout.judge.binomial import (
-    chance_above,
-    chance_at_most,
-    percentile_ranks,
-    share_bounds,
-)
+from vllm_rollout.judge.binomial import chance_above, chance_at_most, percentile_ranks, share_bounds
 from vllm_rollout.judge.mixture import bet_above, bet_below
-from vllm_rollout.judge.verdict import Outcome, Verdict
-from vllm_rollout.percentiles import nearest_rank
+from vllm_rollout.model.percentiles import nearest_rank
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.words import NONE
 
 _PERCENTILE = re.compile(r"\bP(\d{1,2}(?:\.\d{1,6})?)\b")

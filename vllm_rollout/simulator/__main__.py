@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from vllm_rollout.errors import RolloutError
+from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.simulator.main import simulate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.simulator.dials import DialError, Dials
 
 API_KEY_VARIABLE = "VLLM_API_KEY"

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 
 _READY = "listening on "
 _END_SECONDS = 5.0

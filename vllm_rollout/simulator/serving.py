@@ -7,7 +7,7 @@ import sys
 
 from aiohttp import web
 
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.simulator.dials import Dials
 from vllm_rollout.simulator.server import Simulator
 

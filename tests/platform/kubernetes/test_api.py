@@ -6,7 +6,7 @@ import pytest
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
 from vllm_rollout.platform.kubernetes.store import object_name

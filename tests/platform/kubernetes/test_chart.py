@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import chart_digest, load_chart, merged, overlay
 from vllm_rollout.resources import CHARTS

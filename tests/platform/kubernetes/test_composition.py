@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vllm_rollout.deployment import Build, Target
+from vllm_rollout.model.deployment import Build, Target
 from vllm_rollout.platform.kubernetes.composition import (
     Rollout,
     is_ours,

@@ -8,8 +8,8 @@ import pytest
 from cluster.cut import CutWire
 from cluster.fixtures import Namespace
 
-from vllm_rollout.deployment import Build
-from vllm_rollout.errors import ExitCode, UnreachableError
+from vllm_rollout.model.deployment import Build
+from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.release.decisions import DecisionKind, Decisions

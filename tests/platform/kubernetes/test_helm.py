@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cluster.required import each_helm
 
-from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.kubernetes import command
 from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError
 from vllm_rollout.platform.kubernetes.helm import Helm

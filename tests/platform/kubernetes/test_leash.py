@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.local_release import until
 
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.kubernetes.command import run
 
 

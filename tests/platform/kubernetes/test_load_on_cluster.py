@@ -17,9 +17,9 @@ import yaml
 from cluster.behaviour import running
 from cluster.fixtures import Namespace, eventually
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UnreachableError, UsageError
-from vllm_rollout.observe.load_plan import LoadPlan
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.observe.load_remote import remotely
 from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.platform.base import ConflictError

@@ -14,8 +14,8 @@ from cluster.behaviour import HEALTHY, crash_loop, slow_start
 from cluster.fixtures import Namespace, eventually
 from cluster.required import each_helm
 
-from vllm_rollout.deployment import Deployment, RevisionStatus, Target, images_of
-from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.deployment import Deployment, RevisionStatus, Target, images_of
+from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.deployment import Replica
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.kubernetes.pods import parse_pod, replica_of
 
 BUILD = "sha256:" + "b" * 64

@@ -16,13 +16,13 @@ from cluster.required import each_helm
 from typer.testing import CliRunner
 
 from vllm_rollout.cli import app
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import ExitCode
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.preflight import quota_verdict, references_verdict, room_verdict
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
-from vllm_rollout.report.evidence import read_evidence
 from vllm_rollout.resources import CHARTS
 
 MODEL = "llama-2-7b"

@@ -11,7 +11,7 @@ import httpx
 from cluster.fixtures import Namespace, eventually
 from cluster.required import each_helm
 
-from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.model.deployment import Deployment, Target
 
 MODEL = "llama-2-7b"
 LONG = timedelta(seconds=60)

@@ -13,8 +13,8 @@ from cluster.behaviour import HEALTHY, unready
 from cluster.cut import CutWire
 from cluster.fixtures import Namespace, eventually
 
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import DeployError, UnreachableError
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import DeployError, UnreachableError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from cluster.required import each_helm
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.platform.kubernetes.chart import load_chart
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.rendered import Rendered

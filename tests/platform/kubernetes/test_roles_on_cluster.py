@@ -13,8 +13,8 @@ from cluster.fixtures import Namespace
 from cluster.gateway import running_gateway
 from cluster.required import each_helm
 
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.policy import load_policy

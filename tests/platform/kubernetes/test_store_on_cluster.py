@@ -8,7 +8,7 @@ import pytest
 from cluster.faulty import FaultyDoor, Refusal
 from cluster.fixtures import Namespace
 
-from vllm_rollout.errors import DeployError, ExitCode, UnreachableError
+from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
 from vllm_rollout.platform.base import ConflictError, LeaseHeldError
 from vllm_rollout.platform.kubernetes import store as store_module
 from vllm_rollout.platform.kubernetes.api import connect

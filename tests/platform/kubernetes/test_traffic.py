@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.kubernetes.traffic import divided_rules, not_in_force, read_weights
 

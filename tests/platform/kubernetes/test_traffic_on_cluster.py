@@ -12,8 +12,8 @@ from cluster.fixtures import Namespace
 from cluster.gateway import Gateway, running_gateway
 from support.real_runs import Runs
 
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import ExitCode, UsageError
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform

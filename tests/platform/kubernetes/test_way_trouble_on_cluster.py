@@ -9,10 +9,10 @@ from cluster.behaviour import HEALTHY, unready
 from cluster.faulty import FaultyDoor, Refusal
 from cluster.fixtures import Namespace, eventually
 
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.load import RequestOutcome
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 

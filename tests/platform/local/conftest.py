@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.local_release import LocalRelease
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.platform.local import LocalPlatform
 
 

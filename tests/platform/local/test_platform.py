@@ -12,8 +12,8 @@ import psutil
 import pytest
 from support.local_release import LocalRelease, tiny, until
 
-from vllm_rollout.deployment import RevisionStatus
-from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.model.deployment import RevisionStatus
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.local import processes
 
 MINUTE = timedelta(minutes=1)

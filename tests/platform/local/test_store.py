@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.errors import UnreachableError, UsageError
+from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.platform.base import ConflictError, LeaseHeldError
 from vllm_rollout.platform.local.database import SCHEMA_VERSION, Database
 from vllm_rollout.platform.local.store import SqliteStore

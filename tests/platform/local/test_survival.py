@@ -22,7 +22,7 @@ CLIENT = """
 import json, sys
 from datetime import timedelta
 from pathlib import Path
-from vllm_rollout.deployment import Deployment, Target
+from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.platform.local import LocalPlatform
 platform = LocalPlatform(Path(sys.argv[1]), startup_timeout=timedelta(seconds=30), max_restarts=1)
 deployment = Deployment("llama-2-7b", "staging")

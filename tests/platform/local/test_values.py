@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.local.values import parse_values
 
 COMMAND = ["{python}", "-m", "server", "--port", "{port}"]

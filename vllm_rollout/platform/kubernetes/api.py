@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.base import ConflictError
 
 TIMEOUT_SECONDS = (5.0, 30.0)

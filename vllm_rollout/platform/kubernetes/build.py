@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Build, Deployment, canonical_digest
-from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.model.deployment import Build, Deployment, canonical_digest
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.kubernetes.chart import load_chart, merged
 
 

@@ -8,8 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Deployment, Target
-from vllm_rollout.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
@@ -23,7 +24,6 @@ from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
 from vllm_rollout.platform.kubernetes.walk import walk
-from vllm_rollout.symptoms import Symptoms
 
 _LOOK_SECONDS = 0.5
 _NOT_READY = (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import canonical_digest
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.yaml_file import read_mapping
 
 _RAMP = "vllm-rollout/ramp"

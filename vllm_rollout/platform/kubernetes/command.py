@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from typing import Self
 
-from vllm_rollout.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.base import Guard
 from vllm_rollout.platform.kubernetes import leash as leash_program
 from vllm_rollout.platform.kubernetes.leash import ELAPSED

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from vllm_rollout.deployment import Build, Target, canonical_digest
+from vllm_rollout.model.deployment import Build, Target, canonical_digest
 from vllm_rollout.platform.kubernetes.walk import Pods
 
 _COUNT = TypeAdapter(int)

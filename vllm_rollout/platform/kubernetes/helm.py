@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.base import Guard
 from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError, run
 

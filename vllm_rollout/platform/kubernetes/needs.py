@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from vllm_rollout.images import parse_image, registry_host
+from vllm_rollout.model.image_name import parse_image, registry_host
+from vllm_rollout.model.preflight_facts import Reference
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
-from vllm_rollout.preflight import Reference
 
 Json = Mapping[str, Any]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
+from vllm_rollout.model.symptoms import NodeRoom
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
-from vllm_rollout.symptoms import NodeRoom
 
 Json = Mapping[str, Any]
 

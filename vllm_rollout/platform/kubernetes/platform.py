@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target
-from vllm_rollout.errors import UnreachableError, UsageError
+from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, Target
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import Guard, Route, WayTrouble, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import make_build
@@ -23,7 +24,6 @@ from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.traffic import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles
-from vllm_rollout.symptoms import Symptoms
 
 
 class KubernetesPlatform:

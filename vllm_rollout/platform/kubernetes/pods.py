@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from vllm_rollout.deployment import Deployment, Replica
-from vllm_rollout.errors import DeployError, RolloutError
+from vllm_rollout.model.deployment import Deployment, Replica
+from vllm_rollout.model.errors import DeployError, RolloutError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.redact import redact, secrets_in
 

@@ -5,18 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UsageError
-from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
-from vllm_rollout.platform.kubernetes.build import make_build
-from vllm_rollout.platform.kubernetes.chart import load_chart, merged, overlay
-from vllm_rollout.platform.kubernetes.helm import Helm
-from vllm_rollout.platform.kubernetes.needs import needed_by, pull_credentials, secret_value
-from vllm_rollout.platform.kubernetes.nodes import Nodes, limits_of, quantity, refusal, requests_of
-from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL
-from vllm_rollout.platform.kubernetes.rendered import HOOK, Rendered, demand_of
-from vllm_rollout.platform.kubernetes.value_files import ValueFiles
-from vllm_rollout.preflight import (
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.preflight_facts import (
     ContainerImage,
     Demand,
     ModelSource,
@@ -27,6 +18,15 @@ from vllm_rollout.preflight import (
     Room,
     quota_use,
 )
+from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
+from vllm_rollout.platform.kubernetes.build import make_build
+from vllm_rollout.platform.kubernetes.chart import load_chart, merged, overlay
+from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.needs import needed_by, pull_credentials, secret_value
+from vllm_rollout.platform.kubernetes.nodes import Nodes, limits_of, quantity, refusal, requests_of
+from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL
+from vllm_rollout.platform.kubernetes.rendered import HOOK, Rendered, demand_of
+from vllm_rollout.platform.kubernetes.value_files import ValueFiles
 from vllm_rollout.yaml_file import read_mapping
 
 _NOT_OURS = ("BestEffort", "Terminating")

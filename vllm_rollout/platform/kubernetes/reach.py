@@ -5,7 +5,7 @@ import socket
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.platform.base import Route, WayTrouble
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
 

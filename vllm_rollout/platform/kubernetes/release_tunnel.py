@@ -3,8 +3,8 @@
 import itertools
 import time
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, replica_of
 from vllm_rollout.platform.kubernetes.tunnel import Tunnel

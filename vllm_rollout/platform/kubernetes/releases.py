@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_rollout.deployment import Deployment, Revision, RevisionStatus
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.walk import Pods

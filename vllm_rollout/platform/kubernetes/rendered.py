@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import DeployError, UsageError
+from vllm_rollout.model.preflight_facts import Demand, Rendering
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import OWN_VALUES
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.nodes import limits_of, requests_of, unconsidered
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
-from vllm_rollout.preflight import Demand, Rendering
 
 _WORKLOADS = ("Deployment", "StatefulSet")
 HOOK = "helm.sh/hook"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.base import ConflictError, Entry, Lease, LeaseHeldError
 from vllm_rollout.platform.kubernetes.api import (
     TIMEOUT_SECONDS,

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from vllm_rollout.deployment import Deployment
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 

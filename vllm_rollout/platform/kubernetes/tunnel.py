@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 import aiohttp
 
-from vllm_rollout.errors import DeployError, RolloutError, UnreachableError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError
 from vllm_rollout.platform.base import WayTrouble
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 

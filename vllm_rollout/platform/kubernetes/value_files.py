@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vllm_rollout.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.platform.kubernetes.chart import Chart, overlay
 
 

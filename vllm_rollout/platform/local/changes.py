@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
-from vllm_rollout.deployment import Build, RevisionStatus
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.deployment import Build, RevisionStatus
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.base import ConflictError, Guard, Weights, WeightsChangedError
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.composition import Composition

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.lock import RouterLock
 from vllm_rollout.platform.local.logs import log_folder, tail

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.errors import UnreachableError, UsageError
+from vllm_rollout.model.errors import UnreachableError, UsageError
 
 SCHEMA_VERSION = 2
 _BUSY_SECONDS = 10.0

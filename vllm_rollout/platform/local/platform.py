@@ -8,8 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Build, Deployment, Replica, Revision, Target, canonical_digest
-from vllm_rollout.errors import DeployError, UsageError
+from vllm_rollout.model.deployment import (
+    Build,
+    Deployment,
+    Replica,
+    Revision,
+    Target,
+    canonical_digest,
+)
+from vllm_rollout.model.errors import DeployError, UsageError
+from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import Guard, Route, WayTrouble, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
@@ -20,7 +28,6 @@ from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, 
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
 from vllm_rollout.platform.local.values import LocalValues, parse_values
 from vllm_rollout.ports import LOOPBACK
-from vllm_rollout.symptoms import Symptoms
 
 _SYMPTOM_LINES = 50
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from vllm_rollout.errors import DeployError
+from vllm_rollout.model.errors import DeployError
 
 REPLICA_VARIABLE = "VLLM_ROLLOUT_REPLICA"
 

@@ -5,7 +5,7 @@ import itertools
 import logging
 import uuid
 
-from vllm_rollout.errors import UnreachableError
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.local.balancer import Balancer
 from vllm_rollout.platform.local.canary import Side, canary_key, with_canary
 from vllm_rollout.platform.local.composition import Part

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.processes import Identity
 from vllm_rollout.platform.local.state import LEAVING, ReleaseRow, ReplicaRow, State

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.deployment import Build, Replica, Revision, RevisionStatus
+from vllm_rollout.model.deployment import Build, Replica, Revision, RevisionStatus
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.database import Database

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 
 DEFAULT_NAMESPACE = "system"
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

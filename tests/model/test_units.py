@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_rollout.errors import UsageError
-from vllm_rollout.units import (
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.units import (
     UnitError,
     format_duration,
     format_rate,

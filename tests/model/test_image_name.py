@@ -2,8 +2,8 @@
 
 import pytest
 
-from vllm_rollout.errors import UsageError
-from vllm_rollout.images import parse_image
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.image_name import parse_image
 
 DIGEST = f"sha256:{'a' * 64}"
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vllm_rollout.deployment import Replica
+from vllm_rollout.model.deployment import Replica
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 
 ARRIVALS = ("constant", "poisson", "closed")
 """How requests may arrive: evenly spaced, at random, or each user's after his last was answered."""

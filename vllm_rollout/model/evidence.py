@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_rollout.deployment import Build, Deployment, canonical_digest
-from vllm_rollout.errors import ExitCode, UsageError
-from vllm_rollout.judge.verdict import Outcome, Verdict, worst
+from vllm_rollout.model.deployment import Build, Deployment, canonical_digest
+from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 SCHEMA = 1
 

@@ -15,7 +15,7 @@ import re
 from datetime import timedelta
 from decimal import Decimal
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,30})?"
 # ECMA-262 and Python read these alike, so the JSON Schema carries the very patterns used here.

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from vllm_rollout.errors import UsageError
+from vllm_rollout.model.errors import UsageError
 
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_NAMES = (_DOCKER_HUB, "index.docker.io", "registry-1.docker.io")
