@@ -23,7 +23,7 @@ from typing import Any
 from load_peers import ToolRun, bare, guidellm, locust_users, vllm_bench, wrk
 from load_tools import WARMUP_SECONDS, Figures, Server, SuiteRun, noise, serving, suite, undisturbed
 
-from vllm_rollout.observe.arrivals import arrivals
+from vllm_rollout.load.arrivals import arrivals
 
 _LAG_SECONDS = 0.005
 _STEP = 2 ** (1 / 3)

@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 
+from vllm_rollout.load.clock_offset import wall_less_monotonic
+from vllm_rollout.load.run_load import LoadProgress, run_load
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
 from vllm_rollout.model.load_result import LoadResult
-from vllm_rollout.observe.clocks import wall_less_monotonic
-from vllm_rollout.observe.load_run import LoadProgress, run_load
 
 HERE = Path(__file__).parent
 CORES = sorted(os.sched_getaffinity(0))

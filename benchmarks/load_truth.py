@@ -35,7 +35,7 @@ from load_peers import ToolRun, guidellm, locust_users, vllm_bench
 from load_server import Timing
 from load_tools import TOKENS, Figures, Server, SuiteRun, noise, serving, suite, undisturbed
 
-from vllm_rollout.observe.arrivals import arrivals
+from vllm_rollout.load.arrivals import arrivals
 
 TTFT_SECONDS, SPREAD, INTER_TOKEN_SECONDS = 0.05, 0.25, 0.005
 _TIMING = Timing(TTFT_SECONDS, SPREAD, INTER_TOKEN_SECONDS)

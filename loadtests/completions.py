@@ -14,11 +14,11 @@ import gevent
 
 from loadtests.connections import Connections
 from loadtests.exchange import Exchange
+from vllm_rollout.load.itl_histogram import GapHistogram
+from vllm_rollout.load.workload import NUMBER_DIGITS, Template, Workload
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
-from vllm_rollout.observe.gaps import GapHistogram
-from vllm_rollout.observe.workload import NUMBER_DIGITS, Template, Workload
 
 _LONGEST_ERROR = 300
 _SHORTEST_TIMER_SECONDS = 0.001

@@ -11,11 +11,11 @@ import gevent
 import psutil
 
 from loadtests.completions import Completions
+from vllm_rollout.load.arrivals import share
+from vllm_rollout.load.clock_offset import wall_less_monotonic
+from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, LogWriter, WorkerNode
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import RequestRecord
-from vllm_rollout.observe.arrivals import share
-from vllm_rollout.observe.clocks import wall_less_monotonic
-from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, LogWriter, WorkerNode
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0

@@ -25,7 +25,7 @@ from gevent.pywsgi import WSGIServer
 
 from loadtests.relay import MasterRelay
 from vllm_rollout import __version__
-from vllm_rollout.observe.load_log import LOG_NAME
+from vllm_rollout.load.request_log import LOG_NAME
 
 _MOST_BYTES = 1 << 22
 _LOOK_SECONDS = 0.5

@@ -30,10 +30,10 @@ from loadtests.handover import Handover
 from loadtests.options import add_options, plan_of
 from loadtests.relay import MasterRelay, WorkerRelay
 from loadtests.tokens import TokensPage
+from vllm_rollout.load.request_log import WorkerNode
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import RequestRecord
-from vllm_rollout.observe.load_log import WorkerNode
 
 API_KEY = "VLLM_ROLLOUT_API_KEY"
 _DONE = "schedule_done"

@@ -6,9 +6,9 @@ from typing import Any
 
 from locust.argument_parser import LocustArgumentParser
 
+from vllm_rollout.load.trace import read_trace
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import ARRIVALS, LoadPlan, RateSegment, shaped_seconds
-from vllm_rollout.observe.trace import read_trace
 
 _AFTER_THE_LAST_SECONDS = 0.001
 

@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 from locust.exception import RPCError
 
-from vllm_rollout.observe.load_log import LOG_NAME, STOP_NAME, WorkerNode, log_digest
+from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, WorkerNode, log_digest
 
 POD = "VLLM_ROLLOUT_POD"
 """Environment variable with the name of the pod that a worker runs in."""

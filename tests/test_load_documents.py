@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.observe.trace import read_trace
+from vllm_rollout.load.trace import read_trace
 from vllm_rollout.policy import load_policy
 from vllm_rollout.policy.traffic import EarlyStop
 

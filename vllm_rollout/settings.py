@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_rollout.load.load_pods import LoadPods
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.base import Platform, Route, WayTrouble
-from vllm_rollout.platform.load_pods import LoadPods
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
 from vllm_rollout.variables import option_or_environment, variable_of

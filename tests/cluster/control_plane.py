@@ -15,7 +15,7 @@ import trustme
 import yaml
 from cluster.required import required_tool
 
-from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.load.process_group import ProcessGroup
 from vllm_rollout.ports import free_port
 
 _READY_SECONDS = 60.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.behaviour import Behaviour
 
-from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.load.process_group import ProcessGroup
 from vllm_rollout.ports import free_port
 
 Json = Mapping[str, Any]

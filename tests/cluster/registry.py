@@ -12,7 +12,7 @@ import yaml
 from cluster.control_plane import wait_until_ok
 from cluster.required import debian_tool
 
-from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.load.process_group import ProcessGroup
 from vllm_rollout.ports import free_port
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

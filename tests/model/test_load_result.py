@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from vllm_rollout.load.arrivals import arrivals, share
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RateSegment, RequestClass, TraceEntry
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
-from vllm_rollout.observe.arrivals import arrivals, share
 
 PLAN = LoadPlan(
     base_url="http://127.0.0.1:8000",

@@ -11,12 +11,12 @@ from vllm_rollout.judge.capacity_terms import Aim, Ask, Probe
 from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.saturation import Backlog
+from vllm_rollout.load.load_progress import LoadProgress
+from vllm_rollout.load.run_load import Start, run_load
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
 from vllm_rollout.model.percentiles import percentile_of
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.observe.load_progress import LoadProgress
-from vllm_rollout.observe.load_run import Start, run_load
 from vllm_rollout.policy import Load
 
 

@@ -26,15 +26,15 @@ from vllm_rollout.judge.capacity_search import conclude
 from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.headroom import NO_WORD, capacity_found
 from vllm_rollout.judge.rate_probe import Slos
+from vllm_rollout.load.load_pods import LoadPods
+from vllm_rollout.load.plan_from_policy import load_plan
+from vllm_rollout.load.remote_generator import remotely
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.evidence import new_run_id
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.units import format_value, parse_rate, parse_share
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.load_remote import remotely
-from vllm_rollout.observe.policy_load import load_plan
-from vllm_rollout.platform.load_pods import LoadPods
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.lock import hold

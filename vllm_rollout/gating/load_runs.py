@@ -14,11 +14,11 @@ from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop
 from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.watched import Spending
+from vllm_rollout.load.plan_from_policy import load_plan
+from vllm_rollout.load.run_load import LoadProgress, run_load
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult
-from vllm_rollout.observe.load_run import LoadProgress, run_load
-from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.policy import Load, Policy
 from vllm_rollout.settings import Settings
 
@@ -40,7 +40,7 @@ def run_judged_load(
     Raises:
         RolloutError: the load cannot be made as asked.
     """
-    from vllm_rollout.observe.load_remote import remotely
+    from vllm_rollout.load.remote_generator import remotely
 
     environment = policy.environments[deployment.environment]
     pods = settings.load_pods(deployment)

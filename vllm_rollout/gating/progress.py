@@ -18,8 +18,8 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
+from vllm_rollout.load.run_load import LoadProgress
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.observe.load_run import LoadProgress
 from vllm_rollout.report.terminal import progress_line, progress_lines
 
 EVENTS_VARIABLE = "VLLM_ROLLOUT_EVENTS"

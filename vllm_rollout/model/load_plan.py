@@ -12,7 +12,7 @@ ARRIVALS = ("constant", "poisson", "closed")
 """How requests may arrive: evenly spaced, at random, or each user's after his last was answered."""
 
 PROMPTS = ("text", "words", "shared_prefix", "multi_turn", "file")
-"""Where a class's prompts come from (`vllm_rollout.observe.workload`)."""
+"""Where a class's prompts come from (`vllm_rollout.load.workload`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

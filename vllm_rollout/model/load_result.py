@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from vllm_rollout.load.itl_histogram import GapSummary
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.percentiles import percentile_of
-from vllm_rollout.observe.gaps import GapSummary
 
 
 class RequestOutcome(StrEnum):

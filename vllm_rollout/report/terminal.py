@@ -10,12 +10,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vllm_rollout.load.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import GateResult, GateRun
 from vllm_rollout.model.units import format_duration, format_value
 from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.observe.live import LiveCounts
-from vllm_rollout.observe.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.report.items import findings
 from vllm_rollout.report.words import one_line, short_title, verdict_text

@@ -51,7 +51,7 @@ spec:
         - name: locust
           image: {{ required "image is needed: REPOSITORY@sha256:…, with vllm-rollout in it" $.Values.image | quote }}
           imagePullPolicy: {{ $.Values.imagePullPolicy }}
-          command: [python, -m, vllm_rollout.observe.locust_command]
+          command: [python, -m, vllm_rollout.load.locust_command]
           args:
             {{- toYaml .args | nindent 12 }}
           env:

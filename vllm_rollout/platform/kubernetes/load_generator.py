@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import yaml
 
+from vllm_rollout.load.load_pods import LoadTask, PodsSeen
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import ConflictError
@@ -28,7 +29,6 @@ from vllm_rollout.platform.kubernetes.load_values import (
 )
 from vllm_rollout.platform.kubernetes.pods import Pod, list_instance, replica_of
 from vllm_rollout.platform.kubernetes.tunnel import Tunnel
-from vllm_rollout.platform.load_pods import LoadTask, PodsSeen
 from vllm_rollout.resources import CHARTS
 
 _STARTED_BY = "vllm-rollout/started-by"

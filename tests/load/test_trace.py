@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.load.trace import read_trace
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import TraceEntry
-from vllm_rollout.observe.trace import read_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:50.9805900,50,7

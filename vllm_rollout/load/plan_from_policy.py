@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vllm_rollout.load.trace import read_trace
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RateSegment, RequestClass, TraceEntry
-from vllm_rollout.observe.trace import read_trace
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.gates import Load
 from vllm_rollout.policy.traffic import RequestKind, TokenCounts

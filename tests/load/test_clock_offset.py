@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vllm_rollout.observe.clocks import wall_less_monotonic
+from vllm_rollout.load.clock_offset import wall_less_monotonic
 
 
 def test_a_pause_between_two_readings_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.load.collect import LoadCollector
+from vllm_rollout.load.request_log import LOG_NAME, LogWriter, WorkerNode
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
-from vllm_rollout.observe.load_collect import LoadCollector
-from vllm_rollout.observe.load_log import LOG_NAME, LogWriter, WorkerNode
 
 PLAN = LoadPlan(
     base_url="http://127.0.0.1:8000",

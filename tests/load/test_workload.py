@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from vllm_rollout.load.workload import NUMBER_DIGITS, Template, Workload
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass, TraceEntry
-from vllm_rollout.observe.workload import NUMBER_DIGITS, Template, Workload
 
 FEW = Lengths(median=16, p95=16, longest=16)
 SPREAD = Lengths(median=100, p95=400, longest=500)

@@ -21,17 +21,17 @@ import pytest
 from aiohttp import web
 from support.completions import answer
 
+from vllm_rollout.load.load_pods import LoadTask, PodsSeen
+from vllm_rollout.load.load_progress import LoadProgress
+from vllm_rollout.load.process_group import ProcessGroup
+from vllm_rollout.load.remote_generator import remotely
+from vllm_rollout.load.run_load import run_load
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult
-from vllm_rollout.observe.load_progress import LoadProgress
-from vllm_rollout.observe.load_remote import remotely
-from vllm_rollout.observe.load_run import run_load
-from vllm_rollout.observe.process_group import ProcessGroup
-from vllm_rollout.platform.load_pods import LoadTask, PodsSeen
 from vllm_rollout.ports import free_port
 
-MODULE = "vllm_rollout.observe.locust_command"
+MODULE = "vllm_rollout.load.locust_command"
 
 
 @dataclass
@@ -257,7 +257,7 @@ def test_a_log_that_was_altered_on_the_way_is_no_log(
 def test_an_image_of_another_version_is_refused(
     serve: Any, tmp_path: Path, pods: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_rollout.observe.load_remote.__version__", "99.0")
+    monkeypatch.setattr("vllm_rollout.load.remote_generator.__version__", "99.0")
     with pytest.raises(UsageError, match=r"and this is 99\.0"):
         run(a_plan(serve(answer)), pods, tmp_path)
     assert pods.removed

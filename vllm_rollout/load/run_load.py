@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from vllm_rollout.load.collect import LoadCollector
+from vllm_rollout.load.load_progress import LoadProgress
+from vllm_rollout.load.local_generator import API_KEY_VARIABLE, LocalGenerator
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
-from vllm_rollout.observe.load_collect import LoadCollector
-from vllm_rollout.observe.load_here import API_KEY_VARIABLE, LocalGenerator
-from vllm_rollout.observe.load_progress import LoadProgress
 
 __all__ = ["API_KEY_VARIABLE", "Generator", "LoadProgress", "run_load"]
 

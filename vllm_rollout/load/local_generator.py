@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Self
 
+from vllm_rollout.load.locust_command import locust_command
+from vllm_rollout.load.process_group import ProcessGroup
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_plan import LoadPlan
-from vllm_rollout.observe.locust_command import locust_command
-from vllm_rollout.observe.process_group import ProcessGroup
 from vllm_rollout.ports import free_port
 
 API_KEY_VARIABLE = "VLLM_ROLLOUT_API_KEY"

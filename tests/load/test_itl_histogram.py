@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_rollout.observe.gaps import GapHistogram, GapSummary, merged
+from vllm_rollout.load.itl_histogram import GapHistogram, GapSummary, merged
 
 
 @settings(deadline=None)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RateSegment
-from vllm_rollout.observe.policy_load import load_plan
 from vllm_rollout.policy import load_policy
 
 STAGING = Deployment("llama-2-7b", "staging")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.load.arrivals import arrivals
+from vllm_rollout.load.load_progress import ProgressMeter
+from vllm_rollout.load.request_log import LogReader, LogWriter
 from vllm_rollout.model.load_plan import LoadPlan, RateSegment
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
-from vllm_rollout.observe.arrivals import arrivals
-from vllm_rollout.observe.load_log import LogReader, LogWriter
-from vllm_rollout.observe.load_progress import ProgressMeter
 
 OK = RequestRecord(
     intended=0.25,

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vllm_rollout.observe.process_group import ProcessGroup
+from vllm_rollout.load.process_group import ProcessGroup
 
 STUBBORN = """
 import signal, subprocess, sys, time

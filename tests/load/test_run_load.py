@@ -19,11 +19,11 @@ import pytest
 from aiohttp import web
 from support.completions import EVENTS, NOAUTH, answer
 
+from vllm_rollout.load.arrivals import arrivals
+from vllm_rollout.load.run_load import LoadProgress, run_load
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult
-from vllm_rollout.observe.arrivals import arrivals
-from vllm_rollout.observe.load_run import LoadProgress, run_load
 
 OVERLOAD = NOAUTH.parent / "overload503"
 
@@ -301,7 +301,7 @@ def test_load_ends_when_the_process_that_asked_for_it_is_killed(
         import sys
         from pathlib import Path
         from vllm_rollout.model.load_plan import LoadPlan
-        from vllm_rollout.observe.load_run import run_load
+        from vllm_rollout.load.run_load import run_load
         plan, folder = LoadPlan.from_json(sys.argv[1]), Path(sys.argv[2])
         run_load(plan, work_dir=folder, on_progress=lambda _: print("running", flush=True))
     """)

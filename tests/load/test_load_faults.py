@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import trustme
 
+from vllm_rollout.load.run_load import run_load
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult
-from vllm_rollout.observe.load_run import run_load
 from vllm_rollout.simulator.running import RunningSimulator
 
 NOAUTH = Path(__file__).parents[1] / "data" / "vllm-0.32.0" / "noauth"
