@@ -7,7 +7,7 @@ import pytest
 from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge.live import error_rate_verdicts, latency_verdict
 from vllm_rollout.model.deployment import Deployment, newest_served
-from vllm_rollout.observe.metrics import DeploymentMetrics
+from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Policy
 from vllm_rollout.settings import Settings
 

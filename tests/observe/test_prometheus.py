@@ -14,9 +14,14 @@ from support.prometheus import running_prometheus, until
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import LatencyCounts
-from vllm_rollout.observe.metrics import INTER_TOKEN, KV_CACHE_USAGE, WAITING, DeploymentMetrics
+from vllm_rollout.observe.deployment_metrics import (
+    INTER_TOKEN,
+    KV_CACHE_USAGE,
+    WAITING,
+    DeploymentMetrics,
+)
 from vllm_rollout.observe.prometheus import Prometheus, Series, quoted, selector
-from vllm_rollout.observe.scrapes import scrapes_of
+from vllm_rollout.observe.series import scrapes_of
 from vllm_rollout.policy import load_policy
 from vllm_rollout.simulator.running import RunningSimulator
 

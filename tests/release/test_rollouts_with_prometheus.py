@@ -8,7 +8,7 @@ from support.world import UNATTENDED, World
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
-from vllm_rollout.observe.live import LiveCounts, NoMetrics, nothing_known
+from vllm_rollout.observe.prometheus_window import LiveCounts, NoMetrics, nothing_known
 from vllm_rollout.release import context as context_module
 from vllm_rollout.release.engine import gate_and_promote
 

@@ -13,8 +13,8 @@ from vllm_rollout.load.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import Evidence, GateResult
 from vllm_rollout.model.verdict import Verdict
-from vllm_rollout.observe.live import LiveCounts, nothing_known
 from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.observe.prometheus_window import LiveCounts, nothing_known
 from vllm_rollout.report.terminal import (
     gates_table,
     progress_line,

@@ -33,7 +33,7 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.model.preflight_facts import Preflight
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.metrics import DeploymentMetrics
+from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Policy
 from vllm_rollout.serving import Cluster
 from vllm_rollout.settings import Settings

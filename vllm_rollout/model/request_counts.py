@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vllm_rollout.observe.scrapes import Gap
+from vllm_rollout.observe.series import Gap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

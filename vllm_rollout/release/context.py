@@ -12,7 +12,7 @@ from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Build, Deployment, newest_served
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateRun, Step
-from vllm_rollout.observe.live import live_metrics
+from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.platform.base import NotReadyError, Platform, WayTrouble
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock

@@ -13,8 +13,8 @@ from vllm_rollout.judge.trigger import Trigger
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.percentiles import percentile_of
 from vllm_rollout.model.request_counts import LatencyCounts
-from vllm_rollout.observe.live import LiveCounts
 from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.observe.prometheus_window import LiveCounts
 from vllm_rollout.policy import Policy
 
 _LIVE = " by Prometheus"

@@ -8,8 +8,8 @@ from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.live import error_rate_verdicts, latency_verdict
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.observe.live import LiveCounts
 from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.observe.prometheus_window import LiveCounts
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.triggers import Found, Sight, Triggers

@@ -15,8 +15,8 @@ from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import GateResult, GateRun
 from vllm_rollout.model.units import format_duration, format_value
 from vllm_rollout.model.verdict import Outcome
-from vllm_rollout.observe.live import LiveCounts
 from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.observe.prometheus_window import LiveCounts
 from vllm_rollout.report.items import findings
 from vllm_rollout.report.words import one_line, short_title, verdict_text
 

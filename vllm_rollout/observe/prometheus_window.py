@@ -11,7 +11,7 @@ from typing import Self
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
-from vllm_rollout.observe.metrics import DeploymentMetrics
+from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Policy
 
 
