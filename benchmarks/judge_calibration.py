@@ -39,11 +39,11 @@ from judge_services import (
 )
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.anytime import AnytimeShare
+from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.binomial import percentile_ranks, share_bounds
-from vllm_rollout.judge.blocks import burst_length
-from vllm_rollout.judge.dependence import percentile_verdict_in_order, rate_verdict_in_order
-from vllm_rollout.judge.mixture import bet_above, bet_below
+from vllm_rollout.judge.effective_sample_size import burst_length
+from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.ordered_verdicts import percentile_verdict_in_order, rate_verdict_in_order
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
 

@@ -2,7 +2,7 @@
 
 from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge import check
-from vllm_rollout.judge.outputs import output_verdict
+from vllm_rollout.judge.sample_outputs import output_verdict
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
 

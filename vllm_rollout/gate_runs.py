@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_rollout.judge.family import judge_family
+from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.deployment import Build, Deployment, images_of
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.evidence import GateResult, GateRun, LoadSummary

@@ -15,8 +15,8 @@ from vllm_rollout.gating.load_questions import (
 )
 from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop_reason
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.family import judge_family
-from vllm_rollout.judge.watched import Spending
+from vllm_rollout.judge.alpha_spending import Spending
+from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.policy import load_policy

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from support.stopping import LIMITS, stop_at, wald_at
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.anytime import percentile_rank_at_most
-from vllm_rollout.judge.blocks import BadRequests
-from vllm_rollout.judge.mixture import bet_above, bet_below
+from vllm_rollout.judge.anytime_valid import percentile_rank_at_most
+from vllm_rollout.judge.effective_sample_size import BadRequests
+from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
 
 ORDER = [Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL]

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from vllm_rollout.judge import Outcome, check, worst
-from vllm_rollout.judge.capacity import capacity_verdict
+from vllm_rollout.judge.load_capacity import capacity_verdict
 from vllm_rollout.judge.replicas import replicas_verdict
-from vllm_rollout.judge.samples import every_sample_within
+from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.model.deployment import Replica
 
 

@@ -210,10 +210,10 @@ MUTATIONS = (
     ),
     Mutation(
         "production is closed outside its hours",
-        "vllm_rollout/release/windows.py",
+        "vllm_rollout/judge/windows.py",
         "    if not windows.hours.from_ <= local.time() < windows.hours.to:",
         "    if not windows.hours.from_ <= local.time():",
-        "tests/release/test_windows.py",
+        "tests/judge/test_windows.py",
     ),
     Mutation(
         "control characters of a model's answer reach no terminal",

@@ -10,9 +10,9 @@ from support.scripted_looks import scripted_looks
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
 
+from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Canary, Deployment
 from vllm_rollout.release.looks import Looks
-from vllm_rollout.release.triggers import Sight
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from vllm_rollout.judge.windows import closed_because, next_opening
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.policy import Windows, load_policy
 from vllm_rollout.release.calendar import events_between
-from vllm_rollout.release.windows import closed_because, next_opening
 
 BERLIN = ZoneInfo("Europe/Berlin")
 CALENDAR = """BEGIN:VCALENDAR

@@ -10,13 +10,13 @@ import httpx
 import pytest
 from support.prometheus import running_prometheus, until
 
+from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.policy import load_policy
 from vllm_rollout.release.clock import SystemClock
-from vllm_rollout.release.triggers import Sight
 from vllm_rollout.release.watch import WatchEnd, Watcher
 from vllm_rollout.simulator.running import RunningSimulator
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from vllm_rollout.judge import Outcome, Verdict, check
+from vllm_rollout.judge.alpha_spending import Spending, early_verdict
 from vllm_rollout.judge.binomial import chance_above, chance_at_most
 from vllm_rollout.judge.buckets import bucket_verdict
 from vllm_rollout.judge.compare import compare_rate
-from vllm_rollout.judge.dependence import percentile_verdict_in_order, rate_verdict_in_order
-from vllm_rollout.judge.family import judge_family
+from vllm_rollout.judge.multiple_testing import judge_family
+from vllm_rollout.judge.ordered_verdicts import percentile_verdict_in_order, rate_verdict_in_order
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.judge.samples import every_sample_within
+from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialPercentile, SequentialRate
-from vllm_rollout.judge.watched import Spending, early_verdict
 from vllm_rollout.report.working import working
 
 P95 = {"percentile": 95, "limit_seconds": 3.0, "confidence": 0.95}

@@ -23,6 +23,7 @@ from support.scripted_looks import scripted_looks
 from support.world import STAGING, ListReporter, ScriptedGates, healthy
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
@@ -33,7 +34,6 @@ from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.release.journal import Journal
 from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.looks import Looks
-from vllm_rollout.release.triggers import Sight
 from vllm_rollout.settings import Settings
 
 if TYPE_CHECKING:

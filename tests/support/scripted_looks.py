@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.release.looks import Looks
-from vllm_rollout.release.triggers import Sight
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.signal import lfilter
 
 from vllm_rollout.judge import Outcome, Verdict
-from vllm_rollout.judge.mixture import bet_above, bet_below
+from vllm_rollout.judge.alpha_spending import last_verdict
+from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.judge.watched import last_verdict
 
 # A limit, with the rates that are expected of a good service and of a bad one.
 LIMITS = {0.001: (0.0001, 0.005), 0.01: (0.001, 0.05), 0.05: (0.01, 0.1)}

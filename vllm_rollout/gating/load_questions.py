@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vllm_rollout.judge import Verdict
-from vllm_rollout.judge.capacity import at_expected_rate, capacity_verdict
-from vllm_rollout.judge.dependence import (
+from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
+from vllm_rollout.judge.load_capacity import at_expected_rate, capacity_verdict
+from vllm_rollout.judge.ordered_verdicts import (
     goodput_verdict_in_order,
     percentile_verdict_in_order,
     rate_verdict_in_order,
 )
-from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialPercentile, SequentialRate
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord

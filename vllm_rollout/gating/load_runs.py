@@ -12,8 +12,8 @@ from typing import Any
 from vllm_rollout.gating.load_questions import load_questions
 from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop_reason
 from vllm_rollout.judge import Verdict
+from vllm_rollout.judge.alpha_spending import Spending
 from vllm_rollout.judge.generator import generator_verdict
-from vllm_rollout.judge.watched import Spending
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.run_load import LoadProgress, run_load
 from vllm_rollout.model.deployment import Deployment

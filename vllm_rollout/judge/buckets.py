@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
-from vllm_rollout.judge.planning import (
+from vllm_rollout.judge.messages import MEND_SLOWNESS
+from vllm_rollout.judge.sample_size import (
     check_confidence,
     check_limit_seconds,
     check_percentile,
@@ -20,7 +21,6 @@ from vllm_rollout.judge.planning import (
     requests_needed_for_percentile,
     requests_to_decide,
 )
-from vllm_rollout.judge.words import MEND_SLOWNESS
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict

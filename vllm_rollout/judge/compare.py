@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.judge.planning import check_confidence, check_percentile, format_confidence
+from vllm_rollout.judge.messages import bound_text
 from vllm_rollout.judge.quantile_ratio import quantile_ratio_bounds, times_needed
+from vllm_rollout.judge.sample_size import check_confidence, check_percentile, format_confidence
 from vllm_rollout.judge.share_difference import share_difference_bounds, times_to_decide
-from vllm_rollout.judge.words import bound_text
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict

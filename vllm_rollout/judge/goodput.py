@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vllm_rollout.judge.binomial import fail_p_value, share_bounds
-from vllm_rollout.judge.planning import (
+from vllm_rollout.judge.messages import MEND_MISSES, bound_text
+from vllm_rollout.judge.sample_size import (
     check_confidence,
     format_confidence,
     more_load,
     requests_needed,
     requests_to_decide,
 )
-from vllm_rollout.judge.words import MEND_MISSES, bound_text
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 

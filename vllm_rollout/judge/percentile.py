@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
-from vllm_rollout.judge.planning import (
+from vllm_rollout.judge.messages import MEND_FAILURES, MEND_SLOWNESS
+from vllm_rollout.judge.sample_size import (
     check_confidence,
     check_limit_seconds,
     check_percentile,
@@ -17,7 +18,6 @@ from vllm_rollout.judge.planning import (
     requests_needed_for_percentile,
     requests_to_decide,
 )
-from vllm_rollout.judge.words import MEND_FAILURES, MEND_SLOWNESS
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most
-from vllm_rollout.judge.planning import requests_needed_for_percentile
+from vllm_rollout.judge.sample_size import requests_needed_for_percentile
 
 _Floats = NDArray[np.float64]
 _Ranks = NDArray[np.int64]

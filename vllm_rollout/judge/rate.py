@@ -4,13 +4,13 @@ import math
 from dataclasses import replace
 
 from vllm_rollout.judge.binomial import fail_p_value, share_bounds
-from vllm_rollout.judge.planning import (
+from vllm_rollout.judge.messages import MEND_FAILURES, bound_text
+from vllm_rollout.judge.sample_size import (
     check_confidence,
     format_confidence,
     more_load,
     requests_needed,
 )
-from vllm_rollout.judge.words import MEND_FAILURES, bound_text
 from vllm_rollout.model.units import format_share
 from vllm_rollout.model.verdict import Outcome, Verdict
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.judge.anytime import AnytimeShare
+from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.binomial import chance_above
 from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
-from vllm_rollout.judge.planning import requests_needed, requests_needed_for_percentile
+from vllm_rollout.judge.sample_size import requests_needed, requests_needed_for_percentile
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome

@@ -8,11 +8,11 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.judge.anytime import AnytimeShare
-from vllm_rollout.judge.blocks import LatestLatencies
-from vllm_rollout.judge.planning import check_limit_seconds, check_percentile
-from vllm_rollout.judge.speaker import Speaker
-from vllm_rollout.judge.words import MEND_FAILURES, MEND_MISSES, MEND_SLOWNESS
+from vllm_rollout.judge.anytime_valid import AnytimeShare
+from vllm_rollout.judge.effective_sample_size import LatestLatencies
+from vllm_rollout.judge.messages import MEND_FAILURES, MEND_MISSES, MEND_SLOWNESS
+from vllm_rollout.judge.sample_size import check_limit_seconds, check_percentile
+from vllm_rollout.judge.sequential_verdict import Speaker
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Verdict
 

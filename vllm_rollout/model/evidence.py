@@ -159,7 +159,7 @@ class GateRun:
     confidence: float | None = None
     """The policy's: what the risk of the whole run follows from."""
     family_risk: str = "none"
-    """How the run's fails share one risk (`vllm_rollout.judge.family`)."""
+    """How the run's fails share one risk (`vllm_rollout.judge.multiple_testing`)."""
     started: datetime
     finished: datetime
     expected: tuple[str, ...]

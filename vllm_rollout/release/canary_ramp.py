@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.canary_analysis import Sides
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.units import format_duration, format_share, format_value
@@ -19,7 +20,6 @@ from vllm_rollout.release.end import End, trouble_of
 from vllm_rollout.release.identity import same_images
 from vllm_rollout.release.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.release.rollback import roll_back
-from vllm_rollout.release.sides import Sides
 from vllm_rollout.release.traffic import NotCarriedError, failing, remove_canary, shift
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
+from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Build, Deployment, newest_served
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateRun, Step
@@ -26,7 +27,6 @@ from vllm_rollout.release.looks import Looks
 from vllm_rollout.release.model_registry import register
 from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.preflight import run_preflight
-from vllm_rollout.release.triggers import Sight
 from vllm_rollout.release.watch import WatchEnd, Watcher
 from vllm_rollout.report.items import findings
 from vllm_rollout.report.terminal import sight_line, verdict_line

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
+from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.release.triggers import Sight
 from vllm_rollout.settings import Settings
 
 

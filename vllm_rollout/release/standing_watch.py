@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence
@@ -22,7 +23,6 @@ from vllm_rollout.release.going_back import roll_back_watched
 from vllm_rollout.release.journal import JournalEntry
 from vllm_rollout.release.lock import Held, LeaseLostError, hold
 from vllm_rollout.release.soak import Sampling
-from vllm_rollout.release.triggers import Sight
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge.soak import soak_text
+from vllm_rollout.judge.windows import closed_because, next_opening
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.base import Platform
@@ -12,7 +13,6 @@ from vllm_rollout.policy import Policy, Windows
 from vllm_rollout.release.clock import Clock
 from vllm_rollout.release.oncall import nobody_on_call
 from vllm_rollout.release.soak import soak_of, soak_remedy
-from vllm_rollout.release.windows import closed_because, next_opening
 
 _LOOK_EVERY = timedelta(seconds=30)
 _ASK_AGAIN = timedelta(hours=1)

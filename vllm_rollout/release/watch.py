@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from vllm_rollout.judge import Outcome, Verdict
-from vllm_rollout.judge.live import error_rate_verdicts, latency_verdict
+from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
+from vllm_rollout.judge.rollback_triggers import Found, Sight, Triggers
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.observe.prometheus_window import LiveCounts
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import Clock
-from vllm_rollout.release.triggers import Found, Sight, Triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,7 +133,7 @@ def _both(times: RunningTimes, confidence: float) -> str:
 def _percentile(times: RunningTimes, percentile: float, confidence: float) -> str:
     """`1.2 s (≤ 1.4 s)`: the bound holds however often one looks."""
     text = format_value(times.percentile(percentile), "s")
-    from vllm_rollout.judge.anytime import percentile_rank_at_most
+    from vllm_rollout.judge.anytime_valid import percentile_rank_at_most
 
     rank = percentile_rank_at_most(times.count, percentile, confidence)
     return text if rank is None else f"{text} (≤ {format_value(times.at_rank(rank), 's')})"

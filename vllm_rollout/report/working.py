@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most, percentile_ranks, share_bounds
-from vllm_rollout.judge.mixture import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.words import NONE
@@ -85,7 +85,7 @@ def _sequence(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
         "Bounds: a confidence sequence, of which each share p is left out at which a bet against "
         f"it has grown to 1 / {_percent(1 - confidence)} = {1 / (1 - confidence):.6g} times its "
         "stake. After x bad of n, a bet at odds ratio r has grown to r^x / (1 + (r - 1) p)^n; "
-        "the bets and their weights are in vllm_rollout/judge/mixture.py."
+        "the bets and their weights are in vllm_rollout/judge/mixture_sprt.py."
     )
     yield from _stake(verdict, block, confidence)
 

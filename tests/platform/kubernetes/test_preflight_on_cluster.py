@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from vllm_rollout.cli import app
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.preflight import quota_verdict, references_verdict, room_verdict
+from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdict, room_verdict
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.preflight import quota_verdict, references_verdict, room_verdict
+from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdict, room_verdict
 from vllm_rollout.model.preflight_facts import Demand, NodeSpace, Quota, Reference, Room
 
 GPU = "nvidia.com/gpu"

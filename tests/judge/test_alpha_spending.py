@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from support.stopping import spend_at
 
 from vllm_rollout.judge import Outcome, Verdict
-from vllm_rollout.judge.family import judge_family
+from vllm_rollout.judge.alpha_spending import Spending, early_verdict, last_verdict, stopped_verdict
+from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialRate
-from vllm_rollout.judge.watched import Spending, early_verdict, last_verdict, stopped_verdict
 
 LIMIT = 0.05
 FAILS = Spending(confidence=0.95, early=0.2)

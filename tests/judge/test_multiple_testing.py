@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from vllm_rollout.judge import Outcome, Verdict, check, worst
 from vllm_rollout.judge.binomial import fail_p_value
 from vllm_rollout.judge.buckets import bucket_verdict
-from vllm_rollout.judge.family import family_confidence, judge_family
 from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict
+from vllm_rollout.judge.multiple_testing import family_confidence, judge_family
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 

@@ -17,8 +17,8 @@ of the two occasions, each over its part (Bonferroni's rule with weights).
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from vllm_rollout.judge.family import Method, family_confidence
-from vllm_rollout.judge.planning import check_confidence
+from vllm_rollout.judge.multiple_testing import Method, family_confidence
+from vllm_rollout.judge.sample_size import check_confidence
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 

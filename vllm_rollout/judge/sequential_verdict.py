@@ -1,8 +1,8 @@
 """What a test of a stream has found, in words and figures."""
 
-from vllm_rollout.judge.anytime import AnytimeShare
-from vllm_rollout.judge.planning import format_confidence, more_load
-from vllm_rollout.judge.words import bound_text
+from vllm_rollout.judge.anytime_valid import AnytimeShare
+from vllm_rollout.judge.messages import bound_text
+from vllm_rollout.judge.sample_size import format_confidence, more_load
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 # Bounds are worked out anew with so many more requests than at the last look, and when they

@@ -3,7 +3,7 @@
 import pytest
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.outputs import output_verdict
+from vllm_rollout.judge.sample_outputs import output_verdict
 from vllm_rollout.policy.outputs import Sample
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_rollout.judge.binomial import chance_at_most, share_bounds
-from vllm_rollout.judge.planning import (
+from vllm_rollout.judge.sample_size import (
     more_load,
     requests_needed,
     requests_needed_for_percentile,

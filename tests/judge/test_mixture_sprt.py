@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from support.stopping import LIMITS, stop_at
 
-from vllm_rollout.judge.mixture import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
 
 BETS = (bet_below, bet_above)
 NEAREST_RATES = {bet_below: 0, bet_above: 1}

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rollout.judge import blocks
-from vllm_rollout.judge.blocks import BadRequests, block_length
+from vllm_rollout.judge import effective_sample_size as blocks
+from vllm_rollout.judge.effective_sample_size import BadRequests, block_length
 
 
 def in_bursts(rng, n, length, every):

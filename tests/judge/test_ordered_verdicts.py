@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.dependence import (
+from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict
+from vllm_rollout.judge.ordered_verdicts import (
     goodput_verdict_in_order,
     percentile_verdict_in_order,
     rate_verdict_in_order,
 )
-from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 

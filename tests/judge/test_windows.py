@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from vllm_rollout.judge.windows import closed_because, next_opening
 from vllm_rollout.policy import Windows, load_policy
-from vllm_rollout.release.windows import closed_because, next_opening
 
 
 def windows(**changes: object) -> Windows:

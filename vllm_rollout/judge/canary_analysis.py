@@ -11,11 +11,11 @@ from datetime import timedelta
 
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.compare import compare_latency, compare_rate
+from vllm_rollout.judge.rollback_triggers import Sight, Triggers
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.model.verdict import worst
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.release.context import Context
-from vllm_rollout.release.triggers import Sight, Triggers
 from vllm_rollout.release.watch import WatchEnd
 
 _LOOKS = 2

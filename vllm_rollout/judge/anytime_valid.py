@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_rollout.judge.blocks import BadRequests, check_burst
-from vllm_rollout.judge.mixture import bet_above, bet_below
-from vllm_rollout.judge.planning import check_confidence, check_percentile
+from vllm_rollout.judge.effective_sample_size import BadRequests, check_burst
+from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.sample_size import check_confidence, check_percentile
 from vllm_rollout.model.verdict import Outcome
 
 # While bursts hold a verdict back, they are measured anew with so many more requests.

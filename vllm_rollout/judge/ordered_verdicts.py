@@ -2,7 +2,7 @@
 
 `rate_verdict` and `percentile_verdict` know no order and take requests to be independent. These
 look for bursts first. Where there are any, n requests are worth n / block independent ones
-(`vllm_rollout.judge.blocks`), and the exact bounds are those of so many: Clopper–Pearson with an
+(`vllm_rollout.judge.effective_sample_size`), and the exact bounds are those of so many: Clopper–Pearson with an
 effective sample size (Korn & Graubard 1998, Survey Methodology 24:193) and order statistics at
 the ranks it gives (Woodruff 1952, JASA 47:635).
 """
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks, share_bounds
-from vllm_rollout.judge.blocks import block_length, burst_length, check_burst
+from vllm_rollout.judge.effective_sample_size import block_length, burst_length, check_burst
 from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict, meets_limits
 from vllm_rollout.judge.percentile import percentile_verdict
-from vllm_rollout.judge.planning import more_load, requests_to_decide
 from vllm_rollout.judge.rate import rate_verdict
+from vllm_rollout.judge.sample_size import more_load, requests_to_decide
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 

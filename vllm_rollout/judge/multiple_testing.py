@@ -18,7 +18,7 @@ on each other. Bonferroni's rule keeps the same risk and lets fewer fails stand.
 from collections.abc import Sequence
 from typing import Literal
 
-from vllm_rollout.judge.planning import check_confidence
+from vllm_rollout.judge.sample_size import check_confidence
 from vllm_rollout.model.units import format_share
 from vllm_rollout.model.verdict import Outcome, Verdict
 
