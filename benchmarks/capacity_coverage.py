@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.queueing import Queue, search
 
-from vllm_rollout.judge.capacity_terms import Goal
+from vllm_rollout.capacity.model import Goal
 from vllm_rollout.judge.rate_probe import Slos
 
 SERVICES = {

@@ -48,7 +48,7 @@ _COMMANDS = {
         "Look at MODEL's health again and again until its soak is over, and keep what was seen.",
     ),
     "capacity": _Lazy(
-        "vllm_rollout.commands.capacity",
+        "vllm_rollout.capacity.command",
         "capacity_command",
         "Find the highest rate at which MODEL's SLOs hold, "
         "by loads of growing and narrowing rates.",

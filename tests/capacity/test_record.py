@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 
+from vllm_rollout.capacity.model import Capacity, Ending
 from vllm_rollout.capacity.question import expected_rate, goal_of, slos_of, steady
 from vllm_rollout.capacity.record import capacity_on_record, keep_capacity, known_capacity
-from vllm_rollout.judge.capacity_terms import Capacity, Ending
 from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import UnreachableError, UsageError

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from vllm_rollout.capacity.model import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.capacity.search import Steps, search
-from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.verdict import Outcome

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vllm_rollout.judge.capacity_terms import Capacity, Ending
+from vllm_rollout.capacity.model import Capacity, Ending
 from vllm_rollout.judge.headroom import NO_WORD, KnownCapacity, capacity_found, with_headroom
 from vllm_rollout.model.verdict import Outcome, Verdict
 

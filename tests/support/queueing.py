@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 
-from vllm_rollout.judge.capacity_search import next_step
-from vllm_rollout.judge.capacity_terms import Aim, Ask, Capacity, Goal, Probe
+from vllm_rollout.capacity.judge import next_step
+from vllm_rollout.capacity.model import Aim, Ask, Capacity, Goal, Probe
 from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.saturation import Backlog
 from vllm_rollout.model.verdict import Outcome

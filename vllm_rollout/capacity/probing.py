@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_rollout.judge.capacity_terms import Aim, Ask, Probe
+from vllm_rollout.capacity.model import Aim, Ask, Probe
 from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.saturation import Backlog

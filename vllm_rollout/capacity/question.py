@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from vllm_rollout.judge.capacity_terms import Goal
+from vllm_rollout.capacity.model import Goal
 from vllm_rollout.judge.goodput import GoodputLimits
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import canonical_digest

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vllm_rollout.judge.capacity_search import conclude, next_step
-from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
+from vllm_rollout.capacity.judge import conclude, next_step
+from vllm_rollout.capacity.model import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.model.errors import RolloutError
 
 

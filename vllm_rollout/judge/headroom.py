@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vllm_rollout.judge.capacity_terms import Capacity, Ending
+from vllm_rollout.capacity.model import Capacity, Ending
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 

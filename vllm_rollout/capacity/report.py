@@ -12,12 +12,12 @@ from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rollout.judge.capacity_terms import Aim, Capacity, Probe
+from vllm_rollout.capacity.model import Aim, Capacity, Probe
+from vllm_rollout.capacity.plot import capacity_plot
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.capacity_plot import capacity_plot
 from vllm_rollout.report.html import environment
 from vllm_rollout.report.words import one_line
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vllm_rollout.judge.capacity_terms import Aim, Capacity, Ending, Probe
+from vllm_rollout.capacity.model import Aim, Capacity, Ending, Probe
+from vllm_rollout.capacity.plot import capacity_plot
+from vllm_rollout.capacity.report import CapacityReport, probe_line, write_capacity
 from vllm_rollout.judge.headroom import capacity_found
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.verdict import Outcome
-from vllm_rollout.report.capacity import CapacityReport, probe_line, write_capacity
-from vllm_rollout.report.capacity_plot import capacity_plot
 
 HOSTILE = "<script>alert(1)</script>"
 HELD = Probe(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.queueing import Queue, search
 
-from vllm_rollout.judge.capacity_search import next_step
-from vllm_rollout.judge.capacity_terms import Aim, Ask, Capacity, Ending, Goal, Probe
+from vllm_rollout.capacity.judge import next_step
+from vllm_rollout.capacity.model import Aim, Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.verdict import Outcome
 

@@ -14,16 +14,23 @@ import typer
 from rich.console import Console
 
 from vllm_rollout import __version__
+from vllm_rollout.capacity.judge import conclude
+from vllm_rollout.capacity.model import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.capacity.probing import send_probe
 from vllm_rollout.capacity.question import expected_rate, goal_of, late_after, slos_of, steady
 from vllm_rollout.capacity.record import keep_capacity
+from vllm_rollout.capacity.report import (
+    CapacityReport,
+    as_json,
+    probe_line,
+    probes_table,
+    write_capacity,
+)
 from vllm_rollout.capacity.search import Steps, search
 from vllm_rollout.capacity.settling import Settling
 from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.capacity_search import conclude
-from vllm_rollout.judge.capacity_terms import Ask, Capacity, Ending, Goal, Probe
 from vllm_rollout.judge.headroom import NO_WORD, capacity_found
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.load.load_pods import LoadPods
@@ -38,13 +45,6 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Policy
 from vllm_rollout.release.clock import SystemClock
 from vllm_rollout.release.lock import hold
-from vllm_rollout.report.capacity import (
-    CapacityReport,
-    as_json,
-    probe_line,
-    probes_table,
-    write_capacity,
-)
 from vllm_rollout.report.terminal import progress_line
 from vllm_rollout.settings import Settings
 

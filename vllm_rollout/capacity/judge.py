@@ -22,7 +22,7 @@ the rate that held, less the share 2 L / T; proofs last as long as makes that ha
 import math
 from collections.abc import Sequence
 
-from vllm_rollout.judge.capacity_terms import (
+from vllm_rollout.capacity.model import (
     KEPT_FOR_PROOFS,
     UNSETTLED,
     Aim,

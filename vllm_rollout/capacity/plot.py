@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from vllm_rollout.judge.capacity_terms import Capacity, Probe
+from vllm_rollout.capacity.model import Capacity, Probe
 from vllm_rollout.judge.headroom import interval_text
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.units import format_value
