@@ -217,7 +217,7 @@ MUTATIONS = (
     ),
     Mutation(
         "control characters of a model's answer reach no terminal",
-        "vllm_rollout/report/words.py",
+        "vllm_rollout/report/formatting.py",
         '    return _UNPRINTABLE.sub("\\ufffd", text.replace("\\r\\n", "\\n"))',
         '    return text.replace("\\r\\n", "\\n")',
         "tests/report",

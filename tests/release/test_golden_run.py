@@ -13,7 +13,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.evidence import Evidence, as_json, read_evidence
 from vllm_rollout.release.engine import gate_and_promote
 from vllm_rollout.report.html import details_html, summary_html, table_row
-from vllm_rollout.report.items import report_items
+from vllm_rollout.report.rows import report_items
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 EXAMPLE = Path(__file__).parents[2] / "reports" / "example" / "evidence.json"

@@ -13,7 +13,7 @@ from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRu
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.summary import summarize_load
+from vllm_rollout.report.load_summary import summarize_load
 
 START = datetime(2026, 1, 27, 9, 30, tzinfo=UTC)
 

@@ -18,8 +18,8 @@ from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.report.formatting import one_line
 from vllm_rollout.report.html import environment
-from vllm_rollout.report.words import one_line
 
 SCHEMA = 1
 

@@ -17,7 +17,7 @@ from vllm_rollout.release.ledger import Ledger
 from vllm_rollout.release.notify import Notifier
 from vllm_rollout.release.signoff import sign_off_command
 from vllm_rollout.release.verification import verify
-from vllm_rollout.report.record import write_record
+from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.settings import Settings

@@ -31,7 +31,7 @@ from vllm_rollout.model.evidence import (
     result_from_json,
 )
 from vllm_rollout.platform.base import WayTrouble
-from vllm_rollout.report.summary import summarize_load
+from vllm_rollout.report.load_summary import summarize_load
 from vllm_rollout.settings import Settings
 
 BEFORE = pytest.StashKey[dict[str, Any]]()

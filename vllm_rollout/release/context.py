@@ -28,7 +28,7 @@ from vllm_rollout.release.model_registry import register
 from vllm_rollout.release.override import Emergency
 from vllm_rollout.release.preflight import run_preflight
 from vllm_rollout.release.watch import WatchEnd, Watcher
-from vllm_rollout.report.items import findings
+from vllm_rollout.report.rows import findings
 from vllm_rollout.report.terminal import sight_line, verdict_line
 from vllm_rollout.settings import Settings
 

@@ -8,9 +8,9 @@ from rich.text import Text
 from vllm_rollout.model.evidence import Evidence, LoadSummary
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.items import ReportItem, report_items
-from vllm_rollout.report.words import one_line, report_title
-from vllm_rollout.report.working import exact, working
+from vllm_rollout.report.derivation import exact, working
+from vllm_rollout.report.formatting import one_line, report_title
+from vllm_rollout.report.rows import ReportItem, report_items
 
 _INDENT = (0, 0, 0, 2)
 _STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}

@@ -13,9 +13,9 @@ from markupsafe import Markup, escape
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome
-from vllm_rollout.report import words
-from vllm_rollout.report.items import CONCLUSION, ReportItem, report_items
+from vllm_rollout.report import formatting as words
 from vllm_rollout.report.plots import latency_plot, over_time_plot
+from vllm_rollout.report.rows import CONCLUSION, ReportItem, report_items
 
 if TYPE_CHECKING:
     from jinja2 import Environment

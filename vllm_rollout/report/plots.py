@@ -13,6 +13,7 @@ from vllm_rollout.model.evidence import LoadMoment, LoadSummary
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.report.axis import Axis
+from vllm_rollout.report.formatting import bound_text
 from vllm_rollout.report.svg import (
     BLUE,
     BOTTOM,
@@ -29,7 +30,6 @@ from vllm_rollout.report.svg import (
     x_axis,
     y_axis,
 )
-from vllm_rollout.report.words import bound_text
 
 _STRIP = 30
 """Height of the strip of failures under the plot over time."""

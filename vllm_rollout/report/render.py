@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, write_evidence
-from vllm_rollout.report.words import one_line
+from vllm_rollout.report.formatting import one_line
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _TIMEOUT_SECONDS = 120

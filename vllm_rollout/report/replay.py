@@ -18,9 +18,9 @@ from pytest_html import extras
 
 from vllm_rollout.model.evidence import Evidence, read_evidence
 from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.report.formatting import one_line, report_title, verdict_text
 from vllm_rollout.report.html import details_html, summary_html, table_header, table_row
-from vllm_rollout.report.items import ReportItem, report_items
-from vllm_rollout.report.words import one_line, report_title, verdict_text
+from vllm_rollout.report.rows import ReportItem, report_items
 
 _EVIDENCE = pytest.StashKey[Evidence]()
 

@@ -17,8 +17,8 @@ from vllm_rollout.model.units import format_duration, format_value
 from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.observe.prometheus_window import LiveCounts
-from vllm_rollout.report.items import findings
-from vllm_rollout.report.words import one_line, short_title, verdict_text
+from vllm_rollout.report.formatting import one_line, short_title, verdict_text
+from vllm_rollout.report.rows import findings
 
 __all__ = [
     "gates_table",

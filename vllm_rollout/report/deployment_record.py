@@ -12,8 +12,8 @@ from urllib.parse import quote
 from vllm_rollout.model.deployment import Build, checked_name
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence
-from vllm_rollout.report import words
-from vllm_rollout.report.items import ROLLOUT, report_items
+from vllm_rollout.report import formatting as words
+from vllm_rollout.report.rows import ROLLOUT, report_items
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -7,7 +7,7 @@ import pytest
 
 from vllm_rollout.model.evidence import Evidence, GateResult
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.words import (
+from vllm_rollout.report.formatting import (
     bound_text,
     cut,
     headline,

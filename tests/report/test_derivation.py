@@ -17,7 +17,7 @@ from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialPercentile, SequentialRate
-from vllm_rollout.report.working import working
+from vllm_rollout.report.derivation import working
 
 P95 = {"percentile": 95, "limit_seconds": 3.0, "confidence": 0.95}
 RATE = {"limit": 0.01, "confidence": 0.95}

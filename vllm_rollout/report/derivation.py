@@ -16,7 +16,7 @@ from vllm_rollout.judge.binomial import chance_above, chance_at_most, percentile
 from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.words import NONE
+from vllm_rollout.report.formatting import NONE
 
 _PERCENTILE = re.compile(r"\bP(\d{1,2}(?:\.\d{1,6})?)\b")
 _BLOCK = re.compile(r"([\d,]+) requests in a row count as one")

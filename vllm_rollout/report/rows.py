@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, LoadSummary, Step
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
-from vllm_rollout.report.words import headline, one_line, short_title
+from vllm_rollout.report.formatting import headline, one_line, short_title
 
 ROLLOUT = "rollout"
 """Where a row belongs that is about no single environment."""

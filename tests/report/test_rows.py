@@ -8,8 +8,8 @@ import pytest
 
 from vllm_rollout.model.evidence import Evidence, GateResult, Step
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
-from vllm_rollout.report.items import findings, report_items
-from vllm_rollout.report.words import headline
+from vllm_rollout.report.formatting import headline
+from vllm_rollout.report.rows import findings, report_items
 
 Make = Callable[..., GateResult]
 MakeEvidence = Callable[..., Evidence]

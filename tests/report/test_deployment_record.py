@@ -12,7 +12,7 @@ import pytest
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, GateResult, Override, Step
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.record import write_record
+from vllm_rollout.report.deployment_record import write_record
 
 FIRED = datetime(2026, 1, 27, 9, 44, 10, tzinfo=UTC)
 

@@ -11,7 +11,7 @@ from vllm_rollout.load.itl_histogram import GapSummary
 from vllm_rollout.model.evidence import LoadSummary
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
-from vllm_rollout.report.summary import summarize_load
+from vllm_rollout.report.load_summary import summarize_load
 
 PLAN = LoadPlan(
     base_url="http://127.0.0.1:8000", model="m", rate_per_second=10.0, duration_seconds=10.0
