@@ -8,7 +8,7 @@ import pytest
 
 from vllm_rollout.load.trace import read_trace
 from vllm_rollout.policy import load_policy
-from vllm_rollout.policy.traffic import EarlyStop
+from vllm_rollout.policy.load_profile import EarlyStop
 
 TEXT = (Path(__file__).parents[1] / "docs" / "how-to" / "load.md").read_text(encoding="utf-8")
 

@@ -10,7 +10,7 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RateSegment, RequestClass, TraceEntry
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.gates import Load
-from vllm_rollout.policy.traffic import RequestKind, TokenCounts
+from vllm_rollout.policy.load_profile import RequestKind, TokenCounts
 
 _MOST_PROMPTS = 10_000
 _AFTER_THE_LAST_SECONDS = 0.001

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from vllm_rollout.policy.models import Policy
-from vllm_rollout.policy.reading import add_scalars
+from vllm_rollout.policy.yaml_loader import add_scalars
 
 
 class _Off:

@@ -20,11 +20,11 @@ from vllm_rollout.policy.fields import (
     Text,
     broken_rule,
 )
+from vllm_rollout.policy.load_profile import EarlyStop, Traffic
 from vllm_rollout.policy.outputs import Outputs
 from vllm_rollout.policy.preflight import Preflight
 from vllm_rollout.policy.prometheus import LiveMetrics
-from vllm_rollout.policy.staying import SignOff, Soak
-from vllm_rollout.policy.traffic import EarlyStop, Traffic
+from vllm_rollout.policy.soak_and_sign_off import SignOff, Soak
 
 
 class Pods(Block):

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from vllm_rollout.model.errors import PolicyError
 from vllm_rollout.policy.fields import BROKEN_RULE
-from vllm_rollout.policy.tree import Node, Place, descend, dotted
+from vllm_rollout.policy.yaml_nodes import Node, Place, descend, dotted
 
 _LONGEST_VALUE = 60
 _KINDS = {

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import yaml
 from yaml.resolver import BaseResolver
 
-from vllm_rollout.policy.problems import Problem
-from vllm_rollout.policy.tree import Node, Place, Scalar, dotted
+from vllm_rollout.policy.validation_errors import Problem
+from vllm_rollout.policy.yaml_nodes import Node, Place, Scalar, dotted
 
 LARGEST_BYTES = 1_000_000
 _MOST_NODES = 20_000

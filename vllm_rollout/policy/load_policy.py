@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from vllm_rollout.model.errors import PolicyError
-from vllm_rollout.policy.expansion import expand
+from vllm_rollout.policy.inheritance import expand
 from vllm_rollout.policy.models import Policy
-from vllm_rollout.policy.problems import Problem, problems_of, refusal
-from vllm_rollout.policy.reading import LARGEST_BYTES, read_yaml
-from vllm_rollout.policy.tree import Node, Place, merge, plain
+from vllm_rollout.policy.validation_errors import Problem, problems_of, refusal
+from vllm_rollout.policy.yaml_loader import LARGEST_BYTES, read_yaml
+from vllm_rollout.policy.yaml_nodes import Node, Place, merge, plain
 from vllm_rollout.resources import DEFAULT_POLICY
 
 DEFAULT_FILE = Path("rollout.yaml")

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from vllm_rollout.policy.models import Rules
-from vllm_rollout.policy.problems import Problem, did_you_mean
-from vllm_rollout.policy.tree import Node, merge, with_children
+from vllm_rollout.policy.validation_errors import Problem, did_you_mean
+from vllm_rollout.policy.yaml_nodes import Node, merge, with_children
 
 _INHERITED = ("gates", "load", "preflight")
 
