@@ -19,7 +19,7 @@ import httpx
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence
-from vllm_rollout.release.journal import Journal, Phase
+from vllm_rollout.rollout.journal import Journal, Phase
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"

@@ -7,7 +7,7 @@ from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.policy import Policy
-from vllm_rollout.release.soak import judge_soak
+from vllm_rollout.rollout.soak_samples import judge_soak
 
 
 def test_soak(

@@ -15,7 +15,7 @@ _LONGEST_FIRST = (
     "tests/e2e/test_rollout",
     "tests/e2e/",
     "tests/capacity/",
-    "tests/release/test_crashes.py",
+    "tests/rollout/test_crashes.py",
     "tests/platform/kubernetes/test_load_on_cluster.py",
     "tests/platform/kubernetes/test_platform_on_cluster.py",
     "_on_cluster.py",

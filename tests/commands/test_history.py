@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from vllm_rollout.cli import app
 from vllm_rollout.platform.base import Store
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.release.decisions import DecisionKind, Decisions
+from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"

@@ -18,8 +18,8 @@ from support.world import MODEL, PRODUCTION
 from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.journal import Journal
+from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.journal import Journal
 
 
 @pytest.fixture

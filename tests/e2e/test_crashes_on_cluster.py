@@ -28,8 +28,8 @@ from support.real_runs import BAD, GOOD, GOOD_BY_TRAFFIC, Run, Runs, Stop, When,
 from vllm_rollout.model.deployment import Deployment, RevisionStatus
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.journal import Journal
+from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.journal import Journal
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.crashing import Calls, When, Wrapped
-from support.scripted_looks import scripted_looks
+from support.scripted_observer import scripted_looks
 from support.world import STAGING, ListReporter, ScriptedGates, healthy
 
 from vllm_rollout.judge import Outcome
@@ -27,13 +27,13 @@ from vllm_rollout.judge.rollback_triggers import Sight
 from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
-from vllm_rollout.release.clock import SystemClock
-from vllm_rollout.release.context import Context
-from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.engine import gate_and_promote
-from vllm_rollout.release.journal import Journal
-from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.release.looks import Looks
+from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.journal import Journal
+from vllm_rollout.rollout.observer import Looks
+from vllm_rollout.rollout.passed_revisions import Ledger
 from vllm_rollout.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ BAD = [*GOOD[:6], "write rollout/llama-2-7b", "rollback production/llama-2-7b", 
 def cells(calls: list[str], start: int = 0, *, besides: Iterable[str] = ()) -> "list[ParameterSet]":
     """Before the first call, and after each: what a test of kills takes as `at` and `when`.
 
-    Which call it is is all the same to SIGKILL: `tests/release/test_crashes.py` stops at every one.
+    Which call it is is all the same to SIGKILL: `tests/rollout/test_crashes.py` stops at every one.
     So one cell of each kind of call is for every day, unless the kind is among `besides`.
     """
     found = [] if start else [pytest.param(0, "before", marks=pytest.mark.exhaustive)]

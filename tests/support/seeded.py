@@ -16,12 +16,12 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.release.clock import SystemClock
-from vllm_rollout.release.context import Context
-from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.engine import gate_and_promote
-from vllm_rollout.release.journal import Journal
-from vllm_rollout.release.ledger import Ledger
+from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.journal import Journal
+from vllm_rollout.rollout.passed_revisions import Ledger
 from vllm_rollout.settings import Settings
 
 

@@ -20,11 +20,11 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateResult, GateRun, Step
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import Policy, load_policy
-from vllm_rollout.release.context import Context
-from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.journal import Journal
-from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.release.verification import VERIFY_GATES
+from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.journal import Journal
+from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.verification import VERIFY_GATES
 from vllm_rollout.settings import Settings
 
 MODEL = "llama-2-7b"

@@ -43,9 +43,9 @@ from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.units import format_value, parse_rate, parse_share
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Policy
-from vllm_rollout.release.clock import SystemClock
-from vllm_rollout.release.lock import hold
 from vllm_rollout.report.terminal import progress_line
+from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.lease import hold
 from vllm_rollout.settings import Settings
 
 _CODES = {

@@ -11,7 +11,7 @@ from rich.table import Table
 from vllm_rollout.commands import options
 from vllm_rollout.model.deployment import Revision
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.release.decisions import Decision, Decisions
+from vllm_rollout.rollout.audit_log import Decision, Decisions
 
 _REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])
 

@@ -13,9 +13,9 @@ from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.base import NotReadyError, Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.release.clock import SystemClock
-from vllm_rollout.release.lock import hold
-from vllm_rollout.release.model_registry import register
+from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.lease import hold
+from vllm_rollout.rollout.model_registry import register
 from vllm_rollout.yaml_file import read_mapping
 
 

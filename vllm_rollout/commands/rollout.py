@@ -10,11 +10,11 @@ from vllm_rollout.commands import options
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, UsageError
-from vllm_rollout.release.override import Emergency
+from vllm_rollout.rollout.emergency import Emergency
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
-    from vllm_rollout.release.context import Context
+    from vllm_rollout.rollout.context import Context
     from vllm_rollout.settings import Settings
 
 _NO_REASON = "not given"
@@ -72,7 +72,7 @@ def promote_command(
     2 usage or policy error, 3 inconclusive, 4 something could not be reached, 5 promoted and
     rolled back, 6 rollback did not restore service, 130 interrupted.
     """
-    from vllm_rollout.release.engine import gate_and_promote
+    from vllm_rollout.rollout.engine import gate_and_promote
 
     override = _emergency(emergency, name, reason)
     settings = choice.settings(base_url=base_url, report_dir=report_dir)
@@ -127,7 +127,7 @@ def rollback_command(
     report_dir: options.ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
-    from vllm_rollout.release.going_back import roll_back_by_hand
+    from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
 
     settings = choice.settings(report_dir=report_dir)
     target = settings.deployment(model, environment or settings.policy.order[-1])
@@ -155,7 +155,7 @@ def _run(
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
     from vllm_rollout.commands.running import new_context, show_end
-    from vllm_rollout.release.conduct import state_when_interrupted
+    from vllm_rollout.rollout.run import state_when_interrupted
 
     with LiveReporter(options.console) as reporter:
         context = new_context(

@@ -8,18 +8,18 @@ from vllm_rollout.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
-from vllm_rollout.release.clock import SystemClock
-from vllm_rollout.release.context import Context
-from vllm_rollout.release.decisions import Decisions
-from vllm_rollout.release.gates import GateRunner
-from vllm_rollout.release.journal import Journal
-from vllm_rollout.release.ledger import Ledger
-from vllm_rollout.release.notify import Notifier
-from vllm_rollout.release.signoff import sign_off_command
-from vllm_rollout.release.verification import verify
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
+from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.gate_runner import GateRunner
+from vllm_rollout.rollout.journal import Journal
+from vllm_rollout.rollout.notifier import Notifier
+from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.sign_offs import sign_off_command
+from vllm_rollout.rollout.verification import verify
 from vllm_rollout.settings import Settings
 
 

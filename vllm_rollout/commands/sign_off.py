@@ -9,7 +9,7 @@ from vllm_rollout.commands import options
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.policy import Policy
-from vllm_rollout.release.signoff import SignOff, SignOffs, gate_run, unusable
+from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, gate_run, unusable
 from vllm_rollout.settings import Settings
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vllm_rollout.commands import options
 from vllm_rollout.model.units import format_duration, format_share
-from vllm_rollout.release.status import (
+from vllm_rollout.rollout.model_status import (
     CanaryStatus,
     EnvironmentStatus,
     ModelStatus,

@@ -13,8 +13,8 @@ from vllm_rollout.commands.running import new_context, show_end
 from vllm_rollout.console import LiveReporter
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.units import UnitError, parse_duration
-from vllm_rollout.release.clock import SystemClock
-from vllm_rollout.release.standing_watch import StandingWatch, StoppableClock
+from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.monitor import StandingWatch, StoppableClock
 
 _FOREVER = "forever"
 

@@ -15,8 +15,8 @@ from vllm_rollout.judge.rollback_triggers import Sight, Triggers
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.model.verdict import worst
 from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.release.context import Context
-from vllm_rollout.release.watch import WatchEnd
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.watcher import WatchEnd
 
 _LOOKS = 2
 """A step that is inconclusive is judged once more, at the end of its extension."""

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.policy import Windows
-from vllm_rollout.release.calendar import Event, events_between
+from vllm_rollout.rollout.calendar import Event, events_between
 
 _SEARCH_DAYS = 400
 _CLOCKS_CHANGE = timedelta(minutes=30)

@@ -12,8 +12,8 @@ from vllm_rollout.model.deployment import Build
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
-from vllm_rollout.release.decisions import DecisionKind, Decisions
-from vllm_rollout.release.journal import Journal, JournalEntry, Phase
+from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+from vllm_rollout.rollout.journal import Journal, JournalEntry, Phase
 
 NOW = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
 MODEL = "llama-2-7b"

@@ -18,8 +18,8 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.policy import load_policy
-from vllm_rollout.release.status import model_status, models_known
 from vllm_rollout.resources import CHARTS
+from vllm_rollout.rollout.model_status import model_status, models_known
 
 MODEL = "llama-2-7b"
 LONG = timedelta(seconds=60)

@@ -1,0 +1,50 @@
+"""The simulated world of the engine's tests."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.crashing import Wrapped
+from support.scripted_observer import scripted_looks
+from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
+from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
+
+from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.model.deployment import Canary, Deployment
+from vllm_rollout.rollout.observer import Looks
+
+
+@pytest.fixture
+def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], World]]:
+    """Worlds in which staging runs a second build, production the first, and all is well."""
+    monkeypatch.chdir(tmp_path)
+    worlds: dict[int, World] = {}
+
+    def new_world() -> World:
+        clock = FakeClock()
+        platform = SimulatedPlatform(MemoryStore(clock), clock)
+        platform.deploy(PRODUCTION, {"version": 1}, replicas=4)
+        build = platform.deploy(STAGING, {"version": 2})
+        gates = ScriptedGates(platform, clock)
+        world = worlds[id(platform)] = World(tmp_path, clock, platform, gates, healthy)
+        world.pass_development(build)
+        return world
+
+    def see(looks: Looks, deployment: Deployment) -> Sight:
+        inner: Any = looks.settings.platform
+        while isinstance(inner, Wrapped):
+            inner = inner._inner
+        world = worlds[id(inner)]
+        of_canary = isinstance(deployment, Canary) and world.canary_probes
+        probes = (of_canary or world.probes)(world.clock.seconds)
+        return Sight(probes=probes, replicas=world.platform.replicas(deployment))
+
+    with scripted_looks(see):
+        yield new_world
+
+
+@pytest.fixture
+def world(new_world: Callable[[], World]) -> World:
+    """One such world."""
+    return new_world()

@@ -1,0 +1,104 @@
+"""A calendar of freezes: while any event lasts production is closed, and so it is unread."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from vllm_rollout.judge.windows import closed_because, next_opening
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.policy import Windows, load_policy
+from vllm_rollout.rollout.calendar import events_between
+
+BERLIN = ZoneInfo("Europe/Berlin")
+CALENDAR = """BEGIN:VCALENDAR
+VERSION:2.0
+PRODID:-//tests//EN
+BEGIN:VEVENT
+UID:1
+DTSTAMP:20260101T000000Z
+DTSTART;VALUE=DATE:20261118
+DTEND;VALUE=DATE:20261119
+SUMMARY:Day of
+  Repentance
+TRANSP:TRANSPARENT
+END:VEVENT
+BEGIN:VEVENT
+UID:2
+DTSTAMP:20260101T000000Z
+DTSTART;TZID=Europe/Berlin:20261109T100000
+DTEND;TZID=Europe/Berlin:20261109T120000
+RRULE:FREQ=WEEKLY;BYDAY=MO,TU
+EXDATE;TZID=Europe/Berlin:20261123T100000
+SUMMARY:Launch rehearsal
+END:VEVENT
+BEGIN:VEVENT
+UID:3
+DTSTAMP:20260101T000000Z
+DTSTART:20261119T080000Z
+DTEND:20261119T200000Z
+STATUS:CANCELLED
+SUMMARY:Called off
+END:VEVENT
+END:VCALENDAR
+"""
+
+
+def windows(source: object, **changes: object) -> Windows:
+    given = {"calendar": str(source), "timezone": "Europe/Berlin", **changes}
+    return load_policy(None, overrides={f"windows.{k}": v for k, v in given.items()}).windows
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "freezes.ics"
+    file.write_text(CALENDAR)
+    return file
+
+
+def berlin(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=BERLIN).astimezone(UTC)
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("2026-11-17T09:30", ""),
+        ("2026-11-17T10:00", "the calendar has 'Launch rehearsal' until 2026-11-17 12:00"),
+        ("2026-11-17T12:00", ""),
+        ("2026-11-23T10:30", ""),  # left out of the series
+        ("2026-11-18T15:59", "'Day of Repentance' until 2026-11-19 00:00"),
+        ("2026-11-19T09:00", ""),  # cancelled
+    ],
+)
+def test_events_close_production_while_they_last(file: Path, when: str, said: str) -> None:
+    reason = closed_because(windows(file), berlin(when))
+    assert (said in reason) if said else reason == ""
+
+
+def test_the_next_opening_is_when_the_last_event_in_the_way_ends(file: Path) -> None:
+    assert next_opening(windows(file), berlin("2026-11-17T10:30")) == berlin("2026-11-17T12:00")
+    assert next_opening(windows(file), berlin("2026-11-18T09:00")) == berlin("2026-11-19T09:00")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "<html>sign in</html>", "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART:never\n"],
+)
+def test_a_calendar_that_cannot_be_read_closes_production(
+    tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "freezes.ics"
+    if content is not None:
+        file.write_text(content)
+    reason = closed_because(windows(file), berlin("2026-11-19T10:00"))
+    assert "cannot be read" in reason
+    assert next_opening(windows(file), berlin("2026-11-19T10:00")) is None
+
+
+def test_a_private_calendars_address_is_cut_before_its_secret() -> None:
+    rules = windows("http://127.0.0.1:9/freezes.ics?token=abcdef123")
+    with pytest.raises(UnreachableError) as raised:
+        events_between(rules, berlin("2026-11-19T10:00"), berlin("2026-11-20T10:00"))
+    assert "abcdef123" not in str(raised.value) + raised.value.remedy + raised.value.address

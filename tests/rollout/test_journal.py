@@ -1,0 +1,41 @@
+"""The journal: what is written before it is done, by one run at a time."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from support.simulated import FakeClock, MemoryStore
+
+from vllm_rollout.model.deployment import Build
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.rollout.journal import Journal, JournalEntry, Phase
+
+NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+ENTRY = JournalEntry(
+    run_id="r1",
+    model="m",
+    source="staging",
+    target="production",
+    build=Build(values_digest="sha256:1"),
+    before=1,
+    phase=Phase.RAMP,
+    note="",
+    holder="here:1",
+    started=NOW,
+    updated=NOW,
+)
+
+
+def test_another_runs_entry_is_not_taken_for_ones_own() -> None:
+    store = MemoryStore(FakeClock())
+    mine, other = Journal(store, "m"), Journal(store, "m")
+    mine.write(ENTRY)
+    other.read()
+    other.advance(ENTRY, Phase.ROLLBACK, "somebody else's", now=NOW)
+
+    with pytest.raises(ConflictError):
+        mine.advance(ENTRY, Phase.WATCH, "mine", now=NOW)
+
+    found = other.read()
+    assert found is not None
+    assert found == replace(ENTRY, phase=Phase.ROLLBACK, note="somebody else's")

@@ -1,0 +1,258 @@
+"""The watch that stands: hours later as in the first minute, and never against a rollout."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from support.world import MODEL, PRODUCTION, STAGING, World, healthy
+
+from vllm_rollout.model.deployment import Deployment, newest_served
+from vllm_rollout.model.errors import ExitCode, UnreachableError
+from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.journal import Journal, Phase
+from vllm_rollout.rollout.monitor import StandingWatch, StoppableClock
+from vllm_rollout.rollout.soak_samples import soak_of
+
+HOUR = 3600.0
+
+
+def broken(_seconds: float) -> ProbeSample:
+    return ProbeSample(total=10, failures=10, latencies_seconds=(), healthy=False)
+
+
+class Standing:
+    """A watch over production in the simulated world; `at` acts when its time has come."""
+
+    def __init__(self, world: World, target: Deployment = PRODUCTION) -> None:
+        self.world, self.target = world, target
+        self.stop = threading.Event()
+        self.ends: list[Evidence] = []
+        self.contexts: list[Context] = []
+        self.told: list[tuple[str, str]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.at: dict[float, Callable[[], None]] = {}
+        self.watch = StandingWatch(
+            new_context=self._context,
+            on_end=lambda evidence, _context: self.ends.append(evidence),
+            clock=StoppableClock(
+                world.clock,
+                self.stop,
+                lambda seconds: world.clock.sleep(timedelta(seconds=seconds)),
+            ),
+        )
+
+    def _context(self) -> Context:
+        context = self.world.context()
+        context.source = context.target = self.target
+        context.notify = lambda kind, text: self.told.append((kind, text))
+        self.contexts.append(context)
+        renew = self.world.clock.meanwhile
+        self.world.clock.meanwhile = lambda: (renew(), self._tick())[1]
+        return context
+
+    def _tick(self) -> None:
+        self.meanwhile()
+        for due in [moment for moment in self.at if moment <= self.world.clock.seconds]:
+            self.at.pop(due)()
+
+    def said(self) -> str:
+        return "\n".join(f"{step.title}: {step.detail}" for step in self.contexts[0].steps)
+
+
+@pytest.fixture
+def standing(world: World) -> Standing:
+    """Production runs the second build, promoted with evidence; the clock is at 0."""
+    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    world.platform.calls.clear()
+    world.clock.seconds = 0.0
+    return Standing(world)
+
+
+def rollbacks(standing: Standing) -> list[str]:
+    return [call for call in standing.world.platform.calls if call.startswith("rollback")]
+
+
+def test_production_that_breaks_after_five_hours_is_rolled_back(standing: Standing) -> None:
+    world = standing.world
+    world.probes = lambda seconds: broken(seconds) if seconds >= 5 * HOUR else healthy(seconds)
+
+    code = standing.watch.run(timedelta(hours=24))
+
+    assert code is ExitCode.ROLLED_BACK
+    assert rollbacks(standing) == ["rollback production 1"]
+    assert 5 * HOUR < world.clock.seconds < 5.1 * HOUR
+    (evidence,) = standing.ends
+    assert "health check" in evidence.conclusion
+    entry = standing.contexts[0].journal.read()
+    assert entry is not None
+    assert entry.phase is Phase.DONE
+
+
+def test_all_is_well_until_its_time_is_over(standing: Standing) -> None:
+    assert standing.watch.run(timedelta(hours=3)) is ExitCode.OK
+    assert rollbacks(standing) == []
+    assert standing.world.clock.seconds >= 3 * HOUR
+
+
+def test_what_it_brought_back_is_not_left_again_a_person_is_called(standing: Standing) -> None:
+    world = standing.world
+    world.probes = broken
+    standing.at = {0.5 * HOUR: standing.stop.set}
+
+    assert standing.watch.run(None) is ExitCode.OK
+
+    assert len(rollbacks(standing)) == 1
+    assert [end.exit_code for end in standing.ends] == [
+        ExitCode.ROLLED_BACK,
+        ExitCode.NEEDS_PERSON,
+    ]
+    assert "brought back itself" in standing.ends[-1].conclusion
+
+
+@pytest.mark.parametrize("since_then", ["nothing", "a rollout elsewhere"])
+def test_a_build_that_other_hands_brought_after_a_rollback_is_rolled_back_too(
+    standing: Standing, since_then: str
+) -> None:
+    world = standing.world
+    first = world.platform.build(PRODUCTION, {"version": 1}).digest
+    world.probes = broken
+
+    def bring() -> None:
+        world.probes = healthy
+        build = world.platform.build(PRODUCTION, {"version": 7})
+        world.platform._add(PRODUCTION, build, 4, 4, "by other hands")
+        if since_then != "nothing":
+            journal = Journal(world.platform.store, MODEL)
+            entry = journal.read()
+            assert entry is not None
+            journal.write(replace(entry, target="staging"))
+
+    def break_it() -> None:
+        world.probes = broken
+
+    standing.at = {240.0: bring, HOUR: break_it, 2 * HOUR: standing.stop.set}
+
+    standing.watch.run(None)
+
+    assert rollbacks(standing) == ["rollback production 1", "rollback production 5"]
+    assert world.platform.serving(PRODUCTION) == (first, 4, 4)
+
+
+def test_a_rollout_under_way_is_left_alone(standing: Standing) -> None:
+    world = standing.world
+    journal = world.context().journal
+    entry = journal.read()
+    assert entry is not None
+
+    def begin() -> None:
+        nonlocal entry
+        entry = journal.advance(entry, Phase.RAMP, "1 of 4", now=world.clock.now())
+        world.probes = broken
+
+    def finish() -> None:
+        world.probes = healthy
+        journal.advance(entry, Phase.DONE, "promoted", now=world.clock.now())
+
+    standing.at = {HOUR: begin, 2 * HOUR: finish}
+
+    assert standing.watch.run(timedelta(hours=3)) is ExitCode.OK
+    assert rollbacks(standing) == []
+    assert "is under way in its phase ramp" in standing.said()
+
+
+def test_it_waits_for_the_models_lease_and_then_acts(standing: Standing) -> None:
+    world = standing.world
+    store = world.platform.store
+    store.acquire(MODEL, "another run", ttl=timedelta(seconds=30))
+    world.probes = broken
+
+    def keep() -> None:
+        held = store.leases.get(MODEL)
+        if held is not None and held.holder == "another run":
+            store.renew(MODEL, "another run", ttl=timedelta(seconds=30))
+
+    standing.meanwhile = keep
+    standing.at = {600: lambda: store.release(MODEL, "another run")}
+
+    assert standing.watch.run(timedelta(hours=24)) is ExitCode.ROLLED_BACK
+    assert world.clock.seconds >= 600
+    assert "not rolled back yet" in standing.said()
+    assert any("It waits" in text for _, text in standing.told)
+
+
+def test_a_store_that_goes_away_and_comes_back_ends_no_watch(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = standing.world
+    store = world.platform.store
+    real = {"read": store.read, "renew": store.renew, "acquire": store.acquire}
+
+    def away(*_: object, **__: object) -> None:
+        raise UnreachableError("the API server does not answer", address="127.0.0.1")
+
+    def go() -> None:
+        for name in real:
+            monkeypatch.setattr(store, name, away)
+
+    def come() -> None:
+        for name, method in real.items():
+            monkeypatch.setattr(store, name, method)
+        world.probes = broken
+
+    standing.at = {HOUR: go, 2 * HOUR: come}
+
+    assert standing.watch.run(timedelta(hours=24)) is ExitCode.ROLLED_BACK
+    assert "the API server does not answer" in standing.said()
+
+
+def test_of_two_watches_one_leads(standing: Standing) -> None:
+    world = standing.world
+    world.probes = broken
+    store = world.platform.store
+    lead = store.acquire(f"watch/{PRODUCTION.release}", "the first", ttl=timedelta(seconds=30))
+    standing.meanwhile = lambda: store.renew(lead.name, "the first", ttl=timedelta(seconds=30))
+    standing.at = {HOUR: standing.stop.set}
+
+    assert standing.watch.run(None) is ExitCode.OK
+    assert rollbacks(standing) == []
+    assert "another watch leads" in standing.said()
+
+
+def test_it_says_when_it_is_blind(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = standing.world
+
+    def unknown(_deployment: object) -> None:
+        return None
+
+    monkeypatch.setattr(world.platform, "replicas", unknown)
+
+    assert standing.watch.run(timedelta(hours=1)) is ExitCode.OK
+    assert standing.told == [("blind", f"no data of production/{MODEL}: crash loop")]
+
+
+def test_a_watch_over_staging_is_the_soak_that_a_promotion_needs(world: World) -> None:
+    world.overrides |= {"environments.staging.soak.observed_by": "samples"}
+    ill = ProbeSample(total=10, failures=1, latencies_seconds=(0.1,) * 9, healthy=True)
+    world.probes = lambda seconds: ill if 7200 <= seconds < 7230 else healthy(seconds)
+    before = gate_and_promote(world.context())
+    assert before.exit_code == ExitCode.INCONCLUSIVE
+    assert "the soak is not over" in before.conclusion
+
+    assert Standing(world, STAGING).watch.run(timedelta(hours=24)) is ExitCode.OK
+
+    context, platform = world.context(), world.platform
+    revision = newest_served(platform.history(STAGING))
+    assert revision is not None
+    now = world.clock.now()
+    soak = soak_of(platform, context.policy, STAGING, revision, now)
+    assert soak is not None
+    assert timedelta(0) < soak.left < timedelta(minutes=2)  # of half a minute it was not well
+    samples = platform.store.entries[f"soak/{STAGING.release}/00000001"]
+    assert int(samples.version) < 24 * 60 * 1.1  # of looks every five seconds
+    assert Standing(world, STAGING).watch.run(timedelta(minutes=5)) is ExitCode.OK
+    assert gate_and_promote(world.context()).exit_code == ExitCode.OK

@@ -1,0 +1,406 @@
+"""What a promotion takes besides passing gates, and what an emergency passes over."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from support.world import DEVELOPMENT, MODEL, STAGING, Killed, World
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.soak import soak_state
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.model.evidence import Evidence, from_json
+from vllm_rollout.model.request_counts import Uptime
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.policy import Soak
+from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.emergency import Emergency
+from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.model_status import model_status
+from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, what_sign_off_lacks
+from vllm_rollout.rollout.soak_samples import keep_sample, sample_of, stretches_of
+
+SIGN_OFF = "environments.staging.sign_off"
+RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]
+
+
+def decide(world: World, evidence: Evidence, *, approved: bool = True) -> None:
+    revision = world.platform.releases[STAGING.release][-1]
+    sign_off = SignOff(
+        evidence=evidence.digest,
+        approved=approved,
+        by="Grace of QA",
+        user="grace",
+        at=world.clock.now(),
+        note="",
+        environment="staging",
+        revision=revision.number,
+        build=revision.build.digest,
+    )
+    SignOffs(world.platform.store, MODEL).add(sign_off, evidence.run_id)
+
+
+def gates_run(world: World) -> list[str]:
+    """Environments whose whole gates are run from here on."""
+    ran: list[str] = []
+    real = world.gates.run
+
+    def run(deployment, folder, *, only=(), **more):  # type: ignore[no-untyped-def]
+        if not only:
+            ran.append(deployment.environment)
+        return real(deployment, folder, only=only, **more)
+
+    world.gates.run = run  # type: ignore[method-assign]
+    return ran
+
+
+# ------------------------------------------------- order
+
+
+def test_a_build_that_skipped_a_stage_is_refused_before_any_load(world: World) -> None:
+    world.platform.deploy(STAGING, {"version": 3})
+    ran = gates_run(world)
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "has no passing evidence of development" in evidence.conclusion
+    assert f"gate-and-promote {MODEL} --to staging" in evidence.conclusion
+    assert (ran, world.platform.calls) == ([], [])
+
+
+# ------------------------------------------------- emergency
+
+
+def test_an_emergency_passes_over_time_and_people_and_is_recorded(world: World) -> None:
+    del world.overrides[SIGN_OFF]
+    world.platform.deploy(STAGING, {"version": 3})
+    world.overrides |= {
+        "environments.staging.soak.minimum": "40h",
+        "windows.days": ["sunday"],
+        "windows.on_call.command": ["false"],
+    }
+    context = world.context()
+    context.emergency = Emergency(by="Ada", reason="security fix")
+
+    evidence = gate_and_promote(context)
+
+    assert evidence.exit_code == ExitCode.OK, evidence.conclusion
+    assert world.platform.calls == RAMP
+    assert evidence.override is not None
+    assert (evidence.override.by, evidence.override.reason) == ("Ada", "security fix")
+    over = " | ".join(evidence.override.passed_over)
+    for what in ("development", "soak", "windows", "on call", "signed off"):
+        assert what in over
+    chain = Decisions(world.platform.store).of(MODEL)
+    (entry,) = [d for d in chain if d.kind is DecisionKind.OVERRIDE]
+    assert entry.who == "Ada (as ada)"
+    assert "security fix; passed over: " in entry.why
+    kept = SignOffs(world.platform.store, MODEL).evidence(evidence.digest)[1]
+    assert kept.override == evidence.override
+
+
+def test_an_emergency_does_not_pass_over_gates_the_watch_or_a_rejection(world: World) -> None:
+    def emergency() -> Context:
+        context = world.context()
+        context.emergency = Emergency(by="Ada", reason="security fix")
+        return context
+
+    for outcome, code in ((Outcome.FAIL, 1), (Outcome.INCONCLUSIVE, 3)):
+        world.gates.outcomes["staging"] = outcome
+        assert gate_and_promote(emergency()).exit_code == code
+    world.gates.outcomes.clear()
+    assert world.platform.calls == []
+
+    world.probes = lambda _seconds: ProbeSample(
+        total=10, failures=10 if world.platform.calls else 0, latencies_seconds=(), healthy=True
+    )
+    assert gate_and_promote(emergency()).exit_code == ExitCode.ROLLED_BACK
+
+    del world.overrides[SIGN_OFF]
+    pending = gate_and_promote(world.context())
+    decide(world, pending, approved=False)
+    assert gate_and_promote(emergency()).exit_code == ExitCode.GATE_FAILED
+
+
+# ------------------------------------------------- sign-off
+
+
+def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: World) -> None:
+    del world.overrides[SIGN_OFF]
+    ran = gates_run(world)
+
+    pending = gate_and_promote(world.context(), plan_only=True)
+    assert any("would bring 1 of 4 replicas" in step.title for step in pending.steps)
+    assert pending.exit_code == ExitCode.INCONCLUSIVE
+    assert "vllm-rollout sign-off llama-2-7b --evidence" in pending.conclusion
+    assert world.platform.calls == []
+    policy = world.context().policy
+    (block,) = model_status(
+        world.platform, policy, MODEL, world.clock.now()
+    ).environments[1].blocks  # fmt: skip
+    assert f"sign-off {MODEL} --evidence {pending.digest[7:23]}" in block
+
+    decide(world, pending)
+    world.clock.sleep(timedelta(hours=1))
+    promoted = gate_and_promote(world.context())
+    assert promoted.exit_code == ExitCode.OK, promoted.conclusion
+    assert world.platform.calls == RAMP
+    assert ran == ["staging", "production"]  # staging was loaded once, for the evidence
+    assert promoted.runs[0] == pending.runs[0]
+    assert any("signed off by Grace of QA" in step.detail for step in promoted.steps)
+    chain = Decisions(world.platform.store)
+    (entry,) = [d for d in chain.of(MODEL) if d.kind is DecisionKind.SIGN_OFF]
+    assert (entry.who, entry.evidence) == ("Grace of QA (as grace)", pending.digest)
+
+
+def test_people_are_asked_to_sign_with_the_command_and_told_what_else_is_missing(
+    world: World,
+) -> None:
+    del world.overrides[SIGN_OFF]
+
+    def told(**options: bool) -> list[tuple[str, str]]:
+        said: list[tuple[str, str]] = []
+        context = world.context()
+        context.notify = lambda kind, text: said.append((kind, text))
+        context.undelivered = lambda: ["unsigned to team: it is down"] if said else []
+        evidence = gate_and_promote(context, **options)
+        assert evidence.exit_code == ExitCode.INCONCLUSIVE
+        for _, text in said:
+            assert "DIGEST" not in text
+        assert (evidence.digest[7:23] in str(said)) == bool(said)
+        return said
+
+    assert told(plan_only=True) == []
+    ((kind, text),) = told()
+    assert kind == "unsigned"
+    assert text.endswith(" --as YOUR-NAME (or --reject)")
+
+    world.overrides["environments.staging.soak.observed_by"] = "samples"
+    world.clock.seconds = 2 * 24 * 3600  # Friday
+    (waiting, why), (unsigned, _) = told()
+    assert (waiting, unsigned) == ("waiting", "unsigned")
+    assert "the soak is not over" in why
+    assert "friday is not a deployment day" in why
+    assert "sign-off" not in why
+
+
+def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
+    del world.overrides[SIGN_OFF]
+    pending = gate_and_promote(world.context())
+    decide(world, pending, approved=False)
+    ran = gates_run(world)
+
+    refused = gate_and_promote(world.context())
+    assert refused.exit_code == ExitCode.GATE_FAILED
+    assert "rejected by Grace of QA" in refused.conclusion
+    assert ran == []
+    context = world.context()
+    staging = context.platform.history(context.source)[-1]
+    lacks = what_sign_off_lacks(
+        context.platform.store, context.policy, context.source, staging, context.clock.now()
+    )
+    assert "rejected by Grace of QA" in lacks
+
+    decide(world, pending)
+    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+
+
+@pytest.mark.parametrize("change", ["stale", "revision", "policy", "clock", "own gate", "used"])
+def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
+    world: World, change: str
+) -> None:
+    del world.overrides[SIGN_OFF]
+    pending = gate_and_promote(world.context())
+    decide(world, pending)
+    if change == "stale":
+        world.clock.sleep(timedelta(hours=7 * 24))
+    elif change == "revision":
+        world.platform.deploy(STAGING, {"version": 2})
+    elif change == "policy":
+        world.overrides["watch.duration"] = "20m"
+    elif change == "own gate":
+        world.gates.own_gates = [Path("ours/test_tone.py")]
+    elif change == "clock":
+        world.clock.seconds -= 3600
+    else:  # it was promoted on this evidence, and a trigger fired
+        good = world.probes
+        world.probes = lambda _seconds: ProbeSample(
+            total=10, failures=10 if world.platform.calls else 0, latencies_seconds=(), healthy=True
+        )
+        assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
+        world.probes = good
+        world.clock.seconds += 1
+    before, ran = list(world.platform.calls), gates_run(world)
+
+    again = gate_and_promote(world.context())
+
+    assert again.exit_code == ExitCode.INCONCLUSIVE, again.conclusion
+    assert "waits for sign-off" in again.conclusion
+    assert ran == ["staging"]
+    assert world.platform.calls == before
+
+
+def test_signed_evidence_of_a_deployment_that_no_longer_serves_is_not_enough(world: World) -> None:
+    del world.overrides[SIGN_OFF]
+    decide(world, gate_and_promote(world.context()))
+    world.gates.outcomes["verify"] = Outcome.FAIL
+    world.gates.outcomes["staging"] = Outcome.FAIL
+    assert gate_and_promote(world.context()).exit_code == ExitCode.GATE_FAILED
+
+
+def test_a_digest_is_found_by_its_beginning_and_only_if_it_is_one(world: World) -> None:
+    first = gate_and_promote(world.context())
+    known = SignOffs(world.platform.store, MODEL)
+    assert known.evidence(first.digest)[0] == first.digest
+    assert known.evidence(first.digest[7:19])[1] == from_json(
+        world.platform.store.read(f"evidence/{MODEL}/{first.digest[7:]}").value  # type: ignore[union-attr]
+    )
+    for wrong in ("abc", "../../etc", "0" * 64, ""):
+        with pytest.raises(UsageError):
+            known.evidence(wrong)
+
+
+# ------------------------------------------------- soak
+
+
+def look(world: World, rules: Soak, *, ready: bool = True, restarts: int = 0) -> None:
+    revision = world.platform.releases[STAGING.release][-1]
+    replicas = [Replica(name="r0", phase="Running", ready=ready, restarts=restarts)]
+    probes = ProbeSample(total=1, failures=0, latencies_seconds=(0.1,), healthy=True)
+    sample = sample_of(world.clock.now(), replicas, 1, probes)
+    keep_sample(world.platform.store, STAGING, revision, sample, rules)
+
+
+def test_a_soak_that_nobody_watched_is_not_over_and_says_what_to_run(world: World) -> None:
+    del world.overrides["environments.staging.soak.observed_by"]
+    evidence = gate_and_promote(world.context())
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "the soak is not over" in evidence.conclusion
+    assert f"vllm-rollout soak {MODEL} -e staging" in evidence.conclusion
+    assert world.platform.calls == []
+
+
+@pytest.mark.parametrize("broken", ["", "restart", "unready", "gap"])
+def test_days_of_samples_stay_small_and_a_break_begins_the_soak_anew(
+    world: World, broken: str
+) -> None:
+    del world.overrides["environments.staging.soak.observed_by"]
+    history = world.platform.releases[STAGING.release]
+    history[-1] = replace(history[-1], created=world.clock.now())
+    rules = world.context().policy.environments["staging"].soak
+    assert rules is not None
+    restarts = 0
+    for minutes in range(0, 25 * 60, 5):
+        if minutes == 12 * 60 and broken == "restart":
+            restarts = 1
+        if not (broken == "gap" and 12 * 60 <= minutes < 15 * 60):
+            look(
+                world,
+                rules,
+                restarts=restarts,
+                ready=not (broken == "unready" and minutes in (12 * 60, 12 * 60 + 5)),
+            )
+        world.clock.sleep(timedelta(minutes=5))
+    world.overrides["windows.enforce"] = False
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == (ExitCode.INCONCLUSIVE if broken else ExitCode.OK)
+    if broken:
+        assert "are left" in evidence.conclusion
+    (key,) = world.platform.store.keys("soak/llama-2-7b-staging/")
+    entry = world.platform.store.read(key)
+    assert entry is not None
+    assert len(entry.value["stretches"]) <= 3
+
+
+def test_a_promotion_begins_the_soak_of_what_it_made(world: World) -> None:
+    del world.overrides["environments.staging.soak.observed_by"]
+    build = world.platform.deploy(DEVELOPMENT, {"version": 4})
+    context = world.context()
+    context.source, context.target = DEVELOPMENT, STAGING
+    assert gate_and_promote(context).exit_code == ExitCode.OK
+    newest = world.platform.releases[STAGING.release][-1]
+    assert newest.build == build
+    assert world.platform.store.read(f"soak/{STAGING.release}/{newest.number:08d}") is not None
+
+
+def test_scrapes_show_a_soak_as_samples_do(world: World) -> None:
+    rules = world.context().policy.environments["staging"].soak
+    assert rules is not None
+    began = world.clock.now()
+    at = [began.timestamp() + minutes * 60 for minutes in range(60)]
+    ups = [1 if minutes in (30, 31, 32, 33) else 2 for minutes in range(60)]
+    uptime = Uptime(moments=tuple(zip(at, ups, strict=True)), restarts=(at[50],), gaps=())
+    stretches = stretches_of(uptime, 2, rules)
+    assert [(s.healthy, s.restarted) for s in stretches] == [
+        (True, False), (False, False), (True, False), (True, True),
+    ]  # fmt: skip
+    state = soak_state(stretches, began=began, now=began + timedelta(hours=1), rules=rules)
+    assert state.soaked == timedelta(minutes=10)
+    assert soak_state([], began=began, now=began, rules=rules).seen is False
+
+
+# ------------------------------------------------- windows
+
+
+def test_waiting_for_a_window_holds_nothing_and_gates_afterwards(world: World) -> None:
+    world.clock.seconds = 2 * 24 * 3600  # Friday
+    told: list[str] = []
+    context = world.context()
+    context.reporter.progress = told.append  # type: ignore[method-assign]
+    messages: list[tuple[str, str]] = []
+    context.notify = lambda kind, text: messages.append((kind, text))
+    leases: list[bool] = []
+    world.clock.meanwhile = lambda: leases.append(bool(world.platform.store.leases))
+    begun: list[str] = []
+    world.gates.during = lambda d: begun.append(f"{world.clock.now():%A %H:%M} {d.environment}")
+
+    evidence = gate_and_promote(context, wait_for_window=True)
+
+    assert evidence.exit_code == ExitCode.OK, evidence.conclusion
+    assert "friday is not a deployment day" in told[0]
+    assert "opens Monday 2026-11-23 09:00 UTC, in 71h" in told[0]
+    assert begun[0] == "Monday 09:00 staging"
+    first, *later = messages
+    assert first[0] == "waiting"
+    assert first[1].endswith("opens Monday 2026-11-23 09:00 UTC")
+    assert [kind for kind, _ in later] == ["promotion", "promoted"]
+    waited = sum("waiting for a deployment window" in line for line in told)
+    assert waited > 100
+    assert not any(leases[:waited])
+
+
+def test_what_a_killed_run_left_is_undone_at_once_and_not_in_a_window(world: World) -> None:
+    world.platform.kill_at = "apply production 2/4"
+    with pytest.raises(Killed):
+        gate_and_promote(world.context())
+    world.clock.seconds = 2 * 24 * 3600
+    evidence = gate_and_promote(world.context(), wait_for_window=True)
+    assert "rollback production 1" in world.platform.calls
+    assert world.clock.seconds < 3 * 24 * 3600
+    assert "friday" in evidence.conclusion
+
+
+@pytest.mark.parametrize(
+    ("on_call", "said"),
+    [
+        ({"command": ["true"]}, ""),
+        ({"command": ["false"]}, "nobody is on call: 'false' ended with 1"),
+        ({"command": ["/no/such/program"]}, "whether anybody is on call is unknown"),
+        ({"command": ["sleep", "60"], "timeout": "100ms"}, "did not end within"),
+        ({"url": "http://127.0.0.1:9/"}, "whether anybody is on call is unknown"),
+        ({"command": ["true"], "url": "http://127.0.0.1:9/"}, "unknown"),
+    ],
+)
+def test_somebody_must_be_on_call_where_the_policy_asks(
+    world: World, on_call: dict[str, object], said: str
+) -> None:
+    world.overrides |= {f"windows.on_call.{key}": value for key, value in on_call.items()}
+    evidence = gate_and_promote(world.context())
+    assert evidence.exit_code == (ExitCode.INCONCLUSIVE if said else ExitCode.OK)
+    assert said in evidence.conclusion

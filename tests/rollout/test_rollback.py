@@ -1,0 +1,182 @@
+"""What a rollback returns to, what leads to it, and what it leaves when it does not work."""
+
+from dataclasses import replace
+
+import pytest
+from support.world import PRODUCTION, RAMP, STAGING, World, builds, changes, kinds
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.gate_runner import GatesCrashedError
+from vllm_rollout.rollout.journal import Phase
+from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
+
+
+def test_a_build_that_was_rolled_back_is_never_what_a_rollback_returns_to(world: World) -> None:
+    world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
+
+    def breaks_in_the_watch(_seconds: float) -> ProbeSample:
+        entry = world.context().journal.read()
+        bad = entry is not None and entry.phase is Phase.WATCH
+        return ProbeSample(
+            total=10, failures=10 if bad else 0, latencies_seconds=(0.1,) * 10, healthy=True
+        )
+
+    world.probes = breaks_in_the_watch
+    assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
+    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_a_rollback_that_does_not_come_up_goes_on_to_the_next_older_good_build(
+    world: World,
+) -> None:
+    gate_and_promote(world.context())  # the second build, with evidence
+    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
+    gate_and_promote(world.context())  # the third
+    third = world.platform.build(STAGING, {"version": 3}).digest
+    world.pass_development(world.platform.deploy(STAGING, {"version": 4}))
+    world.gates.outcomes["production"] = Outcome.FAIL
+    world.platform.never_ready_again.add(third)
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
+    assert kinds(world)[-3:] == ["rollback", "rollback", "rolled-back"]
+
+
+def test_gates_that_cannot_be_run_after_promotion_bring_the_old_build_back(world: World) -> None:
+    def disk_full(deployment: object) -> None:
+        if deployment == PRODUCTION and not full:
+            full.append(deployment)
+            raise GatesCrashedError("the gates could not be run: No space left on device")
+
+    full: list[object] = []
+    world.gates.during = disk_full
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "No space left on device" in evidence.conclusion
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_a_rollback_waits_for_a_platform_that_is_away_for_a_while(world: World) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    world.platform.away = 3
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_errors_during_the_ramp_bring_the_old_build_back(world: World) -> None:
+    def probes(_seconds: float) -> ProbeSample:
+        bad = len(changes(world)) >= 2
+        return ProbeSample(
+            total=10, failures=2 if bad else 0, latencies_seconds=(0.1,) * 8, healthy=True
+        )
+
+    world.probes = probes
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "error rate" in evidence.conclusion
+    assert changes(world) == [*RAMP[:2], "rollback production 1"]
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+def test_an_outage_after_promotion_rolls_back(world: World) -> None:
+    world.probes = lambda _seconds: ProbeSample(
+        total=10,
+        failures=10 if len(world.gates.outcomes) or len(changes(world)) == 3 else 0,
+        latencies_seconds=(0.1,),
+        healthy=True,
+    )
+    world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
+
+    def break_after_gates(deployment: object) -> None:
+        if deployment == PRODUCTION:
+            world.gates.outcomes["marker"] = Outcome.PASS
+
+    world.gates.during = break_after_gates
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "complete outage" in evidence.conclusion
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.INCONCLUSIVE])
+def test_production_gates_that_do_not_pass_roll_back(world: World, outcome: Outcome) -> None:
+    world.gates.outcomes["production"] = outcome
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+
+
+@pytest.mark.parametrize("how", ["helm fails", "old build does not serve"])
+def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
+    world: World, how: str
+) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    if how == "helm fails":
+        world.platform.fail_rollback = True
+    else:
+        world.gates.outcomes["verify"] = Outcome.INCONCLUSIVE
+    told: list[tuple[str, str]] = []
+    context = world.context()
+    context.notify = lambda kind, text: told.append((kind, text))
+
+    evidence = gate_and_promote(context)
+
+    assert evidence.exit_code == ExitCode.NEEDS_PERSON
+    assert evidence.outcome is Outcome.FAIL
+    assert "vllm-rollout rollback llama-2-7b -e production --to REVISION" in evidence.conclusion
+    assert told[-1] == ("rollback-failed", evidence.conclusion)
+    assert kinds(world)[-1] == "rollback-failed"
+    entry = world.context().journal.read()
+    assert entry is not None
+    assert entry.unfinished  # the next run takes the rollback up again
+
+
+def test_a_model_that_never_was_in_production_is_removed_again(world: World) -> None:
+    del world.platform.releases[PRODUCTION.release]
+    world.gates.outcomes["production"] = Outcome.FAIL
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) is None
+
+
+def test_rollback_goes_to_the_newest_revision_with_passing_evidence(world: World) -> None:
+    gate_and_promote(world.context())  # revisions 2-4: the second build, with evidence
+    world.platform.deploy(PRODUCTION, {"version": 99}, replicas=4)  # somebody's helm upgrade
+    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
+    world.gates.outcomes["production"] = Outcome.FAIL
+
+    evidence = gate_and_promote(world.context())
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
+
+
+def test_rollback_by_hand_returns_to_the_build_before(world: World) -> None:
+    gate_and_promote(world.context())
+    context = replace(world.context(), source=PRODUCTION)
+
+    evidence = roll_back_by_hand(context, to=None, reason="customers complain")
+
+    assert evidence.exit_code == ExitCode.OK
+    assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)

@@ -1,0 +1,333 @@
+"""Verification: the verdicts of the gates without their process, and an end when it cannot work."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+from support.simulated import ALL_STABLE, FakeClock
+from support.traffic import CANARY
+from support.world import BY_TRAFFIC, PRODUCTION, World, builds, changes, kinds
+
+from vllm_rollout.commands.running import new_context
+from vllm_rollout.console import LiveReporter
+from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Target
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import GateRun
+from vllm_rollout.platform.base import WayTrouble
+from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.gate_runner import GateRunner
+from vllm_rollout.rollout.journal import JournalEntry
+from vllm_rollout.rollout.manual_rollback import roll_back_by_hand, roll_back_watched
+from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.verification import VERIFY_GATES, CannotVerifyError, verify
+from vllm_rollout.settings import Settings, load_settings
+
+QUICK_GATES = {
+    "environments.development.gates.health.timeout": "500ms",
+    "environments.development.gates.inference.timeout": "500ms",
+}
+
+
+# ------------------------------------------------- on real processes
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Production on this machine: revision 1 and then 2, each with evidence."""
+    state = tmp_path_factory.mktemp("local") / "state"
+    settings = load_settings(
+        platform="local",
+        overrides=QUICK_GATES | {"local.state": str(state), "environments.production.replicas": 1},
+    )
+    platform = settings.require_platform()
+    assert isinstance(platform, LocalPlatform)
+    command = ["{python}", "-m", "vllm_rollout.simulator", "--port", "{port}", "--model", "{model}"]
+    try:
+        for revision in ("one", "two"):
+            values = {"command": command, "model_revision": revision}
+            build = platform.build(PRODUCTION, values)
+            target = Target(build=build, values=values, replicas=1, capacity=1)
+            made = platform.apply(
+                PRODUCTION, target, description=revision, timeout=timedelta(minutes=1)
+            )
+            Ledger(platform.store).passed(PRODUCTION, made, "sha256:" + "0" * 64)
+        yield settings
+    finally:
+        platform.stop_all()
+
+
+def words(run: GateRun) -> list[Any]:
+    """What the gates found, without the times that answers took."""
+    return [
+        (
+            gate.gate,
+            [(v.outcome, re.sub(r"\d[\d.e-]* s", "T", v.reason), v.remedy) for v in gate.verdicts],
+            gate.error,
+            gate.unreachable,
+            [attachment.title for attachment in gate.attachments],
+        )
+        for gate in run.gates
+    ]
+
+
+@pytest.mark.parametrize("fault", ["", "dead", "hang"])
+def test_a_verification_finds_what_the_gates_find(
+    local: Settings, tmp_path: Path, fault: str
+) -> None:
+    (replica,) = local.require_platform().replicas(PRODUCTION)
+    dials = f"{replica.address}/simulator/dials"
+    changes = [f"--policy-set={key}={value}" for key, value in QUICK_GATES.items()]
+    runner = GateRunner(
+        options=[
+            "--platform=local",
+            *changes,
+            f"--policy-set=local.state={local.policy.local.state}",
+            "--policy-set=environments.production.replicas=1",
+        ],
+        on_event=lambda _kind, _text: None,
+    )
+    if fault:
+        httpx.patch(dials, json={fault: True}).raise_for_status()
+    try:
+        by_gates = runner.run(PRODUCTION, tmp_path, only=VERIFY_GATES)
+        found = verify(local, PRODUCTION, SystemClock())
+    finally:
+        if fault:
+            httpx.patch(dials, json={fault: False}).raise_for_status()
+
+    assert words(found) == words(by_gates)
+    assert found.outcome is (Outcome.FAIL if fault else Outcome.PASS)
+    for name in ("revision", "build", "images", "base_url", "platform", "policy_digest", "changed"):
+        assert getattr(found, name) == getattr(by_gates, name), name
+
+
+def test_a_rollback_is_verified_where_no_report_can_be_written(
+    local: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "reports").write_text("no folder, and nothing can be written below it")
+    with LiveReporter(Console(quiet=True)) as reporter:
+        context = new_context(
+            replace(local, report_dir=tmp_path / "reports"),
+            source=PRODUCTION,
+            target=PRODUCTION,
+            gate_options=[
+                "--platform=local",
+                f"--policy-set=local.state={local.policy.local.state}",
+            ],
+            reason="a test",
+            reporter=reporter,
+        )
+        evidence = roll_back_by_hand(context, to=1, reason="customers complain")
+
+    assert evidence.exit_code == ExitCode.OK, evidence.conclusion
+    assert any("has revision 1 again, verified" in step.title for step in evidence.steps)
+
+
+# ------------------------------------------------- what goes wrong with the checker or the path
+
+
+class Trickle(BaseHTTPRequestHandler):
+    """A server whose answers never end: a header, and another one, and so on."""
+
+    def do_GET(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not self.server.over.wait(0.05):  # type: ignore[attr-defined]
+            try:
+                self.wfile.write(b"X-More: yes\r\n")
+            except OSError:
+                return
+
+    do_POST = do_GET  # noqa: N815 - the name is http.server's
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def trickling() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Trickle) as server:
+        server.over = threading.Event()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.over.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def settings(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Settings]:
+    """Settings of the world, whose production answers at the given address."""
+
+    def settings(url: str) -> Settings:
+        monkeypatch.setattr(world.platform, "base_url", lambda _deployment: url)
+        world.overrides |= QUICK_GATES
+        return world.context().settings
+
+    return settings
+
+
+def test_an_answer_that_never_ends_is_a_fail_in_the_gates_time(
+    settings: Callable[[str], Settings], trickling: str
+) -> None:
+    run = verify(settings(trickling), PRODUCTION, FakeClock())
+
+    assert [gate.outcome for gate in run.gates] == [Outcome.PASS, *[Outcome.FAIL] * 3]
+    assert run.gates[1].verdicts[-1].reason == "no complete answer within 1 s"
+
+
+def test_where_nothing_answers_it_says_so_and_fails_nothing(
+    settings: Callable[[str], Settings],
+) -> None:
+    run = verify(settings("http://127.0.0.1:9"), PRODUCTION, FakeClock())
+
+    assert (run.outcome, run.unreachable) == (Outcome.INCONCLUSIVE, "http://127.0.0.1:9")
+
+
+def test_errors_of_the_path_are_not_held_against_the_deployment(
+    settings: Callable[[str], Settings],
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    trickling: str,
+) -> None:
+    counted = count()
+
+    def way_trouble(_deployment: object) -> WayTrouble:
+        return WayTrouble(count=next(counted), what="503", address="the API server")
+
+    monkeypatch.setattr(world.platform, "way_trouble", way_trouble)
+
+    run = verify(settings(trickling), PRODUCTION, FakeClock())
+
+    assert (run.outcome, run.unreachable) == (Outcome.INCONCLUSIVE, "the API server")
+
+
+@pytest.mark.parametrize("error", [OSError("disk I/O error"), RolloutError("no such table")])
+def test_a_checker_that_does_not_work_is_no_verdict_unless_a_fail_was_seen(
+    local: Settings,
+    settings: Callable[[str], Settings],
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    trickling: str,
+    error: Exception,
+) -> None:
+    def broken(_deployment: object) -> None:
+        raise error
+
+    monkeypatch.setattr(world.platform, "replicas", broken)
+
+    with pytest.raises(CannotVerifyError, match=f"pods: {type(error).__name__}: .*{error}"):
+        verify(settings(local.require_platform().base_url(PRODUCTION)), PRODUCTION, FakeClock())
+    assert verify(settings(trickling), PRODUCTION, FakeClock()).outcome is Outcome.FAIL
+
+
+def test_a_gate_that_is_off_leaves_it_not_verified(
+    local: Settings, settings: Callable[[str], Settings], world: World
+) -> None:
+    world.overrides["environments.production.gates.health"] = False
+    with pytest.raises(CannotVerifyError, match="health is off in production"):
+        verify(settings(local.require_platform().base_url(PRODUCTION)), PRODUCTION, FakeClock())
+
+
+# ------------------------------------------------- a rollback that could not be verified
+
+
+@pytest.fixture
+def unverified(world: World) -> World:
+    """A world in which production's gates fail and no verification works."""
+
+    def cannot(_deployment: object) -> GateRun:
+        raise CannotVerifyError("the checker is broken", remedy="See for yourself.")
+
+    world.gates.outcomes["production"] = Outcome.FAIL
+    world.gates.verify = cannot  # type: ignore[method-assign]
+    return world
+
+
+def works_again(world: World) -> None:
+    del world.gates.verify
+
+
+def left(world: World) -> JournalEntry:
+    entry = world.context().journal.read()
+    assert entry is not None
+    return entry
+
+
+def test_a_checker_that_cannot_run_is_rolled_back_and_not_verified(unverified: World) -> None:
+    told: list[tuple[str, str]] = []
+    context = unverified.context()
+    context.notify = lambda kind, text: told.append((kind, text))
+
+    evidence = gate_and_promote(context)
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "not verified: the checker is broken. See for yourself." in evidence.conclusion
+    assert "does not serve" not in evidence.conclusion
+    assert "ROLLED BACK, NOT VERIFIED" in [step.title for step in evidence.steps]
+    assert told[-1] == ("rolled-back", evidence.conclusion)
+    assert kinds(unverified)[-1] == "rolled-back"
+    assert unverified.platform.serving(PRODUCTION) == (builds(unverified)[0], 4, 4)
+
+
+def test_the_next_run_verifies_before_it_promotes(unverified: World) -> None:
+    gate_and_promote(unverified.context())
+    unverified.gates.outcomes.clear()
+    before = list(changes(unverified))
+
+    again = gate_and_promote(unverified.context())
+    assert again.exit_code == ExitCode.ROLLED_BACK
+    assert "not verified" in again.conclusion
+    assert changes(unverified)[len(before) :] == ["rollback production 1"]
+
+    works_again(unverified)
+    assert gate_and_promote(unverified.context()).exit_code == ExitCode.OK
+    assert not left(unverified).unfinished
+
+
+def test_by_hand_it_is_not_called_verified(unverified: World) -> None:
+    unverified.platform.deploy(PRODUCTION, {"version": 3}, replicas=4)
+    context = replace(unverified.context(), source=PRODUCTION)
+
+    evidence = roll_back_by_hand(context, to=1, reason="customers complain")
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert "not verified" in evidence.conclusion
+
+
+def test_a_canary_stays_until_the_release_is_verified(unverified: World) -> None:
+    unverified.overrides |= BY_TRAFFIC
+    gate_and_promote(unverified.context())
+    assert unverified.platform.weights(PRODUCTION) == ALL_STABLE
+    assert unverified.platform.ready(CANARY) == 4
+
+    works_again(unverified)
+    unverified.gates.outcomes["staging"] = Outcome.FAIL
+    assert gate_and_promote(unverified.context()).exit_code == ExitCode.GATE_FAILED
+    assert unverified.platform.serving(CANARY) is None
+    assert not left(unverified).unfinished
+
+
+def test_a_watch_over_it_goes_on_and_calls_for_a_person(unverified: World) -> None:
+    gate_and_promote(unverified.context())
+    assert left(unverified).unfinished
+    assert not left(unverified).in_progress
+    revision = unverified.platform.history(PRODUCTION)[-1].number
+
+    context = replace(unverified.context(), source=PRODUCTION)
+    evidence = roll_back_watched(context, reason="an outage", revision=revision)
+
+    assert evidence.exit_code == ExitCode.NEEDS_PERSON
+    assert "it was brought back itself" in evidence.conclusion

@@ -1,0 +1,275 @@
+"""The rollback triggers of the workflow, each over a stream of sights."""
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from support.simulated import FakeClock
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.observe.prometheus_window import LiveCounts, nothing_known
+from vllm_rollout.policy import load_policy
+from vllm_rollout.rollout.watcher import WatchEnd, Watcher
+
+GOOD = Replica(name="r", phase="Running", ready=True, restarts=0)
+CRASHING = Replica(name="r", phase="Running", ready=False, restarts=5, reason="CrashLoopBackOff")
+
+
+def sight(
+    *,
+    failures: int = 0,
+    seconds: float = 0.1,
+    healthy: bool = True,
+    replicas: list[Replica] | None = [GOOD],  # noqa: B006 - read only
+    total: int = 10,
+    live: LiveCounts | None = None,
+    way_trouble: str = "",
+) -> Sight:
+    probes = ProbeSample(
+        total=total,
+        failures=failures,
+        latencies_seconds=(seconds,) * (total - failures),
+        healthy=healthy,
+        way_trouble=way_trouble,
+    )
+    return Sight(probes=probes, replicas=replicas, live=live)
+
+
+def watch(
+    look: Callable[[float], Sight],
+    *,
+    minutes: float = 30,
+    after_promotion: bool = False,
+    prometheus: str | bool = False,
+    since: LiveCounts | None = None,
+    told: list[str] | None = None,
+) -> WatchEnd:
+    """Watch under the default policy; `look` is given the seconds since the start."""
+    clock = FakeClock()
+    told = [] if told is None else told
+    watcher = Watcher(
+        policy=load_policy(None, overrides={"watch.duration": "1h", "prometheus.url": prometheus}),
+        clock=clock,
+        look=lambda: look(clock.seconds),
+        live=lambda: since,
+        on_tick=lambda _elapsed, _sight: None,
+        on_unseen=lambda gap: told.append(f"{clock.seconds:g}: {gap}"),
+        on_seen=lambda: told.append(f"{clock.seconds:g}: seen"),
+    )
+    return watcher.watch(timedelta(minutes=minutes), after_promotion=after_promotion)
+
+
+@pytest.mark.parametrize(
+    ("bad", "name", "at_least", "at_most"),
+    [
+        (sight(failures=1), "error rate", 300, 420),
+        (sight(seconds=7), "P95 latency", 600, 720),
+        (sight(failures=10), "complete outage", 30, 100),
+        (sight(replicas=[CRASHING]), "crash loop", 0, 10),
+        (sight(healthy=False), "health check", 15, 25),
+        (sight(replicas=[]), "crash loop", 0, 10),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_trigger_fires_when_its_condition_lasts(
+    bad: Sight, name: str, at_least: float, at_most: float
+) -> None:
+    end = watch(lambda _at: bad)
+
+    assert end.fired.startswith(name)
+    assert at_least <= end.observed_seconds <= at_most
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda _at: sight(),
+        lambda at: sight(failures=1 if at % 240 < 60 else 0),  # bad minutes, never five in a row
+        lambda at: sight(seconds=7 if at % 600 < 400 else 0.1),
+        lambda at: sight(healthy=at % 20 >= 15),  # three failures in a row, not more
+        lambda _at: sight(replicas=[GOOD, CRASHING]),  # not all
+    ],
+    ids=["well", "short error bursts", "short slow spells", "three health failures", "one crashes"],
+)
+def test_what_does_not_last_or_is_not_everything_fires_nothing(
+    look: Callable[[float], Sight],
+) -> None:
+    assert watch(look).fired == ""
+
+
+def test_an_error_spike_counts_only_soon_after_promotion() -> None:
+    late = watch(lambda at: sight(failures=1 if at > 700 and at < 800 else 0), after_promotion=True)
+    soon = watch(lambda at: sight(failures=1 if 400 < at < 500 else 0), after_promotion=True)
+
+    assert late.fired == ""
+    assert soon.fired.startswith("error spike")
+
+
+def test_a_violated_slo_after_promotion_fires_and_an_unproven_one_does_not() -> None:
+    slow = watch(lambda _at: sight(seconds=4), after_promotion=True)
+    well = watch(lambda _at: sight(), after_promotion=True)
+
+    assert "P95" in slow.fired
+    assert 300 <= slow.observed_seconds <= 310
+    assert well.fired == ""
+    assert well.verdicts["P95 latency"].outcome is Outcome.PASS
+    assert well.verdicts["error rate"].outcome is Outcome.INCONCLUSIVE  # 600 probes cannot tell
+
+
+def test_what_the_platform_does_not_say_is_named_as_not_observed() -> None:
+    end = watch(lambda _at: sight(replicas=None))
+
+    assert end.fired == ""
+    assert end.unobservable == ("crash loop",)
+
+
+CUT = sight(total=0, healthy=False, replicas=None, way_trouble="the API server is away")
+
+
+def test_what_the_way_there_suffered_is_a_gap_and_no_outage() -> None:
+    away_for_a_while = watch(
+        lambda at: CUT if 400 < at < 520 else sight(), minutes=20, after_promotion=True
+    )
+    away_at_the_end = watch(lambda at: CUT if at > 300 else sight())
+
+    assert (away_for_a_while.fired, away_for_a_while.unobservable) == ("", ())
+    assert away_for_a_while.verdicts["P95 latency"].outcome is Outcome.PASS
+    assert away_at_the_end.fired == ""
+    assert len(away_at_the_end.unobservable) == 5
+
+
+def test_an_slo_whose_time_was_not_seen_is_named_though_all_is_seen_later() -> None:
+    blind = sight(total=0, way_trouble="the API server is away")
+    end = watch(lambda at: blind if at <= 310 else sight(), after_promotion=True)
+    seen = watch(lambda at: blind if at <= 290 else sight(), after_promotion=True)
+
+    assert end.fired == ""
+    assert end.unobservable == ("P95 latency after promotion", "error rate after promotion")
+    assert seen.unobservable == ()
+
+
+def test_an_outage_is_found_between_the_gaps() -> None:
+    end = watch(lambda at: CUT if at % 60 < 30 else sight(failures=10))
+
+    assert end.fired.startswith("complete outage")
+
+
+# ------------------------------------------------- Prometheus beside the probes
+
+
+def counted(
+    *, failures: int = 0, total: int = 1000, slow: int = 0, source: str = "model servers"
+) -> LiveCounts:
+    """What Prometheus says; of `slow` requests it knows that they took between 7.5 s and 10 s."""
+    requests = RequestCounts(
+        source=source, total=total, failures=failures, failures_at_most=failures
+    )
+    buckets = {2.5: total - slow, 5.0: total - slow, 7.5: total - slow, 10.0: total}
+    return LiveCounts(
+        rates=ErrorRates(sources=(requests,)),
+        latency=LatencyCounts(cumulative={**buckets, math.inf: total}),
+    )
+
+
+PROMETHEUS = "http://prometheus"
+
+
+@pytest.mark.parametrize(
+    ("live", "name", "at_least", "at_most"),
+    [
+        (counted(failures=60), "error rate by Prometheus: 6%", 300, 420),
+        (counted(slow=60), "P95 latency by Prometheus: 6%", 600, 720),
+        (counted(failures=20, total=20), "complete outage by Prometheus", 30, 100),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_users_meet_fires_although_every_probe_is_answered(
+    live: LiveCounts, name: str, at_least: float, at_most: float
+) -> None:
+    end = watch(lambda _at: sight(live=live), prometheus=PROMETHEUS)
+
+    assert end.fired.startswith(name)
+    assert at_least <= end.observed_seconds <= at_most
+
+
+def test_the_probes_fire_as_ever_while_prometheus_says_that_all_is_well() -> None:
+    end = watch(lambda _at: sight(failures=10, live=counted()), prometheus=PROMETHEUS)
+
+    assert end.fired.startswith("complete outage: ")
+
+
+@pytest.mark.parametrize(
+    ("live", "why"),
+    [
+        (nothing_known("no answer"), "no answer"),
+        (None, "it has not answered yet"),
+        (counted(failures=9, total=9), "too few requests"),  # an observation has 10 probes
+    ],
+    ids=["down", "hangs", "few"],
+)
+def test_what_prometheus_does_not_know_is_named_and_neither_health_nor_a_rollback(
+    live: LiveCounts | None, why: str
+) -> None:
+    told: list[str] = []
+    end = watch(lambda _at: sight(live=live), prometheus=PROMETHEUS, told=told)
+
+    assert end.fired == ""
+    assert end.unobservable == ()
+    assert "error rate by Prometheus" in end.unseen
+    assert why in end.unseen
+    (gap,) = told
+    assert gap.startswith("125: error rate by Prometheus, complete outage by Prometheus")
+
+
+def test_a_gap_ends_when_prometheus_answers_again_and_what_it_shows_then_counts() -> None:
+    told: list[str] = []
+
+    def look(at: float) -> Sight:
+        return sight(live=nothing_known("down") if 300 < at < 700 else counted())
+
+    end = watch(look, prometheus=PROMETHEUS, told=told)
+    assert (end.fired, end.unseen) == ("", "")
+    first, second = told
+    assert first.startswith("425: ")
+    assert second == "700: seen"
+
+    def breaks(at: float) -> Sight:
+        return sight(live=nothing_known("down") if at < 700 else counted(failures=100))
+
+    assert watch(breaks, prometheus=PROMETHEUS).observed_seconds > 1000
+
+
+def test_an_error_spike_that_only_users_meet_rolls_back_soon_after_promotion() -> None:
+    def look(at: float) -> Sight:
+        return sight(live=counted(failures=80 if 400 < at < 500 else 0))
+
+    end = watch(look, prometheus=PROMETHEUS, after_promotion=True, since=counted())
+
+    assert end.fired.startswith("error spike after promotion by Prometheus")
+
+
+def test_the_slo_after_promotion_is_judged_by_prometheus_too() -> None:
+    def end(since: LiveCounts) -> WatchEnd:
+        look = sight(live=counted())
+        return watch(lambda _: look, prometheus=PROMETHEUS, after_promotion=True, since=since)
+
+    assert "failed" in end(counted(failures=20)).fired
+    assert "P95" in end(counted(slow=100)).fired
+    unknown, well = end(nothing_known("down")), end(counted(total=4000))
+    assert unknown.fired == well.fired == ""
+    live = "P95 latency by Prometheus", "error rate by Prometheus (Prometheus)"
+    assert {unknown.verdicts[name].outcome for name in live} == {Outcome.INCONCLUSIVE}
+    assert well.verdicts["error rate by Prometheus (model servers)"].outcome is Outcome.PASS
+    assert well.verdicts["P95 latency by Prometheus"].outcome is Outcome.PASS
+
+
+def test_without_a_prometheus_in_the_policy_nothing_is_said_of_it() -> None:
+    told: list[str] = []
+    end = watch(lambda _at: sight(), told=told)
+
+    assert (end.unseen, told) == ("", [])

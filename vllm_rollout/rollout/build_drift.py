@@ -1,0 +1,80 @@
+"""Is what would be promoted what was gated? Every part of a build, and the revision that has it.
+
+A tag may move under an unchanged build, so the images that replicas really run are compared too.
+"""
+
+from collections.abc import Sequence
+
+from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
+from vllm_rollout.model.errors import DeployError, ExitCode
+from vllm_rollout.model.evidence import GateRun
+from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.result import End
+
+
+def not_what_was_gated(
+    context: Context, revision: Revision, run: GateRun, build: Build
+) -> End | None:
+    """Why `build` may not be promoted on the word of `run`; None where all is one and the same.
+
+    `revision` of the source is what was to be gated, `run` what the gates saw, `build` what chart
+    and values make now. The source is asked again: another revision may have come while the gates
+    ran, or after them.
+    """
+    if run.build is None:
+        return _refused(["the gates saw no build"])
+    differences = run.build.differences(build)
+    if run.revision != revision.number:
+        differences.append(
+            f"revision: {revision.number} was to be gated, the gates saw {run.revision}"
+        )
+    now = newest_served(context.platform.history(context.source))
+    if now is None:
+        differences.append(f"revision: {revision.number} -> {context.source} serves nothing")
+    elif (now.number, now.build) != (revision.number, run.build):
+        differences.append(f"revision: {revision.number} -> {now.number}")
+        differences += run.build.differences(now.build)
+    differences += other_images(run.images, context.platform.replicas(context.source), build)
+    return _refused(list(dict.fromkeys(differences))) if differences else None
+
+
+def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build) -> list[str]:
+    """In what the images that `replicas` run for `build` differ from those that were `gated`.
+
+    An image that is named by its digest cannot be another one. Of any other a digest that is not
+    known is a difference, except where replicas run no images.
+    """
+    if build.image_digest:
+        return []
+    running = [r for r in replicas if r.ready and r.build in ("", build.digest)]
+    if not gated and all(r.image is None for r in running):
+        return []
+    known = ", ".join(gated) or "not known"
+    if not running:
+        return [f"image: {known} -> no replica is ready that runs it"]
+    return [
+        f"image: {known} -> {r.name} runs {r.image or 'what is not known'} "
+        "(its name has a tag, which may move: name it by its digest)"
+        for r in running
+        if not r.image or r.image not in gated
+    ]
+
+
+def same_images(
+    context: Context, deployment: Deployment, build: Build, gated: Sequence[str]
+) -> None:
+    """Return if the replicas that run `build` in `deployment` run the images that were gated.
+
+    Raises:
+        DeployError: they do not, or it is not known; it says which.
+    """
+    if other := other_images(gated, context.platform.replicas(deployment), build):
+        raise DeployError(f"{deployment} does not run what was gated: {'; '.join(other)}")
+
+
+def _refused(differences: list[str]) -> End:
+    return End(
+        code=ExitCode.INCONCLUSIVE,
+        conclusion="What would be promoted is not what was gated, nothing promoted: "
+        + "; ".join(differences),
+    )

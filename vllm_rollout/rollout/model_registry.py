@@ -1,0 +1,75 @@
+"""Tells the model registry of deployments that serve, and asks it, by the team's own commands."""
+
+from collections.abc import Sequence
+
+from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.user_command import OwnCommandError, run_own_command
+
+_LONGEST_ANSWER = 300
+
+
+class RegistryError(RolloutError):
+    """The registry's command could not be run, did not end, or ended with an error."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+def register(
+    policy: Policy, platform: Platform, deployment: Deployment, revision: Revision
+) -> str | None:
+    """Register `revision`; the last line that the command printed, or None where there is none.
+
+    Raises:
+        RegistryError: it is not known to be registered.
+    """
+    return _run(policy.model_registry.register_command, policy, platform, deployment, revision)
+
+
+def registered(
+    policy: Policy, platform: Platform, deployment: Deployment, revision: Revision
+) -> str | None:
+    """What the registry says of the deployment; None where nobody is asked.
+
+    Raises:
+        RegistryError: it cannot be asked.
+    """
+    return _run(policy.model_registry.status_command, policy, platform, deployment, revision)
+
+
+def _run(
+    command: Sequence[str] | None,
+    policy: Policy,
+    platform: Platform,
+    deployment: Deployment,
+    revision: Revision,
+) -> str | None:
+    if command is None:
+        return None
+    filled = {
+        "model": deployment.model,
+        "environment": deployment.environment,
+        "namespace": deployment.namespace,
+        "url": platform.route(deployment).url,
+        "revision": revision.number,
+        "build": revision.build.digest,
+    }
+    words = [word.format_map(filled) for word in command]
+    try:
+        status, text = run_own_command(
+            words, timeout_seconds=policy.model_registry.timeout.total_seconds()
+        )
+    except OwnCommandError as error:
+        raise RegistryError(
+            f"the model registry's command {error}",
+            remedy="Correct `model_registry` in the policy, its timeout perhaps, or try again.",
+        ) from error
+    last = text.splitlines()[-1][:_LONGEST_ANSWER] if text else ""
+    if status != 0:
+        raise RegistryError(
+            f"the model registry's command {words[0]!r} ended with {status}: {last}",
+            remedy="Correct what it says; a deployment that no router knows serves nobody.",
+        )
+    return last

@@ -1,0 +1,224 @@
+"""Where a model stands: what runs in each environment, on what evidence, and what blocks it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.journal import Journal, JournalEntry
+from vllm_rollout.rollout.model_registry import registered
+from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
+from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
+from vllm_rollout.rollout.soak_samples import soak_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryStatus:
+    """A canary beside a release: `share` of the users' traffic goes to it, a fraction.
+
+    `trouble` says why the share is not known; it is 0 then.
+    """
+
+    share: float
+    build: Build | None
+    replicas: tuple[Replica, ...]
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentStatus:
+    """One environment. `revision` is None where nothing was ever deployed.
+
+    `evidence` is the digest of the evidence by which this build passed its gates here, or None.
+    `soaked_seconds` is how long the revision was seen healthy (where no soak is asked for, how old
+    it is), `soak_left_seconds` how much longer it must be. `registered` is what the model registry
+    says, or why it cannot be asked; None where no command asks it. `canary` is None where there is
+    none, nor any traffic for one. `blocks` says why it cannot go on to the next environment now;
+    empty if nothing is known to hold it but its gates, and for the last environment.
+    """
+
+    environment: str
+    url: str
+    revision: int | None = None
+    revision_status: str = ""
+    created: datetime | None = None
+    build: Build | None = None
+    on_build: int = 0
+    capacity: int = 0
+    replicas: tuple[Replica, ...] = ()
+    evidence: str | None = None
+    soaked_seconds: float = 0.0
+    soak_left_seconds: float = 0.0
+    registered: str | None = None
+    canary: CanaryStatus | None = None
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """All environments in order, and the rollout that is under way or was left, if any."""
+
+    model: str
+    environments: tuple[EnvironmentStatus, ...]
+    under_way: JournalEntry | None
+
+
+def models_known(platform: Platform) -> list[str]:
+    """Models that a rollout has ever been written down of."""
+    prefix = "rollout/"
+    return [key.removeprefix(prefix) for key in platform.store.keys(prefix)]
+
+
+def model_status(platform: Platform, policy: Policy, model: str, now: datetime) -> ModelStatus:
+    """The status of `model`; `policy` is the model's own.
+
+    Raises: as the platform.
+    """
+    entry = Journal(platform.store, model).read()
+    under_way = entry if entry is not None and entry.unfinished else None
+    found: list[EnvironmentStatus] = []
+    after: EnvironmentStatus | None = None
+    for environment in reversed(policy.order):
+        deployment = Deployment(model, environment, policy.namespace)
+        after = _environment(platform, policy, deployment, after, under_way, now)
+        found.append(after)
+    return ModelStatus(model=model, environments=tuple(reversed(found)), under_way=under_way)
+
+
+def _environment(
+    platform: Platform,
+    policy: Policy,
+    deployment: Deployment,
+    after: EnvironmentStatus | None,
+    under_way: JournalEntry | None,
+    now: datetime,
+) -> EnvironmentStatus:
+    environment = deployment.environment
+    try:
+        url = platform.route(deployment).url
+    except RolloutError as error:
+        url = str(error)
+    history = platform.history(deployment)
+    if not history:
+        missing = () if after is None else ("nothing is deployed here",)
+        return EnvironmentStatus(environment=environment, url=url, blocks=missing)
+    newest = history[-1]
+    replicas = tuple(platform.replicas(deployment))
+    soaked, left = _soak(platform, policy, deployment, newest, now)
+    blocks = (
+        ()
+        if after is None
+        else (
+            *_blocks_here(newest, replicas, under_way),
+            *_blocks_on_the_way(platform, policy, deployment, newest, after, now),
+        )
+    )
+    return EnvironmentStatus(
+        environment=environment,
+        url=url,
+        revision=newest.number,
+        revision_status=newest.status.value,
+        created=newest.created,
+        build=newest.build,
+        on_build=newest.replicas,
+        capacity=newest.capacity,
+        replicas=replicas,
+        evidence=_evidence(Ledger(platform.store), deployment, history),
+        soaked_seconds=soaked.total_seconds(),
+        soak_left_seconds=left.total_seconds(),
+        registered=_registered(platform, policy, deployment, newest),
+        canary=_canary(platform, deployment)
+        if policy.ramps_by_traffic(environment) or _moves_traffic(under_way, environment)
+        else None,
+        blocks=blocks,
+    )
+
+
+def _moves_traffic(under_way: JournalEntry | None, environment: str) -> bool:
+    """Whether what is under way was begun by a policy that moves traffic, whatever it says now."""
+    return under_way is not None and under_way.target == environment and under_way.moves_traffic
+
+
+def _canary(platform: Platform, deployment: Deployment) -> CanaryStatus | None:
+    share, trouble = 0.0, ""
+    try:
+        share = platform.weights(deployment).canary_share
+    except RolloutError as error:
+        trouble = str(error)
+    history = platform.history(deployment.canary)
+    if not (share or trouble or history):
+        return None
+    return CanaryStatus(
+        share=share,
+        build=history[-1].build if history else None,
+        replicas=tuple(platform.replicas(deployment.canary)),
+        trouble=trouble,
+    )
+
+
+def _registered(
+    platform: Platform, policy: Policy, deployment: Deployment, newest: Revision
+) -> str | None:
+    try:
+        return registered(policy, platform, deployment, newest)
+    except RolloutError as error:
+        return f"unknown: {error}"
+
+
+def _evidence(ledger: Ledger, deployment: Deployment, history: Sequence[Revision]) -> str | None:
+    """Of the newest build, which an earlier revision may have run before a rollback."""
+    of_the_build = (r for r in reversed(history) if r.build == history[-1].build)
+    return next(filter(None, (ledger.evidence_of(deployment, r) for r in of_the_build)), None)
+
+
+def _soak(
+    platform: Platform, policy: Policy, deployment: Deployment, newest: Revision, now: datetime
+) -> tuple[timedelta, timedelta]:
+    """How long it has soaked and how much is left; all of it where that cannot be known."""
+    try:
+        state = soak_of(platform, policy, deployment, newest, now)
+    except RolloutError:
+        rules = policy.environments[deployment.environment].soak
+        return timedelta(), rules.minimum if rules else timedelta()
+    if state is None:
+        return max(timedelta(), now - newest.created), timedelta()
+    return state.soaked, state.left
+
+
+def _blocks_here(
+    newest: Revision, replicas: tuple[Replica, ...], under_way: JournalEntry | None
+) -> Iterator[str]:
+    if under_way is not None:
+        yield (
+            f"run {under_way.run_id} is under way or was left in its phase {under_way.phase}: the "
+            f"next gate-and-promote --to {under_way.target} finishes or undoes it"
+        )
+    if newest.status is not RevisionStatus.DEPLOYED or not newest.complete:
+        yield f"revision {newest.number} is {newest.status}, {newest.replicas} of {newest.capacity}"
+    ready = sum(replica.ready for replica in replicas)
+    if ready < newest.capacity:
+        yield f"{ready} of {newest.capacity} replicas are ready: vllm-rollout diagnose says why"
+
+
+def _blocks_on_the_way(
+    platform: Platform,
+    policy: Policy,
+    source: Deployment,
+    newest: Revision,
+    after: EnvironmentStatus,
+    now: datetime,
+) -> Iterator[str]:
+    if after.build == newest.build and after.on_build == after.capacity:
+        yield f"{after.environment} runs this build already"
+        return
+    target = replace(source, environment=after.environment)
+    try:
+        yield from reasons_to_wait(platform, policy, source, target, newest, now)
+        if lacks := what_sign_off_lacks(platform.store, policy, source, newest, now):
+            yield lacks
+    except RolloutError as error:
+        yield f"what it waits for is not known: {error}"

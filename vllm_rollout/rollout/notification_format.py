@@ -1,0 +1,133 @@
+"""What a message says, and the form in which Slack, Teams and other programs take it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.policy.notifications import MessageKind
+
+_HEADLINES = {
+    MessageKind.PROMOTION: "Promotion of {model} to {environment} begins",
+    MessageKind.PROMOTED: "{model} is promoted to {environment}",
+    MessageKind.REFUSAL: "{model} is not promoted to {environment}",
+    MessageKind.WAITING: "{model} waits before {environment}",
+    MessageKind.UNSIGNED: "{model} needs a sign-off before {environment}",
+    MessageKind.ROLLBACK: "{model} in {environment} is being rolled back",
+    MessageKind.ROLLED_BACK: "{model} in {environment} is rolled back",
+    MessageKind.ROLLBACK_FAILED: "A PERSON IS NEEDED: {model} in {environment} does not serve",
+    MessageKind.BLIND: "The watch over {model} in {environment} sees nothing",
+    MessageKind.LEFT: "The rollout of {model} to {environment} is unfinished",
+    MessageKind.OVERRIDE: "Conditions of {model}'s promotion to {environment} are passed over",
+    MessageKind.SIGN_OFF: "The evidence of {model} for {environment} is signed off",
+    MessageKind.REJECTION: "The evidence of {model} for {environment} is rejected",
+}
+_LONGEST_TEXT = 2500
+"""Slack takes 3,000 characters in a section."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message. `text` is what happened; `build` the build's short digest or ""."""
+
+    kind: MessageKind
+    model: str
+    environment: str
+    text: str
+    run_id: str
+    who: str
+    reason: str
+    build: str
+    at: datetime
+
+    @property
+    def headline(self) -> str:
+        """What it is about, in one line."""
+        return _HEADLINES[self.kind].format(model=self.model, environment=self.environment)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON-ready data."""
+        return {**asdict(self), "at": self.at.isoformat(), "headline": self.headline}
+
+
+def rendered(
+    message: Message, *, template: Path | None, kind: Literal["slack", "teams", "webhook"]
+) -> bytes:
+    """The body to post. `template` makes the text; None for the suite's own.
+
+    What is filled into a template for Slack is escaped, so that nothing a model or a pod said
+    becomes a link or calls a channel; the template itself may.
+
+    Raises:
+        UsageError: the template cannot be read or used.
+    """
+    text = _text(message, template, _slack_text if kind == "slack" else str)
+    if kind == "slack":
+        return _json(
+            {
+                "text": _slack_text(message.headline),
+                "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": text}}],
+            }
+        )
+    if kind == "teams":
+        return _json(_card(text))
+    return _json({**message.as_json(), "message": text})
+
+
+def _text(message: Message, template: Path | None, escape: Callable[[str], str]) -> str:
+    from jinja2 import PackageLoader, StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        loader=PackageLoader("vllm_rollout.rollout"),
+        autoescape=False,
+        finalize=lambda value: escape(value) if isinstance(value, str) else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    try:
+        made = (
+            environment.from_string(template.read_text(encoding="utf-8"))
+            if template
+            else environment.get_template("message.txt.jinja")
+        )
+        text = made.render({**message.as_json(), "kind": message.kind.value})
+    except (OSError, UnicodeDecodeError, TemplateError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the message template {template} cannot be used: {error}",
+            remedy="Filled in are kind, headline, text, model, environment, run_id, who, reason, "
+            "build and at.",
+        ) from error
+    return text.strip()[:_LONGEST_TEXT]
+
+
+def _slack_text(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _card(text: str) -> dict[str, Any]:
+    """An Adaptive Card, as Teams' workflows take it; a text run is never read as Markdown."""
+    first, *rest = text.splitlines() or [""]
+    lines = [{"type": "TextRun", "text": first, "weight": "Bolder"}]
+    blocks = [lines, *([{"type": "TextRun", "text": line}] for line in rest if line)]
+    return {
+        "type": "message",
+        "attachments": [
+            {
+                "contentType": "application/vnd.microsoft.card.adaptive",
+                "content": {
+                    "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+                    "type": "AdaptiveCard",
+                    "version": "1.4",
+                    "body": [{"type": "RichTextBlock", "inlines": block} for block in blocks],
+                },
+            }
+        ],
+    }
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")

@@ -1,0 +1,228 @@
+"""Sign-off: a named person's approval, or rejection, of one evidence digest.
+
+Kept beside the evidence, and each one an entry of the model's chain of decisions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key, from_json
+from vllm_rollout.model.units import format_duration
+from vllm_rollout.platform.base import Store
+from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+
+_SHORTEST_PREFIX = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignOff:
+    """What a person decided about the evidence of that digest. `user` is the account it came from.
+
+    `environment`, `revision` and `build` are those that the evidence is about.
+    """
+
+    evidence: str
+    approved: bool
+    by: str
+    user: str
+    at: datetime
+    note: str
+    environment: str
+    revision: int
+    build: str
+
+    def __str__(self) -> str:
+        what = "signed off" if self.approved else "rejected"
+        note = f": {self.note}" if self.note else ""
+        return f"{what} by {self.by}, {self.at:%Y-%m-%d %H:%M %Z}{note}"
+
+
+_SIGN_OFFS: TypeAdapter[list[SignOff]] = TypeAdapter(list[SignOff])
+
+
+class SignOffs:
+    """The sign-offs of one model."""
+
+    def __init__(self, store: Store, model: str) -> None:
+        self._store, self._model = store, model
+
+    def evidence(self, prefix: str) -> tuple[str, Evidence]:
+        """The evidence whose digest begins with `prefix`, and the whole digest.
+
+        Raises:
+            UsageError: there is none, or more than one; or the prefix is too short.
+        """
+        start = prefix.removeprefix("sha256:").lower()
+        if len(start) < _SHORTEST_PREFIX or not set(start) <= set("0123456789abcdef"):
+            raise UsageError(
+                f"--evidence {prefix!r} is no digest",
+                remedy=f"Give it as the report does, or its first {_SHORTEST_PREFIX} digits at "
+                "least.",
+            )
+        keys = self._store.keys(evidence_key(self._model, start))
+        if len(keys) != 1:
+            found = f"{len(keys)} digests begin so" if keys else "no evidence has that digest"
+            raise UsageError(
+                f"--evidence {prefix}: {found}, of those that are kept of {self._model}",
+                remedy="Give more of it; gate-and-promote prints the one to sign off.",
+            )
+        evidence = self.kept(keys[0])
+        return evidence.digest, evidence
+
+    def kept(self, key: str) -> Evidence:
+        """The evidence under `key`.
+
+        Raises:
+            UsageError: it is gone, or of another version.
+        """
+        entry = self._store.read(key)
+        if entry is None:
+            raise UsageError(f"{key} is not kept any more", remedy="Run gate-and-promote again.")
+        try:
+            return from_json(entry.value)
+        except ValidationError as error:
+            raise UsageError(
+                f"{key} is no evidence that this version can read",
+                remedy="Run gate-and-promote again.",
+            ) from error
+
+    def add(self, sign_off: SignOff, run_id: str) -> None:
+        """Keep what was decided; it is in the chain before it has effect.
+
+        Raises: as the store.
+        """
+        Decisions(self._store).append(
+            DecisionKind.SIGN_OFF if sign_off.approved else DecisionKind.REJECTION,
+            model=self._model,
+            environment=sign_off.environment,
+            at=sign_off.at,
+            who=f"{sign_off.by} (as {sign_off.user})",
+            why=sign_off.note,
+            run_id=run_id,
+            build=sign_off.build,
+            evidence=sign_off.evidence,
+        )
+        entry = self._store.read(self._key)
+        known = _SIGN_OFFS.validate_python(entry.value) if entry else []
+        value = _SIGN_OFFS.dump_python([*known, sign_off][-_MOST_KEPT:], mode="json")
+        self._store.write(self._key, value, expect=entry.version if entry else None)
+
+    def about(self, environment: str, revision: Revision) -> list[SignOff]:
+        """What was decided of evidence about this revision and build, newest first, the last word
+        on each evidence.
+        """
+        entry = self._store.read(self._key)
+        known = _SIGN_OFFS.validate_python(entry.value) if entry else []
+        last: dict[str, SignOff] = {}
+        for each in known:
+            if (each.environment, each.revision, each.build) == (
+                environment,
+                revision.number,
+                revision.build.digest,
+            ):
+                last.pop(each.evidence, None)
+                last[each.evidence] = each
+        return list(reversed(last.values()))
+
+    def ask(self, source: Deployment, digest: str) -> None:
+        """Note that this evidence waits for a person."""
+        key = self._asked(source)
+        known = self._store.read(key)
+        self._store.write(key, {"evidence": digest}, expect=known.version if known else None)
+
+    def asked(self, source: Deployment) -> str:
+        """Digest of the evidence that was last said to wait for a person, or empty."""
+        entry = self._store.read(self._asked(source))
+        return str(entry.value["evidence"]) if entry else ""
+
+    @property
+    def _key(self) -> str:
+        return f"sign-offs/{self._model}"
+
+    @staticmethod
+    def _asked(source: Deployment) -> str:
+        return f"sign-off-asked/{source.release}"
+
+
+_MOST_KEPT = 500
+"""The chain of decisions has them all."""
+
+
+def gate_run(evidence: Evidence, environment: str) -> GateRun | None:
+    """The last run in `evidence` of the gates of what is deployed in `environment`."""
+    runs = [run for run in evidence.runs if run.deployment.environment == environment]
+    return next((run for run in reversed(runs) if run.revision is not None), None)
+
+
+def unusable(
+    run: GateRun | None, policy: Policy, environment: str, revision: Revision, now: datetime
+) -> str:
+    """Why a promotion of `revision` may not rest on `run` any more; "" if it may."""
+    return next(_reasons(run, policy, environment, revision, now), "")
+
+
+def _reasons(
+    run: GateRun | None, policy: Policy, environment: str, revision: Revision, now: datetime
+) -> Iterator[str]:
+    if run is None:
+        yield f"it holds no gates of {environment}"
+        return
+    if run.outcome is not Outcome.PASS:
+        yield f"its {environment} gates did not pass ({run.outcome})"
+    if (run.revision, run.build) != (revision.number, revision.build):
+        yield (
+            f"it is about revision {run.revision} of {environment}, build "
+            f"{run.build.short if run.build else 'unknown'}; revision {revision.number}, build "
+            f"{revision.build.short}, is there now"
+        )
+    if run.policy_digest != policy.digest:
+        yield "the policy has changed since"
+    valid = validity(policy, environment)
+    if not timedelta() <= now - run.finished <= valid:
+        yield (
+            f"it is stale: its gates ended {run.finished:%Y-%m-%d %H:%M:%S %Z}, and evidence is "
+            f"good for {format_duration(valid)}"
+        )
+
+
+def validity(policy: Policy, environment: str) -> timedelta:
+    """How old evidence may be that a promotion from `environment` rests on."""
+    rules = policy.environments[environment]
+    limits = [rules.sign_off.valid] if rules.sign_off else []
+    limits += [rules.soak.maximum] if rules.soak else []
+    return min(limits, default=timedelta())
+
+
+def sign_off_command(model: str, digest: str) -> str:
+    """What to type to sign evidence off."""
+    short = digest.removeprefix("sha256:")[:16]
+    return f"vllm-rollout sign-off {model} --evidence {short} --as YOUR-NAME"
+
+
+def what_sign_off_lacks(
+    store: Store, policy: Policy, source: Deployment, revision: Revision, now: datetime
+) -> str:
+    """Why `revision` cannot leave `source` for want of a sign-off, and what to do; "" if it can."""
+    if policy.environments[source.environment].sign_off is None:
+        return ""
+    known = SignOffs(store, source.model)
+    decided = known.about(source.environment, revision)
+    for each in decided:
+        if not each.approved:
+            return f"revision {revision.number} was {each} (evidence {each.evidence})"
+    for each in decided:
+        run = gate_run(known.kept(evidence_key(source.model, each.evidence)), source.environment)
+        if not unusable(run, policy, source.environment, revision, now):
+            return ""
+    if asked := known.asked(source):
+        run = gate_run(known.kept(evidence_key(source.model, asked)), source.environment)
+        if not unusable(run, policy, source.environment, revision, now):
+            return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
+    return "no fresh evidence of it is signed off: gate-and-promote makes evidence to sign"

@@ -1,0 +1,226 @@
+"""Verification: whether a deployment serves, asked in this process.
+
+It asks what the gates of `VERIFY_GATES` ask, with the environment's numbers, and gives their
+verdicts. It starts no process and writes no file, so that a full disk or a broken pytest does not
+make a deployment that serves look like one that does not.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from vllm_rollout.gate_runs import address_of, gate_run, identity
+from vllm_rollout.judge import Outcome, Verdict, check
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Gates
+from vllm_rollout.rollout.clock import Clock
+from vllm_rollout.serving import (
+    Attach,
+    Cluster,
+    health_and_a_token,
+    pods_running_and_ready,
+    sample_inference,
+)
+from vllm_rollout.settings import Settings
+
+VERIFY_GATES = ("pods", "health", "inference")
+"""Gates that a deployment must pass to be reported as serving."""
+
+_REQUESTS = 2
+"""Requests that each check of the server sends, one after the other."""
+
+
+class CannotVerifyError(RolloutError):
+    """The verification itself did not work: nothing is known of the deployment."""
+
+    exit_code = ExitCode.INCONCLUSIVE
+
+
+def verify(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
+    """Ask whether the deployment serves, at the address that its platform gives.
+
+    A connectivity error on the path to it is `unreachable`, and no fail, as in a gate.
+
+    Raises:
+        CannotVerifyError: the verification did not work, and nothing it saw is a fail.
+        UnreachableError: the platform does not answer.
+    """
+    try:
+        run = _run(replace(settings, base_url=None), deployment, clock)
+    except UnreachableError:
+        raise
+    except Exception as error:
+        raise _cannot_verify(deployment, f"{type(error).__name__}: {error}") from error
+    knows = any(not verdict.passed for gate in run.gates for verdict in gate.verdicts)
+    if run.outcome is Outcome.INCONCLUSIVE and not (run.unreachable or run.changed or knows):
+        why = [f"{gate.gate}: {gate.error}" for gate in run.gates if gate.error]
+        why += [f"{name} is off in {deployment.environment}" for name in run.missing]
+        raise _cannot_verify(deployment, "; ".join(why))
+    return run
+
+
+def _cannot_verify(deployment: Deployment, why: str) -> CannotVerifyError:
+    return CannotVerifyError(
+        f"{deployment} could not be verified: {why}",
+        remedy=f"See whether it serves: vllm-rollout status {deployment.model}, and pytest -m "
+        f"{deployment.environment} --model {deployment.model}.",
+    )
+
+
+def _run(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
+    platform = settings.require_platform()
+    started, before = clock.now(), _identity(platform, deployment)
+    with ExitStack() as clients:
+        checks = _checks(settings, deployment, clients)
+        results = [_result(settings, deployment, each, clock.now()) for each in checks]
+    after = _identity(platform, deployment)
+    known = [found for found in (before, after) if "unknown" not in found]
+    unknown = next((found for found in (after, before) if "unknown" in found), None)
+    if unknown and results and not results[-1].error:
+        results[-1] = replace(
+            results[-1], error=unknown["unknown"], unreachable=unknown.get("unreachable", "")
+        )
+    return gate_run(
+        settings,
+        deployment,
+        base_url=address_of(settings, deployment),
+        identities=known or [identity(None, deployment)],
+        started=started,
+        finished=clock.now(),
+        expected=VERIFY_GATES,
+        results=results,
+        loads={},
+    )
+
+
+def _identity(platform: Platform, deployment: Deployment) -> dict[str, Any]:
+    """As `identity`; any exception makes it unknown."""
+    try:
+        return identity(platform, deployment)
+    except Exception as error:  # noqa: BLE001 - of the checker: see `_result`
+        return {**identity(None, deployment), "unknown": f"{type(error).__name__}: {error}"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Check:
+    """One check of a gate. `seconds` bounds all requests of one that asks the server."""
+
+    gate: str
+    title: str
+    ask: Callable[[Attach], Iterator[Verdict]]
+    seconds: float | None = None
+
+
+def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> Iterator[_Check]:
+    """The checks of the gates that are on in the environment, cheap ones first."""
+    policy = settings.policy.for_model(deployment.model)
+    gates: Gates = policy.environments[deployment.environment].gates
+    cluster = Cluster(settings.require_platform(), deployment, policy)
+
+    def client() -> InferenceClient:
+        url = settings.url_of(deployment)
+        return clients.enter_context(
+            InferenceClient(url, model=deployment.model, api_key=settings.api_key)
+        )
+
+    if gates.pods is not None:
+        yield _Check(
+            gate="pods",
+            title="Pods Running and Ready",
+            ask=lambda attach: pods_running_and_ready(cluster, attach),
+        )
+    if (health := gates.health) is not None:
+        yield _Check(
+            gate="health",
+            title="Health endpoint returns 200, and a token comes",
+            ask=lambda _attach: health_and_a_token(client(), health),
+            seconds=_REQUESTS * health.timeout_seconds,
+        )
+    if (inference := gates.inference) is not None:
+        for stream in (False, True):
+            yield _Check(
+                gate="inference",
+                title=f"Sample inference completes, {'streamed' if stream else 'whole'}",
+                ask=lambda attach, stream=stream: sample_inference(  # type: ignore[misc]
+                    client(), inference, attach, stream=stream
+                ),
+                seconds=_REQUESTS * inference.timeout_seconds,
+            )
+
+
+def _result(
+    settings: Settings, deployment: Deployment, asked: _Check, started: datetime
+) -> GateResult:
+    """What the check found; an exception is its error, and the path's errors are unreachable."""
+    attachments: list[Attachment] = []
+    verdicts: list[Verdict] = []
+    error = unreachable = ""
+    begun, path_before = time.monotonic(), settings.way_trouble(deployment)
+    try:
+        found = asked.ask(
+            lambda title, text: attachments.append(Attachment(title=title, text=text))
+        )
+        _take(found, verdicts, asked.seconds)
+    except UnreachableError as raised:
+        error, unreachable = str(raised), raised.address
+    except Exception as raised:  # noqa: BLE001 - of the checker, and never held against what it checks
+        error = f"{type(raised).__name__}: {raised}"
+    if asked.seconds is not None and (error or not all(verdict.passed for verdict in verdicts)):
+        path_error = settings.way_trouble(deployment).since(path_before)
+        if path_error is not None:
+            error, unreachable = str(path_error), path_error.address
+            verdicts = [verdict for verdict in verdicts if verdict.passed]
+    return GateResult(
+        gate=asked.gate,
+        item=asked.gate,
+        title=asked.title,
+        verdicts=tuple(verdicts),
+        error=error,
+        unreachable=unreachable,
+        attachments=tuple(attachments),
+        started=started,
+        duration_seconds=time.monotonic() - begun,
+    )
+
+
+def _take(found: Iterator[Verdict], verdicts: list[Verdict], seconds: float | None) -> None:
+    """Take the verdicts up to the first that is not a pass, within `seconds` in all.
+
+    A client's timeout is for each read: a server that trickles its answer is a fail here.
+    """
+
+    def take() -> None:
+        for verdict in found:
+            verdicts.append(verdict)
+            if not verdict.passed:
+                break
+
+    if seconds is None:
+        take()
+        return
+    taken: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            take()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            taken.set_exception(error)
+        else:
+            taken.set_result(None)
+
+    threading.Thread(target=work, name="verification", daemon=True).start()
+    wait([taken], seconds)
+    if taken.done():
+        taken.result()
+    else:
+        reason = f"no complete answer within {seconds:g} s"
+        verdicts.append(check(False, reason, remedy="Restart the replica and read its log."))

@@ -1,0 +1,166 @@
+"""The watch over production: probes in, triggers fed, the first to fire ends it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from vllm_rollout.judge import Outcome, Verdict
+from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
+from vllm_rollout.judge.percentile import percentile_verdict
+from vllm_rollout.judge.rate import rate_verdict
+from vllm_rollout.judge.rollback_triggers import Found, Sight, Triggers
+from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.observe.prometheus_window import LiveCounts
+from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.clock import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEnd:
+    """How a watch ended.
+
+    `fired` is the reason for rollback, or empty. `unobservable` names triggers that had no data at
+    the end, and the SLO after promotion where no probe was seen in its time: nothing is known of
+    them. `unseen` names those that had none from Prometheus, and why;
+    the probes saw what they see. `verdicts` are the SLO's by name, where the watch was long enough.
+    `interrupted` is set where whoever asked for it had it ended before its time.
+    """
+
+    fired: str = ""
+    interrupted: bool = False
+    unobservable: tuple[str, ...] = ()
+    unseen: str = ""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    observed_seconds: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Watcher:
+    """Watches one deployment.
+
+    `look` takes one sight and does not raise. `on_tick` is told once per observation how many
+    seconds the watch has lasted and what was seen; `on_blind`, once each time, which triggers have
+    had no data for longer than the policy's gap, and `on_unseen` which had none from Prometheus and
+    why; `on_seen`, that Prometheus tells everything again. `live` is what it knows of the time
+    since the watch began, None where there is none. `interrupted` is asked before each observation.
+    """
+
+    policy: Policy
+    clock: Clock
+    look: Callable[[], Sight]
+    on_tick: Callable[[float, Sight], None]
+    on_blind: Callable[[tuple[str, ...]], None] = lambda _names: None
+    on_unseen: Callable[[str], None] = lambda _gap: None
+    on_seen: Callable[[], None] = lambda: None
+    live: Callable[[], LiveCounts | None] = lambda: None
+    interrupted: Callable[[], bool] = lambda: False
+    _slo_samples: list[ProbeSample] = field(default_factory=list)
+    _told_blind: set[str] = field(default_factory=set)
+    _told_unseen: set[str] = field(default_factory=set)
+    _latest: LiveCounts | None = None
+
+    def watch(self, duration: timedelta | None, *, after_promotion: bool = False) -> WatchEnd:
+        """Watch for `duration`, at least one observation; `after_promotion` judges the SLO too.
+
+        None is for ever: until a trigger fires or it is interrupted.
+        """
+        watch = self.policy.watch
+        triggers = Triggers(
+            self.policy,
+            spike_until=watch.error_spike.within_seconds if after_promotion else None,
+        )
+        self._slo_samples.clear()
+        started = self.clock.monotonic()
+        verdicts: Mapping[str, Verdict] = {}
+        unjudged: tuple[str, ...] = ()
+        while True:
+            elapsed = self.clock.monotonic() - started
+            if self.interrupted():
+                return WatchEnd(interrupted=True, verdicts=verdicts, observed_seconds=elapsed)
+            sight = self.look()
+            self.on_tick(elapsed, sight)
+            found = triggers.step(elapsed, sight)
+            self._latest = sight.live or self._latest
+            if elapsed > self.policy.triggers.max_gap_seconds:
+                self._tell(found)
+            fired = found.fired
+            if after_promotion and elapsed <= watch.slo.within_seconds:
+                self._slo_samples.append(sight.probes)
+            slo_due = after_promotion and elapsed >= watch.slo.within_seconds
+            if slo_due and not verdicts:
+                by_probes = self._slo_by_probes()
+                # Prometheus, beside the probes, may know nothing; not having looked is no pass.
+                unjudged = tuple(f"{k} after promotion" for k, v in by_probes.items() if not v.n)
+                verdicts = {**by_probes, **self._slo_by_prometheus()}
+                failed = [v.reason for v in verdicts.values() if v.outcome is Outcome.FAIL]
+                fired = fired or "; ".join(failed)
+            if fired or (duration is not None and elapsed >= duration.total_seconds()):
+                return WatchEnd(
+                    fired=fired,
+                    unobservable=(*found.blind, *unjudged),
+                    unseen=self._gap(found) if duration != timedelta() else "",
+                    verdicts=verdicts,
+                    observed_seconds=elapsed,
+                )
+            self.clock.sleep(watch.interval)
+
+    def _tell(self, found: Found) -> None:
+        """Name what has had no data for too long, once, and that Prometheus has some again.
+
+        A trigger without data has had none for longer than the gap, or never; after the watch's
+        first gap both are too long.
+        """
+        if set(found.blind) - self._told_blind:
+            self.on_blind(found.blind)
+        if set(found.unseen) - self._told_unseen:
+            self.on_unseen(self._gap(found))
+        elif self._told_unseen and not found.unseen:
+            self.on_seen()
+        self._told_blind, self._told_unseen = set(found.blind), set(found.unseen)
+
+    def _gap(self, found: Found) -> str:
+        """Which triggers have no data from Prometheus, and why; empty if all have."""
+        if not found.unseen:
+            return ""
+        why = "it has not answered yet"
+        if self._latest is not None:
+            why = self._latest.unknown or "too few requests, or in buckets that do not tell"
+        return f"{', '.join(found.unseen)}: {why}"
+
+    def _slo_by_probes(self) -> dict[str, Verdict]:
+        slo, confidence = self.policy.watch.slo, self.policy.confidence
+        failures = sum(s.failures for s in self._slo_samples)
+        return {
+            f"P{slo.percentile:g} latency": percentile_verdict(
+                [x for s in self._slo_samples for x in s.latencies_seconds],
+                percentile=slo.percentile,
+                limit_seconds=slo.limit_seconds,
+                confidence=confidence,
+                censored=failures,
+            ),
+            "error rate": rate_verdict(
+                failures,
+                sum(s.total for s in self._slo_samples),
+                limit=slo.error_rate,
+                confidence=confidence,
+            ),
+        }
+
+    def _slo_by_prometheus(self) -> dict[str, Verdict]:
+        slo, confidence = self.policy.watch.slo, self.policy.confidence
+        live = self.live()
+        if live is None:
+            return {}
+        verdicts = {
+            f"P{slo.percentile:g} latency by Prometheus": latency_verdict(
+                live.latency,
+                percentile=slo.percentile,
+                limit_seconds=slo.limit_seconds,
+                confidence=confidence,
+            )
+        }
+        sources = live.rates.sources
+        judged = error_rate_verdicts(sources, limit=slo.error_rate, confidence=confidence)
+        for source, verdict in zip(sources, judged, strict=True):
+            verdicts[f"error rate by Prometheus ({source.source})"] = verdict
+        return verdicts
