@@ -70,10 +70,10 @@ MUTATIONS = (
     ),
     Mutation(
         "no fewer pods are ready than capacity asks for",
-        "vllm_rollout/platform/kubernetes/walk.py",
+        "vllm_rollout/platform/kubernetes/surge_plan.py",
         "max(goal.stable, least - at.canary)",
         "max(goal.stable, least - at.canary - 1)",
-        "tests/platform/kubernetes/test_walk.py",
+        "tests/platform/kubernetes/test_surge_plan.py",
     ),
     Mutation(
         "what is promoted is the build that was gated",

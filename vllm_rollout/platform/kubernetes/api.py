@@ -137,7 +137,7 @@ def connect(context: str | None) -> KubernetesApi:
 def _configuration() -> Any:
     from kubernetes import client
 
-    from vllm_rollout.platform.kubernetes.asking_again import asking_again
+    from vllm_rollout.platform.kubernetes.retry import asking_again
 
     return client.Configuration(retries=asking_again())
 

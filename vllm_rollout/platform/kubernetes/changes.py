@@ -22,8 +22,8 @@ from vllm_rollout.platform.kubernetes.composition import (
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served
+from vllm_rollout.platform.kubernetes.surge_plan import walk
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
-from vllm_rollout.platform.kubernetes.walk import walk
 
 _LOOK_SECONDS = 0.5
 _NOT_READY = (

@@ -12,8 +12,8 @@ from typing import Self
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.base import Guard
-from vllm_rollout.platform.kubernetes import leash as leash_program
-from vllm_rollout.platform.kubernetes.leash import ELAPSED
+from vllm_rollout.platform.kubernetes import lease_supervisor as leash_program
+from vllm_rollout.platform.kubernetes.lease_supervisor import ELAPSED
 from vllm_rollout.platform.redact import redact, secrets_in
 
 _GRACE_SECONDS = 30.0

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from vllm_rollout.model.deployment import Build, Target, canonical_digest
-from vllm_rollout.platform.kubernetes.walk import Pods
+from vllm_rollout.platform.kubernetes.surge_plan import Pods
 
 _COUNT = TypeAdapter(int)
 

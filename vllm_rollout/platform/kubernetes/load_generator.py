@@ -28,7 +28,7 @@ from vllm_rollout.platform.kubernetes.load_values import (
     generator_values,
 )
 from vllm_rollout.platform.kubernetes.pods import Pod, list_instance, replica_of
-from vllm_rollout.platform.kubernetes.tunnel import Tunnel
+from vllm_rollout.platform.kubernetes.port_forward import Tunnel
 from vllm_rollout.resources import CHARTS
 
 _STARTED_BY = "vllm-rollout/started-by"

@@ -15,14 +15,14 @@ from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import make_build
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
+from vllm_rollout.platform.kubernetes.connectivity import Reach, Ways
 from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
+from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
-from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
-from vllm_rollout.platform.kubernetes.reach import Reach, Ways
+from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
 from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
-from vllm_rollout.platform.kubernetes.symptoms import symptoms_of
-from vllm_rollout.platform.kubernetes.traffic import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles
 
 

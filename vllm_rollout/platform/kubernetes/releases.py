@@ -7,7 +7,7 @@ from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
-from vllm_rollout.platform.kubernetes.walk import Pods
+from vllm_rollout.platform.kubernetes.surge_plan import Pods
 
 TRACK_LABEL = "vllm-rollout/track"
 

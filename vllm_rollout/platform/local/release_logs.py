@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from vllm_rollout.platform.local.control import Routers
 from vllm_rollout.platform.local.logs import log_folder, redact, tail
+from vllm_rollout.platform.local.router_control import Routers
 from vllm_rollout.platform.local.state import ReplicaRow, State
 
 

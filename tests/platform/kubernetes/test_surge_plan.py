@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rollout.platform.kubernetes.walk import Pods, walk
+from vllm_rollout.platform.kubernetes.surge_plan import Pods, walk
 
 
 def shown(moves: tuple[Pods, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, replica_of
-from vllm_rollout.platform.kubernetes.tunnel import Tunnel
+from vllm_rollout.platform.kubernetes.port_forward import Tunnel
 
 _PODS_FRESH_SECONDS = 1.0
 

@@ -7,7 +7,7 @@ import pytest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.base import Weights
-from vllm_rollout.platform.kubernetes.traffic import divided_rules, not_in_force, read_weights
+from vllm_rollout.platform.kubernetes.http_routes import divided_rules, not_in_force, read_weights
 
 PRODUCTION = Deployment("llama", "production")
 STABLE, CANARY = "llama-production", "llama-production-canary"

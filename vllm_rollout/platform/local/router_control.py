@@ -13,9 +13,9 @@ import psutil
 
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.lock import RouterLock
 from vllm_rollout.platform.local.logs import log_folder, tail
 from vllm_rollout.platform.local.processes import Identity
+from vllm_rollout.platform.local.router_lock import RouterLock
 from vllm_rollout.platform.local.state import State
 
 _START_SECONDS = 30.0

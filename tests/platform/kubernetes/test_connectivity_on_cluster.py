@@ -17,9 +17,9 @@ from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import DeployError, UnreachableError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.kubernetes.api import connect
+from vllm_rollout.platform.kubernetes.connectivity import Reach, Ways
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.platform.kubernetes.reach import Reach, Ways
-from vllm_rollout.platform.kubernetes.release_tunnel import release_tunnel
+from vllm_rollout.platform.kubernetes.release_port_forward import release_tunnel
 
 MODEL = "llama-2-7b"
 SERVICE = "http://{model}-{environment}.{namespace}.svc.cluster.local:8000"

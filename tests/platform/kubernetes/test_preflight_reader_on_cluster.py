@@ -22,7 +22,7 @@ from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.platform.kubernetes.preflight import KubernetesPreflight
+from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
 from vllm_rollout.resources import CHARTS
 
 MODEL = "llama-2-7b"

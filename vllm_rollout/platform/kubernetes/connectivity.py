@@ -10,7 +10,7 @@ from vllm_rollout.platform.base import Route, WayTrouble
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
 
 if TYPE_CHECKING:
-    from vllm_rollout.platform.kubernetes.tunnel import Tunnel
+    from vllm_rollout.platform.kubernetes.port_forward import Tunnel
 
 Reach = Literal["auto", "service", "tunnel"]
 
@@ -46,7 +46,7 @@ class Ways:
             return url
         if deployment not in self._tunnels:
             # Brings a whole HTTP library, which only a tunnel needs.
-            from vllm_rollout.platform.kubernetes.release_tunnel import release_tunnel
+            from vllm_rollout.platform.kubernetes.release_port_forward import release_tunnel
 
             parts = urlsplit(url)
             self._tunnels[deployment] = release_tunnel(
