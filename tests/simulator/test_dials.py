@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from vllm_rollout.simulator.dials import DialError, Dials
-from vllm_rollout.simulator.laws import LAWS, parse_law
+from vllm_rollout.simulator.distributions import LAWS, parse_law
 
 
 @pytest.mark.parametrize("name", LAWS)

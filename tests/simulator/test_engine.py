@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from vllm_rollout.simulator.dials import Dials
+from vllm_rollout.simulator.distributions import Constant, Lognormal
 from vllm_rollout.simulator.engine import Engine, EngineDeadError, OverloadedError, Sequence
-from vllm_rollout.simulator.laws import Constant, Lognormal
 
 
 class Log:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_rollout.simulator.laws import Constant, LatencyLaw, Lognormal, parse_law
+from vllm_rollout.simulator.distributions import Constant, LatencyLaw, Lognormal, parse_law
 
 Law = Annotated[LatencyLaw, BeforeValidator(parse_law), PlainSerializer(str)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from vllm_rollout.simulator.dials import Dials
-from vllm_rollout.simulator.laws import LatencyLaw
+from vllm_rollout.simulator.distributions import LatencyLaw
 from vllm_rollout.simulator.timetable import Timetable
 
 FinishReason = Literal["length", "stop"]

@@ -13,13 +13,13 @@ from typing import Any
 
 from aiohttp import web
 
-from vllm_rollout.simulator import answers
+from vllm_rollout.simulator import responses as answers
 from vllm_rollout.simulator.dials import Dials
 from vllm_rollout.simulator.engine import Engine, EngineDeadError, OverloadedError, Sequence
 from vllm_rollout.simulator.listeners import CutError, Gatherer, Streamer
-from vllm_rollout.simulator.plan import Plan
+from vllm_rollout.simulator.recorded_times import Outcome, Truth
 from vllm_rollout.simulator.requests import Kind, Refusal, read
-from vllm_rollout.simulator.truth import Outcome, Truth
+from vllm_rollout.simulator.response_plan import Plan
 
 _JSON = {"Content-Type": "application/json"}
 

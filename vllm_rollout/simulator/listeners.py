@@ -3,9 +3,9 @@
 import asyncio
 import math
 
-from vllm_rollout.simulator.answers import DONE, Frames
 from vllm_rollout.simulator.engine import EngineDeadError, Sequence
-from vllm_rollout.simulator.plan import Plan
+from vllm_rollout.simulator.response_plan import Plan
+from vllm_rollout.simulator.responses import DONE, Frames
 
 _BROKEN_EVENT = b'data: {"id":"cmpl-\n\n'
 

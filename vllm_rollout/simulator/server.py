@@ -11,15 +11,15 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
 
-from vllm_rollout.simulator import answers
+from vllm_rollout.simulator import responses as answers
 from vllm_rollout.simulator.dials import DialError, Dials
 from vllm_rollout.simulator.engine import Engine
 from vllm_rollout.simulator.http_metrics import HttpMetrics
 from vllm_rollout.simulator.inference import InferenceDesk, json_response
 from vllm_rollout.simulator.metrics import EngineMetrics
+from vllm_rollout.simulator.recorded_times import Truth
 from vllm_rollout.simulator.stalls import Stalls
 from vllm_rollout.simulator.timetable import Lateness
-from vllm_rollout.simulator.truth import Truth
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from vllm_rollout.simulator import answers
+from vllm_rollout.simulator import responses as answers
 from vllm_rollout.simulator.dials import Dials
 from vllm_rollout.simulator.engine import Listener, Sequence
 from vllm_rollout.simulator.requests import Inference
