@@ -1,3 +1,3 @@
 """pytest's door: registers the plugin, nothing else."""
 
-pytest_plugins = ["vllm_rollout.plugin"]
+pytest_plugins = ["vllm_rollout.pytest_plugin"]

@@ -3,9 +3,9 @@
 A hung engine may answer /health with 200, so the status alone is no proof of life.
 """
 
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.serving import health_and_a_token
 
 

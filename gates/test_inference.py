@@ -2,9 +2,9 @@
 
 import pytest
 
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.serving import sample_inference
 
 

@@ -4,11 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Policy
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.settings import Settings
 
 

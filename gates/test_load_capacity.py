@@ -1,10 +1,10 @@
 """Load test: the deployment handles expected production traffic."""
 
-from vllm_rollout.gating.load_questions import CapacityQuestion
-from vllm_rollout.gating.load_watch import JudgedLoad
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge.headroom import KnownCapacity, with_headroom
 from vllm_rollout.policy import Gates
+from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
+from vllm_rollout.pytest_plugin.load_questions import CapacityQuestion
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 
 
 def test_load_capacity(

@@ -1,10 +1,10 @@
 """Model outputs for QA: sample prompts are answered, and the report shows the answers."""
 
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.judge.sample_outputs import output_verdict
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 
 
 def test_sample_outputs(client: InferenceClient, slo: Gates, verdict: VerdictRecorder) -> None:

@@ -1,7 +1,7 @@
 """Pods Running and Ready."""
 
-from vllm_rollout.gating.fixtures import Cluster
-from vllm_rollout.gating.verdicts import VerdictRecorder
+from vllm_rollout.pytest_plugin.fixtures import Cluster
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.serving import pods_running_and_ready
 
 

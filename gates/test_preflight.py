@@ -1,11 +1,11 @@
 """Pre-deployment checks: what a build needs is there before it is deployed."""
 
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdict, room_verdict
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.image_name import parse_image
 from vllm_rollout.model.preflight_facts import Preflight
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 
 
 def test_chart(preflight: Preflight, verdict: VerdictRecorder) -> None:

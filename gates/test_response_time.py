@@ -1,9 +1,9 @@
 """Response time: every sample request answers within the limit (workflow: "< 5s")."""
 
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 
 
 def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictRecorder) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.settings import Settings
 
 

@@ -2,11 +2,11 @@
 
 from datetime import UTC, datetime
 
-from vllm_rollout.gating.fixtures import Cluster
-from vllm_rollout.gating.verdicts import VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.policy import Policy
+from vllm_rollout.pytest_plugin.fixtures import Cluster
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.rollout.soak_samples import judge_soak
 
 

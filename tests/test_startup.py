@@ -49,7 +49,7 @@ def test_status_imports_no_statistics_and_no_http_client_before_it_asks() -> Non
 
 
 def pytest_run(*arguments: str) -> str:
-    return f"import pytest; pytest.main(['-q', '-p', 'vllm_rollout.plugin', *{arguments!r}])"
+    return f"import pytest; pytest.main(['-q', '-p', 'vllm_rollout.pytest_plugin', *{arguments!r}])"
 
 
 def test_a_run_without_gates_imports_the_door_only(tmp_path: Path) -> None:

@@ -21,11 +21,6 @@ from pathlib import Path
 import pytest
 
 from vllm_rollout.capacity.record import capacity_on_record
-from vllm_rollout.gating.load_runs import judge_run, run_judged_load
-from vllm_rollout.gating.load_watch import JudgedLoad
-from vllm_rollout.gating.progress import Progress
-from vllm_rollout.gating.select import deployment_of, is_bundled
-from vllm_rollout.gating.verdicts import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.model.deployment import Deployment, newest_served
@@ -35,6 +30,11 @@ from vllm_rollout.model.preflight_facts import Preflight
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Policy
+from vllm_rollout.pytest_plugin.gate_selection import deployment_of, is_bundled
+from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
+from vllm_rollout.pytest_plugin.load_progress_line import Progress
+from vllm_rollout.pytest_plugin.run_judged_load import judge_run, run_judged_load
+from vllm_rollout.pytest_plugin.verdict_recorder import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.serving import Cluster
 from vllm_rollout.settings import Settings
 from vllm_rollout.yaml_file import read_mapping

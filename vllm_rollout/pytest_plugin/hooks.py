@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from vllm_rollout.gate_runs import URL_ONLY, identity
-from vllm_rollout.gating import fixtures
-from vllm_rollout.gating.fixtures import LOADS, OUTCOMES, SETTINGS
-from vllm_rollout.gating.progress import emit, end_with_parent
-from vllm_rollout.gating.results import BEFORE, WAY, Results, record_result
-from vllm_rollout.gating.select import (
+from vllm_rollout.judge import Outcome, worst
+from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.evidence import GateResult, result_from_json, write_evidence
+from vllm_rollout.pytest_plugin import fixtures
+from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
+from vllm_rollout.pytest_plugin.gate_results import BEFORE, WAY, Results, record_result
+from vllm_rollout.pytest_plugin.gate_selection import (
     deployment_of,
     in_order,
     on_demand_left_out,
@@ -21,9 +23,7 @@ from vllm_rollout.gating.select import (
     selection_problem,
     without_release,
 )
-from vllm_rollout.judge import Outcome, worst
-from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.evidence import GateResult, result_from_json, write_evidence
+from vllm_rollout.pytest_plugin.load_progress_line import emit, end_with_parent
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import verdict_line
 from vllm_rollout.settings import Settings, load_settings
@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     config.addinivalue_line("markers", "preflight: pre-deployment checks (vllm-rollout)")
     config.addinivalue_line("markers", "soak: how long a revision was healthy (vllm-rollout)")
-    config.pluginmanager.register(fixtures, "vllm_rollout.gating.fixtures")
+    config.pluginmanager.register(fixtures, "vllm_rollout.pytest_plugin.fixtures")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

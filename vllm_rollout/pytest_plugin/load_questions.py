@@ -1,7 +1,7 @@
 """What is asked of a load, by the gates' blocks in the policy.
 
 Each question can be asked of a load that ran to its end, and of one that is watched request by
-request while it runs (`vllm_rollout.gating.load_watch`).
+request while it runs (`vllm_rollout.pytest_plugin.judged_load`).
 """
 
 import math

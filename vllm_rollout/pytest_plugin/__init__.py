@@ -1,7 +1,7 @@
 """The door to pytest: options, and the gates' hooks in runs that ask for gates.
 
 Every pytest run where the suite is installed imports this module: it stays light, and leaves a run
-that asks for no gate as it is. What gates need is in `vllm_rollout.gating`.
+that asks for no gate as it is. What gates need is in `vllm_rollout.pytest_plugin`.
 """
 
 import re
@@ -101,9 +101,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Bring in the gates' hooks and fixtures where gates are asked for."""
     if asks_for_gates(config):
-        from vllm_rollout.gating import session
+        from vllm_rollout.pytest_plugin import hooks as session
 
-        config.pluginmanager.register(session, "vllm_rollout.gating.session")
+        config.pluginmanager.register(session, "vllm_rollout.pytest_plugin.hooks")
 
 
 def asks_for_gates(config: pytest.Config) -> bool:

@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.gating.load_questions import load_questions
-from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop_reason
 from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.alpha_spending import Spending
 from vllm_rollout.judge.generator import generator_verdict
@@ -20,6 +18,8 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.policy import Load, Policy
+from vllm_rollout.pytest_plugin.judged_load import JudgedLoad, LoadWatch, Watching, stop_reason
+from vllm_rollout.pytest_plugin.load_questions import load_questions
 from vllm_rollout.settings import Settings
 
 

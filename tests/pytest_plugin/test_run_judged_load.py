@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.gating.load_runs import judge_run, write_requests
-from vllm_rollout.gating.load_watch import JudgedLoad
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.load_plan import LoadPlan, RateSegment
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.policy import load_policy
+from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
+from vllm_rollout.pytest_plugin.run_judged_load import judge_run, write_requests
 
 LOAD = load_policy().environments["staging"].load
 PLAN = LoadPlan(base_url="http://h", model="m", rate_per_second=100, duration_seconds=10)

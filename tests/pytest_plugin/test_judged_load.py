@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from vllm_rollout.gating.load_questions import (
-    CapacityQuestion,
-    ErrorRateQuestion,
-    LatencyQuestion,
-    LoadQuestion,
-    load_questions,
-)
-from vllm_rollout.gating.load_watch import JudgedLoad, LoadWatch, Watching, stop_reason
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.alpha_spending import Spending
 from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.policy import load_policy
+from vllm_rollout.pytest_plugin.judged_load import JudgedLoad, LoadWatch, Watching, stop_reason
+from vllm_rollout.pytest_plugin.load_questions import (
+    CapacityQuestion,
+    ErrorRateQuestion,
+    LatencyQuestion,
+    LoadQuestion,
+    load_questions,
+)
 
 SLO = (
     load_policy(

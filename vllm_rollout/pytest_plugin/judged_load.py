@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vllm_rollout.gating.load_questions import LoadQuestion
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.alpha_spending import Spending, early_verdict, last_verdict, stopped_verdict
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
+from vllm_rollout.pytest_plugin.load_questions import LoadQuestion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,6 @@ from pydantic import TypeAdapter
 
 from vllm_rollout import __version__
 from vllm_rollout.gate_runs import address_of, gate_run, identity
-from vllm_rollout.gating.fixtures import LOADS, RECORDER, SETTINGS
-from vllm_rollout.gating.load_watch import JudgedLoad
-from vllm_rollout.gating.select import expected_gates, gate_of
-from vllm_rollout.gating.verdicts import GateFailedError, GateInconclusiveError, VerdictRecorder
 from vllm_rollout.judge import check
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError, UnreachableError
@@ -31,6 +27,14 @@ from vllm_rollout.model.evidence import (
     result_from_json,
 )
 from vllm_rollout.platform.base import WayTrouble
+from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
+from vllm_rollout.pytest_plugin.gate_selection import expected_gates, gate_of
+from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
+from vllm_rollout.pytest_plugin.verdict_recorder import (
+    GateFailedError,
+    GateInconclusiveError,
+    VerdictRecorder,
+)
 from vllm_rollout.report.load_summary import summarize_load
 from vllm_rollout.settings import Settings
 

@@ -1,1 +1,0 @@
-"""How gates become pytest items and pytest items become evidence (used by `plugin.py`)."""
