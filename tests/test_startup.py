@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from vllm_rollout.cli import _COMMANDS, _imported, app
+from vllm_rollout.cli.main import _COMMANDS, _imported, app
 
 HEAVY = {
     "aiohttp", "gevent", "httpx", "icalendar", "jinja2", "kubernetes", "locust", "numpy",
@@ -34,17 +34,17 @@ def imported_by(code: str, *, folder: Path | None = None) -> set[str]:
 
 
 def test_the_command_lines_import_nothing_heavy() -> None:
-    assert imported_by("import vllm_rollout.cli, vllm_rollout.commands.rollout") == set()
+    assert imported_by("import vllm_rollout.cli.main, vllm_rollout.cli.rollout_commands") == set()
 
 
 @pytest.mark.parametrize("command", ["--version", "--help"])
 def test_version_and_help_import_nothing_heavy(command: str) -> None:
-    code = f"from vllm_rollout.cli import app; app([{command!r}], standalone_mode=False)"
+    code = f"from vllm_rollout.cli.main import app; app([{command!r}], standalone_mode=False)"
     assert imported_by(code) == set()
 
 
 def test_status_imports_no_statistics_and_no_http_client_before_it_asks() -> None:
-    code = "import vllm_rollout.commands.status, vllm_rollout.settings as s; s.load_settings()"
+    code = "import vllm_rollout.cli.status, vllm_rollout.settings as s; s.load_settings()"
     assert imported_by(code) <= FOR_STATUS
 
 

@@ -17,7 +17,7 @@ import yaml
 from support.interruptible import interruptible
 from typer.testing import CliRunner, Result
 
-from vllm_rollout.cli import app
+from vllm_rollout.cli.main import app
 from vllm_rollout.simulator.running import RunningSimulator
 
 MODEL = "llama-2-7b"

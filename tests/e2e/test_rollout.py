@@ -25,7 +25,7 @@ from support.seeded import passed, staged
 from support.short_policy import short_policy
 from typer.testing import CliRunner, Result
 
-from vllm_rollout.cli import app
+from vllm_rollout.cli.main import app
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import ExitCode

@@ -199,7 +199,7 @@ MUTATIONS = (
         "vllm_rollout/rollout/audit_log.py",
         '            if decision.digest == entry.value["digest"]:',
         "            if decision.digest:",
-        "tests/rollout/test_audit_log.py tests/commands/test_history.py",
+        "tests/rollout/test_audit_log.py tests/cli/test_history.py",
     ),
     Mutation(
         "a build that was rolled back is not returned to",

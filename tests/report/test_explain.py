@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vllm_rollout.cli import app
+from vllm_rollout.cli.main import app
 from vllm_rollout.judge import Verdict
 from vllm_rollout.model.evidence import Evidence, GateResult, read_evidence, write_evidence
 

@@ -17,8 +17,8 @@ from support.simulated import ALL_STABLE, FakeClock
 from support.traffic import CANARY
 from support.world import BY_TRAFFIC, PRODUCTION, World, builds, changes, kinds
 
-from vllm_rollout.commands.running import new_context
-from vllm_rollout.console import LiveReporter
+from vllm_rollout.cli.console import LiveReporter
+from vllm_rollout.cli.run_tools import new_context
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Target
 from vllm_rollout.model.errors import ExitCode, RolloutError

@@ -28,8 +28,8 @@ from vllm_rollout.capacity.report import (
 )
 from vllm_rollout.capacity.search import Steps, search
 from vllm_rollout.capacity.settling import Settling
-from vllm_rollout.commands import options
-from vllm_rollout.console import LiveReporter
+from vllm_rollout.cli import options
+from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.headroom import NO_WORD, capacity_found
 from vllm_rollout.judge.rate_probe import Slos

@@ -17,7 +17,7 @@ from cluster.behaviour import (
 from cluster.fixtures import Namespace, eventually
 from typer.testing import CliRunner
 
-from vllm_rollout.cli import app
+from vllm_rollout.cli.main import app
 
 MODEL = "llama-2-70b"
 RELEASE = f"{MODEL}-production"

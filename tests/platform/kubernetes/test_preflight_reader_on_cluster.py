@@ -15,7 +15,7 @@ from cluster.registry import PASSWORD, USER, Registry, running_registry
 from cluster.required import each_helm
 from typer.testing import CliRunner
 
-from vllm_rollout.cli import app
+from vllm_rollout.cli.main import app
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdict, room_verdict
 from vllm_rollout.model.deployment import Deployment, Target

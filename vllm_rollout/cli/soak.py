@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_rollout.commands import options
+from vllm_rollout.cli import options
 from vllm_rollout.judge.soak import SoakState, soak_text
 from vllm_rollout.model.deployment import Deployment, Revision, newest_served
 from vllm_rollout.model.errors import RolloutError, UsageError

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_rollout.commands import options
-from vllm_rollout.console import LiveReporter
+from vllm_rollout.cli import options
+from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.rollout.emergency import Emergency
@@ -154,7 +154,7 @@ def _run(
     emergency: Emergency | None = None,
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
-    from vllm_rollout.commands.running import new_context, show_end
+    from vllm_rollout.cli.run_tools import new_context, show_end
     from vllm_rollout.rollout.run import state_when_interrupted
 
     with LiveReporter(options.console) as reporter:

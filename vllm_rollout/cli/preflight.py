@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vllm_rollout import __version__
-from vllm_rollout.commands import options
-from vllm_rollout.console import LiveReporter
+from vllm_rollout.cli import options
+from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, new_run_id

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_rollout.commands import options
+from vllm_rollout.cli import options
 from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.policy import dump_policy, load_policy
 from vllm_rollout.report.explain import explain_evidence

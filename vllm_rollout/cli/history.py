@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from rich.markup import escape
 from rich.table import Table
 
-from vllm_rollout.commands import options
+from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import Revision
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.rollout.audit_log import Decision, Decisions

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_rollout.commands import options
-from vllm_rollout.console import LiveReporter
+from vllm_rollout.cli import options
+from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id

@@ -23,27 +23,27 @@ class _Lazy(NamedTuple):
 
 _COMMANDS = {
     "deploy": _Lazy(
-        "vllm_rollout.commands.releases",
+        "vllm_rollout.cli.releases",
         "deploy_command",
         "Deploy MODEL to the first environment, where rollouts begin.",
     ),
     "preflight": _Lazy(
-        "vllm_rollout.commands.preflight",
+        "vllm_rollout.cli.preflight",
         "preflight_command",
         "Check what a build of MODEL needs in --environment (default: the last), changing nothing.",
     ),
     "gate-and-promote": _Lazy(
-        "vllm_rollout.commands.rollout",
+        "vllm_rollout.cli.rollout_commands",
         "promote_command",
         "Gate MODEL where it is, promote exactly what was gated, watch it, roll back on a trigger.",
     ),
     "sign-off": _Lazy(
-        "vllm_rollout.commands.sign_off",
+        "vllm_rollout.cli.sign_off",
         "sign_off_command",
         "Approve evidence of MODEL, so that gate-and-promote may take the build on, or reject it.",
     ),
     "soak": _Lazy(
-        "vllm_rollout.commands.soak",
+        "vllm_rollout.cli.soak",
         "soak_command",
         "Look at MODEL's health again and again until its soak is over, and keep what was seen.",
     ),
@@ -54,57 +54,57 @@ _COMMANDS = {
         "by loads of growing and narrowing rates.",
     ),
     "rollback": _Lazy(
-        "vllm_rollout.commands.rollout",
+        "vllm_rollout.cli.rollout_commands",
         "rollback_command",
         "Return MODEL in --environment (default: the last) to an earlier revision, and verify it.",
     ),
     "watch": _Lazy(
-        "vllm_rollout.commands.watch",
+        "vllm_rollout.cli.watch",
         "watch_command",
         "Stand watch over MODEL in --environment (default: the last), and roll back on a trigger.",
     ),
     "status": _Lazy(
-        "vllm_rollout.commands.status",
+        "vllm_rollout.cli.status",
         "status_command",
         "Show where MODEL stands: what runs in each environment, and what blocks its promotion.",
     ),
     "history": _Lazy(
-        "vllm_rollout.commands.history",
+        "vllm_rollout.cli.history",
         "history_command",
         "Show every decision about MODEL, who took it, when, why and on which evidence.",
     ),
     "diagnose": _Lazy(
-        "vllm_rollout.commands.diagnose",
+        "vllm_rollout.cli.diagnose",
         "diagnose_command",
         "Say why replicas of MODEL are not ready, and what to do about it.",
     ),
     "logs": _Lazy(
-        "vllm_rollout.commands.releases",
+        "vllm_rollout.cli.releases",
         "logs_command",
         "Print the last log lines of MODEL's replicas in --environment (default: the first).",
     ),
     "uninstall": _Lazy(
-        "vllm_rollout.commands.releases",
+        "vllm_rollout.cli.releases",
         "uninstall_command",
         "Remove MODEL's release from --environment (default: every environment).",
     ),
     "report": _Lazy(
-        "vllm_rollout.commands.documents",
+        "vllm_rollout.cli.documents",
         "report_command",
         "Render the HTML and JUnit reports of an evidence file again.",
     ),
     "explain": _Lazy(
-        "vllm_rollout.commands.documents",
+        "vllm_rollout.cli.documents",
         "explain_command",
         "Show how each verdict of an evidence file was reached, to check it by hand.",
     ),
     "simulate": _Lazy(
-        "vllm_rollout.commands.simulate",
+        "vllm_rollout.cli.simulate",
         "simulate_command",
         "Serve as vLLM would, without a model, with a dial for every fault.",
     ),
     "policy": _Lazy(
-        "vllm_rollout.commands.documents", "policy_app", "The numbers everything is judged by."
+        "vllm_rollout.cli.documents", "policy_app", "The numbers everything is judged by."
     ),
 }
 
@@ -172,6 +172,6 @@ def main(
 
 def gate_and_promote() -> None:
     """The command line `gate-and-promote`."""
-    from vllm_rollout.commands.rollout import promote_command
+    from vllm_rollout.cli.rollout_commands import promote_command
 
     _alone(promote_command)()

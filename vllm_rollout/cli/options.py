@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_rollout.console import make_console, show_error
+from vllm_rollout.cli.console import make_console, show_error
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 
 if TYPE_CHECKING:

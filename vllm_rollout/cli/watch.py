@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from vllm_rollout.commands import options
-from vllm_rollout.commands.running import new_context, show_end
-from vllm_rollout.console import LiveReporter
+from vllm_rollout.cli import options
+from vllm_rollout.cli.console import LiveReporter
+from vllm_rollout.cli.run_tools import new_context, show_end
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.units import UnitError, parse_duration
 from vllm_rollout.rollout.clock import SystemClock

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from vllm_rollout.commands import options
-from vllm_rollout.commands.diagnose import show_findings
-from vllm_rollout.commands.preflight import checked_before
+from vllm_rollout.cli import options
+from vllm_rollout.cli.diagnose import show_findings
+from vllm_rollout.cli.preflight import checked_before
 from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from vllm_rollout.cli import app
+from vllm_rollout.cli.main import app
 from vllm_rollout.platform.base import Store
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.rollout.audit_log import DecisionKind, Decisions

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_rollout.commands import options
+from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.policy import Policy

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from rich.markup import escape
 from rich.table import Table
 
-from vllm_rollout.commands import options
+from vllm_rollout.cli import options
 from vllm_rollout.model.units import format_duration, format_share
 from vllm_rollout.rollout.model_status import (
     CanaryStatus,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
-from vllm_rollout.commands import options
+from vllm_rollout.cli import options
 from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.report.formatting import one_line
