@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 import gevent
 
 from loadtests.connections import Connections
-from loadtests.exchange import Exchange
+from loadtests.request import Exchange
 from vllm_rollout.load.itl_histogram import GapHistogram
 from vllm_rollout.load.workload import NUMBER_DIGITS, Template, Workload
 from vllm_rollout.model.errors import UsageError

@@ -26,9 +26,9 @@ from locust.runners import MasterRunner, WorkerRunner
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from loadtests.generator import Generator
-from loadtests.handover import Handover
+from loadtests.log_relay import MasterRelay, WorkerRelay
+from loadtests.log_server import Handover
 from loadtests.options import add_options, plan_of
-from loadtests.relay import MasterRelay, WorkerRelay
 from loadtests.tokens import TokensPage
 from vllm_rollout.load.request_log import WorkerNode
 from vllm_rollout.model.errors import RolloutError

@@ -1,6 +1,6 @@
 """A load generator somewhere else: Locust's master and workers in pods, their logs fetched from it.
 
-The master gives out the workers' logs (`loadtests/handover.py`); they are copied here, byte for
+The master gives out the workers' logs (`loadtests/log_server.py`); they are copied here, byte for
 byte, while the load runs, and held against the digests that the workers made of them. What does not
 arrive whole is said and makes the result incomplete.
 """

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs
 import gevent
 from gevent.pywsgi import WSGIServer
 
-from loadtests.relay import MasterRelay
+from loadtests.log_relay import MasterRelay
 from vllm_rollout import __version__
 from vllm_rollout.load.request_log import LOG_NAME
 
