@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.queueing import Queue, search
 
-from vllm_rollout.capacity.model import Goal
+from vllm_rollout.capacity.model import SearchConfig
 from vllm_rollout.judge.rate_probe import Slos
 
 SERVICES = {
@@ -33,7 +33,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     print("service | capacity | lower end too high | upper end too low | probes | seconds | width")
     for name, (queue, limit) in SERVICES.items():
-        goal = Goal(
+        goal = SearchConfig(
             slos=Slos(latency_seconds=limit, error_limit=0.01),
             start_per_second=10,
             max_per_second=1000,

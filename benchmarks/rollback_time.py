@@ -48,7 +48,7 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"
@@ -88,7 +88,7 @@ class Place:
         build = self.platform.build(self.production, values)
         target = Target(build=build, values=values, replicas=REPLICAS, capacity=REPLICAS)
         made = self.platform.apply(self.production, target, description=version, timeout=LONG)
-        Ledger(self.platform.store).passed(self.production, made, "sha256:" + "0" * 64)
+        PassedRevisions(self.platform.store).passed(self.production, made, "sha256:" + "0" * 64)
 
 
 def measured(place: Place, run: int) -> Times:

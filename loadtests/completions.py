@@ -14,7 +14,7 @@ import gevent
 
 from loadtests.connections import Connections
 from loadtests.request import Exchange
-from vllm_rollout.load.itl_histogram import GapHistogram
+from vllm_rollout.load.itl_histogram import ItlHistogram
 from vllm_rollout.load.workload import NUMBER_DIGITS, Template, Workload
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import LoadPlan
@@ -35,7 +35,7 @@ class Completions:
     """
 
     def __init__(self, plan: LoadPlan, *, api_key: str | None, zero: float, done: Done) -> None:
-        self.gaps = GapHistogram()
+        self.gaps = ItlHistogram()
         self._plan = plan
         self._zero = zero
         self._secret = api_key

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_rollout.load.load_pods import LoadPods
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.platform.base import Platform, Route, WayTrouble
+from vllm_rollout.platform.base import PathErrors, Platform, Route
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
 from vllm_rollout.variables import option_or_environment, variable_of
@@ -66,9 +66,9 @@ class Settings:
             return Route(url=self.base_url.rstrip("/"), how="by --base-url")
         return self.require_platform().route(deployment)
 
-    def way_trouble(self, deployment: Deployment) -> WayTrouble:
+    def path_errors(self, deployment: Deployment) -> PathErrors:
         """What has ailed the way to that address so far; nothing where there is only a URL."""
-        return self.platform.way_trouble(deployment) if self.platform else WayTrouble()
+        return self.platform.path_errors(deployment) if self.platform else PathErrors()
 
     def load_pods(self, deployment: Deployment) -> LoadPods | None:
         """The pods that make the deployment's load; None where processes here make it.

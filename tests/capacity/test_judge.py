@@ -10,12 +10,19 @@ from hypothesis import strategies as st
 from support.queueing import Queue, search
 
 from vllm_rollout.capacity.judge import next_step
-from vllm_rollout.capacity.model import Aim, Ask, Capacity, Ending, Goal, Probe
+from vllm_rollout.capacity.model import (
+    Capacity,
+    NextProbe,
+    Probe,
+    Purpose,
+    SearchConfig,
+    StopReason,
+)
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.verdict import Outcome
 
 
-def goal(**changes: object) -> Goal:
+def goal(**changes: object) -> SearchConfig:
     values: dict[str, object] = {
         "slos": Slos(latency_seconds=3.0, error_limit=0.01),
         "start_per_second": 10,
@@ -27,10 +34,10 @@ def goal(**changes: object) -> Goal:
         "probe_seconds": 10,
         "proof_seconds": 600,
     }
-    return Goal(**{**values, **changes})  # type: ignore[arg-type]
+    return SearchConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def answer(ask: Ask, **found: object) -> Probe:
+def answer(ask: NextProbe, **found: object) -> Probe:
     values: dict[str, object] = {
         "per_second": ask.per_second,
         "aim": ask.aim,
@@ -42,20 +49,24 @@ def answer(ask: Ask, **found: object) -> Probe:
     return Probe(**{**values, **found})  # type: ignore[arg-type]
 
 
-def threshold(capacity: float) -> Callable[[Ask], Probe]:
+def threshold(capacity: float) -> Callable[[NextProbe], Probe]:
     """A service that can be told apart at once on either side of its capacity."""
 
-    def send(ask: Ask) -> Probe:
+    def send(ask: NextProbe) -> Probe:
         if ask.per_second > capacity:
             return answer(ask, outcome=Outcome.FAIL, holds=False)
-        return answer(ask, outcome=Outcome.INCONCLUSIVE if ask.aim is Aim.EXPLORE else Outcome.PASS)
+        return answer(
+            ask, outcome=Outcome.INCONCLUSIVE if ask.aim is Purpose.EXPLORE else Outcome.PASS
+        )
 
     return send
 
 
-def conducted(wanted: Goal, send: Callable[[Ask], Probe]) -> tuple[Capacity, list[Probe]]:
+def conducted(
+    wanted: SearchConfig, send: Callable[[NextProbe], Probe]
+) -> tuple[Capacity, list[Probe]]:
     probes: list[Probe] = []
-    while isinstance(step := next_step(wanted, probes), Ask):
+    while isinstance(step := next_step(wanted, probes), NextProbe):
         probes.append(send(step))
     return step, probes
 
@@ -63,13 +74,13 @@ def conducted(wanted: Goal, send: Callable[[Ask], Probe]) -> tuple[Capacity, lis
 @pytest.mark.parametrize("capacity", [2.3, 9.9, 41.3, 700.0])
 def test_a_clear_service_is_found_to_the_precision_in_few_probes(capacity: float) -> None:
     found, probes = conducted(goal(), threshold(capacity))
-    assert found.ending is Ending.FOUND
+    assert found.ending is StopReason.FOUND
     assert found.lower <= capacity <= found.upper
     assert found.estimate == pytest.approx(capacity, rel=0.06)
     assert found.upper / found.lower <= 1.11
     assert len(probes) <= 14
     # The last is the one proof, after the cheap ones.
-    assert [probe.aim for probe in probes].count(Aim.PROVE) == 1
+    assert [probe.aim for probe in probes].count(Purpose.PROVE) == 1
 
 
 @pytest.mark.parametrize(
@@ -105,7 +116,7 @@ def test_a_rate_that_held_for_a_time_is_worth_less_than_itself() -> None:
 
 def test_what_holds_at_no_rate_ends_below_the_lowest() -> None:
     found, probes = conducted(goal(), threshold(0.0))
-    assert found.ending is Ending.BELOW
+    assert found.ending is StopReason.BELOW
     assert (found.lower, found.estimate) == (0.0, None)
     assert found.upper == min(probe.per_second for probe in probes)
     assert len(probes) <= 6
@@ -113,7 +124,7 @@ def test_what_holds_at_no_rate_ends_below_the_lowest() -> None:
 
 def test_what_holds_at_the_highest_rate_is_at_least_that_and_no_more_is_sent() -> None:
     found, probes = conducted(goal(max_per_second=50), threshold(math.inf))
-    assert found.ending is Ending.AT_LEAST
+    assert found.ending is StopReason.AT_LEAST
     assert found.proved == 50
     assert found.upper == math.inf
     assert max(probe.per_second for probe in probes) == 50
@@ -122,13 +133,13 @@ def test_what_holds_at_the_highest_rate_is_at_least_that_and_no_more_is_sent() -
 def test_a_generator_that_is_at_its_end_ends_the_search_with_what_it_could_send() -> None:
     """Above 30/s nothing is said of the server: neither that it holds nor that it fails."""
 
-    def send(ask: Ask) -> Probe:
+    def send(ask: NextProbe) -> Probe:
         if ask.per_second > 30:
             return answer(ask, generator_limited="requests left 0.4 s late")
         return threshold(math.inf)(ask)
 
     found, probes = conducted(goal(), send)
-    assert found.ending is Ending.GENERATOR
+    assert found.ending is StopReason.GENERATOR
     assert found.detail == "requests left 0.4 s late"
     assert found.proved is not None
     assert 20 <= found.proved <= 30
@@ -138,7 +149,7 @@ def test_a_generator_that_is_at_its_end_ends_the_search_with_what_it_could_send(
 
 def test_a_generator_that_cannot_send_half_of_the_first_rate_is_not_tried_ever_lower() -> None:
     found, probes = conducted(goal(), lambda ask: answer(ask, generator_limited="it lagged"))
-    assert (found.ending, found.detail) == (Ending.GENERATOR, "it lagged")
+    assert (found.ending, found.detail) == (StopReason.GENERATOR, "it lagged")
     assert (found.lower, found.upper) == (0, math.inf)
     assert len(probes) <= 3
 
@@ -146,13 +157,13 @@ def test_a_generator_that_cannot_send_half_of_the_first_rate_is_not_tried_ever_l
 def test_undecided_proofs_widen_the_interval_and_never_pass() -> None:
     """Between 30 and 45 nothing can be shown; the ends are rates at which something was."""
 
-    def send(ask: Ask) -> Probe:
+    def send(ask: NextProbe) -> Probe:
         if 30 < ask.per_second < 45:
             return answer(ask, holds=ask.per_second < 38)
         return threshold(37.0)(ask)
 
     found, _ = conducted(goal(), send)
-    assert found.ending in (Ending.FOUND, Ending.PROBES)
+    assert found.ending in (StopReason.FOUND, StopReason.PROBES)
     assert 0 < found.lower <= 30
     assert found.upper >= 45
 
@@ -161,22 +172,22 @@ def test_no_proof_is_sent_that_cannot_prove_anything() -> None:
     found, probes = conducted(
         goal(slos=Slos(error_limit=0.0001), proof_seconds=60), threshold(20.0)
     )
-    assert found.ending is Ending.UNPROVED
+    assert found.ending is StopReason.UNPROVED
     assert "requests prove a rate" in found.detail
-    assert {probe.aim for probe in probes} == {Aim.EXPLORE}
+    assert {probe.aim for probe in probes} == {Purpose.EXPLORE}
 
 
 def test_what_cannot_be_measured_ends_the_search() -> None:
     found, probes = conducted(goal(), lambda ask: answer(ask, unmeasured="a worker died"))
-    assert (found.ending, found.detail, len(probes)) == (Ending.UNMEASURED, "a worker died", 1)
+    assert (found.ending, found.detail, len(probes)) == (StopReason.UNMEASURED, "a worker died", 1)
     assert (found.lower, found.upper) == (0.0, math.inf)
 
 
 def test_a_service_that_holds_above_a_rate_where_it_failed_is_unsteady() -> None:
     """The interval has both rates in it, and the estimate promises nothing."""
-    ask = Ask(
+    ask = NextProbe(
         per_second=20,
-        aim=Aim.PROVE,
+        aim=Purpose.PROVE,
         least_seconds=60,
         most_seconds=60,
         pass_risk=0.01,
@@ -185,7 +196,7 @@ def test_a_service_that_holds_above_a_rate_where_it_failed_is_unsteady() -> None
     probes = [answer(ask, outcome=Outcome.PASS), answer(ask, outcome=Outcome.FAIL, per_second=15)]
     found = next_step(goal(), probes)
     assert isinstance(found, Capacity)
-    assert found.ending is Ending.UNSTEADY
+    assert found.ending is StopReason.UNSTEADY
     assert found.lower <= 15 < 20 <= found.upper
 
 
@@ -206,9 +217,9 @@ def test_whatever_probes_say_the_search_ends_and_claims_only_what_was_shown(
 ) -> None:
     told = iter(story)
 
-    def send(ask: Ask) -> Probe:
+    def send(ask: NextProbe) -> Probe:
         outcome, holds, limited = next(told)
-        if limited or (ask.aim is Aim.EXPLORE and outcome is Outcome.PASS):
+        if limited or (ask.aim is Purpose.EXPLORE and outcome is Outcome.PASS):
             outcome = Outcome.INCONCLUSIVE
         return answer(ask, outcome=outcome, holds=holds, generator_limited=limited)
 

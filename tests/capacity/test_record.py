@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 
-from vllm_rollout.capacity.model import Capacity, Ending
+from vllm_rollout.capacity.model import Capacity, StopReason
 from vllm_rollout.capacity.question import expected_rate, goal_of, slos_of, steady
 from vllm_rollout.capacity.record import capacity_on_record, keep_capacity, known_capacity
 from vllm_rollout.judge.headroom import KnownCapacity
@@ -19,7 +19,7 @@ from vllm_rollout.policy import Policy, load_policy
 STAGING = Deployment("llama-2-7b", "staging")
 BUILD = Build(values_digest="sha256:1")
 FOUND = Capacity(
-    ending=Ending.AT_LEAST,
+    ending=StopReason.AT_LEAST,
     confidence=0.95,
     lower=38.0,
     upper=math.inf,

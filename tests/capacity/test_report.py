@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vllm_rollout.capacity.model import Aim, Capacity, Ending, Probe
+from vllm_rollout.capacity.model import Capacity, Probe, Purpose, StopReason
 from vllm_rollout.capacity.plot import capacity_plot
 from vllm_rollout.capacity.report import CapacityReport, probe_line, write_capacity
 from vllm_rollout.judge.headroom import capacity_found
@@ -18,7 +18,7 @@ from vllm_rollout.model.verdict import Outcome
 HOSTILE = "<script>alert(1)</script>"
 HELD = Probe(
     per_second=40.0,
-    aim=Aim.PROVE,
+    aim=Purpose.PROVE,
     outcome=Outcome.PASS,
     holds=True,
     seconds=120,
@@ -31,7 +31,7 @@ HELD = Probe(
 BROKEN = replace(
     HELD,
     per_second=44.0,
-    aim=Aim.EXPLORE,
+    aim=Purpose.EXPLORE,
     outcome=Outcome.FAIL,
     holds=False,
     reason=HOSTILE,
@@ -39,7 +39,7 @@ BROKEN = replace(
     failures=900,
 )
 FOUND = Capacity(
-    ending=Ending.FOUND, confidence=0.95, lower=38.0, upper=44.0, estimate=41.2, proved=40.0
+    ending=StopReason.FOUND, confidence=0.95, lower=38.0, upper=44.0, estimate=41.2, proved=40.0
 )
 
 
@@ -91,7 +91,7 @@ def test_a_search_that_measured_nothing_draws_nothing_and_is_written_all_the_sam
     tmp_path: Path,
 ) -> None:
     nothing = replace(
-        FOUND, ending=Ending.UNMEASURED, lower=0.0, upper=math.inf, estimate=None, proved=None
+        FOUND, ending=StopReason.UNMEASURED, lower=0.0, upper=math.inf, estimate=None, proved=None
     )
     page = write_capacity(report(capacity=nothing), tmp_path).read_text(encoding="utf-8")
     assert "<svg" not in page
@@ -102,7 +102,7 @@ def test_a_search_that_measured_nothing_draws_nothing_and_is_written_all_the_sam
 
 def test_a_line_says_how_a_load_ended_and_what_an_undecided_one_leans_to() -> None:
     assert probe_line(HELD).startswith("PASS 40/s (prove, 120 s): P95 0.9 s, 39.9/s good")
-    looked = replace(HELD, aim=Aim.EXPLORE, outcome=Outcome.INCONCLUSIVE)
+    looked = replace(HELD, aim=Purpose.EXPLORE, outcome=Outcome.INCONCLUSIVE)
     assert probe_line(looked).startswith("HELD")
     assert probe_line(replace(looked, holds=False)).startswith("DOUBTFUL")
     assert probe_line(replace(looked, generator_limited="late")).startswith("INCONCLUSIVE")

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from vllm_rollout.capacity.model import Ask, Capacity, Ending, Goal, Probe
+from vllm_rollout.capacity.model import Capacity, NextProbe, Probe, SearchConfig, StopReason
 from vllm_rollout.capacity.search import Steps, search
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.verdict import Outcome
 
-GOAL = Goal(
+GOAL = SearchConfig(
     slos=Slos(error_limit=0.05),
     start_per_second=10,
     max_per_second=10,
@@ -22,7 +22,7 @@ GOAL = Goal(
 
 
 def conducted(
-    send: Callable[[Ask], Probe], settled: str = "", changed: str = ""
+    send: Callable[[NextProbe], Probe], settled: str = "", changed: str = ""
 ) -> tuple[Capacity, list[Probe]]:
     probes: list[Probe] = []
     steps = Steps(
@@ -31,7 +31,7 @@ def conducted(
     return search(GOAL, steps, probes), probes
 
 
-def passes(ask: Ask) -> Probe:
+def passes(ask: NextProbe) -> Probe:
     return Probe(
         per_second=ask.per_second,
         aim=ask.aim,
@@ -44,19 +44,22 @@ def passes(ask: Ask) -> Probe:
 
 def test_a_server_that_does_not_recover_and_a_build_that_changes_end_it() -> None:
     found, probes = conducted(passes, settled="not idle again after 30 s: connection refused")
-    assert (found.ending, len(probes)) == (Ending.NOT_RECOVERED, 1)
+    assert (found.ending, len(probes)) == (StopReason.NOT_RECOVERED, 1)
     assert "refused" in found.detail
     found, probes = conducted(passes, changed="revision 3 became 4")
-    assert (found.ending, found.detail) == (Ending.CHANGED, "revision 3 became 4")
+    assert (found.ending, found.detail) == (StopReason.CHANGED, "revision 3 became 4")
 
 
 def test_ctrl_c_and_a_load_that_cannot_be_sent_keep_what_is_known() -> None:
     for error, ending in (
-        (KeyboardInterrupt(), Ending.INTERRUPTED),
-        (UnreachableError("the load generator could not be used", address="x"), Ending.UNMEASURED),
+        (KeyboardInterrupt(), StopReason.INTERRUPTED),
+        (
+            UnreachableError("the load generator could not be used", address="x"),
+            StopReason.UNMEASURED,
+        ),
     ):
 
-        def send(_: Ask, error: BaseException = error) -> Probe:
+        def send(_: NextProbe, error: BaseException = error) -> Probe:
             raise error
 
         found, probes = conducted(send)

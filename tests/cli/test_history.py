@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from vllm_rollout.cli.main import app
 from vllm_rollout.platform.base import Store
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"
@@ -22,7 +22,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path)
     platform = load_settings(platform="local").require_platform()
     assert isinstance(platform, LocalPlatform)
-    decisions = Decisions(platform.store)
+    decisions = AuditLog(platform.store)
     for kind, who, environment in (
         (DecisionKind.PROMOTION, "alice", "production"),
         (DecisionKind.ROLLED_BACK, "bob [b]", "production"),

@@ -32,7 +32,7 @@ _HEARTBEAT_SECONDS = 10.0
 
 
 class Kubelet:
-    """Looks at all pods every tenth of a second, in a thread, until `close`.
+    """DeploymentObserver at all pods every tenth of a second, in a thread, until `close`.
 
     Only the pods of the namespaces that it adopted are its own, and only the nodes. `behave` says
     how the pods of a namespace behave; those of others are healthy.

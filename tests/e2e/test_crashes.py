@@ -18,7 +18,7 @@ from support.world import MODEL, PRODUCTION
 from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.journal import Journal
 
 
@@ -39,7 +39,7 @@ def serving(runs: Runs) -> str:
     entry = Journal(platform.store, MODEL).read()
     assert entry is not None
     assert not entry.unfinished
-    assert Decisions(platform.store).verify(MODEL) == []
+    assert AuditLog(platform.store).verify(MODEL) == []
     history = platform.history(PRODUCTION)
     assert [r.status for r in history].count(RevisionStatus.DEPLOYED) == 1
     assert RevisionStatus.PENDING not in [r.status for r in history]

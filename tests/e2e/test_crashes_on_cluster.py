@@ -28,7 +28,7 @@ from support.real_runs import BAD, GOOD, GOOD_BY_TRAFFIC, Run, Runs, Stop, When,
 from vllm_rollout.model.deployment import Deployment, RevisionStatus
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.journal import Journal
 
 pytestmark = pytest.mark.timeout(900)
@@ -90,7 +90,7 @@ class Site:
         entry = Journal(platform.store, MODEL).read()
         assert entry is not None
         assert not entry.unfinished
-        assert Decisions(platform.store).verify(MODEL) == []
+        assert AuditLog(platform.store).verify(MODEL) == []
         history = platform.history(self.target)
         assert history[-1].status is RevisionStatus.DEPLOYED
         assert [r.status for r in history].count(RevisionStatus.DEPLOYED) == 1

@@ -9,18 +9,23 @@ from hypothesis import strategies as st
 from support.stopping import spend_at
 
 from vllm_rollout.judge import Outcome, Verdict
-from vllm_rollout.judge.alpha_spending import Spending, early_verdict, last_verdict, stopped_verdict
+from vllm_rollout.judge.alpha_spending import (
+    AlphaSpending,
+    early_verdict,
+    last_verdict,
+    stopped_verdict,
+)
 from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialRate
 
 LIMIT = 0.05
-FAILS = Spending(confidence=0.95, early=0.2)
+FAILS = AlphaSpending(confidence=0.95, early=0.2)
 BOTH = replace(FAILS, passes=True)
 UNKNOWN = Verdict(outcome=Outcome.INCONCLUSIVE, reason="too few", confidence=0.99)
 
 
-def requests_told(bad: list[bool], spending: Spending = FAILS) -> Verdict:
+def requests_told(bad: list[bool], spending: AlphaSpending = FAILS) -> Verdict:
     """What a test of these requests says."""
     test = SequentialRate(
         limit=LIMIT,
@@ -33,7 +38,9 @@ def requests_told(bad: list[bool], spending: Spending = FAILS) -> Verdict:
     return verdict
 
 
-def at_the_end(early: Verdict, failures: int, total: int, spending: Spending = FAILS) -> Verdict:
+def at_the_end(
+    early: Verdict, failures: int, total: int, spending: AlphaSpending = FAILS
+) -> Verdict:
     return last_verdict(
         early,
         lambda confidence: rate_verdict(failures, total, limit=LIMIT, confidence=confidence),
@@ -44,7 +51,7 @@ def at_the_end(early: Verdict, failures: int, total: int, spending: Spending = F
 @pytest.mark.parametrize("spending", [FAILS, BOTH], ids=["fails", "both"])
 @pytest.mark.parametrize("horizon", [120, 400])
 def test_both_occasions_together_are_wrong_no_more_often_than_one_may_be(
-    spending: Spending, horizon: int
+    spending: AlphaSpending, horizon: int
 ) -> None:
     """Summed over all paths, at the limit, where both mistakes are most likely."""
     ends = spend_at(LIMIT, spending, share=LIMIT, horizon=horizon)
@@ -73,7 +80,7 @@ def test_a_bad_build_is_stopped_long_before_the_end() -> None:
 
 
 @pytest.mark.parametrize("spending", [FAILS, BOTH])
-def test_the_parts_of_the_risk_add_up_to_the_whole(spending: Spending) -> None:
+def test_the_parts_of_the_risk_add_up_to_the_whole(spending: AlphaSpending) -> None:
     assert math.isclose(
         (1 - spending.early_fail_confidence) + (1 - spending.last_fail_confidence), 0.05
     )
@@ -88,7 +95,7 @@ def test_the_parts_of_the_risk_add_up_to_the_whole(spending: Spending) -> None:
 )
 def test_a_risk_that_cannot_be_spent_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must|at least"):
-        Spending(**({"confidence": 0.95, "early": 0.2} | wrong))  # type: ignore[arg-type]
+        AlphaSpending(**({"confidence": 0.95, "early": 0.2} | wrong))  # type: ignore[arg-type]
 
 
 @given(st.lists(st.booleans(), max_size=200), st.booleans())
@@ -136,7 +143,7 @@ def test_a_fail_at_the_end_has_to_be_surer_and_a_pass_has_not() -> None:
 @pytest.mark.parametrize("gates", [1, 4])
 @pytest.mark.parametrize("method", ["holm", "bonferroni", "none"])
 def test_a_fail_before_the_end_stands_among_all_gates(gates: int, method: str) -> None:
-    spending = Spending(confidence=0.95, early=0.2, gates=gates, method=method)  # type: ignore[arg-type]
+    spending = AlphaSpending(confidence=0.95, early=0.2, gates=gates, method=method)  # type: ignore[arg-type]
     bad: list[bool] = []
     while (test := requests_told(bad, spending)).outcome is not Outcome.FAIL:
         bad.append(True)

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vllm_rollout.capacity.model import Capacity, Ending
+from vllm_rollout.capacity.model import Capacity, StopReason
 from vllm_rollout.judge.headroom import NO_WORD, KnownCapacity, capacity_found, with_headroom
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 FOUND = Capacity(
-    ending=Ending.FOUND, confidence=0.95, lower=38.0, upper=44.0, estimate=41.2, proved=40.0
+    ending=StopReason.FOUND, confidence=0.95, lower=38.0, upper=44.0, estimate=41.2, proved=40.0
 )
 KNOWN = KnownCapacity(
     lower=38.0,
@@ -36,14 +36,14 @@ def test_the_whole_interval_must_lie_on_one_side_of_the_expected_traffic(
 
 
 @pytest.mark.parametrize("ending", sorted(NO_WORD))
-def test_a_search_that_was_disturbed_passes_nothing(ending: Ending) -> None:
+def test_a_search_that_was_disturbed_passes_nothing(ending: StopReason) -> None:
     verdict = capacity_found(replace(FOUND, ending=ending), expected_per_second=1, requests=9)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.remedy
 
 
 def test_nothing_found_is_inconclusive_and_one_end_is_used_for_what_it_is() -> None:
-    nothing = replace(FOUND, ending=Ending.PROBES, lower=0.0, upper=math.inf, estimate=None)
+    nothing = replace(FOUND, ending=StopReason.PROBES, lower=0.0, upper=math.inf, estimate=None)
     verdict = capacity_found(nothing, expected_per_second=10, requests=0)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "not known" in verdict.reason

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_rollout.load.itl_histogram import GapHistogram, GapSummary, merged
+from vllm_rollout.load.itl_histogram import ItlHistogram, ItlSummary, merged
 
 
 @settings(deadline=None)
@@ -15,10 +15,10 @@ from vllm_rollout.load.itl_histogram import GapHistogram, GapSummary, merged
 def test_workers_histograms_add_up_to_that_of_all(workers: list[list[float]]) -> None:
     apart = []
     for gaps in workers:
-        histogram = GapHistogram()
+        histogram = ItlHistogram()
         histogram.add(gaps)
         apart.append(histogram.encoded())
-    together = GapHistogram()
+    together = ItlHistogram()
     every = sorted(gap for gaps in workers for gap in gaps)
     together.add(every)
     summary = merged(apart)
@@ -33,13 +33,13 @@ def test_workers_histograms_add_up_to_that_of_all(workers: list[list[float]]) ->
 
 
 def test_nothing_is_no_figure_and_nonsense_is_refused() -> None:
-    empty = merged(["", GapHistogram().encoded()])
+    empty = merged(["", ItlHistogram().encoded()])
     assert empty.count == 0
     assert math.isnan(empty.p95_seconds)
     for text in ("x", "HISTFAAAAA==", "é"):
         with pytest.raises(ValueError, match="not a histogram"):
             merged([text])
-    histogram = GapHistogram()
+    histogram = ItlHistogram()
     histogram.add(list(np.array([0.0, 1e9])))
     assert merged([histogram.encoded()]).count == 2
-    assert GapSummary().count == 0
+    assert ItlSummary().count == 0

@@ -99,7 +99,7 @@ def test_what_failed_by_the_ways_doing_counts_for_nothing() -> None:
     assert good.unless(trouble) == good
     nothing = bad.unless(trouble)
     assert (nothing.total, nothing.failures, nothing.latencies_seconds) == (0, 0, ())
-    assert nothing.way_trouble == "the tunnel was cut"
+    assert nothing.path_errors == "the tunnel was cut"
 
 
 def test_a_trickled_answer_ends_at_the_total_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.alpha_spending import Spending
+from vllm_rollout.judge.alpha_spending import AlphaSpending
 from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
@@ -41,7 +41,7 @@ PLAN = LoadPlan(
     warmup_seconds=5,
     arrivals="constant",
 )
-FAILS = Watching(spending=Spending(confidence=0.95, early=0.2, gates=4), burst=10)
+FAILS = Watching(spending=AlphaSpending(confidence=0.95, early=0.2, gates=4), burst=10)
 BOTH = replace(FAILS, spending=replace(FAILS.spending, passes=True))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vllm_rollout.judge import Outcome, Verdict, check
-from vllm_rollout.judge.alpha_spending import Spending, early_verdict
+from vllm_rollout.judge.alpha_spending import AlphaSpending, early_verdict
 from vllm_rollout.judge.binomial import chance_above, chance_at_most
 from vllm_rollout.judge.buckets import bucket_verdict
 from vllm_rollout.judge.compare import compare_rate
@@ -93,7 +93,7 @@ def test_every_kind_of_verdict_says_what_its_bounds_rest_on(verdict, said):
 
 @pytest.mark.parametrize("burst", [1, 10])
 def test_a_watched_fail_shows_the_bet_that_decided_it(burst: int):
-    spending = Spending(confidence=0.95, early=0.2, gates=3)
+    spending = AlphaSpending(confidence=0.95, early=0.2, gates=3)
     confidences = {
         "confidence": spending.early_pass_confidence,
         "fail_confidence": spending.early_fail_confidence,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rollout.load.itl_histogram import GapSummary
+from vllm_rollout.load.itl_histogram import ItlSummary
 from vllm_rollout.model.evidence import LoadSummary
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
@@ -79,7 +79,7 @@ def test_a_mix_is_summed_up_class_by_class() -> None:
 
 def test_what_the_generator_did_is_summed_up() -> None:
     result = answered([0.1] * 100)
-    gaps = GapSummary(count=9, p50_seconds=0.01, p95_seconds=0.02, p99_seconds=0.03)
+    gaps = ItlSummary(count=9, p50_seconds=0.01, p95_seconds=0.02, p99_seconds=0.03)
     summary = summarize_load(
         replace(result, generator_cpu=0.4, gaps=gaps), stopped="why", requests_file="r.jsonl"
     )

@@ -17,9 +17,9 @@ from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.observe.prometheus_window import LiveCounts, nothing_known
 from vllm_rollout.report.terminal import (
     gates_table,
+    observation_line,
     progress_line,
     progress_lines,
-    sight_line,
     verdict_line,
 )
 
@@ -69,20 +69,20 @@ def test_the_table_shows_every_gate_also_those_that_never_ran(
 def test_a_watch_that_sees_nothing_says_so() -> None:
     """Absence of data is shown, never left out."""
     watching = timedelta(minutes=10)
-    assert sight_line(5, watching, None) == "5s of 10m: cannot observe"
+    assert observation_line(5, watching, None) == "5s of 10m: cannot observe"
     dead = Seen(ProbeSample(total=10, failures=10, latencies_seconds=(), healthy=False), None)
-    assert sight_line(65, watching, dead) == (
+    assert observation_line(65, watching, dead) == (
         "1m5s of 10m: 0 of 10 probes answered, health check failed, replicas unknown"
     )
     ready = Replica(name="a", phase="Running", ready=True, restarts=0)
     well = Seen(
         ProbeSample(total=2, failures=0, latencies_seconds=(0.1, 0.3), healthy=True), [ready]
     )
-    assert sight_line(0, watching, well) == (
+    assert observation_line(0, watching, well) == (
         "0s of 10m: 2 of 2 probes answered, healthy, slowest 0.3 s, 1 of 1 replicas ready"
     )
     blind = replace(well, live=nothing_known("it is down"))
-    assert sight_line(0, watching, blind).endswith(
+    assert observation_line(0, watching, blind).endswith(
         ", Prometheus: not known (Prometheus: it is down)"
     )
 

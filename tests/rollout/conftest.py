@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from support.crashing import Wrapped
-from support.scripted_observer import scripted_looks
+from support.scripted_observer import scripted_observer
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
 
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Canary, Deployment
-from vllm_rollout.rollout.observer import Looks
+from vllm_rollout.rollout.observer import DeploymentObserver
 
 
 @pytest.fixture
@@ -31,16 +31,16 @@ def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         world.pass_development(build)
         return world
 
-    def see(looks: Looks, deployment: Deployment) -> Sight:
+    def see(looks: DeploymentObserver, deployment: Deployment) -> Observation:
         inner: Any = looks.settings.platform
         while isinstance(inner, Wrapped):
             inner = inner._inner
         world = worlds[id(inner)]
         of_canary = isinstance(deployment, Canary) and world.canary_probes
         probes = (of_canary or world.probes)(world.clock.seconds)
-        return Sight(probes=probes, replicas=world.platform.replicas(deployment))
+        return Observation(probes=probes, replicas=world.platform.replicas(deployment))
 
-    with scripted_looks(see):
+    with scripted_observer(see):
         yield new_world
 
 

@@ -9,7 +9,7 @@ from support.world import MODEL
 
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.platform.base import ConflictError, Entry
-from vllm_rollout.rollout.audit_log import Decision, DecisionKind, Decisions
+from vllm_rollout.rollout.audit_log import AuditLog, Decision, DecisionKind
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def store() -> MemoryStore:
 
 
 def add(store: MemoryStore, why: str = "it passed", evidence: str = "") -> Decision:
-    return Decisions(store).append(
+    return AuditLog(store).append(
         DecisionKind.PROMOTION,
         model=MODEL,
         environment="production",
@@ -31,7 +31,7 @@ def add(store: MemoryStore, why: str = "it passed", evidence: str = "") -> Decis
 
 def test_entries_follow_one_another(store: MemoryStore) -> None:
     added = [add(store, why) for why in "abc"]
-    decisions = Decisions(store)
+    decisions = AuditLog(store)
 
     assert decisions.of(MODEL) == added
     assert [d.number for d in added] == [1, 2, 3]
@@ -54,12 +54,12 @@ def test_a_writer_that_is_killed_between_its_writes_breaks_nothing(store: Memory
     with pytest.raises(SystemExit):
         add(store, "b")
     store.write = write  # type: ignore[method-assign]
-    assert [d.why for d in Decisions(store).of(MODEL)] == ["a", "b"]
-    assert Decisions(store).verify(MODEL) == []
+    assert [d.why for d in AuditLog(store).of(MODEL)] == ["a", "b"]
+    assert AuditLog(store).verify(MODEL) == []
 
     add(store, "c")
-    assert [d.why for d in Decisions(store).of(MODEL)] == ["a", "b", "c"]
-    assert Decisions(store).verify(MODEL) == []
+    assert [d.why for d in AuditLog(store).of(MODEL)] == ["a", "b", "c"]
+    assert AuditLog(store).verify(MODEL) == []
 
 
 def test_of_two_writers_at_once_both_are_in_the_chain(store: MemoryStore) -> None:
@@ -74,8 +74,8 @@ def test_of_two_writers_at_once_both_are_in_the_chain(store: MemoryStore) -> Non
 
     store.write = late  # type: ignore[method-assign]
     add(store, "this one")
-    assert [d.why for d in Decisions(store).of(MODEL)] == ["the other", "this one"]
-    assert Decisions(store).verify(MODEL) == []
+    assert [d.why for d in AuditLog(store).of(MODEL)] == ["the other", "this one"]
+    assert AuditLog(store).verify(MODEL) == []
 
 
 def forge(store: MemoryStore, number: int, **changes: str) -> None:
@@ -118,7 +118,7 @@ def test_what_was_done_to_the_chain_is_named(
     add(store, "d", evidence="sha256:1")
     tamper(store)
 
-    assert any(said in line for line in Decisions(store).verify(MODEL))
+    assert any(said in line for line in AuditLog(store).verify(MODEL))
 
 
 def test_nothing_is_added_behind_what_does_not_follow(store: MemoryStore) -> None:

@@ -17,10 +17,10 @@ from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
+from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 
 def promoted(world: World) -> None:
@@ -106,7 +106,7 @@ def second(world: World) -> str:
 def run(world: World, scenario: str, context: Context) -> Evidence:
     if scenario == "by hand":
         context.source = PRODUCTION
-        return roll_back_by_hand(context, to=1, reason="customers complain")
+        return manual_rollback(context, to=1, reason="customers complain")
     return gate_and_promote(context)
 
 
@@ -124,7 +124,7 @@ def at_rest(world: World) -> None:
     assert entry is None or not entry.unfinished
     history = world.platform.history(PRODUCTION)
     assert RevisionStatus.PENDING not in [revision.status for revision in history]
-    assert Decisions(world.platform.store).verify(MODEL) == []
+    assert AuditLog(world.platform.store).verify(MODEL) == []
     assert world.platform.store.leases == {}
     assert world.platform.weights(PRODUCTION) == ALL_STABLE
     assert world.platform.history(PRODUCTION.canary) == []

@@ -15,11 +15,11 @@ from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.rollout import preconditions as conditions
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Phase
 from vllm_rollout.rollout.lease import hold
-from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
+from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 
 def test_a_passing_build_reaches_production_step_by_step(world: World) -> None:
@@ -117,10 +117,10 @@ def test_every_decision_is_in_the_chain_with_its_evidence(world: World) -> None:
     promoted = gate_and_promote(world.context())
     gate_and_promote(world.context())  # nothing to do, nothing decided
     by_hand = replace(world.context(), source=PRODUCTION)
-    roll_back_by_hand(by_hand, to=None, reason="customers complain")
+    manual_rollback(by_hand, to=None, reason="customers complain")
 
     assert kinds(world) == ["refusal", "promotion", "promoted", "rollback", "rolled-back"]
-    decisions = Decisions(world.platform.store).of(MODEL)
+    decisions = AuditLog(world.platform.store).of(MODEL)
     assert decisions[0].evidence == refused.digest
     assert decisions[2].evidence == promoted.digest
     assert decisions[1].build == decisions[2].build == builds(world)[1]

@@ -10,7 +10,7 @@ from support.simulated import FakeClock, MemoryStore
 from vllm_rollout.platform.base import ConflictError, Lease
 from vllm_rollout.platform.local.database import Database
 from vllm_rollout.platform.local.store import SqliteStore
-from vllm_rollout.rollout.lease import TTL, Held, LeaseLostError, hold
+from vllm_rollout.rollout.lease import TTL, HeldLease, LeaseLostError, hold
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_who_asks_in_a_transaction_and_who_renews_meanwhile_do_not_wait_for_each
 ) -> None:
     database = Database(tmp_path / "state.db")
     store = SqliteStore(database)
-    held = Held(store, "m", clock=clock, ttl=TTL)
+    held = HeldLease(store, "m", clock=clock, ttl=TTL)
     held.take()
     renewing, in_transaction = threading.Event(), threading.Event()
     renew = store.renew

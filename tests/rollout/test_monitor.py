@@ -15,7 +15,7 @@ from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal, Phase
-from vllm_rollout.rollout.monitor import StandingWatch, StoppableClock
+from vllm_rollout.rollout.monitor import Monitor, StoppableClock
 from vllm_rollout.rollout.soak_samples import soak_of
 
 HOUR = 3600.0
@@ -36,7 +36,7 @@ class Standing:
         self.told: list[tuple[str, str]] = []
         self.meanwhile: Callable[[], None] = lambda: None
         self.at: dict[float, Callable[[], None]] = {}
-        self.watch = StandingWatch(
+        self.watch = Monitor(
             new_context=self._context,
             on_end=lambda evidence, _context: self.ends.append(evidence),
             clock=StoppableClock(

@@ -15,7 +15,7 @@ from vllm_rollout.model.evidence import Evidence, from_json
 from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import Soak
-from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.emergency import Emergency
 from vllm_rollout.rollout.engine import gate_and_promote
@@ -95,7 +95,7 @@ def test_an_emergency_passes_over_time_and_people_and_is_recorded(world: World) 
     over = " | ".join(evidence.override.passed_over)
     for what in ("development", "soak", "windows", "on call", "signed off"):
         assert what in over
-    chain = Decisions(world.platform.store).of(MODEL)
+    chain = AuditLog(world.platform.store).of(MODEL)
     (entry,) = [d for d in chain if d.kind is DecisionKind.OVERRIDE]
     assert entry.who == "Ada (as ada)"
     assert "security fix; passed over: " in entry.why
@@ -152,7 +152,7 @@ def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: Wo
     assert ran == ["staging", "production"]  # staging was loaded once, for the evidence
     assert promoted.runs[0] == pending.runs[0]
     assert any("signed off by Grace of QA" in step.detail for step in promoted.steps)
-    chain = Decisions(world.platform.store)
+    chain = AuditLog(world.platform.store)
     (entry,) = [d for d in chain.of(MODEL) if d.kind is DecisionKind.SIGN_OFF]
     assert (entry.who, entry.evidence) == ("Grace of QA (as grace)", pending.digest)
 

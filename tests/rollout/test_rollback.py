@@ -11,7 +11,7 @@ from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.gate_runner import GatesCrashedError
 from vllm_rollout.rollout.journal import Phase
-from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
+from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 
 def test_a_build_that_was_rolled_back_is_never_what_a_rollback_returns_to(world: World) -> None:
@@ -176,7 +176,7 @@ def test_rollback_by_hand_returns_to_the_build_before(world: World) -> None:
     gate_and_promote(world.context())
     context = replace(world.context(), source=PRODUCTION)
 
-    evidence = roll_back_by_hand(context, to=None, reason="customers complain")
+    evidence = manual_rollback(context, to=None, reason="customers complain")
 
     assert evidence.exit_code == ExitCode.OK
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)

@@ -29,10 +29,10 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal
-from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
+from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 CAPACITY = 4
 MOMENTS = st.tuples(st.integers(0, 60), st.sampled_from(["before", "after"]))
@@ -150,10 +150,10 @@ class Rollouts(RuleBasedStateMachine):
         self.explained(said[0] if said and frozen else first)
 
     @rule()
-    def roll_back_by_hand(self) -> None:
+    def manual_rollback(self) -> None:
         context = self.world.context()
         context.source = PRODUCTION
-        evidence = roll_back_by_hand(context, to=None, reason="customers complain")
+        evidence = manual_rollback(context, to=None, reason="customers complain")
         self.explained(evidence)
 
     @rule()
@@ -198,7 +198,7 @@ class Rollouts(RuleBasedStateMachine):
 
     @invariant()
     def the_decisions_are_whole(self) -> None:
-        assert Decisions(self.world.platform.store).verify(MODEL) == []
+        assert AuditLog(self.world.platform.store).verify(MODEL) == []
 
 
 class RolloutsByTraffic(Rollouts):

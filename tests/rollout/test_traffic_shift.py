@@ -13,7 +13,7 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
+from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_production_gates_that_fail_bring_the_old_build_back_after_the_canary_is
     if by_hand:
         gate_and_promote(world.context())
         context = replace(world.context(), source=PRODUCTION)
-        assert roll_back_by_hand(context, to=None, reason="slow").exit_code == ExitCode.OK
+        assert manual_rollback(context, to=None, reason="slow").exit_code == ExitCode.OK
     else:
         world.gates.outcomes["production"] = Outcome.FAIL
         assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
@@ -189,7 +189,7 @@ def test_a_rollback_by_hand_of_a_ramp_that_stopped_half_way_takes_the_traffic_ba
     gate_and_promote(world.context())
 
     context = replace(world.context(), source=PRODUCTION)
-    evidence = roll_back_by_hand(context, to=None, reason="enough")
+    evidence = manual_rollback(context, to=None, reason="enough")
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert as_before(world)

@@ -23,14 +23,14 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Target
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import GateRun
-from vllm_rollout.platform.base import WayTrouble
+from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.gate_runner import GateRunner
 from vllm_rollout.rollout.journal import JournalEntry
-from vllm_rollout.rollout.manual_rollback import roll_back_by_hand, roll_back_watched
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.manual_rollback import manual_rollback, watch_rollback
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.rollout.verification import VERIFY_GATES, CannotVerifyError, verify
 from vllm_rollout.settings import Settings, load_settings
 
@@ -62,7 +62,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             made = platform.apply(
                 PRODUCTION, target, description=revision, timeout=timedelta(minutes=1)
             )
-            Ledger(platform.store).passed(PRODUCTION, made, "sha256:" + "0" * 64)
+            PassedRevisions(platform.store).passed(PRODUCTION, made, "sha256:" + "0" * 64)
         yield settings
     finally:
         platform.stop_all()
@@ -129,7 +129,7 @@ def test_a_rollback_is_verified_where_no_report_can_be_written(
             reason="a test",
             reporter=reporter,
         )
-        evidence = roll_back_by_hand(context, to=1, reason="customers complain")
+        evidence = manual_rollback(context, to=1, reason="customers complain")
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert any("has revision 1 again, verified" in step.title for step in evidence.steps)
@@ -204,10 +204,10 @@ def test_errors_of_the_path_are_not_held_against_the_deployment(
 ) -> None:
     counted = count()
 
-    def way_trouble(_deployment: object) -> WayTrouble:
-        return WayTrouble(count=next(counted), what="503", address="the API server")
+    def path_errors(_deployment: object) -> PathErrors:
+        return PathErrors(count=next(counted), what="503", address="the API server")
 
-    monkeypatch.setattr(world.platform, "way_trouble", way_trouble)
+    monkeypatch.setattr(world.platform, "path_errors", path_errors)
 
     run = verify(settings(trickling), PRODUCTION, FakeClock())
 
@@ -301,7 +301,7 @@ def test_by_hand_it_is_not_called_verified(unverified: World) -> None:
     unverified.platform.deploy(PRODUCTION, {"version": 3}, replicas=4)
     context = replace(unverified.context(), source=PRODUCTION)
 
-    evidence = roll_back_by_hand(context, to=1, reason="customers complain")
+    evidence = manual_rollback(context, to=1, reason="customers complain")
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "not verified" in evidence.conclusion
@@ -327,7 +327,7 @@ def test_a_watch_over_it_goes_on_and_calls_for_a_person(unverified: World) -> No
     revision = unverified.platform.history(PRODUCTION)[-1].number
 
     context = replace(unverified.context(), source=PRODUCTION)
-    evidence = roll_back_watched(context, reason="an outage", revision=revision)
+    evidence = watch_rollback(context, reason="an outage", revision=revision)
 
     assert evidence.exit_code == ExitCode.NEEDS_PERSON
     assert "it was brought back itself" in evidence.conclusion

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from support.prometheus import running_prometheus, until
 
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
@@ -50,9 +50,9 @@ def watch(probed: str, prometheus: str, meanwhile: Callable[[], None], said: lis
         live_metrics(policy, PRODUCTION) as live,
     ):
 
-        def look() -> Sight:
+        def look() -> Observation:
             meanwhile()
-            return Sight(
+            return Observation(
                 probes=probe(client, count=10, timeout_seconds=10),
                 replicas=[Replica(name="r", phase="Running", ready=True, restarts=0)],
                 live=live.newest(),

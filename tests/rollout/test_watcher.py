@@ -8,7 +8,7 @@ import pytest
 from support.simulated import FakeClock
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
 from vllm_rollout.observe.probe import ProbeSample
@@ -28,20 +28,20 @@ def sight(
     replicas: list[Replica] | None = [GOOD],  # noqa: B006 - read only
     total: int = 10,
     live: LiveCounts | None = None,
-    way_trouble: str = "",
-) -> Sight:
+    path_errors: str = "",
+) -> Observation:
     probes = ProbeSample(
         total=total,
         failures=failures,
         latencies_seconds=(seconds,) * (total - failures),
         healthy=healthy,
-        way_trouble=way_trouble,
+        path_errors=path_errors,
     )
-    return Sight(probes=probes, replicas=replicas, live=live)
+    return Observation(probes=probes, replicas=replicas, live=live)
 
 
 def watch(
-    look: Callable[[float], Sight],
+    look: Callable[[float], Observation],
     *,
     minutes: float = 30,
     after_promotion: bool = False,
@@ -77,7 +77,7 @@ def watch(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_each_trigger_fires_when_its_condition_lasts(
-    bad: Sight, name: str, at_least: float, at_most: float
+    bad: Observation, name: str, at_least: float, at_most: float
 ) -> None:
     end = watch(lambda _at: bad)
 
@@ -97,7 +97,7 @@ def test_each_trigger_fires_when_its_condition_lasts(
     ids=["well", "short error bursts", "short slow spells", "three health failures", "one crashes"],
 )
 def test_what_does_not_last_or_is_not_everything_fires_nothing(
-    look: Callable[[float], Sight],
+    look: Callable[[float], Observation],
 ) -> None:
     assert watch(look).fired == ""
 
@@ -128,7 +128,7 @@ def test_what_the_platform_does_not_say_is_named_as_not_observed() -> None:
     assert end.unobservable == ("crash loop",)
 
 
-CUT = sight(total=0, healthy=False, replicas=None, way_trouble="the API server is away")
+CUT = sight(total=0, healthy=False, replicas=None, path_errors="the API server is away")
 
 
 def test_what_the_way_there_suffered_is_a_gap_and_no_outage() -> None:
@@ -144,7 +144,7 @@ def test_what_the_way_there_suffered_is_a_gap_and_no_outage() -> None:
 
 
 def test_an_slo_whose_time_was_not_seen_is_named_though_all_is_seen_later() -> None:
-    blind = sight(total=0, way_trouble="the API server is away")
+    blind = sight(total=0, path_errors="the API server is away")
     end = watch(lambda at: blind if at <= 310 else sight(), after_promotion=True)
     seen = watch(lambda at: blind if at <= 290 else sight(), after_promotion=True)
 
@@ -229,7 +229,7 @@ def test_what_prometheus_does_not_know_is_named_and_neither_health_nor_a_rollbac
 def test_a_gap_ends_when_prometheus_answers_again_and_what_it_shows_then_counts() -> None:
     told: list[str] = []
 
-    def look(at: float) -> Sight:
+    def look(at: float) -> Observation:
         return sight(live=nothing_known("down") if 300 < at < 700 else counted())
 
     end = watch(look, prometheus=PROMETHEUS, told=told)
@@ -238,14 +238,14 @@ def test_a_gap_ends_when_prometheus_answers_again_and_what_it_shows_then_counts(
     assert first.startswith("425: ")
     assert second == "700: seen"
 
-    def breaks(at: float) -> Sight:
+    def breaks(at: float) -> Observation:
         return sight(live=nothing_known("down") if at < 700 else counted(failures=100))
 
     assert watch(breaks, prometheus=PROMETHEUS).observed_seconds > 1000
 
 
 def test_an_error_spike_that_only_users_meet_rolls_back_soon_after_promotion() -> None:
-    def look(at: float) -> Sight:
+    def look(at: float) -> Observation:
         return sight(live=counted(failures=80 if 400 < at < 500 else 0))
 
     end = watch(look, prometheus=PROMETHEUS, after_promotion=True, since=counted())

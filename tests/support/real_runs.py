@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.crashing import Calls, When, Wrapped
-from support.scripted_observer import scripted_looks
+from support.scripted_observer import scripted_observer
 from support.world import STAGING, ListReporter, ScriptedGates, healthy
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal
-from vllm_rollout.rollout.observer import Looks
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.observer import DeploymentObserver
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.settings import Settings
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class Runs:
         platform: Any = Wrapped(real, calls)
         development = Deployment(self.target.model, "development", self.target.namespace)
         with suppress(ConflictError):  # a run beside this one notes the same
-            Ledger(real.store).passed(development, real.gated, "sha256:of-an-earlier-run")
+            PassedRevisions(real.store).passed(development, real.gated, "sha256:of-an-earlier-run")
         overrides = POLICY | {"deploy_timeout": self.deploy_timeout}
         policy = load_policy(None, overrides=overrides | (BY_TRAFFIC if self.by_traffic else {}))
         clock = SystemClock()
@@ -270,13 +270,13 @@ class Runs:
             verifier=gates.verify,
             folder=self.folder,
             journal=Journal(platform.store, self.target.model),
-            ledger=Ledger(platform.store),
-            decisions=Decisions(platform.store),
+            ledger=PassedRevisions(platform.store),
+            decisions=AuditLog(platform.store),
             who="ada",
             reason="a test",
             lease_ttl=TTL,
         )
-        with scripted_looks(_all_well):
+        with scripted_observer(_all_well):
             evidence = gate_and_promote(context)
         steps = [f"{step.title} {step.detail}".rstrip() for step in evidence.steps]
         (self.folder / f"said-{os.getpid()}").write_text("\n".join([*steps, evidence.conclusion]))
@@ -284,6 +284,6 @@ class Runs:
         return evidence.exit_code or 0
 
 
-def _all_well(looks: Looks, deployment: Deployment) -> Sight:
+def _all_well(looks: DeploymentObserver, deployment: Deployment) -> Observation:
     replicas = looks.settings.require_platform().replicas(deployment)
-    return Sight(probes=healthy(0.0), replicas=replicas)
+    return Observation(probes=healthy(0.0), replicas=replicas)

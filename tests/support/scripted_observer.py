@@ -4,22 +4,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.rollout.observer import Looks
+from vllm_rollout.rollout.observer import DeploymentObserver
 
 
 @contextmanager
-def scripted_looks(see: Callable[[Looks, Deployment], Sight]) -> Iterator[None]:
+def scripted_observer(
+    see: Callable[[DeploymentObserver, Deployment], Observation],
+) -> Iterator[None]:
     """Each look, by the address or at the release's own replicas, is what `see` says then."""
 
     @contextmanager
-    def looks(self: Looks, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
+    def looks(
+        self: DeploymentObserver, deployment: Deployment
+    ) -> Iterator[Callable[[], Observation]]:
         yield lambda: see(self, deployment)
 
     with (
-        patch.object(Looks, "at", looks),
-        patch.object(Looks, "at_own", looks),
-        patch.object(Looks, "reach", lambda *_: None),
+        patch.object(DeploymentObserver, "at", looks),
+        patch.object(DeploymentObserver, "probe_pods", looks),
+        patch.object(DeploymentObserver, "reach", lambda *_: None),
     ):
         yield

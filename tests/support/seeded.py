@@ -16,12 +16,12 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.settings import Settings
 
 
@@ -49,7 +49,7 @@ def passed(
 ) -> Revision:
     """The same, of a build that has passed its gates there."""
     revision = deployed(platform, policy, deployment, values)
-    Ledger(platform.store).passed(deployment, revision, "sha256:" + "0" * 64)
+    PassedRevisions(platform.store).passed(deployment, revision, "sha256:" + "0" * 64)
     return revision
 
 
@@ -76,8 +76,8 @@ def staged(settings: Settings, model: str, values: Mapping[str, Any], folder: Pa
             runner=gates,  # type: ignore[arg-type]
             folder=folder,
             journal=Journal(platform.store, model),
-            ledger=Ledger(platform.store),
-            decisions=Decisions(platform.store),
+            ledger=PassedRevisions(platform.store),
+            decisions=AuditLog(platform.store),
             who="ada",
             reason="a test",
         )

@@ -27,8 +27,8 @@ from vllm_rollout.platform.base import (
     Lease,
     LeaseHeldError,
     NotReadyError,
+    PathErrors,
     Route,
-    WayTrouble,
     Weights,
     WeightsChangedError,
 )
@@ -179,8 +179,8 @@ class SimulatedPlatform:
         """How many replicas of a release are ready."""
         return sum(replica.ready for replica in self.replicas(deployment))
 
-    def way_trouble(self, deployment: Deployment) -> WayTrouble:
-        return WayTrouble()
+    def path_errors(self, deployment: Deployment) -> PathErrors:
+        return PathErrors()
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         return list(self.releases.get(deployment.release, []))

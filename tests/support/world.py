@@ -20,10 +20,10 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateResult, GateRun, Step
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import Policy, load_policy
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import Journal
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.rollout.verification import VERIFY_GATES
 from vllm_rollout.settings import Settings
 
@@ -160,7 +160,9 @@ class World:
             replicas=1,
             capacity=1,
         )
-        Ledger(self.platform.store).passed(DEVELOPMENT, revision, "sha256:of-an-earlier-run")
+        PassedRevisions(self.platform.store).passed(
+            DEVELOPMENT, revision, "sha256:of-an-earlier-run"
+        )
 
     @contextmanager
     def in_between(self, *, frozen: bool) -> Iterator[None]:
@@ -189,8 +191,8 @@ class World:
             verifier=self.gates.verify,
             folder=self.tmp_path,
             journal=Journal(where.store, MODEL),
-            ledger=Ledger(where.store),
-            decisions=Decisions(where.store),
+            ledger=PassedRevisions(where.store),
+            decisions=AuditLog(where.store),
             who="ada",
             reason="a test",
         )
@@ -233,6 +235,6 @@ def builds(world: World) -> tuple[str, str]:
 
 
 def kinds(world: World) -> list[str]:
-    decisions = Decisions(world.platform.store)
+    decisions = AuditLog(world.platform.store)
     assert decisions.verify(MODEL) == []
     return [str(decision.kind) for decision in decisions.of(MODEL)]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vllm_rollout import __version__
 from vllm_rollout.capacity.judge import conclude
-from vllm_rollout.capacity.model import Ask, Capacity, Ending, Goal, Probe
+from vllm_rollout.capacity.model import Capacity, NextProbe, Probe, SearchConfig, StopReason
 from vllm_rollout.capacity.probing import send_probe
 from vllm_rollout.capacity.question import expected_rate, goal_of, late_after, slos_of, steady
 from vllm_rollout.capacity.record import keep_capacity
@@ -124,7 +124,7 @@ def capacity_command(
         most_probes=probes,
     )
     console = Console(stderr=True) if as_json_text else options.console
-    report = _Run(settings, policy, deployment, goal, console).conduct()
+    report = _Run(settings, policy, deployment, goal, console).run_under_lease()
     page = write_capacity(report, settings.report_dir / model / report.run_id)
     if as_json_text:
         typer.echo(json.dumps(as_json(report), indent=1))
@@ -142,11 +142,11 @@ class _Run:
     settings: Settings
     policy: Policy
     deployment: Deployment
-    goal: Goal
+    goal: SearchConfig
     console: Console
     probes: list[Probe] = field(default_factory=list)
 
-    def conduct(self) -> CapacityReport:
+    def run_under_lease(self) -> CapacityReport:
         """Search, and keep what was found where the load gate looks for it.
 
         Raises:
@@ -162,7 +162,7 @@ class _Run:
             settling = self._settling(client)
             trouble = settling.begin()
             if trouble:
-                capacity = conclude(self.goal, (), Ending.UNMEASURED, trouble)
+                capacity = conclude(self.goal, (), StopReason.UNMEASURED, trouble)
             else:
                 capacity = self._search(plan, pods, slos, settling, before)
             finished = datetime.now(UTC)
@@ -173,7 +173,7 @@ class _Run:
             expected_per_second=expected,
             requests=sum(probe.requests for probe in self.probes),
         )
-        interrupted = capacity.ending is Ending.INTERRUPTED
+        interrupted = capacity.ending is StopReason.INTERRUPTED
         return CapacityReport(
             run_id=new_run_id(started),
             suite_version=__version__,
@@ -205,12 +205,12 @@ class _Run:
         late_after_seconds = late_after(self.policy, self.deployment.environment, slos)
         with LiveReporter(self.console) as live, tempfile.TemporaryDirectory() as folder:
 
-            def send(ask: Ask) -> Probe:
+            def send(ask: NextProbe) -> Probe:
                 number = len(self.probes) + 1
                 work_dir = Path(folder) / str(number)
                 work_dir.mkdir()
                 what = f"load {number}, {ask.aim} {format_value(ask.per_second, '1/s')}"
-                before = self.settings.way_trouble(self.deployment)
+                before = self.settings.path_errors(self.deployment)
                 probe = send_probe(
                     replace(plan, seed=plan.seed + number),
                     ask,
@@ -225,7 +225,7 @@ class _Run:
                         f"{what}: {progress_line(seen, confidence=self.policy.confidence)}"
                     ),
                 )
-                trouble = self.settings.way_trouble(self.deployment).since(before)
+                trouble = self.settings.path_errors(self.deployment).since(before)
                 return probe.unless(str(trouble)) if trouble and probe.failures else probe
 
             steps = Steps(

@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from vllm_rollout.capacity.model import (
     KEPT_FOR_PROOFS,
     UNSETTLED,
-    Aim,
-    Ask,
     Capacity,
-    Ending,
-    Goal,
+    NextProbe,
     Probe,
+    Purpose,
+    SearchConfig,
+    StopReason,
 )
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome
@@ -42,41 +42,43 @@ _MOST_UNPROVED = 4
 """Where so many rates held and could not be proved, a lower one would not be either."""
 
 
-def next_step(goal: Goal, probes: Sequence[Probe]) -> Ask | Capacity:
+def next_step(goal: SearchConfig, probes: Sequence[Probe]) -> NextProbe | Capacity:
     """What follows from the probes so far: the next one, or the end."""
     if probes and probes[-1].unmeasured:
-        return conclude(goal, probes, Ending.UNMEASURED, probes[-1].unmeasured)
+        return conclude(goal, probes, StopReason.UNMEASURED, probes[-1].unmeasured)
     seen = _Seen(goal, probes)
     if seen.proved >= seen.refuted:
         return conclude(
             goal,
             probes,
-            Ending.UNSTEADY,
+            StopReason.UNSTEADY,
             f"it did not hold at {seen.refuted:.4g}/s and did at {seen.proved:.4g}/s",
         )
     if len(probes) >= goal.most_probes:
-        return conclude(goal, probes, Ending.PROBES)
+        return conclude(goal, probes, StopReason.PROBES)
     left = goal.most_probes - len(probes)
     rate = seen.explored()
     if rate is not None and (left > KEPT_FOR_PROOFS or not seen.good):
         return _explore(goal, rate, seen.good)
     target = seen.to_prove()
     if target is not None:
-        proof = _prove(goal, probes, target, Aim.PROVE)
+        proof = _prove(goal, probes, target, Purpose.PROVE)
         if seen.hopeless or (short := _too_short(goal, proof)):
-            return conclude(goal, probes, Ending.UNPROVED, "" if seen.hopeless else short)
+            return conclude(goal, probes, StopReason.UNPROVED, "" if seen.hopeless else short)
         return proof
     if seen.good >= goal.max_per_second:
-        return conclude(goal, probes, Ending.AT_LEAST)
+        return conclude(goal, probes, StopReason.AT_LEAST)
     if seen.limited:
-        return conclude(goal, probes, Ending.GENERATOR, seen.limited)
+        return conclude(goal, probes, StopReason.GENERATOR, seen.limited)
     target = seen.to_refute()
     if target is not None:
-        return _prove(goal, probes, target, Aim.REFUTE)
-    return conclude(goal, probes, Ending.FOUND if seen.good else Ending.BELOW)
+        return _prove(goal, probes, target, Purpose.REFUTE)
+    return conclude(goal, probes, StopReason.FOUND if seen.good else StopReason.BELOW)
 
 
-def conclude(goal: Goal, probes: Sequence[Probe], ending: Ending, detail: str = "") -> Capacity:
+def conclude(
+    goal: SearchConfig, probes: Sequence[Probe], ending: StopReason, detail: str = ""
+) -> Capacity:
     """The interval that the probes so far give, however the search ended."""
     seen = _Seen(goal, probes)
     lower = max(
@@ -88,7 +90,7 @@ def conclude(goal: Goal, probes: Sequence[Probe], ending: Ending, detail: str = 
         default=0.0,
     )
     upper = seen.refuted
-    if ending is Ending.UNSTEADY:
+    if ending is StopReason.UNSTEADY:
         lower, upper = min(lower, upper), max(seen.proved, upper)
     estimate = None
     if lower > 0 and upper < math.inf:
@@ -111,7 +113,7 @@ class _Seen:
     Of several probes at one rate the one that decided counts, else the latest.
     """
 
-    def __init__(self, goal: Goal, probes: Sequence[Probe]) -> None:
+    def __init__(self, goal: SearchConfig, probes: Sequence[Probe]) -> None:
         self._goal = goal
         self.limited = next((p.generator_limited for p in probes if p.generator_limited), "")
         self._ceiling = min(
@@ -135,17 +137,17 @@ class _Seen:
         )
         self._told = told
         self._unproved = [
-            p.per_second for p in told if p.aim is Aim.PROVE and p.outcome is not Outcome.PASS
+            p.per_second for p in told if p.aim is Purpose.PROVE and p.outcome is not Outcome.PASS
         ]
         self._unrefuted = [
-            p.per_second for p in told if p.aim is Aim.REFUTE and p.outcome is not Outcome.FAIL
+            p.per_second for p in told if p.aim is Purpose.REFUTE and p.outcome is not Outcome.FAIL
         ]
 
     @property
     def hopeless(self) -> bool:
         """Whether too many attempts to prove a rate were undecided."""
         undecided = [
-            p for p in self._told if p.aim is Aim.PROVE and p.outcome is Outcome.INCONCLUSIVE
+            p for p in self._told if p.aim is Purpose.PROVE and p.outcome is Outcome.INCONCLUSIVE
         ]
         return not self.proved and len(undecided) >= _MOST_UNPROVED
 
@@ -193,7 +195,7 @@ class _Seen:
         return math.pow(1 + self._goal.precision, max(1, len(missed) - 1))
 
 
-def _explore(goal: Goal, per_second: float, good: float) -> Ask:
+def _explore(goal: SearchConfig, per_second: float, good: float) -> NextProbe:
     """A probe long enough to show an excess as large as the step from a rate that holds."""
     step = per_second / good if good else _STEP_UP
     shows = goal.limit_seconds / (step - 1) if step > 1 else 0.0
@@ -202,9 +204,9 @@ def _explore(goal: Goal, per_second: float, good: float) -> Ask:
         min(shows, goal.proved_after_seconds),
         min(goal.slos.fewest_requests / per_second, goal.proof_seconds),
     )
-    return Ask(
+    return NextProbe(
         per_second=per_second,
-        aim=Aim.EXPLORE,
+        aim=Purpose.EXPLORE,
         least_seconds=seconds,
         most_seconds=seconds,
         pass_risk=None,
@@ -212,18 +214,20 @@ def _explore(goal: Goal, per_second: float, good: float) -> Ask:
     )
 
 
-def _prove(goal: Goal, probes: Sequence[Probe], per_second: float, aim: Aim) -> Ask:
-    return Ask(
+def _prove(
+    goal: SearchConfig, probes: Sequence[Probe], per_second: float, aim: Purpose
+) -> NextProbe:
+    return NextProbe(
         per_second=per_second,
         aim=aim,
         least_seconds=goal.proved_after_seconds,
         most_seconds=goal.proof_seconds,
-        pass_risk=goal.pass_risk(sum(probe.aim is not Aim.EXPLORE for probe in probes)),
+        pass_risk=goal.pass_risk(sum(probe.aim is not Purpose.EXPLORE for probe in probes)),
         fail_risk=goal.fail_risk,
     )
 
 
-def _too_short(goal: Goal, proof: Ask) -> str:
+def _too_short(goal: SearchConfig, proof: NextProbe) -> str:
     """Why no load at the rate can prove it, or ""."""
     if proof.pass_risk is None:
         return ""

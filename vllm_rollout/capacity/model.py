@@ -13,7 +13,7 @@ UNSETTLED = 2.0
 """Times limit / duration, by which a rate that held may be above the capacity."""
 
 
-class Ending(StrEnum):
+class StopReason(StrEnum):
     """Why a search ended."""
 
     FOUND = "found"
@@ -41,7 +41,7 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
+class SearchConfig:
     """What is searched. Rates are per second, `precision` and `confidence` fractions.
 
     `limit_seconds` is the time beyond which a request is late by the `slos`, or given up;
@@ -100,7 +100,7 @@ class Goal:
         return min(self.proof_seconds, UNSETTLED * self.limit_seconds / (self.precision / 2))
 
 
-class Aim(StrEnum):
+class Purpose(StrEnum):
     """What a probe is for."""
 
     EXPLORE = "explore"
@@ -112,11 +112,11 @@ class Aim(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class NextProbe:
     """The next probe. It lasts at most `most_seconds`; a pass takes `least_seconds`."""
 
     per_second: float
-    aim: Aim
+    aim: Purpose
     least_seconds: float
     most_seconds: float
     pass_risk: float | None
@@ -132,7 +132,7 @@ class Probe:
     """
 
     per_second: float
-    aim: Aim
+    aim: Purpose
     outcome: Outcome
     holds: bool
     seconds: float
@@ -169,7 +169,7 @@ class Capacity:
     None where one of the two is missing. `proved` is the rate that held.
     """
 
-    ending: Ending
+    ending: StopReason
     confidence: float
     lower: float
     upper: float

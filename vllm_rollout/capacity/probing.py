@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_rollout.capacity.model import Aim, Ask, Probe
+from vllm_rollout.capacity.model import NextProbe, Probe, Purpose
 from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.saturation import Backlog
@@ -22,7 +22,7 @@ from vllm_rollout.policy import Load
 
 def send_probe(
     plan: LoadPlan,
-    ask: Ask,
+    ask: NextProbe,
     *,
     slos: Slos,
     late_after_seconds: float,
@@ -66,7 +66,7 @@ def send_probe(
 class _Watch:
     """Judges a load that is under way."""
 
-    def __init__(self, ask: Ask, slos: Slos, late_after_seconds: float) -> None:
+    def __init__(self, ask: NextProbe, slos: Slos, late_after_seconds: float) -> None:
         self._ask, self._slos = ask, slos
         self._judge = RateProbe(slos, pass_risk=ask.pass_risk, fail_risk=ask.fail_risk)
         self._backlog = Backlog(limit_seconds=late_after_seconds, risk=ask.fail_risk)
@@ -127,7 +127,7 @@ class _Watch:
 
     def _proved(self, seconds: float) -> bool:
         return (
-            self._ask.aim is not Aim.EXPLORE
+            self._ask.aim is not Purpose.EXPLORE
             and seconds >= self._ask.least_seconds
             and self._judge.passed
         )

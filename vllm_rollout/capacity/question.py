@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from vllm_rollout.capacity.model import Goal
+from vllm_rollout.capacity.model import SearchConfig
 from vllm_rollout.judge.goodput import GoodputLimits
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import canonical_digest
@@ -57,7 +57,7 @@ def goal_of(
     max_per_second: float | None = None,
     precision: float | None = None,
     most_probes: int | None = None,
-) -> Goal:
+) -> SearchConfig:
     """The search of the policy's `capacity` block; what is given goes before it.
 
     Raises:
@@ -69,7 +69,7 @@ def goal_of(
     if start is None:
         start = min(expected_rate(policy, environment), highest)
     try:
-        return Goal(
+        return SearchConfig(
             slos=slos,
             start_per_second=start,
             max_per_second=highest,

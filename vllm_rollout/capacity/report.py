@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rollout.capacity.model import Aim, Capacity, Probe
+from vllm_rollout.capacity.model import Capacity, Probe, Purpose
 from vllm_rollout.capacity.plot import capacity_plot
 from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import Build, Deployment
@@ -122,7 +122,7 @@ def _word(probe: Probe) -> str:
     """The outcome; of an exploring probe that did not fail what it leans to."""
     if probe.unmeasured or probe.generator_limited or probe.outcome is not Outcome.INCONCLUSIVE:
         return probe.outcome.upper()
-    if probe.aim is Aim.EXPLORE:
+    if probe.aim is Purpose.EXPLORE:
         return "HELD" if probe.holds else "DOUBTFUL"
     return "INCONCLUSIVE"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_rollout.capacity.judge import conclude, next_step
-from vllm_rollout.capacity.model import Ask, Capacity, Ending, Goal, Probe
+from vllm_rollout.capacity.model import Capacity, NextProbe, Probe, SearchConfig, StopReason
 from vllm_rollout.model.errors import RolloutError
 
 
@@ -16,13 +16,13 @@ class Steps:
     it is not, or "". `changed` says what has become of the build that is searched, or "".
     """
 
-    send: Callable[[Ask], Probe]
+    send: Callable[[NextProbe], Probe]
     settle: Callable[[], str]
     changed: Callable[[], str]
     on_probe: Callable[[Probe], None]
 
 
-def search(goal: Goal, steps: Steps, probes: list[Probe]) -> Capacity:
+def search(goal: SearchConfig, steps: Steps, probes: list[Probe]) -> Capacity:
     """Search until the judge has seen enough; `probes` grows with each load.
 
     Ctrl-C ends it with what is known by then, and so does whatever keeps it from going on.
@@ -30,18 +30,18 @@ def search(goal: Goal, steps: Steps, probes: list[Probe]) -> Capacity:
     try:
         return _search(goal, steps, probes)
     except RolloutError as error:
-        return conclude(goal, probes, Ending.UNMEASURED, str(error))
+        return conclude(goal, probes, StopReason.UNMEASURED, str(error))
     except KeyboardInterrupt:
-        return conclude(goal, probes, Ending.INTERRUPTED)
+        return conclude(goal, probes, StopReason.INTERRUPTED)
 
 
-def _search(goal: Goal, steps: Steps, probes: list[Probe]) -> Capacity:
+def _search(goal: SearchConfig, steps: Steps, probes: list[Probe]) -> Capacity:
     while not isinstance(step := next_step(goal, probes), Capacity):
         probe = steps.send(step)
         probes.append(probe)
         steps.on_probe(probe)
         if trouble := steps.settle():
-            return conclude(goal, probes, Ending.NOT_RECOVERED, trouble)
+            return conclude(goal, probes, StopReason.NOT_RECOVERED, trouble)
         if change := steps.changed():
-            return conclude(goal, probes, Ending.CHANGED, change)
+            return conclude(goal, probes, StopReason.CHANGED, change)
     return step

@@ -11,7 +11,7 @@ from rich.table import Table
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import Revision
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.rollout.audit_log import Decision, Decisions
+from vllm_rollout.rollout.audit_log import AuditLog, Decision
 
 _REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])
 
@@ -31,7 +31,7 @@ def history_command(
     """
     settings = choice.settings()
     where = settings.require_platform()
-    chain = Decisions(where.store)
+    chain = AuditLog(where.store)
     wrong = chain.verify(settings.deployment(model, environment or settings.policy.order[0]).model)
     decisions = [d for d in chain.of(model) if environment in (None, d.environment)]
     revisions = (

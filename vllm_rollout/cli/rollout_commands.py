@@ -127,7 +127,7 @@ def rollback_command(
     report_dir: options.ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
-    from vllm_rollout.rollout.manual_rollback import roll_back_by_hand
+    from vllm_rollout.rollout.manual_rollback import manual_rollback
 
     settings = choice.settings(report_dir=report_dir)
     target = settings.deployment(model, environment or settings.policy.order[-1])
@@ -138,7 +138,7 @@ def rollback_command(
         gate_options=choice.for_gates(settings),
         own_gates=[],
         reason=reason,
-        work=lambda context: roll_back_by_hand(context, to=to, reason=reason),
+        work=lambda context: manual_rollback(context, to=to, reason=reason),
     )
 
 

@@ -11,13 +11,13 @@ from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
-from vllm_rollout.rollout.audit_log import Decisions
+from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.gate_runner import GateRunner
 from vllm_rollout.rollout.journal import Journal
 from vllm_rollout.rollout.notifier import Notifier
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.rollout.sign_offs import sign_off_command
 from vllm_rollout.rollout.verification import verify
 from vllm_rollout.settings import Settings
@@ -65,8 +65,8 @@ def new_context(
         verifier=lambda deployment: verify(settings, deployment, clock),
         folder=settings.report_dir / target.model / run_id,
         journal=Journal(store, target.model),
-        ledger=Ledger(store),
-        decisions=Decisions(store),
+        ledger=PassedRevisions(store),
+        decisions=AuditLog(store),
         who=who,
         reason=reason,
         notify=messages.tell,

@@ -73,10 +73,10 @@ def _look(settings: Settings, deployment: Deployment) -> SoakState:
         platform.base_url(deployment), model=deployment.model, api_key=settings.api_key
     ) as client:
         seconds = policy.watch.probe_timeout_seconds
-        before = platform.way_trouble(deployment)
+        before = platform.path_errors(deployment)
         probes = probe(client, count=1, timeout_seconds=seconds)
-        trouble = platform.way_trouble(deployment).since(before)
-    if trouble and probes.unless(trouble).way_trouble:
+        trouble = platform.path_errors(deployment).since(before)
+    if trouble and probes.unless(trouble).path_errors:
         raise trouble
     now = SystemClock().now()
     sample = sample_of(now, platform.replicas(deployment), revision.capacity, probes)

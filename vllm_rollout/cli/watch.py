@@ -14,7 +14,7 @@ from vllm_rollout.cli.run_tools import new_context, show_end
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.units import UnitError, parse_duration
 from vllm_rollout.rollout.clock import SystemClock
-from vllm_rollout.rollout.monitor import StandingWatch, StoppableClock
+from vllm_rollout.rollout.monitor import Monitor, StoppableClock
 
 _FOREVER = "forever"
 
@@ -47,7 +47,7 @@ def watch_command(
         raise UsageError(f"--for {for_}: {error}", remedy="Write 24h, or forever.") from error
     stop = threading.Event()
     with LiveReporter(options.console) as reporter, _ended_by_signals(stop):
-        watch = StandingWatch(
+        watch = Monitor(
             new_context=lambda: new_context(
                 settings,
                 source=target,

@@ -23,7 +23,7 @@ from vllm_rollout.model.verdict import Outcome, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spending:
+class AlphaSpending:
     """A verdict's risk, 1 - `confidence`: the part `early` of it is for verdicts before the end.
 
     A fail stops the load for all, so it has to stand among `gates` at once, by `method`.
@@ -67,7 +67,7 @@ class Spending:
         return 1 - (1 - self.confidence) * (1 - self.early)
 
 
-def early_verdict(failing: Verdict, passing: Verdict | None, spending: Spending) -> Verdict:
+def early_verdict(failing: Verdict, passing: Verdict | None, spending: AlphaSpending) -> Verdict:
     """What a watched load shows before its end.
 
     `failing` and `passing` are of two tests of the same requests, of which the one is asked for
@@ -85,7 +85,7 @@ def early_verdict(failing: Verdict, passing: Verdict | None, spending: Spending)
 
 
 def last_verdict(
-    early: Verdict, at_confidence: Callable[[float], Verdict], spending: Spending
+    early: Verdict, at_confidence: Callable[[float], Verdict], spending: AlphaSpending
 ) -> Verdict:
     """What a watched load shows at its end: what was decided `early`, or else the fixed sample.
 
@@ -108,7 +108,7 @@ def stopped_verdict(early: Verdict, why: str) -> Verdict:
     """
     if early.outcome is not Outcome.INCONCLUSIVE:
         return early
-    return early.because(
+    return early.inconclusive_because(
         f"not decided when the load was stopped ({why}): {early.reason}",
         "Mend what failed and run the gates again, or let the load run to its end with "
         "`load.early_stop: off`.",

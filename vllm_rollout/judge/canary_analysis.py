@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.compare import compare_latency, compare_rate
-from vllm_rollout.judge.rollback_triggers import Sight, Triggers
+from vllm_rollout.judge.rollback_triggers import Observation, Triggers
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.model.verdict import worst
 from vllm_rollout.observe.probe import ProbeSample
@@ -37,7 +37,7 @@ class _Answers:
 
 
 @dataclass(slots=True)
-class Sides:
+class CanaryAnalysis:
     """The two sides of one step of a ramp by traffic."""
 
     context: Context
@@ -78,11 +78,11 @@ class Sides:
         fired: list[str] = []
 
         with (
-            context.looks.at_own(target) as baseline,
-            context.looks.at_own(target.canary) as canary,
+            context.looks.probe_pods(target) as baseline,
+            context.looks.probe_pods(target.canary) as canary,
         ):
 
-            def look() -> Sight:
+            def look() -> Observation:
                 beside, seen = baseline(), canary()
                 self._baseline.add(beside.probes)
                 self._canary.add(seen.probes)

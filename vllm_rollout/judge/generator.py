@@ -59,7 +59,7 @@ def generator_verdict(
     )
     if not broken:
         return verdict
-    return verdict.because(
+    return verdict.inconclusive_because(
         f"the generator was the bottleneck: {'; '.join(broken)}",
         _remedy(workers, cpu_seconds_per_request, rate_per_second, cores),
     )

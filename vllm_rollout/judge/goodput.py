@@ -121,12 +121,12 @@ def goodput_verdict(
     )
     if n == 0:
         enough = requests_needed(1 - target, confidence)
-        return unknown.because(
+        return unknown.inconclusive_because(
             "no request was judged",
             f"Check that the load reaches the server; at least {enough:,} requests are needed.",
         )
     if any(np.any(row < 0) for row in times.values()):
-        return unknown.because(
+        return unknown.inconclusive_because(
             "some times are negative", "Mend the clock that measured them, and measure again."
         )
 
@@ -149,7 +149,7 @@ def goodput_verdict(
             reason=reason,
             remedy=MEND_MISSES,
         )
-    return seen.because(
+    return seen.inconclusive_because(
         f"{counted}: between {bound_text(lower)} and {bound_text(upper)} do, {against}",
         _what_would_decide(n - good, n, target, confidence, rate_per_second),
     )

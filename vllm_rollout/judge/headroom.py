@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vllm_rollout.capacity.model import Capacity, Ending
+from vllm_rollout.capacity.model import Capacity, StopReason
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 
-NO_WORD = frozenset({Ending.UNMEASURED, Ending.NOT_RECOVERED, Ending.CHANGED, Ending.UNSTEADY})
+NO_WORD = frozenset(
+    {StopReason.UNMEASURED, StopReason.NOT_RECOVERED, StopReason.CHANGED, StopReason.UNSTEADY}
+)
 """Ends after which what was found is not relied on."""
 
 _SEARCH = "`vllm-rollout capacity` finds it"
@@ -128,31 +130,31 @@ def _sentence(capacity: Capacity, expected: float) -> str:
 
 
 _WHY = {
-    Ending.FOUND: "Both ends were shown",
-    Ending.AT_LEAST: "No higher rate may be sent (`capacity.max_rate`)",
-    Ending.BELOW: "They hold at no rate that was tried",
-    Ending.GENERATOR: "The load generator could not send more",
-    Ending.PROBES: "No more loads may be sent (`capacity.most_probes`)",
-    Ending.UNPROVED: "Rates held, and no load was long enough to prove one",
-    Ending.UNSTEADY: "The service is not steady",
-    Ending.UNMEASURED: "A load could not be measured",
-    Ending.NOT_RECOVERED: "The server did not recover from a load",
-    Ending.CHANGED: "The deployment changed under the search",
-    Ending.INTERRUPTED: "The search was interrupted",
+    StopReason.FOUND: "Both ends were shown",
+    StopReason.AT_LEAST: "No higher rate may be sent (`capacity.max_rate`)",
+    StopReason.BELOW: "They hold at no rate that was tried",
+    StopReason.GENERATOR: "The load generator could not send more",
+    StopReason.PROBES: "No more loads may be sent (`capacity.most_probes`)",
+    StopReason.UNPROVED: "Rates held, and no load was long enough to prove one",
+    StopReason.UNSTEADY: "The service is not steady",
+    StopReason.UNMEASURED: "A load could not be measured",
+    StopReason.NOT_RECOVERED: "The server did not recover from a load",
+    StopReason.CHANGED: "The deployment changed under the search",
+    StopReason.INTERRUPTED: "The search was interrupted",
 }
 
 
 def _remedy(capacity: Capacity) -> str:
     return {
-        Ending.GENERATOR: "Use more load generator processes: --workers N.",
-        Ending.PROBES: "Allow more loads: --probes N.",
-        Ending.UNPROVED: "Raise `capacity.proof`.",
-        Ending.AT_LEAST: "Allow a higher rate: --max-rate.",
-        Ending.UNSTEADY: "Find out what else uses the server, and search again.",
-        Ending.UNMEASURED: "Mend what is named, and search again.",
-        Ending.NOT_RECOVERED: "See the replicas' logs; restart what hangs, and search again.",
-        Ending.CHANGED: "Search again while the deployment stands still.",
-        Ending.INTERRUPTED: "Search again; what is known by now is in the report.",
-        Ending.FOUND: "Search on: a smaller --precision, and more --probes.",
-        Ending.BELOW: "Search from a lower rate: --from.",
+        StopReason.GENERATOR: "Use more load generator processes: --workers N.",
+        StopReason.PROBES: "Allow more loads: --probes N.",
+        StopReason.UNPROVED: "Raise `capacity.proof`.",
+        StopReason.AT_LEAST: "Allow a higher rate: --max-rate.",
+        StopReason.UNSTEADY: "Find out what else uses the server, and search again.",
+        StopReason.UNMEASURED: "Mend what is named, and search again.",
+        StopReason.NOT_RECOVERED: "See the replicas' logs; restart what hangs, and search again.",
+        StopReason.CHANGED: "Search again while the deployment stands still.",
+        StopReason.INTERRUPTED: "Search again; what is known by now is in the report.",
+        StopReason.FOUND: "Search on: a smaller --precision, and more --probes.",
+        StopReason.BELOW: "Search from a lower rate: --from.",
     }[capacity.ending]

@@ -43,7 +43,7 @@ def at_expected_rate(
     """
     slack = _POISSON_SIGMAS * math.sqrt(expected_per_second / seconds) if seconds > 0 else 0.0
     if not offered_per_second >= expected_per_second - slack:
-        return verdict.because(
+        return verdict.inconclusive_because(
             f"{offered_per_second:.4g} requests/s were sent and {expected_per_second:.4g}/s "
             "are expected in production",
             "Raise `load.rate` to the expected rate, or `load.workers` if the generator lagged.",

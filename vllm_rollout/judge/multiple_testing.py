@@ -73,7 +73,7 @@ def judge_family(
             if method == "holm":
                 in_question -= 1
         else:
-            judged[place] = verdicts[place].because(
+            judged[place] = verdicts[place].inconclusive_because(
                 f"{verdicts[place].reason}; among {members} gates a fail has to be "
                 f"{_share(needed)} sure, and this one is {_share(1 - p)}",
                 "Measure again, and for longer: a limit that is really broken will show.",

@@ -2,7 +2,7 @@
 
 `rate_verdict` and `percentile_verdict` know no order and take requests to be independent. These
 look for bursts first. Where there are any, n requests are worth n / block independent ones
-(`vllm_rollout.judge.effective_sample_size`), and the exact bounds are those of so many: Clopper–Pearson with an
+(`judge.effective_sample_size`), and the exact bounds are those of so many: Clopper–Pearson with an
 effective sample size (Korn & Graubard 1998, Survey Methodology 24:193) and order statistics at
 the ranks it gives (Woodruff 1952, JASA 47:635).
 """
@@ -190,9 +190,11 @@ def _weakened(
     if plain.outcome is not Outcome.INCONCLUSIVE and outside:
         return replace(seen, reason=reason)
     if needed is None:
-        return seen.because(reason, plain.remedy or "Find out what the bursts come from.")
+        return seen.inconclusive_because(
+            reason, plain.remedy or "Find out what the bursts come from."
+        )
     needed = max(needed * block, plain.n + 1)
-    return seen.because(
+    return seen.inconclusive_because(
         reason,
         f"About {needed:,} requests would decide, or fewer without the bursts; you sent "
         f"{plain.n:,}: {more_load(needed, rate_per_second)}.",

@@ -104,7 +104,7 @@ class _Sample:
             unit="s",
         )
         if trouble := self._unusable():
-            return blank.because(*trouble)
+            return blank.inconclusive_because(*trouble)
         measured, lower, upper = self._figures()
         seen = replace(blank, measured=measured, lower=lower, upper=upper, p_value=self._p_value())
         against = f"{self.sure} (limit: below {_seconds(self.limit)})"
@@ -120,13 +120,13 @@ class _Sample:
             return replace(seen, outcome=Outcome.FAIL, reason=reason, remedy=remedy)
         if upper is None:
             minimum = requests_needed_for_percentile(self.percentile, self.confidence)
-            return seen.because(
+            return seen.inconclusive_because(
                 f"{self.n:,} requests are too few to bound {self.name} from above, {against}",
                 f"At least {minimum:,} requests are needed; you sent {self.n:,}: "
                 f"{more_load(minimum, rate_per_second)}.",
             )
         span = f"between {_seconds(lower or 0.0)} and {_seconds(upper)}"
-        return seen.because(
+        return seen.inconclusive_because(
             f"{self.name} is {_at_least(lower or 0.0) if math.isinf(upper) else span}, {against}",
             self._what_would_decide(measured, rate_per_second),
         )

@@ -52,7 +52,7 @@ def room_verdict(room: Room) -> Verdict:
         remedy="" if fits else _MAKE_ROOM,
     )
     if fits and ignored:
-        return verdict.because(
+        return verdict.inconclusive_because(
             f"{verdict.reason}; not considered: {', '.join(ignored)}",
             "Look yourself whether these rules leave room, and switch this check off with "
             "`preflight: {gpus: off}`.",

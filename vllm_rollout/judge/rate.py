@@ -50,7 +50,7 @@ def rate_verdict(
         unit="ratio",
     )
     if not (math.isfinite(failures) and math.isfinite(total)):
-        return unknown.because(
+        return unknown.inconclusive_because(
             f"the counts cannot be used: {failures} failures of {total} requests",
             "Find out why the counter reads no finite number, and measure again.",
         )
@@ -58,7 +58,7 @@ def rate_verdict(
         raise ValueError(f"not a count of failures among requests: {failures} of {total}")
     failures, total = int(failures), int(total)
     if total == 0:
-        return unknown.because(
+        return unknown.inconclusive_because(
             "no request was judged",
             f"Check that the load reaches the server. {_needs(limit, confidence, 0)}.",
         )
@@ -86,7 +86,7 @@ def rate_verdict(
             remedy=MEND_FAILURES,
         )
     needed = requests_needed(limit, confidence, failures)
-    return seen.because(
+    return seen.inconclusive_because(
         f"{counted}: up to {bound_text(upper)} may fail, {sure} {against}",
         f"{_needs(limit, confidence, failures)}; you sent {total:,}: "
         f"{more_load(needed, rate_per_second)}.",
@@ -104,7 +104,7 @@ def rate_verdict_between(
     least = rate_verdict(min(failures, total), total, limit=limit, confidence=confidence)
     if most.outcome is not Outcome.FAIL or least.outcome is Outcome.FAIL:
         return least if least.outcome is Outcome.FAIL else most
-    return least.because(
+    return least.inconclusive_because(
         f"between {failures:,} and {failures_at_most:,} of {total:,} requests failed "
         f"(limit: below {format_share(float(limit))})",
         "The counters do not tell failures apart that well: judge them by a load of your own.",

@@ -21,7 +21,7 @@ _LIVE = " by Prometheus"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
+class Observation:
     """What the watch sees at one moment. `replicas` is None when the platform did not say; probes
     with a trouble of the way there say nothing.
 
@@ -100,7 +100,7 @@ class Triggers:
                 self._latency + _LIVE: rate(self._slow, rules.latency.for_seconds),
             }
 
-    def step(self, at: float, sight: Sight) -> Found:
+    def step(self, at: float, sight: Observation) -> Found:
         """Feed what was seen at `at` seconds."""
         fired, blind = self._feed(self._triggers, at, self._probed(at, sight))
         fired_live, unseen = self._feed(self._by_prometheus, at, self._counted(sight.live))
@@ -122,10 +122,10 @@ class Triggers:
                 blind.append(name)
         return fired, tuple(blind)
 
-    def _probed(self, at: float, sight: Sight) -> dict[str, float | None]:
+    def _probed(self, at: float, sight: Observation) -> dict[str, float | None]:
         now = sight.probes
         crashing = _share_crashing(sight.replicas, self._rules.crash_loop.restarts)
-        if now.way_trouble:
+        if now.path_errors:
             return {"crash loop": crashing}
         self._window.append((at, now))
         while self._window[0][0] <= at - self._rules.window_seconds:

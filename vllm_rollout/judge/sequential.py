@@ -12,7 +12,7 @@ from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.effective_sample_size import LatestLatencies
 from vllm_rollout.judge.messages import MEND_FAILURES, MEND_MISSES, MEND_SLOWNESS
 from vllm_rollout.judge.sample_size import check_limit_seconds, check_percentile
-from vllm_rollout.judge.sequential_verdict import Speaker
+from vllm_rollout.judge.sequential_verdict import VerdictFormatter
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Verdict
 
@@ -65,7 +65,7 @@ class SequentialRate:
             fail_confidence=fail_confidence,
             burst=burst,
         )
-        self._speaker = Speaker(
+        self._speaker = VerdictFormatter(
             test,
             rate_per_second,
             seen="failed",
@@ -135,7 +135,7 @@ class SequentialPercentile:
         time = format_value(limit_seconds, "s")
         self._limit_seconds = limit_seconds
         self._latest = latest = LatestLatencies()
-        self._speaker = Speaker(
+        self._speaker = VerdictFormatter(
             AnytimeShare(
                 limit=share,
                 confidence=confidence,
@@ -217,7 +217,7 @@ class SequentialGoodput:
         if not 0 < target < 1:
             raise ValueError(f"target must lie between 0 and 1, not {target}")
         self._target = target
-        self._speaker = Speaker(
+        self._speaker = VerdictFormatter(
             AnytimeShare(
                 limit=1 - target,
                 confidence=confidence,

@@ -10,7 +10,7 @@ from vllm_rollout.model.verdict import Outcome, Verdict
 _MORE_REQUESTS, _MORE_AT_LEAST = 0.25, 16
 
 
-class Speaker:
+class VerdictFormatter:
     """Puts what a test has found into verdicts, and keeps the one that is final.
 
     Read with `test`'s counts in them, its verdicts say that `seen` happened to so many requests,
@@ -70,7 +70,7 @@ class Speaker:
 
     def give_up(self, reason: str, remedy: str) -> Verdict:
         """The final word on a stream of which a part cannot be read."""
-        self.final = self.verdict().because(reason, remedy)
+        self.final = self.verdict().inconclusive_because(reason, remedy)
         return self.final
 
     def _look(self) -> None:

@@ -141,7 +141,7 @@ def soak_verdict(state: SoakState, *, remedy: str) -> Verdict:
     )
     if state.over:
         return figures
-    return figures.because(soak_text(state), remedy)
+    return figures.inconclusive_because(soak_text(state), remedy)
 
 
 def soak_text(state: SoakState) -> str:

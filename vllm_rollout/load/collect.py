@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vllm_rollout.load.arrivals import arrivals
-from vllm_rollout.load.itl_histogram import GapSummary, merged
+from vllm_rollout.load.itl_histogram import ItlSummary, merged
 from vllm_rollout.load.load_progress import LoadProgress, ProgressMeter
 from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, LogReader
 from vllm_rollout.model.load_plan import LoadPlan
@@ -125,12 +125,12 @@ class LoadCollector:
             for number, intended in due
         ]
 
-    def _gaps(self) -> tuple[GapSummary, str]:
+    def _gaps(self) -> tuple[ItlSummary, str]:
         """The gaps of all workers, and what is wrong with them."""
         try:
             return merged(log.gaps for log in self._logs), ""
         except ValueError as error:
-            return GapSummary(), f"the inter-token gaps cannot be read: {error}"
+            return ItlSummary(), f"the inter-token gaps cannot be read: {error}"
 
 
 def _name(index: int, log: LogReader) -> str:

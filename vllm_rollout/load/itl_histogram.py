@@ -15,7 +15,7 @@ _AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GapSummary:
+class ItlSummary:
     """Inter-token gaps of a run's judged requests, in seconds; NaN where there was none."""
 
     count: int = 0
@@ -25,7 +25,7 @@ class GapSummary:
     longest_seconds: float = math.nan
 
 
-class GapHistogram:
+class ItlHistogram:
     """Counts gaps. Adding is cheap: they are sorted into the histogram many at once."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class GapHistogram:
             self._histogram.record_value(int(value), int(count))
 
 
-def merged(encoded: Iterable[str]) -> GapSummary:
+def merged(encoded: Iterable[str]) -> ItlSummary:
     """The gaps of several histograms together.
 
     Raises:
@@ -75,9 +75,9 @@ def merged(encoded: Iterable[str]) -> GapSummary:
         except Exception as error:  # the library raises what its decoder happens to raise
             raise ValueError(f"not a histogram: {text[:40]!r}") from error
     if whole.get_total_count() == 0:
-        return GapSummary()
+        return ItlSummary()
     at = {p: whole.get_value_at_percentile(p) / _PER_SECOND for p in (50, 95, 99)}
-    return GapSummary(
+    return ItlSummary(
         count=whole.get_total_count(),
         p50_seconds=at[50],
         p95_seconds=at[95],

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from vllm_rollout.load.itl_histogram import GapSummary
+from vllm_rollout.load.itl_histogram import ItlSummary
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.percentiles import percentile_of
 
@@ -112,7 +112,7 @@ class LoadResult:
     stopped_after_seconds: float = math.inf
     generator_cpu: float = math.nan
     generator_seconds: float = math.nan
-    gaps: GapSummary = field(default_factory=GapSummary)
+    gaps: ItlSummary = field(default_factory=ItlSummary)
 
     @property
     def total(self) -> int:

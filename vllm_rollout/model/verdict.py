@@ -22,8 +22,8 @@ class Verdict:
     `confidence` (one-sided each, a fraction) over `n` observations; a bound that does not exist
     for this n is None. `remedy` says what to do when the outcome is not a pass.
     `p_value` is the chance of figures as bad as these or worse if the truth were just at the
-    limit, by which fails among several gates are told from chance (`vllm_rollout.judge.multiple_testing`);
-    None where it was not computed.
+    limit, by which fails among several gates are told from chance
+    (`judge.multiple_testing`); None where it was not computed.
     """
 
     outcome: Outcome
@@ -43,7 +43,7 @@ class Verdict:
         """Whether the outcome is a pass."""
         return self.outcome is Outcome.PASS
 
-    def because(self, reason: str, remedy: str = "") -> "Verdict":
+    def inconclusive_because(self, reason: str, remedy: str = "") -> "Verdict":
         """The same figures, made inconclusive for `reason` (a verdict is only ever weakened)."""
         return replace(self, outcome=Outcome.INCONCLUSIVE, reason=reason, remedy=remedy)
 

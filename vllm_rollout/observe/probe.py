@@ -25,17 +25,17 @@ class ProbeSample:
     """Whether `/health` answered 200."""
     error: str = ""
     """The first failure, for people."""
-    way_trouble: str = ""
+    path_errors: str = ""
     """What ailed the way to the deployment; then nothing is known of the deployment, and no probe
     counts.
     """
 
-    def unless(self, way_trouble: UnreachableError | None) -> "ProbeSample":
+    def unless(self, path_errors: UnreachableError | None) -> "ProbeSample":
         """The sample; one of nothing where what failed in it may be the doing of the way there."""
-        if way_trouble is None or (self.healthy and not self.failures):
+        if path_errors is None or (self.healthy and not self.failures):
             return self
         return replace(
-            self, total=0, failures=0, latencies_seconds=(), way_trouble=str(way_trouble)
+            self, total=0, failures=0, latencies_seconds=(), path_errors=str(path_errors)
         )
 
 

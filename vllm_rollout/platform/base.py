@@ -169,7 +169,7 @@ class WeightsChangedError(DeployError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WayTrouble:
+class PathErrors:
     """What has ailed the way to a deployment so far, and not the deployment itself.
 
     `count` is how often, `what` the last of it, `address` what did not do its part then.
@@ -179,12 +179,12 @@ class WayTrouble:
     what: str = ""
     address: str = ""
 
-    def __add__(self, other: "WayTrouble") -> "WayTrouble":
+    def __add__(self, other: "PathErrors") -> "PathErrors":
         """Of two ways to one deployment."""
         told = other if other.count else self
         return replace(told, count=self.count + other.count)
 
-    def since(self, before: "WayTrouble") -> UnreachableError | None:
+    def since(self, before: "PathErrors") -> UnreachableError | None:
         """What has ailed the way since `before` was asked for; None if nothing."""
         if self.count == before.count:
             return None
@@ -244,7 +244,7 @@ class Platform(Protocol):
             UsageError: as `weights`.
         """
 
-    def way_trouble(self, deployment: Deployment) -> WayTrouble:
+    def path_errors(self, deployment: Deployment) -> PathErrors:
         """What has ailed the way to that address so far; nothing ever where it is direct.
 
         Asked before and after an observation: what failed meanwhile may be the way's doing.

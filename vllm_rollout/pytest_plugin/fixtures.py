@@ -189,8 +189,8 @@ def judged_load(
     Raises:
         UnreachableError: requests failed, and it may be the doing of the way there.
     """
-    if _load_run.way_trouble is not None:
-        raise _load_run.way_trouble
+    if _load_run.path_errors is not None:
+        raise _load_run.path_errors
     usable = judge_run(policy.environments[deployment.environment].load, _load_run)
     if not usable.passed:
         _end_with(request, usable)

@@ -26,7 +26,7 @@ from vllm_rollout.model.evidence import (
     result_as_json,
     result_from_json,
 )
-from vllm_rollout.platform.base import WayTrouble
+from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.pytest_plugin.gate_selection import expected_gates, gate_of
 from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
@@ -41,7 +41,7 @@ from vllm_rollout.settings import Settings
 BEFORE = pytest.StashKey[dict[str, Any]]()
 """What the deployment ran before the gate, as `identity` gives it."""
 
-WAY = pytest.StashKey[WayTrouble]()
+WAY = pytest.StashKey[PathErrors]()
 """What had ailed the way to the deployment before the gate."""
 
 _LOAD_NAME = "load"
@@ -62,7 +62,7 @@ def record_result(
     verdicts = list(recorder.verdicts)
     raised = call.excinfo.value if call.excinfo else None
     if raised is not None and "client" in getattr(item, "fixturenames", ()):
-        trouble = settings.way_trouble(deployment).since(item.stash[WAY])
+        trouble = settings.path_errors(deployment).since(item.stash[WAY])
         if trouble is not None:
             raised, verdicts = trouble, [v for v in verdicts if v.passed]
     unreachable = raised.address if isinstance(raised, UnreachableError) else ""

@@ -98,7 +98,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if deployment is not None:
         settings = item.config.stash[SETTINGS]
         item.stash[BEFORE] = identity(settings.platform, deployment)
-        item.stash[WAY] = settings.way_trouble(deployment)
+        item.stash[WAY] = settings.path_errors(deployment)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_rollout.judge import Outcome, Verdict
-from vllm_rollout.judge.alpha_spending import Spending, early_verdict, last_verdict, stopped_verdict
+from vllm_rollout.judge.alpha_spending import (
+    AlphaSpending,
+    early_verdict,
+    last_verdict,
+    stopped_verdict,
+)
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
@@ -24,7 +29,7 @@ class Watching:
     that cannot judge a part of it: then passes alone do not stop it.
     """
 
-    spending: Spending
+    spending: AlphaSpending
     burst: int
     wholes: bool = False
 
@@ -97,7 +102,7 @@ class JudgedLoad:
     `stopped` says why it was stopped before its end; empty where it was not. `requests_file` is
     where a line for each request was written; empty where the policy asks for none. `cores` are
     those of the machine that made the load; None where pods made it, wherever they were.
-    `way_trouble` is what ailed the way there meanwhile, where requests failed.
+    `path_errors` is what ailed the way there meanwhile, where requests failed.
     """
 
     result: LoadResult
@@ -106,7 +111,7 @@ class JudgedLoad:
     stopped: str = ""
     requests_file: str = ""
     cores: int | None = None
-    way_trouble: UnreachableError | None = None
+    path_errors: UnreachableError | None = None
 
     def verdict(self, question: LoadQuestion) -> Verdict:
         """The verdict on `question`."""

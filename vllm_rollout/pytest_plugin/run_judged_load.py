@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_rollout.judge import Verdict
-from vllm_rollout.judge.alpha_spending import Spending
+from vllm_rollout.judge.alpha_spending import AlphaSpending
 from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.run_load import LoadProgress, run_load
@@ -49,7 +49,7 @@ def run_judged_load(
     questions = load_questions(environment.gates)
     watching = _watching(policy, environment.load, plan, len(questions) + others, wholes=wholes)
     watch = LoadWatch(questions, plan, watching) if watching and questions else None
-    before = settings.way_trouble(deployment)
+    before = settings.path_errors(deployment)
     with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
         result = run_load(
             plan,
@@ -59,7 +59,7 @@ def run_judged_load(
             enough=watch.enough if watch else None,
             start=remotely(pods) if pods else None,
         )
-    trouble = settings.way_trouble(deployment).since(before) if pods is None else None
+    trouble = settings.path_errors(deployment).since(before) if pods is None else None
     kept = _keep(result, deployment) if environment.load.keep_requests else ""
     return JudgedLoad(
         result=result,
@@ -68,7 +68,7 @@ def run_judged_load(
         cores=None if pods else len(os.sched_getaffinity(0)),
         stopped=stop_reason(result, watch) if watch else "",
         requests_file=kept,
-        way_trouble=trouble if result.failures else None,
+        path_errors=trouble if result.failures else None,
     )
 
 
@@ -87,7 +87,7 @@ def _watching(
     if stop is None:
         return None
     return Watching(
-        spending=Spending(
+        spending=AlphaSpending(
             confidence=policy.confidence,
             early=stop.risk,
             passes=stop.when == "decided",
@@ -116,7 +116,7 @@ def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
     reasons = [f"the load run is incomplete: {result.incomplete}"]
     reasons += [] if generator.passed else [generator.reason]
     again = "Run the gates again; if it is so again, see what ends the generator's processes."
-    return generator.because("; ".join(reasons), generator.remedy or again)
+    return generator.inconclusive_because("; ".join(reasons), generator.remedy or again)
 
 
 def write_requests(result: LoadResult, path: Path) -> None:

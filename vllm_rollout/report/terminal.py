@@ -22,9 +22,9 @@ from vllm_rollout.report.rows import findings
 
 __all__ = [
     "gates_table",
+    "observation_line",
     "progress_line",
     "progress_lines",
-    "sight_line",
     "verdict_line",
     "verdict_text",
 ]
@@ -34,7 +34,7 @@ _OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
 _TITLE_WIDTH = 40
 
 
-class Sight(Protocol):
+class Observation(Protocol):
     """What a watch saw at one moment; `replicas` is None when the platform did not say."""
 
     @property
@@ -149,7 +149,9 @@ def _generator(progress: LoadProgress) -> str:
     return ", ".join(parts)
 
 
-def sight_line(elapsed_seconds: float, duration: timedelta | None, sight: Sight | None) -> str:
+def observation_line(
+    elapsed_seconds: float, duration: timedelta | None, sight: Observation | None
+) -> str:
     """What a watch sees now, on one line; `sight` is None when nothing could be observed.
 
     `duration` is None for a watch without end.
@@ -158,8 +160,8 @@ def sight_line(elapsed_seconds: float, duration: timedelta | None, sight: Sight 
     if sight is None:
         return f"{when}: cannot observe"
     probes = sight.probes
-    if probes.way_trouble:
-        return f"{when}: not seen: {one_line(probes.way_trouble)}"
+    if probes.path_errors:
+        return f"{when}: not seen: {one_line(probes.path_errors)}"
     parts = [
         f"{probes.total - probes.failures} of {probes.total} probes answered",
         "healthy" if probes.healthy else "health check failed",

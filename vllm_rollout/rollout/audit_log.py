@@ -1,7 +1,7 @@
 """Every decision about a model, in order, each carrying the digest of the one before.
 
 What was decided, who decided it, when, why and on which evidence. An entry that was changed,
-removed or put elsewhere afterwards breaks the chain, and `Decisions.verify` names it.
+removed or put elsewhere afterwards breaks the chain, and `AuditLog.verify` names it.
 """
 
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ class Decision:
 _ADAPTER: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 
-class Decisions:
+class AuditLog:
     """The chains of all models, in a platform's store."""
 
     def __init__(self, store: Store) -> None:

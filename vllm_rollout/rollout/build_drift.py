@@ -9,12 +9,12 @@ from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, 
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.rollout.context import Context
-from vllm_rollout.rollout.result import End
+from vllm_rollout.rollout.result import RolloutResult
 
 
-def not_what_was_gated(
+def build_drift(
     context: Context, revision: Revision, run: GateRun, build: Build
-) -> End | None:
+) -> RolloutResult | None:
     """Why `build` may not be promoted on the word of `run`; None where all is one and the same.
 
     `revision` of the source is what was to be gated, `run` what the gates saw, `build` what chart
@@ -72,8 +72,8 @@ def same_images(
         raise DeployError(f"{deployment} does not run what was gated: {'; '.join(other)}")
 
 
-def _refused(differences: list[str]) -> End:
-    return End(
+def _refused(differences: list[str]) -> RolloutResult:
+    return RolloutResult(
         code=ExitCode.INCONCLUSIVE,
         conclusion="What would be promoted is not what was gated, nothing promoted: "
         + "; ".join(differences),

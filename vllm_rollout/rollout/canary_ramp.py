@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.canary_analysis import Sides
+from vllm_rollout.judge.canary_analysis import CanaryAnalysis
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.units import format_duration, format_share, format_value
@@ -18,7 +18,7 @@ from vllm_rollout.policy import RampStep
 from vllm_rollout.rollout.build_drift import same_images
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import JournalEntry, Phase, TrafficBefore
-from vllm_rollout.rollout.result import End, trouble_of
+from vllm_rollout.rollout.result import RolloutResult, problems_of
 from vllm_rollout.rollout.rollback import roll_back
 from vllm_rollout.rollout.traffic_shift import NotCarriedError, failing, remove_canary, shift
 
@@ -49,7 +49,7 @@ class CanaryRamp:
         )
         return lines
 
-    def climb(self, entry: JournalEntry) -> JournalEntry | End:
+    def climb(self, entry: JournalEntry) -> JournalEntry | RolloutResult:
         """Bring the canary up and all of the traffic to it, step by step, each held and judged."""
         weights = self.before.weights
         for step in self.context.policy.ramp:
@@ -67,7 +67,7 @@ class CanaryRamp:
 
     def take_its_place(
         self, entry: JournalEntry, *, good: int | None
-    ) -> tuple[JournalEntry, Revision] | End:
+    ) -> tuple[JournalEntry, Revision] | RolloutResult:
         """Bring the release to the build, give it the traffic back, and remove the canary.
 
         From here on a rollback returns to revision `good`.
@@ -89,7 +89,7 @@ class CanaryRamp:
             )
             run = context.verify(target)
             if run.outcome is not Outcome.PASS:
-                return roll_back(context, entry, f"it does not serve: {trouble_of(run)}")
+                return roll_back(context, entry, f"it does not serve: {problems_of(run)}")
             remove_canary(context)
         except DeployError as error:
             context.say_why(error)
@@ -123,15 +123,15 @@ class CanaryRamp:
         shift(self.context, weights, expect=now, needs=needs)
         return entry, weights
 
-    def _hold(self, entry: JournalEntry, step: RampStep) -> End | None:
+    def _hold(self, entry: JournalEntry, step: RampStep) -> RolloutResult | None:
         """An end, if the step may not be passed."""
         share = step.share_of(self._capacity)
         both_serve = share < 1 and bool(step.hold) and self.context.policy.canary.compares
-        end = Sides(self.context).hold(step.hold, compared=both_serve)
+        end = CanaryAnalysis(self.context).hold(step.hold, compared=both_serve)
         if end.fired:
             return roll_back(self.context, entry, end.fired)
         if end.unobservable:
-            return End(
+            return RolloutResult(
                 code=ExitCode.UNREACHABLE,
                 conclusion=f"The watch over the canary, {format_share(share)} of the traffic, went "
                 f"blind ({', '.join(end.unobservable)}), and what is not seen does not go on: run "

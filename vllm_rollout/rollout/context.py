@@ -9,26 +9,26 @@ from typing import Any, Protocol
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Build, Deployment, newest_served
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateRun, Step
 from vllm_rollout.observe.prometheus_window import live_metrics
-from vllm_rollout.platform.base import NotReadyError, Platform, WayTrouble
+from vllm_rollout.platform.base import NotReadyError, PathErrors, Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.rows import findings
-from vllm_rollout.report.terminal import sight_line, verdict_line
-from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+from vllm_rollout.report.terminal import observation_line, verdict_line
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.clock import Clock
 from vllm_rollout.rollout.emergency import Emergency
 from vllm_rollout.rollout.gate_runner import GateRunner
 from vllm_rollout.rollout.journal import Journal, JournalEntry, Phase, TrafficBefore
-from vllm_rollout.rollout.lease import TTL, Held
+from vllm_rollout.rollout.lease import TTL, HeldLease
 from vllm_rollout.rollout.model_registry import register
-from vllm_rollout.rollout.observer import Looks
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.observer import DeploymentObserver
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.rollout.preflight_run import run_preflight
-from vllm_rollout.rollout.result import trouble_of
+from vllm_rollout.rollout.result import problems_of
 from vllm_rollout.rollout.watcher import WatchEnd, Watcher
 from vllm_rollout.settings import Settings
 
@@ -62,8 +62,8 @@ class Context:
     """Asks whether a deployment serves: `verification.verify` with this run's settings."""
     folder: Path
     journal: Journal
-    ledger: Ledger
-    decisions: Decisions
+    ledger: PassedRevisions
+    decisions: AuditLog
     who: str
     """Who runs this, for the decisions."""
     reason: str
@@ -81,7 +81,7 @@ class Context:
     waits_for: str = ""
     """What else but a person's word the gated build waits for: a soak, a window; or empty."""
     lease_ttl: timedelta = TTL
-    held: Held | None = None
+    held: HeldLease | None = None
     steps: list[Step] = field(default_factory=list)
     runs: list[GateRun] = field(default_factory=list)
     touched: bool = False
@@ -102,9 +102,9 @@ class Context:
         return self.settings.require_platform()
 
     @property
-    def looks(self) -> Looks:
+    def looks(self) -> DeploymentObserver:
         """How this run sees its deployments."""
-        return Looks(settings=self.settings, policy=self.policy, source=self.source)
+        return DeploymentObserver(settings=self.settings, policy=self.policy, source=self.source)
 
     def say(self, title: str, detail: str = "", outcome: Outcome | None = None) -> None:
         """Note a step of the story and show it."""
@@ -115,7 +115,7 @@ class Context:
     def decide(self, kind: DecisionKind, why: str, *, build: str = "", evidence: str = "") -> None:
         """Tell people of a decision about the target and add it to the model's chain.
 
-        Raises: as `Decisions.append`, and as the store.
+        Raises: as `AuditLog.append`, and as the store.
         """
         self.notify(kind, why)
         self.note(kind, why, build=build, evidence=evidence)
@@ -223,7 +223,7 @@ class Context:
             deployment, self._subfolder(f"{label}-gates"), base_url=settings.base_url
         )
         self.runs.append(run)
-        self.say(f"{label} gates: {run.outcome}", trouble_of(run), run.outcome)
+        self.say(f"{label} gates: {run.outcome}", problems_of(run), run.outcome)
         return run
 
     def preflight(self, values: Mapping[str, Any]) -> GateRun | None:
@@ -238,7 +238,7 @@ class Context:
         )
         if run is not None:
             self.runs.append(run)
-            self.say(f"preflight of {self.target}: {run.outcome}", trouble_of(run), run.outcome)
+            self.say(f"preflight of {self.target}: {run.outcome}", problems_of(run), run.outcome)
         return run
 
     def verify(self, deployment: Deployment) -> GateRun:
@@ -262,18 +262,18 @@ class Context:
         *,
         after_promotion: bool = False,
         interrupted: Callable[[], bool] = lambda: False,
-        on_sight: Callable[[Sight], None] = lambda _sight: None,
-        look: Callable[[], Sight] | None = None,
+        on_sight: Callable[[Observation], None] = lambda _sight: None,
+        look: Callable[[], Observation] | None = None,
     ) -> WatchEnd:
         """Watch the deployment's triggers for `duration`; see `Watcher`.
 
         `look` takes a sight of it, by default through its address.
         """
 
-        before = self.platform.way_trouble(deployment)
+        before = self.platform.path_errors(deployment)
 
-        def on_tick(elapsed: float, sight: Sight) -> None:
-            line = sight_line(elapsed, duration, sight)
+        def on_tick(elapsed: float, sight: Observation) -> None:
+            line = observation_line(elapsed, duration, sight)
             self.reporter.progress(f"watching {deployment}: {line}")
             on_sight(sight)
 
@@ -305,8 +305,8 @@ class Context:
         self.say("the watch is blind", text, Outcome.INCONCLUSIVE)
         self.notify("blind", text)
 
-    def _why_blind(self, deployment: Deployment, before: WayTrouble) -> str:
-        trouble = self.platform.way_trouble(deployment).since(before)
+    def _why_blind(self, deployment: Deployment, before: PathErrors) -> str:
+        trouble = self.platform.path_errors(deployment).since(before)
         return f"; {trouble}" if trouble else ""
 
     def _subfolder(self, name: str) -> Path:

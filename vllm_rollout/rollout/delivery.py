@@ -17,7 +17,7 @@ from tenacity import (
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.policy.notifications import Channel, Notifications
 from vllm_rollout.rollout.notification_format import Message, rendered
-from vllm_rollout.rollout.user_command import OwnCommandError, run_own_command
+from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
 from vllm_rollout.rollout.webhook_signature import HEADER, sign
 
 _TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
@@ -54,10 +54,10 @@ def deliver(message: Message, channel: Channel, rules: Notifications) -> None:
 def _run(message: Message, channel: Channel, rules: Notifications) -> None:
     given = rendered(message, template=_template(channel), kind="webhook").decode()
     try:
-        status, printed = run_own_command(
+        status, printed = run_user_command(
             channel.command or (), timeout_seconds=rules.timeout_seconds, given=given
         )
-    except OwnCommandError as error:
+    except UserCommandError as error:
         raise NotDeliveredError(str(error)) from error
     if status != 0:
         last = printed.splitlines()[-1][:200] if printed else ""

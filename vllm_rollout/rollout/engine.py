@@ -10,15 +10,15 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout import preconditions as conditions
 from vllm_rollout.rollout.audit_log import DecisionKind
-from vllm_rollout.rollout.build_drift import not_what_was_gated
+from vllm_rollout.rollout.build_drift import build_drift
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import Phase
 from vllm_rollout.rollout.lease import LeaseLostError
 from vllm_rollout.rollout.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.rollout.promotion_blockers import wait_until_open
-from vllm_rollout.rollout.result import End, refusal_of, trouble_of
+from vllm_rollout.rollout.result import RolloutResult, problems_of, refusal_of
 from vllm_rollout.rollout.rollback import roll_back
-from vllm_rollout.rollout.run import conduct, evidence_of_run
+from vllm_rollout.rollout.run import evidence_of_run, run_under_lease
 from vllm_rollout.rollout.traffic_shift import traffic_before
 
 
@@ -40,15 +40,15 @@ def gate_and_promote(
                 lambda why: context.notify(MessageKind.WAITING, why),
             )
 
-    def work(started: datetime) -> End:
+    def work(started: datetime) -> RolloutResult:
         return _finish_what_was_under_way(context) or _gate_then_promote(
             context, started, plan_only=plan_only
         )
 
-    return conduct(context, work, done=None if plan_only else DecisionKind.PROMOTED)
+    return run_under_lease(context, work, done=None if plan_only else DecisionKind.PROMOTED)
 
 
-def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) -> End:
+def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) -> RolloutResult:
     source, target, platform = context.source, context.target, context.platform
     revision = _served(context)
     values = platform.values(source, revision.number)
@@ -67,7 +67,7 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     if refusal := refusal_of(run):
         return refusal
     build = platform.build(target, values)
-    if refusal := not_what_was_gated(context, revision, run, build):
+    if refusal := build_drift(context, revision, run, build):
         return refusal
     wait = conditions.still_to_wait_for(context, revision)
     if wait is not None and not plan_only:
@@ -83,9 +83,11 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     if plan_only:
         for line in describe(context, promotion):
             context.say(f"would {line}")
-        return wait or End(code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing")
+        return wait or RolloutResult(
+            code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing"
+        )
     # Again: hours may have passed since the gates.
-    if refusal := not_what_was_gated(context, revision, run, platform.build(target, values)):
+    if refusal := build_drift(context, revision, run, platform.build(target, values)):
         return refusal
     digest = context.ledger.keep(gated)
     context.ledger.passed(source, revision, digest)
@@ -96,7 +98,7 @@ def _gate_then_promote(context: Context, started: datetime, *, plan_only: bool) 
     return end
 
 
-def _promote_or_undo(context: Context, promotion: Promotion) -> End:
+def _promote_or_undo(context: Context, promotion: Promotion) -> RolloutResult:
     """Promote; where that cannot go on (the gates crash, the disk is full, the network is cut), go
     back: nothing half promoted is left to itself."""
     try:
@@ -137,17 +139,17 @@ def _runs(context: Context, build: Build) -> bool:
     return serving is not None and serving.complete and serving.build == build
 
 
-def _nothing_to_do(context: Context, revision: Revision) -> End:
+def _nothing_to_do(context: Context, revision: Revision) -> RolloutResult:
     """The target runs the build already: an idempotent end, if it serves."""
     told = f"{context.target} already runs build {revision.build.short}"
     run = context.verify(context.target)
     if run.outcome is Outcome.PASS:
-        return End(code=ExitCode.OK, conclusion=f"Nothing to do: {told}, and it serves")
+        return RolloutResult(code=ExitCode.OK, conclusion=f"Nothing to do: {told}, and it serves")
     code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
-    return End(code=code, conclusion=f"{told}, and it does not serve: {trouble_of(run)}")
+    return RolloutResult(code=code, conclusion=f"{told}, and it does not serve: {problems_of(run)}")
 
 
-def _finish_what_was_under_way(context: Context) -> End | None:
+def _finish_what_was_under_way(context: Context) -> RolloutResult | None:
     """Undo or finish what a killed run left behind; an end if that was all there is to do."""
     entry = context.journal.read()
     if entry is None or not entry.unfinished:

@@ -6,7 +6,7 @@ from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.context import Context
-from vllm_rollout.rollout.result import End
+from vllm_rollout.rollout.result import RolloutResult
 
 _PAUSE = timedelta(seconds=5)
 _TRIES = 6
@@ -34,8 +34,8 @@ def kind_of_end(
     return DecisionKind.ROLLED_BACK if code in undone else DecisionKind.LEFT
 
 
-def keep_evidence(
-    context: Context, evidence: Evidence, kind: DecisionKind | None, end: End
+def persist_evidence(
+    context: Context, evidence: Evidence, kind: DecisionKind | None, end: RolloutResult
 ) -> None:
     """Keep the evidence in the store, and note the end among the decisions.
 

@@ -1,9 +1,9 @@
 """One rollout per model at a time: a lease, renewed while the work goes on, and fenced.
 
 Fenced means that a run which lost its lease changes nothing any more, also when it was frozen and
-does not know yet: `Held.ensure` asks the store right before every change, a renewal never takes a
-lease back that another may have had in between, and the time that is left is counted by a clock
-that goes on while the machine sleeps.
+does not know yet: `HeldLease.ensure` asks the store right before every change, a renewal never
+takes a lease back that another may have had in between, and the time that is left is counted by a
+clock that goes on while the machine sleeps.
 
 A lease is taken over only by who saw it unchanged for its whole time to live, by its own clock.
 No two machines' clocks are compared, so none that is wrong, or is stepped, ends a lease early.
@@ -34,7 +34,7 @@ class LeaseLostError(RolloutError):
     exit_code = ExitCode.INCONCLUSIVE
 
 
-class Held:
+class HeldLease:
     """A lease in hand: the `Guard` of every change."""
 
     def __init__(self, store: Store, name: str, *, clock: Clock, ttl: timedelta) -> None:
@@ -105,7 +105,7 @@ def hold(
     clock: Clock,
     on_wait: Callable[[str], None],
     ttl: timedelta = TTL,
-) -> Iterator[Held]:
+) -> Iterator[HeldLease]:
     """Hold the model's lease for the length of a `with` block.
 
     A lease left behind by a run that is gone is waited for, once, until it has run out.
@@ -113,7 +113,7 @@ def hold(
     Raises:
         LeaseHeldError: another run holds it, and has renewed it while this one waited.
     """
-    held = Held(store, model, clock=clock, ttl=ttl)
+    held = HeldLease(store, model, clock=clock, ttl=ttl)
     try:
         held.take()
     except LeaseHeldError as conflict:
@@ -139,7 +139,7 @@ def hold(
             store.release(model, held.holder)
 
 
-def _take_over(held: Held, seen: Lease, *, clock: Clock, ttl: timedelta) -> None:
+def _take_over(held: HeldLease, seen: Lease, *, clock: Clock, ttl: timedelta) -> None:
     since = clock.monotonic()
     while True:
         clock.sleep(ttl / _RENEWALS)

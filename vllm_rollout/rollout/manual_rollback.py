@@ -9,15 +9,15 @@ from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import JournalEntry
-from vllm_rollout.rollout.result import End
+from vllm_rollout.rollout.result import RolloutResult
 from vllm_rollout.rollout.rollback import roll_back
-from vllm_rollout.rollout.run import conduct
+from vllm_rollout.rollout.run import run_under_lease
 
 
-def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evidence:
+def manual_rollback(context: Context, *, to: int | None, reason: str) -> Evidence:
     """Return the target to revision `to`, or to the newest good one before what serves now."""
 
-    def work(_started: datetime) -> End:
+    def work(_started: datetime) -> RolloutResult:
         target = context.target
         left = context.journal.read()
         if left is not None and not left.unfinished:
@@ -47,10 +47,10 @@ def roll_back_by_hand(context: Context, *, to: int | None, reason: str) -> Evide
         )
         return roll_back(context, entry, reason, code=ExitCode.OK)
 
-    return conduct(context, work, done=DecisionKind.ROLLED_BACK)
+    return run_under_lease(context, work, done=DecisionKind.ROLLED_BACK)
 
 
-def roll_back_watched(context: Context, *, reason: str, revision: int) -> Evidence:
+def watch_rollback(context: Context, *, reason: str, revision: int) -> Evidence:
     """Return the target from `revision`, over which a trigger fired, to the newest good one before.
 
     Nothing is done, and the end is OK, where a rollout is under way by now or another revision
@@ -58,20 +58,24 @@ def roll_back_watched(context: Context, *, reason: str, revision: int) -> Eviden
     revision would not help, a person may.
     """
 
-    def work(_started: datetime) -> End:
+    def work(_started: datetime) -> RolloutResult:
         target = context.target
         last = context.journal.read()
         if last is not None and last.in_progress:
-            return End(code=ExitCode.OK, conclusion=f"Nothing done: {last.run_id} is under way")
+            return RolloutResult(
+                code=ExitCode.OK, conclusion=f"Nothing done: {last.run_id} is under way"
+            )
         history = context.platform.history(target)
         serving = newest_served(history)
         if serving is None or serving.number != revision:
-            return End(code=ExitCode.OK, conclusion=f"Nothing done: revision {revision} is gone")
+            return RolloutResult(
+                code=ExitCode.OK, conclusion=f"Nothing done: revision {revision} is gone"
+            )
         earlier = [r for r in history if r.number < revision and r.build != serving.build]
         good = context.ledger.good_revision(target, earlier)
         if good is None or _brought_back(context, history, serving, last):
             why = "it was brought back itself" if good else "no earlier revision is good"
-            return End(
+            return RolloutResult(
                 code=ExitCode.NEEDS_PERSON,
                 conclusion=f"A person is needed: {target}, revision {revision}: {reason}; it is "
                 f"not rolled back, as {why}",
@@ -84,7 +88,7 @@ def roll_back_watched(context: Context, *, reason: str, revision: int) -> Eviden
         )
         return roll_back(context, entry, reason)
 
-    return conduct(context, work, done=DecisionKind.ROLLED_BACK)
+    return run_under_lease(context, work, done=DecisionKind.ROLLED_BACK)
 
 
 def _brought_back(

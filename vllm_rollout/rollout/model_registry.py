@@ -6,7 +6,7 @@ from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.user_command import OwnCommandError, run_own_command
+from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
 
 _LONGEST_ANSWER = 300
 
@@ -58,10 +58,10 @@ def _run(
     }
     words = [word.format_map(filled) for word in command]
     try:
-        status, text = run_own_command(
+        status, text = run_user_command(
             words, timeout_seconds=policy.model_registry.timeout.total_seconds()
         )
-    except OwnCommandError as error:
+    except UserCommandError as error:
         raise RegistryError(
             f"the model registry's command {error}",
             remedy="Correct `model_registry` in the policy, its timeout perhaps, or try again.",

@@ -10,7 +10,7 @@ from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.journal import Journal, JournalEntry
 from vllm_rollout.rollout.model_registry import registered
-from vllm_rollout.rollout.passed_revisions import Ledger
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
 from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import soak_of
@@ -127,7 +127,7 @@ def _environment(
         on_build=newest.replicas,
         capacity=newest.capacity,
         replicas=replicas,
-        evidence=_evidence(Ledger(platform.store), deployment, history),
+        evidence=_evidence(PassedRevisions(platform.store), deployment, history),
         soaked_seconds=soaked.total_seconds(),
         soak_left_seconds=left.total_seconds(),
         registered=_registered(platform, policy, deployment, newest),
@@ -169,7 +169,9 @@ def _registered(
         return f"unknown: {error}"
 
 
-def _evidence(ledger: Ledger, deployment: Deployment, history: Sequence[Revision]) -> str | None:
+def _evidence(
+    ledger: PassedRevisions, deployment: Deployment, history: Sequence[Revision]
+) -> str | None:
     """Of the newest build, which an earlier revision may have run before a rollback."""
     of_the_build = (r for r in reversed(history) if r.build == history[-1].build)
     return next(filter(None, (ledger.evidence_of(deployment, r) for r in of_the_build)), None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence
@@ -20,8 +20,8 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.rollout.clock import Clock
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import JournalEntry
-from vllm_rollout.rollout.lease import Held, LeaseLostError, hold
-from vllm_rollout.rollout.manual_rollback import roll_back_watched
+from vllm_rollout.rollout.lease import HeldLease, LeaseLostError, hold
+from vllm_rollout.rollout.manual_rollback import watch_rollback
 from vllm_rollout.rollout.soak_samples import Sampling
 
 
@@ -61,7 +61,7 @@ class StoppableClock:
 
 
 @dataclass(slots=True, kw_only=True)
-class StandingWatch:
+class Monitor:
     """Watches one deployment until its clock is stopped or its time is over.
 
     `new_context` makes the tools of one run, and is asked again for each rollback; `on_end` is
@@ -109,7 +109,7 @@ class StandingWatch:
         context.say("the time of the watch is over", outcome=Outcome.PASS)
         return ExitCode.OK
 
-    def _lead(self, context: Context, held: Held, until: float | None) -> ExitCode | None:
+    def _lead(self, context: Context, held: HeldLease, until: float | None) -> ExitCode | None:
         """Watch while the lead lasts; a code when the watch is over, None to begin anew.
 
         Raises:
@@ -153,7 +153,9 @@ class StandingWatch:
         return ""
 
     @staticmethod
-    def _changed(context: Context, held: Held, entry: JournalEntry | None) -> Callable[[], bool]:
+    def _changed(
+        context: Context, held: HeldLease, entry: JournalEntry | None
+    ) -> Callable[[], bool]:
         """Whether the lead was lost or the journal is another than `entry` by now."""
 
         def changed() -> bool:
@@ -166,7 +168,7 @@ class StandingWatch:
 
         return changed
 
-    def _act(self, context: Context, held: Held, fired: str, revision: int) -> ExitCode | None:
+    def _act(self, context: Context, held: HeldLease, fired: str, revision: int) -> ExitCode | None:
         """Roll back; None where nothing was done, as others had changed the deployment.
 
         While another run has the model's lease, or the platform does not answer, it is tried again.
@@ -175,7 +177,7 @@ class StandingWatch:
         while True:
             held.ensure()
             own = self.new_context()
-            evidence = roll_back_watched(own, reason=fired, revision=revision)
+            evidence = watch_rollback(own, reason=fired, revision=revision)
             code = ExitCode(evidence.exit_code or 0)
             if own.touched or code is ExitCode.NEEDS_PERSON:
                 break
@@ -196,12 +198,12 @@ class StandingWatch:
             context.say(title, detail)
 
 
-def _soak_samples(context: Context, revision: Revision) -> Callable[[Sight], None]:
+def _soak_samples(context: Context, revision: Revision) -> Callable[[Observation], None]:
     """Keeps what the watch sees for the soak of `revision`, where that goes by samples."""
     target = context.target
     sampling = Sampling.of(context.platform.store, context.policy, target, revision)
 
-    def keep(sight: Sight) -> None:
+    def keep(sight: Observation) -> None:
         if sampling is None:
             return
         try:
@@ -212,7 +214,7 @@ def _soak_samples(context: Context, revision: Revision) -> Callable[[Sight], Non
     return keep
 
 
-def _leads(held: Held) -> bool:
+def _leads(held: HeldLease) -> bool:
     """Whether the lead is surely ours; a store that does not answer leaves it to run out."""
     try:
         held.renew()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from vllm_rollout.judge.rollback_triggers import Sight
+from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.observe.client import InferenceClient
@@ -15,8 +15,8 @@ from vllm_rollout.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looks:
-    """Looks at deployments.
+class DeploymentObserver:
+    """DeploymentObserver at deployments.
 
     `--base-url` names the `source`; what is promoted is always watched where its platform says.
     """
@@ -45,20 +45,20 @@ class Looks:
             client.health(timeout_seconds=self.policy.watch.probe_timeout_seconds)
 
     @contextmanager
-    def at(self, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
-        """Looks, as the watch takes them, through the deployment's address."""
+    def at(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
+        """DeploymentObserver, as the watch takes them, through the deployment's address."""
         with self._client(deployment) as client:
             yield lambda: self._look(client, deployment)
 
     @contextmanager
-    def at_own(self, deployment: Deployment) -> Iterator[Callable[[], Sight]]:
-        """Looks, as the watch takes them, at the release's own replicas alone."""
+    def probe_pods(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
+        """DeploymentObserver, as the watch takes them, at the release's own replicas alone."""
         url = self._platform.own_url(deployment)
         with self._client_at(url, deployment) as client:
             yield lambda: self._look(client, deployment)
 
-    def _look(self, client: InferenceClient, deployment: Deployment) -> Sight:
-        before = self._platform.way_trouble(deployment)
+    def _look(self, client: InferenceClient, deployment: Deployment) -> Observation:
+        before = self._platform.path_errors(deployment)
         probes = probe(
             client,
             count=self.policy.watch.probes,
@@ -67,8 +67,8 @@ class Looks:
         replicas = None  # a gap: the trigger says when it is too long
         with suppress(RolloutError):
             replicas = self._platform.replicas(deployment)
-        trouble = self._platform.way_trouble(deployment).since(before)
-        return Sight(probes=probes.unless(trouble), replicas=replicas)
+        trouble = self._platform.path_errors(deployment).since(before)
+        return Observation(probes=probes.unless(trouble), replicas=replicas)
 
     def _client(self, deployment: Deployment) -> InferenceClient:
         return self._client_at(self.settings_for(deployment).url_of(deployment), deployment)

@@ -1,7 +1,7 @@
 """Whether somebody is on call: asked right before production is changed, by a command or a URL."""
 
 from vllm_rollout.policy import OnCall
-from vllm_rollout.rollout.user_command import OwnCommandError, run_own_command
+from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
 
 _LONGEST_ANSWER = 200
 
@@ -22,8 +22,8 @@ def nobody_on_call(rules: OnCall) -> str:
 
 def _by_command(words: tuple[str, ...], seconds: float) -> str:
     try:
-        status, printed = run_own_command(words, timeout_seconds=seconds)
-    except OwnCommandError as error:
+        status, printed = run_user_command(words, timeout_seconds=seconds)
+    except UserCommandError as error:
         return f"whether anybody is on call is unknown: {error}"
     if status == 0:
         return ""

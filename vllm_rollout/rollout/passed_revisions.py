@@ -7,7 +7,7 @@ from vllm_rollout.model.evidence import Evidence, as_json, evidence_key
 from vllm_rollout.platform.base import Store
 
 
-class Ledger:
+class PassedRevisions:
     """Keeps evidence in the platform's store, by digest, and notes the revisions it speaks for."""
 
     def __init__(self, store: Store) -> None:

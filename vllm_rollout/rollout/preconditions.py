@@ -17,12 +17,12 @@ from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.on_call import nobody_on_call
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
-from vllm_rollout.rollout.result import End
+from vllm_rollout.rollout.result import RolloutResult
 from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, gate_run, sign_off_command, unusable
 from vllm_rollout.rollout.soak_samples import Sampling
 
 
-def before_gates(context: Context, revision: Revision) -> End | None:
+def before_gates(context: Context, revision: Revision) -> RolloutResult | None:
     """How the rollout ends before its gates; None where it goes on."""
     if context.emergency is not None:
         context.say(f"EMERGENCY OVERRIDE by {context.emergency.by}", context.emergency.reason)
@@ -30,7 +30,7 @@ def before_gates(context: Context, revision: Revision) -> End | None:
         earlier = ", ".join(missing)
         reason = f"build {revision.build.short} has no passing evidence of {earlier}"
         if not _passed_over(context, reason):
-            return End(
+            return RolloutResult(
                 code=ExitCode.INCONCLUSIVE,
                 conclusion=f"Stages are not skipped: {reason}. Deploy it to {missing[0]} and run "
                 f"gate-and-promote {context.source.model} --to {context.source.environment} first; "
@@ -38,7 +38,7 @@ def before_gates(context: Context, revision: Revision) -> End | None:
             )
     for sign_off in _sign_offs(context, revision):
         if not sign_off.approved:
-            return End(
+            return RolloutResult(
                 code=ExitCode.GATE_FAILED,
                 conclusion=f"Nothing promoted: revision {revision.number} of {context.source} was "
                 f"{sign_off} (evidence {sign_off.evidence}). Deploy another build, or have that "
@@ -109,7 +109,7 @@ def reusable_run(context: Context, revision: Revision) -> GateRun | None:
     return None
 
 
-def still_to_wait_for(context: Context, revision: Revision) -> End | None:
+def still_to_wait_for(context: Context, revision: Revision) -> RolloutResult | None:
     """What keeps a build from promotion whose gates have passed; None if nothing does."""
     reasons = [
         reason
@@ -138,7 +138,7 @@ def still_to_wait_for(context: Context, revision: Revision) -> End | None:
             f"{context.source.model} --evidence DIGEST --as NAME (or --reject)"
         )
     if reasons:
-        return End(
+        return RolloutResult(
             code=ExitCode.INCONCLUSIVE, conclusion=f"All gates passed, and {'; '.join(reasons)}"
         )
     return None
@@ -206,7 +206,7 @@ def ask_for_sign_off(context: Context, evidence: Evidence, *, tell: bool) -> Non
         context.reporter.progress(f"a message did not arrive: {line}")
 
 
-def begin_soak(context: Context, end: End) -> None:
+def begin_soak(context: Context, end: RolloutResult) -> None:
     """Take the first sample of what was just promoted."""
     if end.code is not ExitCode.OK:
         return

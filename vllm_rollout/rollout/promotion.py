@@ -14,7 +14,7 @@ from vllm_rollout.rollout.build_drift import same_images
 from vllm_rollout.rollout.canary_ramp import CanaryRamp
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import JournalEntry, Phase, TrafficBefore
-from vllm_rollout.rollout.result import End, trouble_of
+from vllm_rollout.rollout.result import RolloutResult, problems_of
 from vllm_rollout.rollout.rollback import roll_back
 from vllm_rollout.rollout.traffic_shift import traffic_before
 
@@ -77,7 +77,7 @@ def describe(context: Context, promotion: Promotion) -> list[str]:
     return lines
 
 
-def promote(context: Context, promotion: Promotion) -> End:
+def promote(context: Context, promotion: Promotion) -> RolloutResult:
     """Bring the target to the build, step by step, gate it and watch it."""
     target, history = context.target, context.platform.history(context.target)
     others = [r for r in history if r.build != promotion.build]
@@ -88,14 +88,14 @@ def promote(context: Context, promotion: Promotion) -> End:
         reached = _ramp_by_traffic(context, promotion, traffic, serving=serving, good=before)
     else:
         reached = _ramp_by_replicas(context, promotion, before=before)
-    if isinstance(reached, End):
+    if isinstance(reached, RolloutResult):
         return reached
     entry, revision = reached
     if context.serves_users:
         return gate_and_watch(context, entry, revision, evidence_digest=promotion.evidence.digest)
     run = context.verify(target)
     if run.outcome is not Outcome.PASS:
-        return roll_back(context, entry, f"it does not serve: {trouble_of(run)}")
+        return roll_back(context, entry, f"it does not serve: {problems_of(run)}")
     if trouble := context.register():
         return roll_back(context, entry, trouble)
     return _promoted(context, entry)
@@ -108,7 +108,7 @@ def _ramp_by_traffic(
     *,
     serving: Revision | None,
     good: int | None,
-) -> tuple[JournalEntry, Revision] | End:
+) -> tuple[JournalEntry, Revision] | RolloutResult:
     """Bring the target to the build beside the one that is `serving`, which is what there is to
     return to until it is changed itself."""
     ramp = promotion.by_traffic(context, traffic)
@@ -119,12 +119,14 @@ def _ramp_by_traffic(
         traffic=traffic,
     )
     climbed = ramp.climb(entry)
-    return climbed if isinstance(climbed, End) else ramp.take_its_place(climbed, good=good)
+    return (
+        climbed if isinstance(climbed, RolloutResult) else ramp.take_its_place(climbed, good=good)
+    )
 
 
 def _ramp_by_replicas(
     context: Context, promotion: Promotion, *, before: int | None
-) -> tuple[JournalEntry, Revision] | End:
+) -> tuple[JournalEntry, Revision] | RolloutResult:
     """Bring the target's replicas to the build, step by step."""
     target = context.target
     entry = context.begin(promotion.build, before=before, note="about to begin")
@@ -151,7 +153,7 @@ def _ramp_by_replicas(
         if end.fired:
             return roll_back(context, entry, end.fired)
         if end.unobservable:
-            return End(
+            return RolloutResult(
                 code=ExitCode.UNREACHABLE,
                 conclusion=f"The watch over {what} went blind ({', '.join(end.unobservable)}), and "
                 "what is not seen does not go on: run gate-and-promote again, it undoes this step",
@@ -163,7 +165,7 @@ def _ramp_by_replicas(
 
 def gate_and_watch(
     context: Context, entry: JournalEntry, revision: Revision, *, evidence_digest: str
-) -> End:
+) -> RolloutResult:
     """Gate the fully promoted target, then watch it for as long as the policy says."""
     context.still_ours()
     entry = context.journal.advance(
@@ -174,7 +176,7 @@ def gate_and_watch(
         return roll_back(context, entry, trouble)
     run = context.gate(context.target, context.target.environment)
     if run.outcome is not Outcome.PASS:
-        return roll_back(context, entry, f"gates after promotion: {trouble_of(run)}")
+        return roll_back(context, entry, f"gates after promotion: {problems_of(run)}")
     context.still_ours()
     context.ledger.passed(context.target, revision, evidence_digest)
     entry = context.journal.advance(
@@ -183,7 +185,7 @@ def gate_and_watch(
     return watch_to_the_end(context, entry)
 
 
-def watch_to_the_end(context: Context, entry: JournalEntry) -> End:
+def watch_to_the_end(context: Context, entry: JournalEntry) -> RolloutResult:
     """The watch after promotion; closes the journal."""
     duration = context.policy.watch.duration
     context.say(f"watching {context.target} for {format_duration(duration)}")
@@ -193,7 +195,7 @@ def watch_to_the_end(context: Context, entry: JournalEntry) -> End:
     if end.fired:
         return roll_back(context, entry, end.fired)
     if end.unobservable:
-        return End(
+        return RolloutResult(
             code=ExitCode.UNREACHABLE,
             conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}): run "
             "gate-and-promote again to go on watching",
@@ -202,16 +204,16 @@ def watch_to_the_end(context: Context, entry: JournalEntry) -> End:
     try:
         return _promoted(context, entry)
     except UnreachableError as error:  # no reason to take back what was found well
-        return End(
+        return RolloutResult(
             code=ExitCode.UNREACHABLE,
             conclusion=f"Promoted, and watched to the end, which could not be written down "
             f"({error}): run gate-and-promote again, it watches once more and closes the journal",
         )
 
 
-def _promoted(context: Context, entry: JournalEntry) -> End:
+def _promoted(context: Context, entry: JournalEntry) -> RolloutResult:
     context.journal.advance(entry, Phase.DONE, "promoted", now=context.clock.now())
-    return End(
+    return RolloutResult(
         code=ExitCode.OK,
         conclusion=f"Promoted build {entry.build.short} to {context.target.environment}, 100%",
     )

@@ -8,14 +8,14 @@ from vllm_rollout.model.evidence import GateRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class End:
+class RolloutResult:
     """How a rollout, or a part of it, ended."""
 
     code: ExitCode
     conclusion: str
 
 
-def trouble_of(run: GateRun) -> str:
+def problems_of(run: GateRun) -> str:
     """The gates that did not pass and what else is wrong with the run, in one line; or ""."""
     parts = [f"{g.gate} ({g.outcome})" for g in run.gates if g.outcome is not Outcome.PASS]
     parts += [f"{name} (not run)" for name in run.missing]
@@ -24,21 +24,23 @@ def trouble_of(run: GateRun) -> str:
     return ", ".join(dict.fromkeys(parts))
 
 
-def refusal_of(run: GateRun) -> End | None:
+def refusal_of(run: GateRun) -> RolloutResult | None:
     """How a rollout ends whose gates ended like this; None where they passed."""
     if run.outcome is Outcome.PASS:
         return None
-    trouble = trouble_of(run)
+    trouble = problems_of(run)
     if run.outcome is Outcome.FAIL:
-        return End(
+        return RolloutResult(
             code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {trouble}"
         )
     if run.unreachable:
-        return End(
+        return RolloutResult(
             code=ExitCode.UNREACHABLE,
             conclusion=f"Out of reach, nothing promoted: {trouble}. {_why_unreachable(run)}",
         )
-    return End(code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}")
+    return RolloutResult(
+        code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}"
+    )
 
 
 def _why_unreachable(run: GateRun) -> str:

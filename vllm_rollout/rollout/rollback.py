@@ -15,7 +15,7 @@ from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import JournalEntry, Phase
 from vllm_rollout.rollout.lease import LeaseLostError
-from vllm_rollout.rollout.result import End, trouble_of
+from vllm_rollout.rollout.result import RolloutResult, problems_of
 from vllm_rollout.rollout.traffic_shift import give_back, remove_canary
 from vllm_rollout.rollout.verification import CannotVerifyError
 
@@ -32,7 +32,7 @@ class _NotRestoredError(Exception):
 
 def roll_back(
     context: Context, entry: JournalEntry, reason: str, *, code: ExitCode = ExitCode.ROLLED_BACK
-) -> End:
+) -> RolloutResult:
     """Return the target to the revision `entry.before` and verify that it serves.
 
     Where nothing served before, the release is removed: that is the state before. The journal is
@@ -78,7 +78,7 @@ def roll_back(
         times,
         outcome=Outcome.PASS,
     )
-    return End(
+    return RolloutResult(
         code=code,
         conclusion=f"Rolled back to {_named(entry)} in {seconds:.1f} s because of {reason}",
     )
@@ -165,7 +165,7 @@ def _verify(context: Context) -> CannotVerifyError | None:
         raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
     else:
         if run.outcome is not Outcome.PASS:
-            raise _NotRestoredError(trouble_of(run), surely=run.outcome is Outcome.FAIL)
+            raise _NotRestoredError(problems_of(run), surely=run.outcome is Outcome.FAIL)
     if unregistered := context.register():
         # What serves again was registered once; that this is stale is no reason to call the
         # rollback failed.
@@ -211,12 +211,12 @@ def _older(context: Context, entry: JournalEntry) -> int | None:
 
 def _not_verified(
     context: Context, entry: JournalEntry, reason: str, error: CannotVerifyError, seconds: str
-) -> End:
+) -> RolloutResult:
     """The end of a rollback that went well as far as is known; see `roll_back`."""
     unverified = replace(entry, unverified=True)
     _write(context, unverified, Phase.ROLLBACK, f"rolled back, not verified: {reason}")
     context.say("ROLLED BACK, NOT VERIFIED", str(error), Outcome.INCONCLUSIVE)
-    return End(
+    return RolloutResult(
         code=ExitCode.ROLLED_BACK,
         conclusion=f"Rolled back to {_named(entry)} in {seconds} because of {reason}; not "
         f"verified: {error}. {error.remedy} The journal stays open, and the next "
@@ -224,7 +224,7 @@ def _not_verified(
     )
 
 
-def _failed(context: Context, entry: JournalEntry, reason: str, tried: list[str]) -> End:
+def _failed(context: Context, entry: JournalEntry, reason: str, tried: list[str]) -> RolloutResult:
     """The end that calls a person (it pages whom the policy names), with what is needed to act."""
     target = context.target
     where = f"{target.model} -e {target.environment}"
@@ -237,7 +237,7 @@ def _failed(context: Context, entry: JournalEntry, reason: str, tried: list[str]
         "rollback up again"
     )
     context.say("ROLLBACK DID NOT RESTORE SERVICE", "; then ".join(tried), Outcome.FAIL)
-    return End(code=ExitCode.NEEDS_PERSON, conclusion=conclusion)
+    return RolloutResult(code=ExitCode.NEEDS_PERSON, conclusion=conclusion)
 
 
 def _named(entry: JournalEntry) -> str:

@@ -11,13 +11,13 @@ from vllm_rollout.model.units import format_share
 from vllm_rollout.rollout import preconditions as conditions
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.context import Context
-from vllm_rollout.rollout.evidence_store import keep_evidence, kind_of_end
+from vllm_rollout.rollout.evidence_store import kind_of_end, persist_evidence
 from vllm_rollout.rollout.lease import hold
-from vllm_rollout.rollout.result import End
+from vllm_rollout.rollout.result import RolloutResult
 
 
-def conduct(
-    context: Context, work: Callable[[datetime], End], *, done: DecisionKind | None
+def run_under_lease(
+    context: Context, work: Callable[[datetime], RolloutResult], *, done: DecisionKind | None
 ) -> Evidence:
     """Do `work` under the model's lease; every expected trouble, and Ctrl-C, ends in evidence.
 
@@ -26,14 +26,14 @@ def conduct(
     """
     started = context.clock.now()
 
-    def kept(end: End, kind: DecisionKind | None) -> Evidence:
+    def kept(end: RolloutResult, kind: DecisionKind | None) -> Evidence:
         context.say(f"exit {end.code.value}", end.conclusion)
         if kind is not None:
             conditions.tell_the_end(context, kind, end.conclusion)
         for line in context.undelivered():
             context.say("a message did not arrive", line, Outcome.INCONCLUSIVE)
         evidence = evidence_of_run(context, started, end)
-        keep_evidence(context, evidence, kind, end)
+        persist_evidence(context, evidence, kind, end)
         conditions.ask_for_sign_off(context, evidence, tell=kind is not None)
         return evidence
 
@@ -53,17 +53,17 @@ def conduct(
         return kept(_end_of(context, error), None)
 
 
-def _ended(context: Context, work: Callable[[], End]) -> End:
+def _ended(context: Context, work: Callable[[], RolloutResult]) -> RolloutResult:
     try:
         return work()
     except (RolloutError, KeyboardInterrupt) as error:
         return _end_of(context, error)
 
 
-def _end_of(context: Context, error: RolloutError | KeyboardInterrupt) -> End:
+def _end_of(context: Context, error: RolloutError | KeyboardInterrupt) -> RolloutResult:
     if isinstance(error, KeyboardInterrupt):
-        return End(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(context))
-    return End(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())
+        return RolloutResult(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(context))
+    return RolloutResult(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())
 
 
 def state_when_interrupted(context: Context) -> str:
@@ -92,7 +92,7 @@ def state_when_interrupted(context: Context) -> str:
     )
 
 
-def evidence_of_run(context: Context, started: datetime, end: End | None) -> Evidence:
+def evidence_of_run(context: Context, started: datetime, end: RolloutResult | None) -> Evidence:
     """What is known of this run by now; `end` is None until it has ended."""
     return Evidence(
         run_id=context.run_id,

@@ -16,7 +16,7 @@ from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key, from_js
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.base import Store
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 
 _SHORTEST_PREFIX = 6
 
@@ -98,7 +98,7 @@ class SignOffs:
 
         Raises: as the store.
         """
-        Decisions(self._store).append(
+        AuditLog(self._store).append(
             DecisionKind.SIGN_OFF if sign_off.approved else DecisionKind.REJECTION,
             model=self._model,
             environment=sign_off.environment,

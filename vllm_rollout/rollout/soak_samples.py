@@ -119,7 +119,7 @@ class Sampling:
         Raises:
             RolloutError: it could not be kept.
         """
-        if replicas is None or probes.way_trouble:
+        if replicas is None or probes.path_errors:
             return
         sample = sample_of(at, replicas, self.revision.capacity, probes)
         last = self._last
@@ -170,7 +170,7 @@ def judge_soak(
         raise UsageError(f"{deployment.environment} has no soak in the policy")
     verdict = soak_verdict(state, remedy=soak_remedy(policy, deployment))
     if not state.seen and not state.over:
-        return verdict.because(f"nobody has looked: {verdict.reason}", verdict.remedy)
+        return verdict.inconclusive_because(f"nobody has looked: {verdict.reason}", verdict.remedy)
     return verdict
 
 

@@ -67,7 +67,7 @@ def ready(context: Context, deployment: Deployment) -> int:
 def failing(context: Context, deployment: Deployment) -> float:
     """The share of probes that a release's own replicas fail now; 1 where nothing answers."""
     try:
-        with context.looks.at_own(deployment) as look:
+        with context.looks.probe_pods(deployment) as look:
             probes = look().probes
     except RolloutError:
         return 1.0

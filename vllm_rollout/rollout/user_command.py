@@ -9,13 +9,13 @@ from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.platform.redact import redact, secrets_in
 
 
-class OwnCommandError(RolloutError):
+class UserCommandError(RolloutError):
     """The command could not be started, or did not end in time."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
-def run_own_command(
+def run_user_command(
     words: Sequence[str], *, timeout_seconds: float, given: str = ""
 ) -> tuple[int, str]:
     """Run `words` with `given` as its input; its exit status and what it printed, redacted.
@@ -32,7 +32,7 @@ def run_own_command(
             start_new_session=True,
         )
     except OSError as error:
-        raise OwnCommandError(f"{words[0]!r} cannot be run: {error.strerror}") from error
+        raise UserCommandError(f"{words[0]!r} cannot be run: {error.strerror}") from error
     with process:
         try:
             printed, _ = process.communicate(given.encode(), timeout=timeout_seconds)
@@ -40,7 +40,7 @@ def run_own_command(
             os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            raise OwnCommandError(
+            raise UserCommandError(
                 f"{words[0]!r} did not end within {timeout_seconds:g} s"
             ) from error
     return process.returncode, redact(printed.decode(errors="replace"), secrets_in()).strip()

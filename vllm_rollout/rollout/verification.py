@@ -164,7 +164,7 @@ def _result(
     attachments: list[Attachment] = []
     verdicts: list[Verdict] = []
     error = unreachable = ""
-    begun, path_before = time.monotonic(), settings.way_trouble(deployment)
+    begun, path_before = time.monotonic(), settings.path_errors(deployment)
     try:
         found = asked.ask(
             lambda title, text: attachments.append(Attachment(title=title, text=text))
@@ -175,7 +175,7 @@ def _result(
     except Exception as raised:  # noqa: BLE001 - of the checker, and never held against what it checks
         error = f"{type(raised).__name__}: {raised}"
     if asked.seconds is not None and (error or not all(verdict.passed for verdict in verdicts)):
-        path_error = settings.way_trouble(deployment).since(path_before)
+        path_error = settings.path_errors(deployment).since(path_before)
         if path_error is not None:
             error, unreachable = str(path_error), path_error.address
             verdicts = [verdict for verdict in verdicts if verdict.passed]

@@ -8,7 +8,7 @@ from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.judge.rollback_triggers import Found, Sight, Triggers
+from vllm_rollout.judge.rollback_triggers import Found, Observation, Triggers
 from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.observe.prometheus_window import LiveCounts
 from vllm_rollout.policy import Policy
@@ -47,8 +47,8 @@ class Watcher:
 
     policy: Policy
     clock: Clock
-    look: Callable[[], Sight]
-    on_tick: Callable[[float, Sight], None]
+    look: Callable[[], Observation]
+    on_tick: Callable[[float, Observation], None]
     on_blind: Callable[[tuple[str, ...]], None] = lambda _names: None
     on_unseen: Callable[[str], None] = lambda _gap: None
     on_seen: Callable[[], None] = lambda: None

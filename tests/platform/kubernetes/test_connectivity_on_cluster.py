@@ -19,7 +19,7 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.connectivity import Reach, Ways
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
-from vllm_rollout.platform.kubernetes.release_port_forward import release_tunnel
+from vllm_rollout.platform.kubernetes.release_port_forward import release_port_forward
 
 MODEL = "llama-2-7b"
 SERVICE = "http://{model}-{environment}.{namespace}.svc.cluster.local:8000"
@@ -100,7 +100,9 @@ def test_a_closed_tunnel_leaves_no_connection_though_the_api_server_is_silent(
 ) -> None:
     namespace.behave(HEALTHY.serving())
     deploy(platform, production)
-    tunnel = release_tunnel(connect(None), production, service=f"{MODEL}-production", port=8000)
+    tunnel = release_port_forward(
+        connect(None), production, service=f"{MODEL}-production", port=8000
+    )
 
     def connections() -> int:
         ends = psutil.Process().net_connections("tcp")

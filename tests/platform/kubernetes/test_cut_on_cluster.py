@@ -12,7 +12,7 @@ from vllm_rollout.model.deployment import Build
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
-from vllm_rollout.rollout.audit_log import DecisionKind, Decisions
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.journal import Journal, JournalEntry, Phase
 
 NOW = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
@@ -66,7 +66,7 @@ def test_an_answer_to_a_journal_write_that_is_lost_is_found_by_the_second_attemp
 def test_a_decision_whose_answer_is_lost_leaves_the_chain_whole(
     wire: CutWire, store: KubernetesStore
 ) -> None:
-    decisions = Decisions(store)
+    decisions = AuditLog(store)
 
     def decide(why: str) -> None:
         decisions.append(

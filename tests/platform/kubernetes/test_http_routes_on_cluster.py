@@ -162,13 +162,13 @@ def test_each_side_is_reached_by_its_own_service_whatever_the_address_of_users_i
             return client.complete("Hello", max_tokens=2, timeout_seconds=20).ok
 
     assert [serves(side) for side in (production, production.canary) * 2] == [True, False] * 2
-    before = platform.way_trouble(production)
+    before = platform.path_errors(production)
     with (
         InferenceClient(platform.own_url(production), model=MODEL) as client,
         namespace.cluster.control_plane.away(),
     ):
         assert not client.complete("Hello", max_tokens=2, timeout_seconds=20).ok
-    assert platform.way_trouble(production).since(before)
+    assert platform.path_errors(production).since(before)
     platform.close()
 
 

@@ -44,9 +44,9 @@ def sight(
 ) -> tuple[int, UnreachableError | None]:
     """How many of four probes failed, and what ailed the way meanwhile."""
     with InferenceClient(platform.base_url(deployment), model=MODEL) as client:
-        before = platform.way_trouble(deployment)
+        before = platform.path_errors(deployment)
         seen = probe(client, count=4, timeout_seconds=20)
-        return seen.failures, platform.way_trouble(deployment).since(before)
+        return seen.failures, platform.path_errors(deployment).since(before)
 
 
 def test_an_api_server_that_is_away_is_the_ways_trouble(
@@ -70,7 +70,7 @@ def test_an_answer_that_the_api_server_cuts_is_the_ways_trouble(
     control_plane = namespace.cluster.control_plane
     url = f"{platform.base_url(production)}/v1/completions"
     body = {"model": MODEL, "prompt": "Hello", "max_tokens": 2000, "stream": True}
-    before = platform.way_trouble(production)
+    before = platform.path_errors(production)
     with httpx.stream("POST", url, json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data:")
@@ -78,7 +78,7 @@ def test_an_answer_that_the_api_server_cuts_is_the_ways_trouble(
         with pytest.raises(httpx.TransportError):
             list(lines)
     control_plane.start_api_server()
-    trouble = platform.way_trouble(production).since(before)
+    trouble = platform.path_errors(production).since(before)
     assert trouble is not None
     assert "cut a connection" in str(trouble)
 
@@ -126,10 +126,10 @@ def test_a_pod_that_dies_in_mid_answer_is_the_deployments_own(
     for server in namespace.cluster.kubelet.serving(namespace.name, production.release):
         server.turn(truncated_rate=1.0)
     with InferenceClient(platform.base_url(production), model=MODEL) as client:
-        before = platform.way_trouble(production)
+        before = platform.path_errors(production)
         answer = client.complete("Hello", max_tokens=50, timeout_seconds=20, stream=True)
     assert answer.outcome in (RequestOutcome.TRUNCATED, RequestOutcome.CONNECTION)
-    assert platform.way_trouble(production).since(before) is None
+    assert platform.path_errors(production).since(before) is None
 
 
 def test_pods_that_are_not_ready_are_the_deployments_own(

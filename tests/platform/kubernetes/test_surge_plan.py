@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rollout.platform.kubernetes.surge_plan import Pods, walk
+from vllm_rollout.platform.kubernetes.surge_plan import Pods, surge_plan
 
 
 def shown(moves: tuple[Pods, ...]) -> list[str]:
@@ -37,7 +37,7 @@ def test_moves(
     unavailable: int,
     moves: list[str],
 ) -> None:
-    found = walk(
+    found = surge_plan(
         Pods(stable=start[0], canary=start[1]),
         Pods(stable=goal[0], canary=goal[1]),
         capacity=sum(goal),
@@ -60,7 +60,7 @@ def test_pods_leave_only_when_their_place_is_filled(data: st.DataObject) -> None
     limits = {"surge": surge, "unavailable": unavailable}
 
     before = start
-    for move in walk(start, goal, capacity=capacity, **limits):
+    for move in surge_plan(start, goal, capacity=capacity, **limits):
         # What is too many leaves at once, what is missing is not there yet.
         ready = min(before.stable, move.stable) + min(before.canary, move.canary)
         assert ready >= capacity - unavailable
@@ -71,4 +71,4 @@ def test_pods_leave_only_when_their_place_is_filled(data: st.DataObject) -> None
 
 def test_without_room_nothing_moves() -> None:
     with pytest.raises(ValueError, match="nothing move"):
-        walk(Pods(stable=4), Pods(stable=3, canary=1), capacity=4, surge=0, unavailable=0)
+        surge_plan(Pods(stable=4), Pods(stable=3, canary=1), capacity=4, surge=0, unavailable=0)

@@ -137,9 +137,9 @@ def connect(context: str | None) -> KubernetesApi:
 def _configuration() -> Any:
     from kubernetes import client
 
-    from vllm_rollout.platform.kubernetes.retry import asking_again
+    from vllm_rollout.platform.kubernetes.retry import throttling_retry
 
-    return client.Configuration(retries=asking_again())
+    return client.Configuration(retries=throttling_retry())
 
 
 def _in_cluster(kubeconfig_error: Exception) -> Any:

@@ -22,7 +22,7 @@ from vllm_rollout.platform.kubernetes.composition import (
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served
-from vllm_rollout.platform.kubernetes.surge_plan import walk
+from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
 
 _LOOK_SECONDS = 0.5
@@ -167,7 +167,7 @@ class Changes:
                     "vllm-deployment, whose README says what a chart needs for it.",
                 )
             stable = self.releases.stable_pod_template(deployment, served.revision)
-        moves = walk(
+        moves = surge_plan(
             start,
             goal,
             capacity=target.capacity,

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.platform.base import Route, WayTrouble
+from vllm_rollout.platform.base import PathErrors, Route
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
 
 if TYPE_CHECKING:
-    from vllm_rollout.platform.kubernetes.port_forward import Tunnel
+    from vllm_rollout.platform.kubernetes.port_forward import PortForward
 
 Reach = Literal["auto", "service", "tunnel"]
 
@@ -29,7 +29,7 @@ class Ways:
         self._service_url = service_url
         self._reach = reach
         self._resolved: dict[str, bool] = {}
-        self._tunnels: dict[Deployment, Tunnel] = {}
+        self._tunnels: dict[Deployment, PortForward] = {}
 
     def route(self, deployment: Deployment) -> Route:
         """The Service's URL, and how it is reached. Opens nothing."""
@@ -39,17 +39,17 @@ class Ways:
     def url(self, deployment: Deployment, api: KubernetesApi) -> str:
         """The URL to connect to, without a trailing slash.
 
-        Raises: as `release_tunnel`, where one is needed.
+        Raises: as `release_port_forward`, where one is needed.
         """
         url = self._url(deployment)
         if not self._by_tunnel(deployment):
             return url
         if deployment not in self._tunnels:
             # Brings a whole HTTP library, which only a tunnel needs.
-            from vllm_rollout.platform.kubernetes.release_port_forward import release_tunnel
+            from vllm_rollout.platform.kubernetes.release_port_forward import release_port_forward
 
             parts = urlsplit(url)
-            self._tunnels[deployment] = release_tunnel(
+            self._tunnels[deployment] = release_port_forward(
                 api,
                 deployment,
                 service=(parts.hostname or "").split(".")[0],
@@ -57,10 +57,10 @@ class Ways:
             )
         return self._tunnels[deployment].url + urlsplit(url).path
 
-    def trouble(self, deployment: Deployment) -> WayTrouble:
+    def trouble(self, deployment: Deployment) -> PathErrors:
         """What has ailed the tunnel to the deployment; nothing where there is none."""
         tunnel = self._tunnels.get(deployment)
-        return tunnel.trouble if tunnel else WayTrouble()
+        return tunnel.trouble if tunnel else PathErrors()
 
     def suffered(self, deployment: Deployment, what: str) -> None:
         """Note that the API server failed elsewhere: no tunnel through it is any better."""

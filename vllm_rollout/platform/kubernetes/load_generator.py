@@ -28,7 +28,7 @@ from vllm_rollout.platform.kubernetes.load_values import (
     generator_values,
 )
 from vllm_rollout.platform.kubernetes.pods import Pod, list_instance, replica_of
-from vllm_rollout.platform.kubernetes.port_forward import Tunnel
+from vllm_rollout.platform.kubernetes.port_forward import PortForward
 from vllm_rollout.resources import CHARTS
 
 _STARTED_BY = "vllm-rollout/started-by"
@@ -52,7 +52,7 @@ class KubernetesLoadPods:
         self._namespace = settings.namespace
         self._name = generator_name(deployment.release)
         self._jobs = (f"{self._name}-worker", self._name)
-        self._tunnel: Tunnel | None = None
+        self._tunnel: PortForward | None = None
         self._ours = False
         self.start_seconds = settings.start_seconds
 
@@ -80,7 +80,7 @@ class KubernetesLoadPods:
     def url(self) -> str:
         """Where the master gives out the logs, through the API server."""
         if self._tunnel is None:
-            self._tunnel = Tunnel(
+            self._tunnel = PortForward(
                 self._api,
                 namespace=self._namespace,
                 choose=self._master,

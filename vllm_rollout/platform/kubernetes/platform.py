@@ -10,7 +10,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.platform.base import Guard, Route, WayTrouble, Weights
+from vllm_rollout.platform.base import Guard, PathErrors, Route, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import make_build
 from vllm_rollout.platform.kubernetes.changes import Changes
@@ -101,9 +101,9 @@ class KubernetesPlatform:
         """The Service's URL, and whether it is reached directly or by a tunnel."""
         return self._ways.route(deployment)
 
-    def way_trouble(self, deployment: Deployment) -> WayTrouble:
+    def path_errors(self, deployment: Deployment) -> PathErrors:
         """What was the API server's doing, where tunnels through it are the way."""
-        return sum((ways.trouble(deployment) for ways in self._all_ways()), WayTrouble())
+        return sum((ways.trouble(deployment) for ways in self._all_ways()), PathErrors())
 
     def _all_ways(self) -> tuple[Ways, ...]:
         return self._ways, *self._own_ways.values()

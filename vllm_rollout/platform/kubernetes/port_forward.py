@@ -21,7 +21,7 @@ from weakref import WeakSet
 import aiohttp
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError
-from vllm_rollout.platform.base import WayTrouble
+from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ Raises:
 """
 
 
-class Tunnel:
+class PortForward:
     """Listens on 127.0.0.1 until `close`, or until this process ends.
 
     A connection for which there is no pod, or that the API server refuses, is closed at once: the
@@ -61,7 +61,7 @@ class Tunnel:
         self._namespace = namespace
         self._choose = choose
         self._whither = whither
-        self.trouble = WayTrouble(address=api.address)
+        self.trouble = PathErrors(address=api.address)
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -126,7 +126,7 @@ class Tunnel:
     def suffered(self, what: str) -> None:
         """Note a trouble of the API server's."""
         _log.warning("the way to %s: %s", self._whither, what)
-        self.trouble = WayTrouble(
+        self.trouble = PathErrors(
             count=self.trouble.count + 1, what=what, address=self.trouble.address
         )
 

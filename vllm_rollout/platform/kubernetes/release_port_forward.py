@@ -7,21 +7,21 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, replica_of
-from vllm_rollout.platform.kubernetes.port_forward import Tunnel
+from vllm_rollout.platform.kubernetes.port_forward import PortForward
 
 _PODS_FRESH_SECONDS = 1.0
 
 
-def release_tunnel(
+def release_port_forward(
     api: KubernetesApi, deployment: Deployment, *, service: str, port: int
-) -> Tunnel:
+) -> PortForward:
     """A tunnel to the ready pods of a release; `port` is the Service's.
 
     Raises:
         NotFoundError, UnreachableError: the Service cannot be read.
     """
     target = _target_port(api, deployment.namespace, service, port)
-    return Tunnel(
+    return PortForward(
         api,
         namespace=deployment.namespace,
         choose=_ReadyPods(api, deployment, target).choose,

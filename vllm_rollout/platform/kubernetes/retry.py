@@ -10,7 +10,7 @@ _TIMES = 3
 _LONGEST_SECONDS = 30
 
 
-class AskingAgain(Retry):
+class ThrottlingRetry(Retry):
     """An overloaded API server refuses a request before it does anything for it, and says when to
     come back: then any request is sent again, one that creates something too."""
 
@@ -21,6 +21,6 @@ class AskingAgain(Retry):
         return super().is_retry(method, status_code, has_retry_after)
 
 
-def asking_again() -> AskingAgain:
+def throttling_retry() -> ThrottlingRetry:
     """Three times at most, and no later than in half a minute."""
-    return AskingAgain(_TIMES, retry_after_max=_LONGEST_SECONDS)
+    return ThrottlingRetry(_TIMES, retry_after_max=_LONGEST_SECONDS)

@@ -20,7 +20,7 @@ class Pods:
     handover: bool = False
 
 
-def walk(
+def surge_plan(
     start: Pods, goal: Pods, *, capacity: int, surge: int, unavailable: int
 ) -> tuple[Pods, ...]:
     """The splits between `start` and `goal`, the goal included; each is waited for.

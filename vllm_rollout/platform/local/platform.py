@@ -18,7 +18,7 @@ from vllm_rollout.model.deployment import (
 )
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.platform.base import Guard, Route, WayTrouble, Weights
+from vllm_rollout.platform.base import Guard, PathErrors, Route, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.proxy import OWN_PATH
@@ -106,9 +106,9 @@ class LocalPlatform:
         """The router's URL, which is reached directly."""
         return Route(url=self.base_url(deployment))
 
-    def way_trouble(self, deployment: Deployment) -> WayTrouble:  # noqa: ARG002 - the Protocol's
+    def path_errors(self, deployment: Deployment) -> PathErrors:  # noqa: ARG002 - the Protocol's
         """Nothing ever: the router is part of the deployment."""
-        return WayTrouble()
+        return PathErrors()
 
     def own_url(self, deployment: Deployment) -> str:
         """Where the router answers from the release's own replicas. Raises: as `base_url`."""
