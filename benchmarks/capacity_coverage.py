@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.queueing import Queue, search
 
 from vllm_rollout.capacity.model import SearchConfig
-from vllm_rollout.judge.rate_probe import Slos
+from vllm_rollout.capacity.rate_probe import Slos
 
 SERVICES = {
     "M/M/1, 25 ms, P95 < 3 s": (Queue(1, 0.025), 3.0),

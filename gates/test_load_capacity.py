@@ -1,6 +1,6 @@
 """Load test: the deployment handles expected production traffic."""
 
-from vllm_rollout.judge.headroom import KnownCapacity, with_headroom
+from vllm_rollout.capacity.headroom import KnownCapacity, with_headroom
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.load_questions import CapacityQuestion

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_rollout.load.load_pods import LoadPods
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_pods import LoadPods
 from vllm_rollout.platform.base import PathErrors, Platform, Route
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS

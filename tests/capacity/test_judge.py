@@ -18,7 +18,7 @@ from vllm_rollout.capacity.model import (
     SearchConfig,
     StopReason,
 )
-from vllm_rollout.judge.rate_probe import Slos
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.model.verdict import Outcome
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 
+from vllm_rollout.capacity.headroom import KnownCapacity
 from vllm_rollout.capacity.model import Capacity, StopReason
 from vllm_rollout.capacity.question import expected_rate, goal_of, slos_of, steady
 from vllm_rollout.capacity.record import capacity_on_record, keep_capacity, known_capacity
-from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan, RateSegment, TraceEntry

@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vllm_rollout.capacity.headroom import capacity_found
 from vllm_rollout.capacity.model import Capacity, Probe, Purpose, StopReason
 from vllm_rollout.capacity.plot import capacity_plot
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.capacity.report import CapacityReport, probe_line, write_capacity
-from vllm_rollout.judge.headroom import capacity_found
-from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.verdict import Outcome
 

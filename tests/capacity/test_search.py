@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from vllm_rollout.capacity.model import Capacity, NextProbe, Probe, SearchConfig, StopReason
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.capacity.search import Steps, search
-from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.verdict import Outcome
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_rollout.load.itl_histogram import ItlHistogram, ItlSummary, merged
+from vllm_rollout.load.itl_histogram import ItlHistogram, merged
+from vllm_rollout.model.load_result import ItlSummary
 
 
 @settings(deadline=None)

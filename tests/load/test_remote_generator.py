@@ -21,13 +21,13 @@ import pytest
 from aiohttp import web
 from support.completions import answer
 
-from vllm_rollout.load.load_pods import LoadTask, PodsSeen
 from vllm_rollout.load.load_progress import LoadProgress
 from vllm_rollout.load.process_group import ProcessGroup
 from vllm_rollout.load.remote_generator import remotely
 from vllm_rollout.load.run_load import run_load
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_pods import LoadTask, PodsSeen
 from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.ports import free_port
 

@@ -8,8 +8,9 @@ import pytest
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.probe import ProbeSample, probe
+from vllm_rollout.observe.probe import probe
 from vllm_rollout.simulator.running import RunningSimulator
 
 MODEL = "llama-2-7b"

@@ -10,8 +10,8 @@ import pytest
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
-from vllm_rollout.observe.prometheus_window import LiveCounts, LiveMetrics, live_metrics
+from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, LiveCounts, RequestCounts
+from vllm_rollout.observe.prometheus_window import LiveMetrics, live_metrics
 from vllm_rollout.policy import load_policy
 
 NOW = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)

@@ -12,9 +12,9 @@ from rich.console import Console
 from vllm_rollout.load.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import Evidence, GateResult
+from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.model.request_counts import LiveCounts, nothing_known
 from vllm_rollout.model.verdict import Verdict
-from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.observe.prometheus_window import LiveCounts, nothing_known
 from vllm_rollout.report.terminal import (
     gates_table,
     observation_line,

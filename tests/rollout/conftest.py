@@ -10,8 +10,8 @@ from support.scripted_observer import scripted_observer
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
 
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Canary, Deployment
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.rollout.observer import DeploymentObserver
 
 

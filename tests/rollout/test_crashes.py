@@ -16,7 +16,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
-from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote

@@ -10,8 +10,8 @@ from support.world import MODEL, PRODUCTION, RAMP, STAGING, World, builds, chang
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.rollout import preconditions as conditions

@@ -11,7 +11,7 @@ from support.world import MODEL, PRODUCTION, STAGING, World, healthy
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
-from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal, Phase

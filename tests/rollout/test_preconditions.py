@@ -12,8 +12,8 @@ from vllm_rollout.judge.soak import soak_state
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.evidence import Evidence, from_json
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
-from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.policy import Soak
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.context import Context

@@ -7,7 +7,7 @@ from support.world import PRODUCTION, RAMP, STAGING, World, builds, changes, kin
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.gate_runner import GatesCrashedError
 from vllm_rollout.rollout.journal import Phase

@@ -7,8 +7,14 @@ from support.world import UNATTENDED, World
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
-from vllm_rollout.observe.prometheus_window import LiveCounts, NoMetrics, nothing_known
+from vllm_rollout.model.request_counts import (
+    ErrorRates,
+    LatencyCounts,
+    LiveCounts,
+    RequestCounts,
+    nothing_known,
+)
+from vllm_rollout.observe.prometheus_window import NoMetrics
 from vllm_rollout.rollout import context as context_module
 from vllm_rollout.rollout.engine import gate_and_promote
 

@@ -27,7 +27,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment, RevisionStatus, newest_served
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence
-from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote

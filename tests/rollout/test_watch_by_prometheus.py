@@ -10,8 +10,8 @@ import httpx
 import pytest
 from support.prometheus import running_prometheus, until
 
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment, Replica
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.observe.prometheus_window import live_metrics

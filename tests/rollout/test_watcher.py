@@ -8,11 +8,15 @@ import pytest
 from support.simulated import FakeClock
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
-from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.observe.prometheus_window import LiveCounts, nothing_known
+from vllm_rollout.model.observation import Observation, ProbeSample
+from vllm_rollout.model.request_counts import (
+    ErrorRates,
+    LatencyCounts,
+    LiveCounts,
+    RequestCounts,
+    nothing_known,
+)
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.watcher import WatchEnd, Watcher
 

@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 
 from vllm_rollout.capacity.judge import next_step
 from vllm_rollout.capacity.model import Aim, Ask, Capacity, Goal, Probe
-from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
-from vllm_rollout.judge.saturation import Backlog
+from vllm_rollout.capacity.rate_probe import Answers, RateProbe, Slos
+from vllm_rollout.capacity.saturation import Backlog
 from vllm_rollout.model.verdict import Outcome
 
 

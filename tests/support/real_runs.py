@@ -23,8 +23,8 @@ from support.scripted_observer import scripted_observer
 from support.world import STAGING, ListReporter, ScriptedGates, healthy
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.audit_log import AuditLog

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.rollout.observer import DeploymentObserver
 
 

@@ -3,7 +3,7 @@
 from support.simulated import ALL_STABLE
 from support.world import PRODUCTION, STAGING, World
 
-from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.model.observation import ProbeSample
 
 CANARY = PRODUCTION.canary
 CLIMB = [

@@ -18,7 +18,7 @@ from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus, images_of
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateResult, GateRun, Step
-from vllm_rollout.observe.probe import ProbeSample
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.context import Context

@@ -14,10 +14,12 @@ import typer
 from rich.console import Console
 
 from vllm_rollout import __version__
+from vllm_rollout.capacity.headroom import NO_WORD, capacity_found
 from vllm_rollout.capacity.judge import conclude
 from vllm_rollout.capacity.model import Capacity, NextProbe, Probe, SearchConfig, StopReason
 from vllm_rollout.capacity.probing import send_probe
 from vllm_rollout.capacity.question import expected_rate, goal_of, late_after, slos_of, steady
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.capacity.record import keep_capacity
 from vllm_rollout.capacity.report import (
     CapacityReport,
@@ -31,15 +33,13 @@ from vllm_rollout.capacity.settling import Settling
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.headroom import NO_WORD, capacity_found
-from vllm_rollout.judge.rate_probe import Slos
-from vllm_rollout.load.load_pods import LoadPods
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.remote_generator import remotely
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.evidence import new_run_id
 from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_pods import LoadPods
 from vllm_rollout.model.units import format_value, parse_rate, parse_share
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Policy

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from vllm_rollout.judge.rate_probe import Slos
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.model.verdict import Outcome
 
 KEPT_FOR_PROOFS = 2

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from vllm_rollout.capacity.headroom import interval_text
 from vllm_rollout.capacity.model import Capacity, Probe
-from vllm_rollout.judge.headroom import interval_text
-from vllm_rollout.judge.rate_probe import Slos
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.report.axis import Axis

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from vllm_rollout.capacity.model import NextProbe, Probe, Purpose
+from vllm_rollout.capacity.rate_probe import Answers, RateProbe, Slos
+from vllm_rollout.capacity.saturation import Backlog
 from vllm_rollout.judge.generator import generator_verdict
-from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
-from vllm_rollout.judge.saturation import Backlog
 from vllm_rollout.load.load_progress import LoadProgress
 from vllm_rollout.load.run_load import Start, run_load
 from vllm_rollout.model.load_plan import LoadPlan

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from vllm_rollout.capacity.model import SearchConfig
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.judge.goodput import GoodputLimits
-from vllm_rollout.judge.rate_probe import Slos
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import LoadPlan

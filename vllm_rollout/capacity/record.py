@@ -4,9 +4,9 @@ import math
 from datetime import datetime
 from typing import Any
 
+from vllm_rollout.capacity.headroom import KnownCapacity
 from vllm_rollout.capacity.model import Capacity
 from vllm_rollout.capacity.question import question_digest
-from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.platform.base import Platform, Store

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from vllm_rollout.capacity.model import Capacity, Probe, Purpose
 from vllm_rollout.capacity.plot import capacity_plot
-from vllm_rollout.judge.rate_probe import Slos
+from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict

@@ -11,26 +11,12 @@ from dataclasses import dataclass
 
 from vllm_rollout.judge.trigger import Trigger
 from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.observation import Observation, ProbeSample
 from vllm_rollout.model.percentiles import percentile_of
-from vllm_rollout.model.request_counts import LatencyCounts
-from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.observe.prometheus_window import LiveCounts
+from vllm_rollout.model.request_counts import LatencyCounts, LiveCounts
 from vllm_rollout.policy import Policy
 
 _LIVE = " by Prometheus"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What the watch sees at one moment. `replicas` is None when the platform did not say; probes
-    with a trouble of the way there say nothing.
-
-    `live` is what Prometheus says, None where it has said nothing new or nobody asks it.
-    """
-
-    probes: ProbeSample
-    replicas: Sequence[Replica] | None
-    live: LiveCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

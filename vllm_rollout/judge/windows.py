@@ -4,45 +4,35 @@ import calendar
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
-from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.calendar_event import Event
 from vllm_rollout.policy import Windows
-from vllm_rollout.rollout.calendar import Event, events_between
 
-_SEARCH_DAYS = 400
+SEARCH = timedelta(days=400)
+"""How far ahead an opening is looked for."""
 _CLOCKS_CHANGE = timedelta(minutes=30)
 """Clocks are changed on the hour or half past, everywhere."""
 _MONTHS_OF_A_QUARTER = 3
 
 
-def closed_because(windows: Windows, now: datetime) -> str:
+def closed_because(windows: Windows, now: datetime, events: Iterable[Event] = ()) -> str:
     """Why production may not be deployed to at `now`; "" when it may.
 
-    A calendar that cannot be read closes it.
+    `events` are those of the windows' calendar around `now`.
     """
     if not windows.enforce:
         return ""
-    if reason := _closed_by_rule(windows, now):
-        return reason
-    try:
-        return _closed_by_event(events_between(windows, now, now + timedelta(minutes=1)), now)
-    except UnreachableError as error:
-        return f"{error}. {error.remedy}"
+    return _closed_by_rule(windows, now) or _closed_by_event(events, now)
 
 
-def next_opening(windows: Windows, now: datetime) -> datetime | None:
+def next_opening(windows: Windows, now: datetime, events: Sequence[Event] = ()) -> datetime | None:
     """The first moment from `now` on at which production may be deployed to, in the windows' zone.
 
-    None within some 400 days, and where that cannot be known for want of the calendar.
+    `events` are those of the calendar in the next `SEARCH`. None where it does not open by then.
     """
     if not windows.enforce:
         return now
-    end = now + timedelta(days=_SEARCH_DAYS)
-    try:
-        events = events_between(windows, now, end)
-    except UnreachableError:
-        return None
     # It opens at one of these moments if at all: now, or when something that closes it is over.
-    for moment in (now, *_ends(windows, events, now, end)):
+    for moment in (now, *_ends(windows, events, now, now + SEARCH)):
         if not _closed_by_rule(windows, moment) and not _closed_by_event(events, moment):
             return moment.astimezone(windows.zone)
     return None

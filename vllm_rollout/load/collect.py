@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vllm_rollout.load.arrivals import arrivals
-from vllm_rollout.load.itl_histogram import ItlSummary, merged
+from vllm_rollout.load.itl_histogram import merged
 from vllm_rollout.load.load_progress import LoadProgress, ProgressMeter
 from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, LogReader
 from vllm_rollout.model.load_plan import LoadPlan
-from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.model.load_result import ItlSummary, LoadResult, RequestOutcome, RequestRecord
 
 _CLOCK_WITHIN_SECONDS = 0.25
 """How exactly the workers' clocks must be known for them to be said to start together."""

@@ -4,25 +4,14 @@ An HDR histogram (3 significant digits, 1 µs to an hour) for each worker; those
 add up exactly to that of all.
 """
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from vllm_rollout.model.load_result import ItlSummary
 
 _LONGEST_MICROSECONDS = 3600 * 1_000_000
 _SIGNIFICANT_DIGITS = 3
 _PER_SECOND = 1_000_000
 _AT_ONCE = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItlSummary:
-    """Inter-token gaps of a run's judged requests, in seconds; NaN where there was none."""
-
-    count: int = 0
-    p50_seconds: float = math.nan
-    p95_seconds: float = math.nan
-    p99_seconds: float = math.nan
-    longest_seconds: float = math.nan
 
 
 class ItlHistogram:

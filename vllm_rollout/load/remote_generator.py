@@ -15,10 +15,10 @@ from typing import Any, Self
 import httpx
 
 from vllm_rollout import __version__
-from vllm_rollout.load.load_pods import LoadPods, LoadTask, PodsSeen
 from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, log_digest
 from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_pods import LoadPods, LoadTask, PodsSeen
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 10.0

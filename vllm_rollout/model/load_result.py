@@ -10,9 +10,19 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from vllm_rollout.load.itl_histogram import ItlSummary
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.percentiles import percentile_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItlSummary:
+    """Inter-token gaps of a run's judged requests, in seconds; NaN where there was none."""
+
+    count: int = 0
+    p50_seconds: float = math.nan
+    p95_seconds: float = math.nan
+    p99_seconds: float = math.nan
+    longest_seconds: float = math.nan
 
 
 class RequestOutcome(StrEnum):

@@ -3,8 +3,24 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from vllm_rollout.observe.series import Gap
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch of time in which something was not scraped: `what` is a target, or all of them."""
+
+    what: str
+    start: datetime
+    end: datetime
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return (self.end - self.start).total_seconds()
+
+    def __str__(self) -> str:
+        return f"no scrape of {self.what} from {self.start:%H:%M:%S} to {self.end:%H:%M:%S %Z}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,3 +127,23 @@ class Uptime:
     moments: tuple[tuple[float, int], ...]
     restarts: tuple[float, ...]
     gaps: tuple[Gap, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveCounts:
+    """Requests of a window of time, as Prometheus counted them."""
+
+    rates: ErrorRates
+    latency: LatencyCounts
+
+    @property
+    def unknown(self) -> str:
+        """What is not known of the window, and why; empty where all is known."""
+        rates, latency = self.rates.unknown, self.latency.unknown
+        return rates if latency in rates else "; ".join(filter(None, (rates, latency)))
+
+
+def nothing_known(why: str) -> LiveCounts:
+    """Counts that have no figure."""
+    source = RequestCounts(source="Prometheus", unknown=why)
+    return LiveCounts(rates=ErrorRates(sources=(source,)), latency=LatencyCounts(unknown=why))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Self
 
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts, Uptime
+from vllm_rollout.model.request_counts import ErrorRates, Gap, LatencyCounts, RequestCounts, Uptime
 from vllm_rollout.observe.prometheus import Prometheus, Series, selector
-from vllm_rollout.observe.series import Gap, Scrapes, Target, scrapes_of
+from vllm_rollout.observe.series import Scrapes, Target, scrapes_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.prometheus import Prometheus as Rules
 from vllm_rollout.policy.prometheus import RequestCounter

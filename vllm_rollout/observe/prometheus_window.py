@@ -4,35 +4,17 @@ Each question is asked in a thread of its own: a Prometheus that hangs holds no 
 """
 
 import threading
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Self
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, RequestCounts
+from vllm_rollout.model.request_counts import (
+    LiveCounts,
+    nothing_known,
+)
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Policy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveCounts:
-    """Requests of a window of time, as Prometheus counted them."""
-
-    rates: ErrorRates
-    latency: LatencyCounts
-
-    @property
-    def unknown(self) -> str:
-        """What is not known of the window, and why; empty where all is known."""
-        rates, latency = self.rates.unknown, self.latency.unknown
-        return rates if latency in rates else "; ".join(filter(None, (rates, latency)))
-
-
-def nothing_known(why: str) -> LiveCounts:
-    """Counts that have no figure."""
-    source = RequestCounts(source="Prometheus", unknown=why)
-    return LiveCounts(rates=ErrorRates(sources=(source,)), latency=LatencyCounts(unknown=why))
 
 
 class LiveMetrics:

@@ -9,27 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
+from vllm_rollout.model.request_counts import Gap
 from vllm_rollout.observe.prometheus import Series
 
 Target = tuple[str, str]
 """Job and instance, by which Prometheus itself tells targets apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A stretch of time in which something was not scraped: `what` is a target, or all of them."""
-
-    what: str
-    start: datetime
-    end: datetime
-
-    @property
-    def seconds(self) -> float:
-        """How long it is."""
-        return (self.end - self.start).total_seconds()
-
-    def __str__(self) -> str:
-        return f"no scrape of {self.what} from {self.start:%H:%M:%S} to {self.end:%H:%M:%S %Z}"
 
 
 @dataclass(frozen=True, slots=True)

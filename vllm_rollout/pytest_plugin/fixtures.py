@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.capacity.headroom import KnownCapacity
 from vllm_rollout.capacity.record import capacity_on_record
 from vllm_rollout.judge import Outcome, Verdict, check
-from vllm_rollout.judge.headroom import KnownCapacity
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_result import LoadResult

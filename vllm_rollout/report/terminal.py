@@ -13,10 +13,10 @@ from rich.text import Text
 from vllm_rollout.load.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import GateResult, GateRun
+from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.units import format_duration, format_value
 from vllm_rollout.model.verdict import Outcome
-from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.observe.prometheus_window import LiveCounts
 from vllm_rollout.report.formatting import one_line, short_title, verdict_text
 from vllm_rollout.report.rows import findings
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.canary_analysis import CanaryAnalysis
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.units import format_duration, format_share, format_value
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.policy import RampStep
 from vllm_rollout.rollout.build_drift import same_images
+from vllm_rollout.rollout.canary_analysis import CanaryAnalysis
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.journal import JournalEntry, Phase, TrafficBefore
 from vllm_rollout.rollout.result import RolloutResult, problems_of

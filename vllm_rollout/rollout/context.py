@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Build, Deployment, newest_served
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateRun, Step
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.platform.base import NotReadyError, PathErrors, Platform
 from vllm_rollout.policy import Policy

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.rollout.clock import Clock

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from vllm_rollout.judge.rollback_triggers import Observation
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.base import Platform

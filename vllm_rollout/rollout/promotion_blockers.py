@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge.soak import soak_text
-from vllm_rollout.judge.windows import closed_because, next_opening
+from vllm_rollout.judge.windows import SEARCH, closed_because, next_opening
 from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.units import format_duration
+from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy, Windows
 from vllm_rollout.rollout.clock import Clock
@@ -16,6 +18,7 @@ from vllm_rollout.rollout.soak_samples import soak_of, soak_remedy
 
 _LOOK_EVERY = timedelta(seconds=30)
 _ASK_AGAIN = timedelta(hours=1)
+_MOMENT = timedelta(minutes=1)
 
 
 def reasons_to_wait(
@@ -38,13 +41,37 @@ def reasons_to_wait(
             f"the soak is not over: revision {revision.number} of {source.environment}: {nobody}"
             f"{soak_text(soak)}. {soak_remedy(policy, source)}"
         )
-    if target.environment == policy.order[-1] and (reason := closed_because(policy.windows, now)):
+    if target.environment == policy.order[-1] and (reason := closed_now(policy.windows, now)):
         yield f"outside the deployment windows ({reason}); {opening_text(policy.windows, now)}"
+
+
+def closed_now(windows: Windows, now: datetime) -> str:
+    """Why production may not be deployed to at `now`, its calendar read; "" when it may.
+
+    A calendar that cannot be read closes it.
+    """
+    if not windows.enforce:
+        return ""
+    if reason := closed_because(windows, now):
+        return reason
+    try:
+        return closed_because(windows, now, events_between(windows, now, now + _MOMENT))
+    except UnreachableError as error:
+        return f"{error}. {error.remedy}"
+
+
+def opens_next(windows: Windows, now: datetime) -> datetime | None:
+    """When production may be deployed to next; None where the calendar does not tell."""
+    try:
+        events = events_between(windows, now, now + SEARCH) if windows.enforce else ()
+    except UnreachableError:
+        return None
+    return next_opening(windows, now, events)
 
 
 def opening_text(windows: Windows, now: datetime) -> str:
     """When the windows open next, for people."""
-    opening = next_opening(windows, now)
+    opening = opens_next(windows, now)
     if opening is None:
         return "when the next opens is not known"
     return f"the next opens {opening:%A %Y-%m-%d %H:%M %Z}"
@@ -67,11 +94,11 @@ def wait_until_open(
     while True:
         now = clock.now()
         if now >= again:
-            closed = closed_because(windows, now)
+            closed = closed_now(windows, now)
             reason = closed or nobody_on_call(windows.on_call)
             if not reason:
                 return
-            opening = next_opening(windows, now) if closed else None
+            opening = opens_next(windows, now) if closed else None
             # A calendar may change meanwhile, but need not be fetched twice a minute.
             again = min(opening or now + _LOOK_EVERY, now + _ASK_AGAIN)
         seconds = math.ceil(((opening or again) - now).total_seconds())

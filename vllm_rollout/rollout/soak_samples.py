@@ -16,9 +16,9 @@ from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.soak import SoakState, Stretch, soak_state, soak_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
-from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.platform.base import ConflictError, Platform, Store
 from vllm_rollout.policy import Policy, Soak
 

@@ -8,9 +8,9 @@ from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.judge.rollback_triggers import Found, Observation, Triggers
-from vllm_rollout.observe.probe import ProbeSample
-from vllm_rollout.observe.prometheus_window import LiveCounts
+from vllm_rollout.judge.rollback_triggers import Found, Triggers
+from vllm_rollout.model.observation import Observation, ProbeSample
+from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.clock import Clock
 

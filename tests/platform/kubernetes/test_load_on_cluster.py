@@ -17,12 +17,12 @@ import yaml
 from cluster.behaviour import running
 from cluster.fixtures import Namespace, eventually
 
-from vllm_rollout.load.load_pods import LoadTask
 from vllm_rollout.load.remote_generator import remotely
 from vllm_rollout.load.run_load import run_load
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan
+from vllm_rollout.model.load_pods import LoadTask
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.helm import Helm

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import yaml
 
-from vllm_rollout.load.load_pods import LoadTask, PodsSeen
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.load_pods import LoadTask, PodsSeen
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.helm import Helm

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vllm_rollout.load.load_pods import LoadTask
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_pods import LoadTask
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.yaml_file import read_mapping
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from vllm_rollout.capacity.headroom import NO_WORD, KnownCapacity, capacity_found, with_headroom
 from vllm_rollout.capacity.model import Capacity, StopReason
-from vllm_rollout.judge.headroom import NO_WORD, KnownCapacity, capacity_found, with_headroom
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 FOUND = Capacity(

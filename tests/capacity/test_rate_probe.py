@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from vllm_rollout.capacity.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.judge.goodput import GoodputLimits
-from vllm_rollout.judge.rate_probe import Answers, RateProbe, Slos
 
 SLOS = Slos(latency_seconds=3.0, error_limit=0.05)
 ENOUGH = SLOS.requests_to_pass(0.01)

@@ -5,11 +5,11 @@ too: public calendars of holidays mark theirs so.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_rollout.model.calendar_event import Event
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.policy import Windows
 
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 _LONGEST_SUMMARY = 100
 _LARGEST_BYTES = 10_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that closes production, from `start` on and before `end`."""
-
-    start: datetime
-    end: datetime
-    summary: str
 
 
 def events_between(windows: Windows, start: datetime, end: datetime) -> Sequence[Event]:

@@ -11,10 +11,10 @@ from datetime import timedelta
 
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.compare import compare_latency, compare_rate
-from vllm_rollout.judge.rollback_triggers import Observation, Triggers
+from vllm_rollout.judge.rollback_triggers import Triggers
+from vllm_rollout.model.observation import Observation, ProbeSample
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.model.verdict import worst
-from vllm_rollout.observe.probe import ProbeSample
 from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.watcher import WatchEnd
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.queueing import Queue
 
-from vllm_rollout.judge.saturation import Backlog
+from vllm_rollout.capacity.saturation import Backlog
 
 LIMIT = 2.0
 

@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from vllm_rollout.judge.windows import closed_because, next_opening
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.policy import Windows, load_policy
-from vllm_rollout.rollout.calendar import events_between
+from vllm_rollout.rollout.promotion_blockers import closed_now, opens_next
 
 BERLIN = ZoneInfo("Europe/Berlin")
 CALENDAR = """BEGIN:VCALENDAR
@@ -73,13 +73,13 @@ def berlin(text: str) -> datetime:
     ],
 )
 def test_events_close_production_while_they_last(file: Path, when: str, said: str) -> None:
-    reason = closed_because(windows(file), berlin(when))
+    reason = closed_now(windows(file), berlin(when))
     assert (said in reason) if said else reason == ""
 
 
 def test_the_next_opening_is_when_the_last_event_in_the_way_ends(file: Path) -> None:
-    assert next_opening(windows(file), berlin("2026-11-17T10:30")) == berlin("2026-11-17T12:00")
-    assert next_opening(windows(file), berlin("2026-11-18T09:00")) == berlin("2026-11-19T09:00")
+    assert opens_next(windows(file), berlin("2026-11-17T10:30")) == berlin("2026-11-17T12:00")
+    assert opens_next(windows(file), berlin("2026-11-18T09:00")) == berlin("2026-11-19T09:00")
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_a_calendar_that_cannot_be_read_closes_production(
     file = tmp_path / "freezes.ics"
     if content is not None:
         file.write_text(content)
-    reason = closed_because(windows(file), berlin("2026-11-19T10:00"))
+    reason = closed_now(windows(file), berlin("2026-11-19T10:00"))
     assert "cannot be read" in reason
-    assert next_opening(windows(file), berlin("2026-11-19T10:00")) is None
+    assert opens_next(windows(file), berlin("2026-11-19T10:00")) is None
 
 
 def test_a_private_calendars_address_is_cut_before_its_secret() -> None:

@@ -1,0 +1,49 @@
+"""Observations of a deployment: probes, replicas, and what Prometheus counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.request_counts import LiveCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSample:
+    """One observation of a deployment. A server that cannot be reached has failed every probe,
+    unless it is known that the way there was at fault.
+    """
+
+    total: int
+    failures: int
+    latencies_seconds: tuple[float, ...]
+    """Of the answered probes."""
+    healthy: bool
+    """Whether `/health` answered 200."""
+    error: str = ""
+    """The first failure, for people."""
+    path_errors: str = ""
+    """What ailed the way to the deployment; then nothing is known of the deployment, and no probe
+    counts.
+    """
+
+    def unless(self, path_errors: UnreachableError | None) -> "ProbeSample":
+        """The sample; one of nothing where what failed in it may be the doing of the way there."""
+        if path_errors is None or (self.healthy and not self.failures):
+            return self
+        return replace(
+            self, total=0, failures=0, latencies_seconds=(), path_errors=str(path_errors)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What the watch sees at one moment. `replicas` is None when the platform did not say; probes
+    with a trouble of the way there say nothing.
+
+    `live` is what Prometheus says, None where it has said nothing new or nobody asks it.
+    """
+
+    probes: ProbeSample
+    replicas: Sequence[Replica] | None
+    live: LiveCounts | None = None
