@@ -176,8 +176,8 @@ MUTATIONS = (
     Mutation(
         "a rejection stops the promotion",
         "vllm_rollout/rollout/preconditions.py",
-        "        if not sign_off.approved:\n            return End(",
-        "        if not sign_off:\n            return End(",
+        "        if not sign_off.approved:\n            return RolloutResult(",
+        "        if not sign_off:\n            return RolloutResult(",
         "tests/rollout/test_preconditions.py",
     ),
     Mutation(

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from vllm_rollout.capacity.judge import next_step
-from vllm_rollout.capacity.model import Aim, Ask, Capacity, Goal, Probe
+from vllm_rollout.capacity.model import Capacity, NextProbe, Probe, Purpose, SearchConfig
 from vllm_rollout.capacity.rate_probe import Answers, RateProbe, Slos
 from vllm_rollout.capacity.saturation import Backlog
 from vllm_rollout.model.verdict import Outcome
@@ -79,7 +79,7 @@ class Queue:
         return arrivals, ends
 
 
-def send(queue: Queue, slos: Slos, ask: Ask, rng: np.random.Generator) -> Probe:
+def send(queue: Queue, slos: Slos, ask: NextProbe, rng: np.random.Generator) -> Probe:
     """One probe of the queue, looked at once a second, as a load run is."""
     arrivals, ends = queue.run(ask.per_second, ask.most_seconds, rng)
     failed = rng.random(arrivals.size) < queue.error_rate
@@ -108,7 +108,7 @@ def send(queue: Queue, slos: Slos, ask: Ask, rng: np.random.Generator) -> Probe:
             at=at, sent=sent, ended=int(np.searchsorted(ended_at, at))
         )
         saturated = bool(why) and not judge.failed
-        if not why and ask.aim is not Aim.EXPLORE and at >= ask.least_seconds and judge.passed:
+        if not why and ask.aim is not Purpose.EXPLORE and at >= ask.least_seconds and judge.passed:
             why = "passed"
     outcome = Outcome.INCONCLUSIVE
     if why:
@@ -125,7 +125,9 @@ def send(queue: Queue, slos: Slos, ask: Ask, rng: np.random.Generator) -> Probe:
     )
 
 
-def search(queue: Queue, goal: Goal, rng: np.random.Generator) -> tuple[Capacity, list[Probe]]:
+def search(
+    queue: Queue, goal: SearchConfig, rng: np.random.Generator
+) -> tuple[Capacity, list[Probe]]:
     """A whole search."""
     probes: list[Probe] = []
     while True:
