@@ -20,8 +20,9 @@ _LONGEST_FIRST = (
     "tests/platform/kubernetes/test_platform_on_cluster.py",
     "_on_cluster.py",
     "tests/cluster/test_existing.py",
-    "tests/release/",
-    "tests/gating/",
+    "tests/rollout/",
+    "tests/pytest_plugin/",
+    "tests/load/",
     "tests/observe/",
 )
 """Parts of the names of the files whose tests take long, so that the last minutes of a run are
