@@ -74,6 +74,7 @@ def staged(settings: Settings, model: str, values: Mapping[str, Any], folder: Pa
             clock=clock,
             reporter=ListReporter(),
             runner=gates,  # type: ignore[arg-type]
+            verifier=gates.verify,
             folder=folder,
             journal=Journal(platform.store, model),
             ledger=PassedRevisions(platform.store),
