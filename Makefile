@@ -10,7 +10,7 @@ UV := $(shell command -v uv || echo $(BIN)/uv)
 TESTS ?= tests
 # Tests that need a part that has to be built are marked cluster or helm, by tests/conftest.py.
 BUILT := cluster or helm
-PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto --dist loadgroup -W error --timeout 600 -rs
+PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto -W error --timeout 600 -rs
 
 .PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint format lock schema wheel clean
 .DEFAULT_GOAL := help

@@ -1,8 +1,11 @@
 """The real parts that tests of several folders use, and the marks and the order of all tests."""
 
+from typing import Any
+
 import pytest
 from cluster.fixtures import cluster, namespace, wire
 from cluster.required import helm_binary
+from xdist.scheduler import LoadScopeScheduling
 
 __all__ = ["cluster", "helm_binary", "namespace", "wire"]
 
@@ -43,3 +46,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, part in enumerate(_LONGEST_FIRST) if part in item.nodeid), 99)
 
     items.sort(key=place)
+
+
+_NOT_BESIDE_EACH_OTHER = "tests/capacity/test_command.py"
+_SITES = "tests/e2e/test_crashes_on_cluster.py"
+
+
+class _Scheduling(LoadScopeScheduling):
+    """Sends tests that must not run beside each other, and those of one site, to one worker.
+
+    In place of `--dist loadgroup`: under pytest 9.2 xdist's own groups do nothing.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(_SITES):
+            return nodeid.partition("[")[2].partition("-")[0]
+        return _NOT_BESIDE_EACH_OTHER if nodeid.startswith(_NOT_BESIDE_EACH_OTHER) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Distribute the tests."""
+    return _Scheduling(config, log)

@@ -45,7 +45,7 @@ POLICY: dict[str, Any] = {
     },
 }
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("capacity")]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(autouse=True)

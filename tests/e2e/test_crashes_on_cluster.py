@@ -40,8 +40,8 @@ BY_TRAFFIC = " by traffic"
 
 
 def at_site(site: str, *values: Any, marks: Iterable[Any] = ()) -> Any:
-    """Parameters of a test at a site, which belongs to one test process."""
-    return pytest.param(site, *values, marks=[*marks, pytest.mark.xdist_group(f"site {site}")])
+    """Parameters of a test at a site, which comes first in its id."""
+    return pytest.param(site, *values, marks=[*marks])
 
 
 def under_both_helms(cells: Iterable[Any], *, by: str = "") -> list[Any]:

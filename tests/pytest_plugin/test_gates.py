@@ -307,3 +307,18 @@ def test_two_models_side_by_side_leave_a_report_each(tmp_path: Path) -> None:
     assert outcomes(evidence_in(tmp_path))["latency"] is Outcome.PASS, run.stdout + run.stderr
     assert outcomes(evidence_in(tmp_path, "other"))["inference"] is Outcome.FAIL  # not served there
     assert run.returncode == 1
+
+
+@pytest.mark.parametrize("dist", ["load", "worksteal", "loadfile"])
+def test_under_xdist_a_deployment_gets_one_load(tmp_path: Path, dist: str) -> None:
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = started_gates(
+            tmp_path,
+            *staging(server.url),
+            *("-n", "2", "--dist", dist, "-k", "p95 or error_rate or load_capacity"),
+        )
+        sent = len(server.truth()["requests"])
+
+    gate_run = evidence_in(tmp_path).runs[0]
+    assert {gate.gate for gate in gate_run.gates} == {"latency", "error_rate", "load_capacity"}
+    assert sent == gate_run.loads["load"].total, run.stdout

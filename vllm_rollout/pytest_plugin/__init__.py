@@ -89,15 +89,6 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
         args += known.file_or_dir
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Under xdist keep a deployment's gates on one worker, so that they share one load run."""
-    if not asks_for_gates(config):
-        return
-    if getattr(config.option, "numprocesses", None) and config.getoption("dist", "no") == "no":
-        config.option.dist = "loadgroup"
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Bring in the gates' hooks and fixtures where gates are asked for."""
     if asks_for_gates(config):

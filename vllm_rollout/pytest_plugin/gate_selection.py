@@ -108,7 +108,6 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings, models: Sequence[
             marks=[
                 getattr(pytest.mark, environment),
                 *([getattr(pytest.mark, gate)] if (gate := gate_name(path)) in ON_DEMAND else []),
-                pytest.mark.xdist_group(f"{model}-{environment}"),
             ],
         )
         for model in models or [NO_MODEL]

@@ -57,6 +57,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "vllm_rollout.pytest_plugin.fixtures")
 
 
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep each deployment's gates on one worker, whatever `--dist` says: they share one load run.
+
+    xdist's own groups do not do it: under pytest 9.2 `--dist loadgroup` groups nothing.
+    """
+    if SETTINGS not in config.stash:
+        return None
+    from vllm_rollout.pytest_plugin.scheduler import DeploymentScheduling
+
+    environments = config.stash[SETTINGS].policy.order
+    names = [f"{each}-{model}" for each in environments for model in _models(config)]
+    return DeploymentScheduling(config, log, names=names)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize every test that uses `deployment`."""
     if "deployment" not in metafunc.fixturenames:
