@@ -62,7 +62,7 @@ def test_a_tag_that_moved_in_staging_after_the_gates_is_not_promoted(world: Worl
 
     world.gates.run = run  # type: ignore[method-assign, assignment]
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert f"image: {OLD} -> r0 runs {NEW}" in evidence.conclusion
@@ -72,7 +72,7 @@ def test_a_tag_that_moved_in_staging_after_the_gates_is_not_promoted(world: Worl
 def test_a_tag_that_moved_on_the_way_to_production_undoes_the_first_step(world: World) -> None:
     world.platform.images |= {"staging": OLD, "production": NEW}
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert f"image: {OLD} -> r0 runs {NEW}" in evidence.conclusion
@@ -82,7 +82,7 @@ def test_a_tag_that_moved_on_the_way_to_production_undoes_the_first_step(world: 
 def test_the_same_image_everywhere_is_promoted(world: World) -> None:
     world.platform.images |= {"staging": OLD, "production": OLD}
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK
     assert evidence.runs[0].images == (OLD,)

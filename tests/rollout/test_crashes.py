@@ -6,6 +6,7 @@ code expects, after which the run reaches nothing any more: its lease stays wher
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from support.crashing import Calls, Killed, When, Wrapped
@@ -18,7 +19,6 @@ from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.manual_rollback import manual_rollback
 
@@ -53,7 +53,7 @@ def removed(world: World) -> None:
 
 def by_hand(world: World) -> None:
     """A rollback by hand, of a rollout that went well."""
-    gate_and_promote(world.context())
+    gate_and_promote(world.tools())
 
 
 def by_traffic(world: World) -> None:
@@ -103,11 +103,11 @@ def second(world: World) -> str:
     return world.platform.build(STAGING, {"version": 2}).digest
 
 
-def run(world: World, scenario: str, context: Context) -> Evidence:
+def run(world: World, scenario: str, platform: Any = None) -> Evidence:
     if scenario == "by hand":
-        context.source = PRODUCTION
-        return manual_rollback(context, to=1, reason="customers complain")
-    return gate_and_promote(context)
+        tools = world.tools(platform, source=PRODUCTION)
+        return manual_rollback(tools, to=1, reason="customers complain")
+    return gate_and_promote(world.tools(platform))
 
 
 def serving(world: World) -> str:
@@ -120,7 +120,7 @@ def serving(world: World) -> str:
 
 def at_rest(world: World) -> None:
     """Nothing is half done, and everything that was decided is in the chain."""
-    entry = world.context().journal.read()
+    entry = world.journal()
     assert entry is None or not entry.unfinished
     history = world.platform.history(PRODUCTION)
     assert RevisionStatus.PENDING not in [revision.status for revision in history]
@@ -144,7 +144,7 @@ def carried(world: World) -> Callable[[str], None]:
 def cells(world: World, scenario: str) -> list[str]:
     """The calls of an uninterrupted run."""
     calls = Calls(lambda: None)
-    run(world, scenario, world.context(Wrapped(world.platform, calls)))
+    run(world, scenario, Wrapped(world.platform, calls))
     return calls.names
 
 
@@ -165,7 +165,7 @@ def stopped(
     """What the run says that is stopped at that call; None if it says nothing any more."""
     calls = Calls(stop, at=at, when=when)
     try:
-        return run(world, scenario, world.context(Wrapped(world.platform, calls)))
+        return run(world, scenario, Wrapped(world.platform, calls))
     except Killed:
         return None
 
@@ -215,12 +215,12 @@ def test_after_a_kill_at_any_call_the_next_run_ends_as_an_uninterrupted_one(
     fresh: Callable[[str], World], scenario: str
 ) -> None:
     uninterrupted = fresh(scenario)
-    code = run(uninterrupted, scenario, uninterrupted.context()).exit_code
+    code = run(uninterrupted, scenario).exit_code
     assert serving(uninterrupted) == SCENARIOS[scenario][1]
     at_rest(uninterrupted)
     for world, at, when in each_cell(fresh, scenario):
         assert stopped(world, scenario, kill, at, when) is None
-        evidence = run(world, scenario, world.context())
+        evidence = run(world, scenario)
         assert serving(world) == SCENARIOS[scenario][1], (at, when, evidence.conclusion)
         assert evidence.exit_code in (code, ExitCode.OK), (at, when, evidence.conclusion)
         at_rest(world)
@@ -233,14 +233,14 @@ def test_a_kill_in_the_middle_of_any_change_is_undone_and_done_anew(
     changed: list[str] = []
     world = fresh(scenario)
     world.platform.in_change = changed.append
-    run(world, scenario, world.context())
+    run(world, scenario)
     assert changed[0].startswith("apply")
     for number in range(len(changed)):
         world, calls = fresh(scenario), Calls(lambda: None)
         world.platform.in_change = Dying(calls, after=number)
         with pytest.raises(Killed):
-            run(world, scenario, world.context(Wrapped(world.platform, calls)))
-        run(world, scenario, world.context())
+            run(world, scenario, Wrapped(world.platform, calls))
+        run(world, scenario)
         assert serving(world) == SCENARIOS[scenario][1]
         at_rest(world)
 
@@ -254,7 +254,7 @@ def test_who_was_frozen_at_any_call_while_another_run_took_over_changes_nothing(
 
         def freeze(world: World = world, after: list[object] = after) -> None:
             with world.in_between(frozen=True):
-                run(world, scenario, world.context())  # waits for the lease, takes it, and is done
+                run(world, scenario)  # waits for the lease, takes it, and is done
             after.append((list(world.platform.calls), world.platform.history(PRODUCTION)))
 
         evidence = stopped(world, scenario, freeze, at, when)
@@ -274,7 +274,7 @@ def test_of_two_runs_at_once_one_goes_on_and_the_other_says_who_it_is(
         def another_comes(world: World = world, said: list[Evidence] = said) -> None:
             before = list(world.platform.calls)
             with world.in_between(frozen=False):
-                said.append(run(world, "promoted", world.context()))
+                said.append(run(world, "promoted"))
             assert world.platform.calls == before
 
         evidence = stopped(world, "promoted", another_comes, at, when)
@@ -293,13 +293,13 @@ def test_a_network_that_is_cut_at_any_call_promotes_nothing_wrong(
     for world, at, when in each_cell(fresh, scenario):
         cut = Cutting(for_good=for_good)
         calls = cut.calls = Calls(cut, at=at, when=when)
-        evidence = run(world, scenario, world.context(Wrapped(world.platform, calls)))
+        evidence = run(world, scenario, Wrapped(world.platform, calls))
         if evidence.exit_code == ExitCode.OK:
             assert serving(world) == "second"
         if evidence.exit_code == ExitCode.ROLLED_BACK:
             assert serving(world) == "first"
 
-        run(world, scenario, world.context())
+        run(world, scenario)
         assert serving(world) == SCENARIOS[scenario][1], (at, when, evidence.conclusion)
         at_rest(world)
 
@@ -312,10 +312,10 @@ def test_a_network_that_is_gone_when_the_watch_ends_well_takes_nothing_back(
     world, cut = fresh("promoted"), Cutting(for_good=True)
     calls = cut.calls = Calls(cut, at=last, when="before")
 
-    evidence = run(world, "promoted", world.context(Wrapped(world.platform, calls)))
+    evidence = run(world, "promoted", Wrapped(world.platform, calls))
 
     assert evidence.exit_code == ExitCode.UNREACHABLE
     assert serving(world) == "second"
-    assert run(world, "promoted", world.context()).exit_code == ExitCode.OK
+    assert run(world, "promoted").exit_code == ExitCode.OK
     assert serving(world) == "second"
     at_rest(world)

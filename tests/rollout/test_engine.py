@@ -1,6 +1,5 @@
 """What a rollout does, and what it must never do."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -14,16 +13,16 @@ from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.report.html import summary_html
-from vllm_rollout.rollout import preconditions as conditions
+from vllm_rollout.rollout import engine
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.journal import Phase
+from vllm_rollout.rollout.journal import Journal, Phase
 from vllm_rollout.rollout.lease import hold
 from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 
 def test_a_passing_build_reaches_production_step_by_step(world: World) -> None:
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK
     assert changes(world) == RAMP
@@ -46,7 +45,7 @@ def test_nothing_is_promoted_unless_every_staging_gate_passes(
     world.gates.outcomes["staging"] = outcome
     world.gates.unreachable = unreachable
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == code
     assert evidence.outcome is not Outcome.PASS
@@ -64,7 +63,7 @@ def test_values_edited_after_the_gates_are_not_promoted_and_the_difference_is_sh
         deployment, {**values, "edited": bool(edited)} if edited else values
     )
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "not what was gated" in evidence.conclusion
@@ -84,7 +83,7 @@ def test_a_staging_revision_that_came_while_the_gates_ran_stops_the_promotion(
 
     world.gates.during = replace_staging
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "not what was gated" in evidence.conclusion
@@ -96,12 +95,12 @@ def test_a_staging_revision_that_came_while_the_gates_ran_stops_the_promotion(
 def test_a_staging_revision_that_came_after_the_gates_stops_the_promotion(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deployed_while_waiting(*_: object) -> None:
+    def deployed_while_waiting(*_: object, **_more: object) -> None:
         world.platform.deploy(STAGING, {"version": 3})
 
-    monkeypatch.setattr(conditions, "still_to_wait_for", deployed_while_waiting)
+    monkeypatch.setattr(engine, "still_to_wait_for", deployed_while_waiting)
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "revision: 1 -> 2" in evidence.conclusion
@@ -110,13 +109,13 @@ def test_a_staging_revision_that_came_after_the_gates_stops_the_promotion(
 
 def test_every_decision_is_in_the_chain_with_its_evidence(world: World) -> None:
     world.gates.outcomes["staging"] = Outcome.FAIL
-    refused = gate_and_promote(world.context())
+    refused = gate_and_promote(world.tools())
     world.gates.outcomes.clear()
-    gate_and_promote(world.context(), plan_only=True)
+    gate_and_promote(world.tools(), plan_only=True)
     assert kinds(world) == ["refusal"]
-    promoted = gate_and_promote(world.context())
-    gate_and_promote(world.context())  # nothing to do, nothing decided
-    by_hand = replace(world.context(), source=PRODUCTION)
+    promoted = gate_and_promote(world.tools())
+    gate_and_promote(world.tools())  # nothing to do, nothing decided
+    by_hand = world.tools(source=PRODUCTION)
     manual_rollback(by_hand, to=None, reason="customers complain")
 
     assert kinds(world) == ["refusal", "promotion", "promoted", "rollback", "rolled-back"]
@@ -135,7 +134,7 @@ def test_a_clock_that_is_stepped_in_the_middle_changes_nothing(world: World, hou
 
     world.gates.during = step
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK
     assert changes(world) == RAMP
@@ -143,7 +142,7 @@ def test_a_clock_that_is_stepped_in_the_middle_changes_nothing(world: World, hou
 
 
 def test_plan_runs_the_gates_and_changes_nothing(world: World) -> None:
-    evidence = gate_and_promote(world.context(), plan_only=True)
+    evidence = gate_and_promote(world.tools(), plan_only=True)
 
     assert evidence.exit_code == ExitCode.OK
     assert changes(world) == []
@@ -155,7 +154,7 @@ def test_plan_runs_the_gates_and_changes_nothing(world: World) -> None:
 def test_a_soak_that_is_not_over_waits(world: World) -> None:
     world.overrides["environments.staging.soak.minimum"] = "31h"
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "1h are left" in evidence.conclusion
@@ -165,7 +164,7 @@ def test_a_soak_that_is_not_over_waits(world: World) -> None:
 def test_outside_the_deployment_window_nothing_is_promoted(world: World) -> None:
     world.clock.seconds = 2 * 24 * 3600  # Friday
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "friday is not a deployment day" in evidence.conclusion
@@ -178,13 +177,13 @@ def test_a_step_that_cannot_be_watched_does_not_go_on(world: World) -> None:
     world.probes = lambda _seconds: ProbeSample(
         total=10, failures=0, latencies_seconds=(), healthy=True
     )
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.UNREACHABLE
     assert "went blind (P95 latency)" in evidence.conclusion
     assert changes(world) == ["apply production 1/4"]
     world.probes = healthy
-    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     assert changes(world)[1] == "rollback production 1"
 
 
@@ -197,7 +196,7 @@ def test_why_replicas_did_not_come_up_is_in_the_report(world: World) -> None:
     )
 
     world.platform.fail_apply_at, world.platform.trouble = 1, (trouble,)
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.GATE_FAILED
     (step,) = (each for each in evidence.steps if each.title.startswith("pod-a: "))
@@ -209,7 +208,7 @@ def test_why_replicas_did_not_come_up_is_in_the_report(world: World) -> None:
 def test_a_first_step_that_never_gets_ready_promotes_nothing(world: World) -> None:
     world.platform.fail_apply_at = 1
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.GATE_FAILED
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
@@ -221,10 +220,10 @@ def test_a_run_killed_in_the_ramp_is_undone_and_the_rollout_done_anew(
 ) -> None:
     world.platform.kill_at = kill_at
     with pytest.raises(Killed):
-        gate_and_promote(world.context())
+        gate_and_promote(world.tools())
     world.platform.calls.clear()
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK
     assert "was under way and did not finish" in evidence.steps[0].title
@@ -238,7 +237,7 @@ def test_a_run_killed_while_watching_is_watched_to_its_end(world: World) -> None
 
     def probes(_seconds: float) -> ProbeSample:
         if len(changes(world)) == 3 and world.gates.during is None:
-            entry = world.context().journal.read()
+            entry = world.journal()
             if entry is not None and entry.phase is Phase.WATCH:
                 world.gates.during = lambda _deployment: None
                 raise KilledWatching
@@ -246,10 +245,10 @@ def test_a_run_killed_while_watching_is_watched_to_its_end(world: World) -> None
 
     world.probes = probes
     with pytest.raises(KilledWatching):
-        gate_and_promote(world.context())
+        gate_and_promote(world.tools())
     before = world.clock.seconds
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK
     assert changes(world) == RAMP  # nothing was changed again
@@ -257,15 +256,15 @@ def test_a_run_killed_while_watching_is_watched_to_its_end(world: World) -> None
 
 
 def test_a_watch_is_not_resumed_over_what_other_hands_deployed(world: World) -> None:
-    gate_and_promote(world.context())
-    journal = world.context().journal
+    gate_and_promote(world.tools())
+    journal = Journal(world.platform.store, MODEL)
     entry = journal.read()
     assert entry is not None
     journal.advance(entry, Phase.WATCH, "killed here", now=world.clock.now())
     world.platform.deploy(PRODUCTION, {"version": 99}, replicas=4)
     world.platform.calls.clear()
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert any("changed by other hands" in step.detail for step in evidence.steps)
     assert changes(world) == RAMP
@@ -273,17 +272,17 @@ def test_a_watch_is_not_resumed_over_what_other_hands_deployed(world: World) -> 
 
 
 def test_a_second_run_finds_nothing_to_do(world: World) -> None:
-    gate_and_promote(world.context())
+    gate_and_promote(world.tools())
     world.platform.calls.clear()
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK
     assert "already runs build" in evidence.conclusion
     assert changes(world) == []
 
     world.gates.outcomes["verify"] = Outcome.FAIL  # it was well then, and is not now
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.GATE_FAILED
     assert changes(world) == []
 
@@ -295,7 +294,7 @@ def test_another_run_that_keeps_its_lease_is_left_alone(world: World) -> None:
         raise ConflictError(f"other:1 holds {name}")
 
     world.platform.store.acquire = held_by_another  # type: ignore[assignment]
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     world.platform.store.acquire = real  # type: ignore[method-assign]
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
@@ -309,11 +308,11 @@ def test_a_lost_lease_stops_every_change(world: World) -> None:
         with hold(world.platform.store, MODEL, clock=world.clock, on_wait=print):
             pass
 
-    context = world.context()
+    tools = world.tools()
     world.clock.meanwhile = lambda: None
     world.gates.during = freeze
 
-    evidence = gate_and_promote(context)
+    evidence = gate_and_promote(tools)
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "lease" in evidence.conclusion
@@ -326,7 +325,7 @@ def test_ctrl_c_says_what_state_production_is_in(world: World) -> None:
 
     world.probes = interrupt
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INTERRUPTED
     assert "1 of 4 replicas on build" in evidence.conclusion
@@ -336,7 +335,7 @@ def test_ctrl_c_says_what_state_production_is_in(world: World) -> None:
 def test_a_model_that_is_not_in_staging_is_a_usage_error(world: World) -> None:
     del world.platform.releases[STAGING.release]
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.USAGE
     assert f"{MODEL} is not deployed in staging" in evidence.conclusion

@@ -36,13 +36,13 @@ def written(evidence: Evidence) -> str:
 
 
 def test_a_promotion_leaves_the_evidence_it_left_before(world: World) -> None:
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     same_as_before("promotion.json", written(evidence))
 
 
 def test_a_rollback_leaves_the_evidence_it_left_before(world: World) -> None:
     world.gates.outcomes["production"] = Outcome.FAIL
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     same_as_before("rollback.json", written(evidence))
 
 

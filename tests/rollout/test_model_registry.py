@@ -96,7 +96,7 @@ def test_production_is_registered_before_its_gates(world: World, script: Script)
         f"{deployment.environment} {log.read_text() if log.exists() else ''}".strip()
     )
     world.overrides |= {"model_registry.register_command": [command, "{environment}", "{revision}"]}
-    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     assert gated == ["staging", "production production 4"]
 
 
@@ -105,7 +105,7 @@ def test_what_is_not_registered_is_rolled_back_and_the_old_build_registered_agai
 ) -> None:
     command = script("print('revision', sys.argv[1]); sys.exit(sys.argv[1] == '4')")
     world.overrides |= {"model_registry.register_command": [command, "{revision}"]}
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "not registered" in evidence.conclusion
     assert "revision 4" in evidence.conclusion
@@ -117,7 +117,7 @@ def test_a_rollback_is_no_failure_because_the_registry_is_away(
 ) -> None:
     command = script("sys.exit('away')")
     world.overrides |= {"model_registry.register_command": [command]}
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert any("is not registered" in step.title for step in evidence.steps)
 

@@ -17,7 +17,7 @@ from vllm_rollout.rollout.model_status import (
 
 
 def status_of(world: World) -> ModelStatus:
-    policy = world.context().policy
+    policy = world.tools().run.policy
     return model_status(world.platform, policy, MODEL, world.clock.now())
 
 
@@ -56,7 +56,7 @@ def test_the_soak_and_the_windows_block_and_say_until_when(world: World) -> None
 
 
 def test_a_promoted_build_has_its_evidence_and_nowhere_to_go(world: World) -> None:
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     found = status_of(world)
     assert found.under_way is None
     assert found.environments[1].blocks == ("production runs this build already",)
@@ -69,7 +69,7 @@ def test_a_promoted_build_has_its_evidence_and_nowhere_to_go(world: World) -> No
 def test_what_a_killed_run_left_is_told(world: World) -> None:
     world.platform.kill_at = "apply production 2/4"
     with pytest.raises(Killed):
-        gate_and_promote(world.context())
+        gate_and_promote(world.tools())
     found = status_of(world)
     assert found.under_way is not None
     assert "under way or was left in its phase ramp" in found.environments[1].blocks[0]
@@ -85,7 +85,7 @@ def test_a_revision_that_is_half_there_does_not_go_on(world: World) -> None:
 
 
 def test_an_unknown_model_is_deployed_nowhere(world: World) -> None:
-    policy = world.context().policy
+    policy = world.tools().run.policy
     found = model_status(world.platform, policy, "other", world.clock.now())
     assert [each.revision for each in found.environments] == [None] * 3
 
@@ -95,7 +95,7 @@ def test_a_canary_is_told_with_its_share_of_the_traffic(world: World) -> None:
     assert status_of(world).environments[2].canary is None
     world.platform.kill_at = "weights production 0:10000"
     with pytest.raises(Killed):
-        gate_and_promote(world.context())
+        gate_and_promote(world.tools())
 
     canary = status_of(world).environments[2].canary
 
@@ -109,7 +109,7 @@ def test_a_canary_is_told_whatever_the_policy_has_become_and_its_route(world: Wo
     world.overrides.update(BY_TRAFFIC)
     world.platform.kill_at = "weights production 0:10000"
     with pytest.raises(Killed):
-        gate_and_promote(world.context())
+        gate_and_promote(world.tools())
     world.overrides.clear()
     world.platform.has_route = False
 

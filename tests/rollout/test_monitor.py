@@ -12,11 +12,12 @@ from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.clock import Clock
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal, Phase
 from vllm_rollout.rollout.monitor import Monitor, StoppableClock
 from vllm_rollout.rollout.soak_samples import soak_of
+from vllm_rollout.rollout.tools import RunTools
 
 HOUR = 3600.0
 
@@ -32,13 +33,13 @@ class Standing:
         self.world, self.target = world, target
         self.stop = threading.Event()
         self.ends: list[Evidence] = []
-        self.contexts: list[Context] = []
+        self.runs: list[RunTools] = []
         self.told: list[tuple[str, str]] = []
         self.meanwhile: Callable[[], None] = lambda: None
         self.at: dict[float, Callable[[], None]] = {}
         self.watch = Monitor(
-            new_context=self._context,
-            on_end=lambda evidence, _context: self.ends.append(evidence),
+            new_tools=self._tools,
+            on_end=lambda evidence, _tools: self.ends.append(evidence),
             clock=StoppableClock(
                 world.clock,
                 self.stop,
@@ -46,14 +47,17 @@ class Standing:
             ),
         )
 
-    def _context(self) -> Context:
-        context = self.world.context()
-        context.source = context.target = self.target
-        context.notify = lambda kind, text: self.told.append((kind, text))
-        self.contexts.append(context)
+    def _tools(self, clock: Clock) -> RunTools:
+        tools = self.world.tools(
+            source=self.target,
+            target=self.target,
+            clock=clock,
+            notify=lambda kind, text: self.told.append((kind, text)),
+        )
+        self.runs.append(tools)
         renew = self.world.clock.meanwhile
         self.world.clock.meanwhile = lambda: (renew(), self._tick())[1]
-        return context
+        return tools
 
     def _tick(self) -> None:
         self.meanwhile()
@@ -61,13 +65,13 @@ class Standing:
             self.at.pop(due)()
 
     def said(self) -> str:
-        return "\n".join(f"{step.title}: {step.detail}" for step in self.contexts[0].steps)
+        return "\n".join(f"{step.title}: {step.detail}" for step in self.runs[0].log.steps)
 
 
 @pytest.fixture
 def standing(world: World) -> Standing:
     """Production runs the second build, promoted with evidence; the clock is at 0."""
-    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     world.platform.calls.clear()
     world.clock.seconds = 0.0
     return Standing(world)
@@ -88,7 +92,7 @@ def test_production_that_breaks_after_five_hours_is_rolled_back(standing: Standi
     assert 5 * HOUR < world.clock.seconds < 5.1 * HOUR
     (evidence,) = standing.ends
     assert "health check" in evidence.conclusion
-    entry = standing.contexts[0].journal.read()
+    entry = standing.runs[0].releases.journal.read()
     assert entry is not None
     assert entry.phase is Phase.DONE
 
@@ -145,7 +149,7 @@ def test_a_build_that_other_hands_brought_after_a_rollback_is_rolled_back_too(
 
 def test_a_rollout_under_way_is_left_alone(standing: Standing) -> None:
     world = standing.world
-    journal = world.context().journal
+    journal = Journal(world.platform.store, MODEL)
     entry = journal.read()
     assert entry is not None
 
@@ -239,20 +243,20 @@ def test_a_watch_over_staging_is_the_soak_that_a_promotion_needs(world: World) -
     world.overrides |= {"environments.staging.soak.observed_by": "samples"}
     ill = ProbeSample(total=10, failures=1, latencies_seconds=(0.1,) * 9, healthy=True)
     world.probes = lambda seconds: ill if 7200 <= seconds < 7230 else healthy(seconds)
-    before = gate_and_promote(world.context())
+    before = gate_and_promote(world.tools())
     assert before.exit_code == ExitCode.INCONCLUSIVE
     assert "the soak is not over" in before.conclusion
 
     assert Standing(world, STAGING).watch.run(timedelta(hours=24)) is ExitCode.OK
 
-    context, platform = world.context(), world.platform
+    policy, platform = world.tools().run.policy, world.platform
     revision = newest_served(platform.history(STAGING))
     assert revision is not None
     now = world.clock.now()
-    soak = soak_of(platform, context.policy, STAGING, revision, now)
+    soak = soak_of(platform, policy, STAGING, revision, now)
     assert soak is not None
     assert timedelta(0) < soak.left < timedelta(minutes=2)  # of half a minute it was not well
     samples = platform.store.entries[f"soak/{STAGING.release}/00000001"]
     assert int(samples.version) < 24 * 60 * 1.1  # of looks every five seconds
     assert Standing(world, STAGING).watch.run(timedelta(minutes=5)) is ExitCode.OK
-    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK

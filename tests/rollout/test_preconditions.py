@@ -16,12 +16,12 @@ from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.policy import Soak
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
-from vllm_rollout.rollout.context import Context
-from vllm_rollout.rollout.emergency import Emergency
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.model_status import model_status
+from vllm_rollout.rollout.run import Emergency
 from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import keep_sample, sample_of, stretches_of
+from vllm_rollout.rollout.tools import RunTools
 
 SIGN_OFF = "environments.staging.sign_off"
 RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]
@@ -64,7 +64,7 @@ def test_a_build_that_skipped_a_stage_is_refused_before_any_load(world: World) -
     world.platform.deploy(STAGING, {"version": 3})
     ran = gates_run(world)
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "has no passing evidence of development" in evidence.conclusion
@@ -83,10 +83,9 @@ def test_an_emergency_passes_over_time_and_people_and_is_recorded(world: World) 
         "windows.days": ["sunday"],
         "windows.on_call.command": ["false"],
     }
-    context = world.context()
-    context.emergency = Emergency(by="Ada", reason="security fix")
+    emergency = Emergency(by="Ada", reason="security fix")
 
-    evidence = gate_and_promote(context)
+    evidence = gate_and_promote(world.tools(emergency=emergency))
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert world.platform.calls == RAMP
@@ -104,10 +103,8 @@ def test_an_emergency_passes_over_time_and_people_and_is_recorded(world: World) 
 
 
 def test_an_emergency_does_not_pass_over_gates_the_watch_or_a_rejection(world: World) -> None:
-    def emergency() -> Context:
-        context = world.context()
-        context.emergency = Emergency(by="Ada", reason="security fix")
-        return context
+    def emergency() -> RunTools:
+        return world.tools(emergency=Emergency(by="Ada", reason="security fix"))
 
     for outcome, code in ((Outcome.FAIL, 1), (Outcome.INCONCLUSIVE, 3)):
         world.gates.outcomes["staging"] = outcome
@@ -121,7 +118,7 @@ def test_an_emergency_does_not_pass_over_gates_the_watch_or_a_rejection(world: W
     assert gate_and_promote(emergency()).exit_code == ExitCode.ROLLED_BACK
 
     del world.overrides[SIGN_OFF]
-    pending = gate_and_promote(world.context())
+    pending = gate_and_promote(world.tools())
     decide(world, pending, approved=False)
     assert gate_and_promote(emergency()).exit_code == ExitCode.GATE_FAILED
 
@@ -133,12 +130,12 @@ def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: Wo
     del world.overrides[SIGN_OFF]
     ran = gates_run(world)
 
-    pending = gate_and_promote(world.context(), plan_only=True)
+    pending = gate_and_promote(world.tools(), plan_only=True)
     assert any("would bring 1 of 4 replicas" in step.title for step in pending.steps)
     assert pending.exit_code == ExitCode.INCONCLUSIVE
     assert "vllm-rollout sign-off llama-2-7b --evidence" in pending.conclusion
     assert world.platform.calls == []
-    policy = world.context().policy
+    policy = world.tools().run.policy
     (block,) = model_status(
         world.platform, policy, MODEL, world.clock.now()
     ).environments[1].blocks  # fmt: skip
@@ -146,7 +143,7 @@ def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: Wo
 
     decide(world, pending)
     world.clock.sleep(timedelta(hours=1))
-    promoted = gate_and_promote(world.context())
+    promoted = gate_and_promote(world.tools())
     assert promoted.exit_code == ExitCode.OK, promoted.conclusion
     assert world.platform.calls == RAMP
     assert ran == ["staging", "production"]  # staging was loaded once, for the evidence
@@ -164,10 +161,11 @@ def test_people_are_asked_to_sign_with_the_command_and_told_what_else_is_missing
 
     def told(**options: bool) -> list[tuple[str, str]]:
         said: list[tuple[str, str]] = []
-        context = world.context()
-        context.notify = lambda kind, text: said.append((kind, text))
-        context.undelivered = lambda: ["unsigned to team: it is down"] if said else []
-        evidence = gate_and_promote(context, **options)
+        tools = world.tools(
+            notify=lambda kind, text: said.append((kind, text)),
+            undelivered=lambda: ["unsigned to team: it is down"] if said else [],
+        )
+        evidence = gate_and_promote(tools, **options)
         assert evidence.exit_code == ExitCode.INCONCLUSIVE
         for _, text in said:
             assert "DIGEST" not in text
@@ -190,23 +188,21 @@ def test_people_are_asked_to_sign_with_the_command_and_told_what_else_is_missing
 
 def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
     del world.overrides[SIGN_OFF]
-    pending = gate_and_promote(world.context())
+    pending = gate_and_promote(world.tools())
     decide(world, pending, approved=False)
     ran = gates_run(world)
 
-    refused = gate_and_promote(world.context())
+    refused = gate_and_promote(world.tools())
     assert refused.exit_code == ExitCode.GATE_FAILED
     assert "rejected by Grace of QA" in refused.conclusion
     assert ran == []
-    context = world.context()
-    staging = context.platform.history(context.source)[-1]
-    lacks = what_sign_off_lacks(
-        context.platform.store, context.policy, context.source, staging, context.clock.now()
-    )
+    policy = world.tools().run.policy
+    staging = world.platform.history(STAGING)[-1]
+    lacks = what_sign_off_lacks(world.platform.store, policy, STAGING, staging, world.clock.now())
     assert "rejected by Grace of QA" in lacks
 
     decide(world, pending)
-    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
 
 
 @pytest.mark.parametrize("change", ["stale", "revision", "policy", "clock", "own gate", "used"])
@@ -214,7 +210,7 @@ def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
     world: World, change: str
 ) -> None:
     del world.overrides[SIGN_OFF]
-    pending = gate_and_promote(world.context())
+    pending = gate_and_promote(world.tools())
     decide(world, pending)
     if change == "stale":
         world.clock.sleep(timedelta(hours=7 * 24))
@@ -231,12 +227,12 @@ def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
         world.probes = lambda _seconds: ProbeSample(
             total=10, failures=10 if world.platform.calls else 0, latencies_seconds=(), healthy=True
         )
-        assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
+        assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
         world.probes = good
         world.clock.seconds += 1
     before, ran = list(world.platform.calls), gates_run(world)
 
-    again = gate_and_promote(world.context())
+    again = gate_and_promote(world.tools())
 
     assert again.exit_code == ExitCode.INCONCLUSIVE, again.conclusion
     assert "waits for sign-off" in again.conclusion
@@ -246,14 +242,14 @@ def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
 
 def test_signed_evidence_of_a_deployment_that_no_longer_serves_is_not_enough(world: World) -> None:
     del world.overrides[SIGN_OFF]
-    decide(world, gate_and_promote(world.context()))
+    decide(world, gate_and_promote(world.tools()))
     world.gates.outcomes["verify"] = Outcome.FAIL
     world.gates.outcomes["staging"] = Outcome.FAIL
-    assert gate_and_promote(world.context()).exit_code == ExitCode.GATE_FAILED
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.GATE_FAILED
 
 
 def test_a_digest_is_found_by_its_beginning_and_only_if_it_is_one(world: World) -> None:
-    first = gate_and_promote(world.context())
+    first = gate_and_promote(world.tools())
     known = SignOffs(world.platform.store, MODEL)
     assert known.evidence(first.digest)[0] == first.digest
     assert known.evidence(first.digest[7:19])[1] == from_json(
@@ -277,7 +273,7 @@ def look(world: World, rules: Soak, *, ready: bool = True, restarts: int = 0) ->
 
 def test_a_soak_that_nobody_watched_is_not_over_and_says_what_to_run(world: World) -> None:
     del world.overrides["environments.staging.soak.observed_by"]
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert "the soak is not over" in evidence.conclusion
     assert f"vllm-rollout soak {MODEL} -e staging" in evidence.conclusion
@@ -291,7 +287,7 @@ def test_days_of_samples_stay_small_and_a_break_begins_the_soak_anew(
     del world.overrides["environments.staging.soak.observed_by"]
     history = world.platform.releases[STAGING.release]
     history[-1] = replace(history[-1], created=world.clock.now())
-    rules = world.context().policy.environments["staging"].soak
+    rules = world.tools().run.policy.environments["staging"].soak
     assert rules is not None
     restarts = 0
     for minutes in range(0, 25 * 60, 5):
@@ -307,7 +303,7 @@ def test_days_of_samples_stay_small_and_a_break_begins_the_soak_anew(
         world.clock.sleep(timedelta(minutes=5))
     world.overrides["windows.enforce"] = False
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == (ExitCode.INCONCLUSIVE if broken else ExitCode.OK)
     if broken:
@@ -321,16 +317,15 @@ def test_days_of_samples_stay_small_and_a_break_begins_the_soak_anew(
 def test_a_promotion_begins_the_soak_of_what_it_made(world: World) -> None:
     del world.overrides["environments.staging.soak.observed_by"]
     build = world.platform.deploy(DEVELOPMENT, {"version": 4})
-    context = world.context()
-    context.source, context.target = DEVELOPMENT, STAGING
-    assert gate_and_promote(context).exit_code == ExitCode.OK
+    tools = world.tools(source=DEVELOPMENT, target=STAGING)
+    assert gate_and_promote(tools).exit_code == ExitCode.OK
     newest = world.platform.releases[STAGING.release][-1]
     assert newest.build == build
     assert world.platform.store.read(f"soak/{STAGING.release}/{newest.number:08d}") is not None
 
 
 def test_scrapes_show_a_soak_as_samples_do(world: World) -> None:
-    rules = world.context().policy.environments["staging"].soak
+    rules = world.tools().run.policy.environments["staging"].soak
     assert rules is not None
     began = world.clock.now()
     at = [began.timestamp() + minutes * 60 for minutes in range(60)]
@@ -351,16 +346,15 @@ def test_scrapes_show_a_soak_as_samples_do(world: World) -> None:
 def test_waiting_for_a_window_holds_nothing_and_gates_afterwards(world: World) -> None:
     world.clock.seconds = 2 * 24 * 3600  # Friday
     told: list[str] = []
-    context = world.context()
-    context.reporter.progress = told.append  # type: ignore[method-assign]
     messages: list[tuple[str, str]] = []
-    context.notify = lambda kind, text: messages.append((kind, text))
+    tools = world.tools(notify=lambda kind, text: messages.append((kind, text)))
+    tools.log.reporter.progress = told.append  # type: ignore[method-assign]
     leases: list[bool] = []
     world.clock.meanwhile = lambda: leases.append(bool(world.platform.store.leases))
     begun: list[str] = []
     world.gates.during = lambda d: begun.append(f"{world.clock.now():%A %H:%M} {d.environment}")
 
-    evidence = gate_and_promote(context, wait_for_window=True)
+    evidence = gate_and_promote(tools, wait_for_window=True)
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert "friday is not a deployment day" in told[0]
@@ -378,9 +372,9 @@ def test_waiting_for_a_window_holds_nothing_and_gates_afterwards(world: World) -
 def test_what_a_killed_run_left_is_undone_at_once_and_not_in_a_window(world: World) -> None:
     world.platform.kill_at = "apply production 2/4"
     with pytest.raises(Killed):
-        gate_and_promote(world.context())
+        gate_and_promote(world.tools())
     world.clock.seconds = 2 * 24 * 3600
-    evidence = gate_and_promote(world.context(), wait_for_window=True)
+    evidence = gate_and_promote(world.tools(), wait_for_window=True)
     assert "rollback production 1" in world.platform.calls
     assert world.clock.seconds < 3 * 24 * 3600
     assert "friday" in evidence.conclusion
@@ -401,6 +395,6 @@ def test_somebody_must_be_on_call_where_the_policy_asks(
     world: World, on_call: dict[str, object], said: str
 ) -> None:
     world.overrides |= {f"windows.on_call.{key}": value for key, value in on_call.items()}
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == (ExitCode.INCONCLUSIVE if said else ExitCode.OK)
     assert said in evidence.conclusion

@@ -1,7 +1,5 @@
 """What a rollback returns to, what leads to it, and what it leaves when it does not work."""
 
-from dataclasses import replace
-
 import pytest
 from support.world import PRODUCTION, RAMP, STAGING, World, builds, changes, kinds
 
@@ -18,16 +16,16 @@ def test_a_build_that_was_rolled_back_is_never_what_a_rollback_returns_to(world:
     world.overrides["ramp"] = [{"share": "100%", "hold": "0s"}]
 
     def breaks_in_the_watch(_seconds: float) -> ProbeSample:
-        entry = world.context().journal.read()
+        entry = world.journal()
         bad = entry is not None and entry.phase is Phase.WATCH
         return ProbeSample(
             total=10, failures=10 if bad else 0, latencies_seconds=(0.1,) * 10, healthy=True
         )
 
     world.probes = breaks_in_the_watch
-    assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
     world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
@@ -36,15 +34,15 @@ def test_a_build_that_was_rolled_back_is_never_what_a_rollback_returns_to(world:
 def test_a_rollback_that_does_not_come_up_goes_on_to_the_next_older_good_build(
     world: World,
 ) -> None:
-    gate_and_promote(world.context())  # the second build, with evidence
+    gate_and_promote(world.tools())  # the second build, with evidence
     world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
-    gate_and_promote(world.context())  # the third
+    gate_and_promote(world.tools())  # the third
     third = world.platform.build(STAGING, {"version": 3}).digest
     world.pass_development(world.platform.deploy(STAGING, {"version": 4}))
     world.gates.outcomes["production"] = Outcome.FAIL
     world.platform.never_ready_again.add(third)
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
@@ -60,7 +58,7 @@ def test_gates_that_cannot_be_run_after_promotion_bring_the_old_build_back(world
     full: list[object] = []
     world.gates.during = disk_full
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "No space left on device" in evidence.conclusion
@@ -71,7 +69,7 @@ def test_a_rollback_waits_for_a_platform_that_is_away_for_a_while(world: World) 
     world.gates.outcomes["production"] = Outcome.FAIL
     world.platform.away = 3
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
@@ -86,7 +84,7 @@ def test_errors_during_the_ramp_bring_the_old_build_back(world: World) -> None:
 
     world.probes = probes
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "error rate" in evidence.conclusion
@@ -108,7 +106,7 @@ def test_an_outage_after_promotion_rolls_back(world: World) -> None:
             world.gates.outcomes["marker"] = Outcome.PASS
 
     world.gates.during = break_after_gates
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "complete outage" in evidence.conclusion
@@ -119,7 +117,7 @@ def test_an_outage_after_promotion_rolls_back(world: World) -> None:
 def test_production_gates_that_do_not_pass_roll_back(world: World, outcome: Outcome) -> None:
     world.gates.outcomes["production"] = outcome
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
@@ -135,17 +133,16 @@ def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
     else:
         world.gates.outcomes["verify"] = Outcome.INCONCLUSIVE
     told: list[tuple[str, str]] = []
-    context = world.context()
-    context.notify = lambda kind, text: told.append((kind, text))
+    tools = world.tools(notify=lambda kind, text: told.append((kind, text)))
 
-    evidence = gate_and_promote(context)
+    evidence = gate_and_promote(tools)
 
     assert evidence.exit_code == ExitCode.NEEDS_PERSON
     assert evidence.outcome is Outcome.FAIL
     assert "vllm-rollout rollback llama-2-7b -e production --to REVISION" in evidence.conclusion
     assert told[-1] == ("rollback-failed", evidence.conclusion)
     assert kinds(world)[-1] == "rollback-failed"
-    entry = world.context().journal.read()
+    entry = world.journal()
     assert entry is not None
     assert entry.unfinished  # the next run takes the rollback up again
 
@@ -154,29 +151,29 @@ def test_a_model_that_never_was_in_production_is_removed_again(world: World) -> 
     del world.platform.releases[PRODUCTION.release]
     world.gates.outcomes["production"] = Outcome.FAIL
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert world.platform.serving(PRODUCTION) is None
 
 
 def test_rollback_goes_to_the_newest_revision_with_passing_evidence(world: World) -> None:
-    gate_and_promote(world.context())  # revisions 2-4: the second build, with evidence
+    gate_and_promote(world.tools())  # revisions 2-4: the second build, with evidence
     world.platform.deploy(PRODUCTION, {"version": 99}, replicas=4)  # somebody's helm upgrade
     world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
     world.gates.outcomes["production"] = Outcome.FAIL
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
 
 
 def test_rollback_by_hand_returns_to_the_build_before(world: World) -> None:
-    gate_and_promote(world.context())
-    context = replace(world.context(), source=PRODUCTION)
+    gate_and_promote(world.tools())
+    tools = world.tools(source=PRODUCTION)
 
-    evidence = manual_rollback(context, to=None, reason="customers complain")
+    evidence = manual_rollback(tools, to=None, reason="customers complain")
 
     assert evidence.exit_code == ExitCode.OK
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)

@@ -15,7 +15,7 @@ from vllm_rollout.model.request_counts import (
     nothing_known,
 )
 from vllm_rollout.observe.prometheus_window import NoMetrics
-from vllm_rollout.rollout import context as context_module
+from vllm_rollout.rollout import observer as observer_module
 from vllm_rollout.rollout.engine import gate_and_promote
 
 
@@ -37,7 +37,7 @@ def says(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[LiveCounts]
 
     def says(counts: LiveCounts) -> None:
         world.overrides = {**UNATTENDED, "prometheus.url": "http://prometheus"}
-        monkeypatch.setattr(context_module, "live_metrics", lambda *_: Scripted(counts))
+        monkeypatch.setattr(observer_module, "live_metrics", lambda *_: Scripted(counts))
 
     return says
 
@@ -46,11 +46,10 @@ def test_a_prometheus_that_is_down_holds_no_rollout_up_and_is_named(
     world: World, says: Callable[[LiveCounts], None]
 ) -> None:
     says(nothing_known("no answer"))
-    context = world.context()
     told: list[tuple[str, str]] = []
-    context.notify = lambda kind, text: told.append((kind, text))
+    tools = world.tools(notify=lambda kind, text: told.append((kind, text)))
 
-    evidence = gate_and_promote(context)
+    evidence = gate_and_promote(tools)
 
     assert evidence.exit_code == ExitCode.OK
     gaps = [s for s in evidence.steps if "Prometheus" in s.title + s.detail]
@@ -70,7 +69,7 @@ def test_what_only_users_meet_undoes_a_ramp_step(
         )
     )
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "error rate by Prometheus: 20%" in evidence.conclusion

@@ -123,7 +123,7 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule()
     def roll_out(self) -> None:
-        self.explained(gate_and_promote(self.world.context()))
+        self.explained(gate_and_promote(self.world.tools()))
 
     @rule(moment=MOMENTS)
     def roll_out_and_be_killed(self, moment: tuple[int, When]) -> None:
@@ -132,7 +132,7 @@ class Rollouts(RuleBasedStateMachine):
 
         calls = Calls(kill, at=moment[0], when=moment[1])
         with suppress(Killed):
-            gate_and_promote(self.world.context(Wrapped(self.world.platform, calls)))
+            gate_and_promote(self.world.tools(Wrapped(self.world.platform, calls)))
         self.ended = not calls.dead
 
     @rule(moment=MOMENTS, frozen=st.booleans())
@@ -142,18 +142,17 @@ class Rollouts(RuleBasedStateMachine):
         def another() -> None:
             before, held = list(platform.calls), bool(platform.store.leases)
             with self.world.in_between(frozen=frozen):
-                said.append(gate_and_promote(self.world.context()))
+                said.append(gate_and_promote(self.world.tools()))
             assert frozen or not held or platform.calls == before
 
         calls = Calls(another, at=moment[0], when=moment[1])
-        first = gate_and_promote(self.world.context(Wrapped(platform, calls)))
+        first = gate_and_promote(self.world.tools(Wrapped(platform, calls)))
         self.explained(said[0] if said and frozen else first)
 
     @rule()
     def manual_rollback(self) -> None:
-        context = self.world.context()
-        context.source = PRODUCTION
-        evidence = manual_rollback(context, to=None, reason="customers complain")
+        tools = self.world.tools(source=PRODUCTION)
+        evidence = manual_rollback(tools, to=None, reason="customers complain")
         self.explained(evidence)
 
     @rule()

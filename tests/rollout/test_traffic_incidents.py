@@ -34,7 +34,7 @@ def test_flagger_1898_a_release_that_fails_is_not_given_the_traffic_of_healthy_r
     world.probes, world.canary_probes = probes, healthy
     world.platform.in_change = breaks
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.NEEDS_PERSON
     assert "25% of the traffic stays with a canary" in evidence.conclusion
@@ -47,7 +47,7 @@ def test_flagger_1898_a_release_that_does_not_come_up_on_the_build_is_brought_ba
 ) -> None:
     world.platform.failing.add("apply production 4/4")
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert world.platform.calls == [*UP[:5], "weights production 1:0", UP[-1]]
@@ -61,7 +61,7 @@ def test_argo_2235_replicas_are_removed_only_when_others_have_their_traffic_and_
     """Replicas were scaled down before the traffic had gone elsewhere: four minutes of outage."""
     world.gates.outcomes["verify"] = Outcome.PASS if serves else Outcome.FAIL
 
-    gate_and_promote(world.context())
+    gate_and_promote(world.tools())
 
     calls = world.platform.calls
     assert calls[: len(UP) - 1] == UP[:-1]
@@ -72,7 +72,7 @@ def test_argo_4390_a_side_without_ready_replicas_gets_no_traffic(world: World) -
     """Traffic went to replicas that were not there yet: 503, no endpoints."""
     world.platform.unready[CANARY.release] = 1
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.GATE_FAILED
     assert "the canary of production/llama-2-7b has 0 of 1 replicas ready" in evidence.conclusion
@@ -87,7 +87,7 @@ def test_argo_4390_traffic_that_moved_while_replicas_were_lost_goes_back(world: 
 
     world.platform.in_change = lost
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "traffic was moved, and now the canary" in evidence.conclusion
@@ -118,7 +118,7 @@ def test_argo_4612_in_a_rollback_no_side_gets_more_than_its_ready_replicas_can_c
     world.platform.in_change = moved
     world.platform.failing.add("apply production 4/4")
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert [share for share, _ in shares] == [0.25, 1.0, 0.75, 0.5, 0.25, 0.0]
@@ -140,11 +140,11 @@ def test_argo_4841_an_abort_at_any_step_returns_to_the_very_weights_of_before(
             raise KeyboardInterrupt
 
     world.platform.in_change = interrupt
-    interrupted = gate_and_promote(world.context())
+    interrupted = gate_and_promote(world.tools())
     assert interrupted.exit_code == ExitCode.INTERRUPTED
     assert "of the traffic goes to its canary" in interrupted.conclusion
     world.gates.outcomes["production"] = Outcome.FAIL
-    gate_and_promote(world.context())
+    gate_and_promote(world.tools())
 
     assert world.platform.serving(PRODUCTION) == (old(world), 4, 4)
     assert world.platform.weights(PRODUCTION) == weights

@@ -1,7 +1,5 @@
 """A ramp by traffic weight: side by side, never more than a side can carry, and back as it was."""
 
-from dataclasses import replace
-
 import pytest
 from support.simulated import ALL_STABLE
 from support.traffic import CANARY, CLIMB, UP, answers, as_before, new
@@ -30,7 +28,7 @@ def silent(_seconds: float) -> ProbeSample:
 def test_traffic_moves_to_a_canary_and_back_to_the_release_once_that_runs_the_build(
     world: World,
 ) -> None:
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert world.platform.calls == UP
@@ -44,7 +42,7 @@ def test_traffic_moves_to_a_canary_and_back_to_the_release_once_that_runs_the_bu
 
 
 def test_the_plan_says_each_step(world: World) -> None:
-    evidence = gate_and_promote(world.context(), plan_only=True)
+    evidence = gate_and_promote(world.tools(), plan_only=True)
 
     assert world.platform.calls == []
     story = "\n".join(step.title for step in evidence.steps)
@@ -57,7 +55,7 @@ def test_where_nothing_serves_yet_there_is_no_traffic_to_move(world: World) -> N
     del world.platform.releases[PRODUCTION.release]
     world.platform.has_route = False
 
-    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     assert world.platform.calls == ["apply production 1/4", "apply production 4/4"]
 
 
@@ -81,7 +79,7 @@ def test_what_a_ramp_cannot_set_out_from_is_refused_before_anything_is_done(
         build = world.platform.build(PRODUCTION, {"version": 1})
         world.platform._add(PRODUCTION, build, 2, 4, "by hand")
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.USAGE
     assert said[trouble] in evidence.conclusion
@@ -92,7 +90,7 @@ def test_what_a_ramp_cannot_set_out_from_is_refused_before_anything_is_done(
 def test_a_canary_that_fails_loses_its_traffic_first_and_then_its_replicas(world: World) -> None:
     world.canary_probes = lambda _seconds: answers(failures=3)
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "the canary of production/llama-2-7b: error rate" in evidence.conclusion
@@ -107,7 +105,7 @@ def test_a_canary_that_fails_loses_its_traffic_first_and_then_its_replicas(world
 def test_a_canary_slower_than_the_baseline_by_more_than_may_be_is_undone(world: World) -> None:
     world.canary_probes = lambda _seconds: answers(seconds=0.2)  # far below every trigger
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "canary against baseline (fail): P95 is 0.2 s for the canary" in evidence.conclusion
@@ -120,7 +118,7 @@ def test_what_cannot_be_told_apart_is_held_for_longer_once_and_then_not_passed(
     world.overrides["watch.probes"] = 1  # too few to know
     world.probes = lambda _seconds: answers(total=1)
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "canary against baseline (inconclusive)" in evidence.conclusion
@@ -133,7 +131,7 @@ def test_a_step_that_is_inconclusive_at_first_goes_on_when_it_is_known(world: Wo
     world.overrides.update({"watch.probes": 5, "canary.extend": "1h"})
     world.probes = lambda _seconds: answers(total=5)
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert any(step.title == "the step is held for 1h longer" for step in evidence.steps)
@@ -142,14 +140,14 @@ def test_a_step_that_is_inconclusive_at_first_goes_on_when_it_is_known(world: Wo
 def test_a_canary_that_no_probe_reaches_is_not_passed(world: World) -> None:
     world.canary_probes = silent
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.UNREACHABLE
     assert "went blind" in evidence.conclusion
     assert world.platform.weights(PRODUCTION) == Weights(stable=7500, canary=2500)
     world.canary_probes = None
     world.platform.calls.clear()
-    assert gate_and_promote(world.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     assert world.platform.calls == ["weights production 1:0", "uninstall production canary", *UP]
 
 
@@ -160,7 +158,7 @@ def test_weights_that_other_hands_changed_end_the_ramp(world: World) -> None:
 
     world.canary_probes = others
 
-    evidence = gate_and_promote(world.context())
+    evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "the weights are 1:1, not 7500:2500" in evidence.conclusion
@@ -172,12 +170,12 @@ def test_production_gates_that_fail_bring_the_old_build_back_after_the_canary_is
     world: World, by_hand: bool
 ) -> None:
     if by_hand:
-        gate_and_promote(world.context())
-        context = replace(world.context(), source=PRODUCTION)
-        assert manual_rollback(context, to=None, reason="slow").exit_code == ExitCode.OK
+        gate_and_promote(world.tools())
+        tools = world.tools(source=PRODUCTION)
+        assert manual_rollback(tools, to=None, reason="slow").exit_code == ExitCode.OK
     else:
         world.gates.outcomes["production"] = Outcome.FAIL
-        assert gate_and_promote(world.context()).exit_code == ExitCode.ROLLED_BACK
+        assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
     assert world.platform.calls == [*UP, "rollback production 1"]
     assert as_before(world)
 
@@ -186,10 +184,10 @@ def test_a_rollback_by_hand_of_a_ramp_that_stopped_half_way_takes_the_traffic_ba
     world: World,
 ) -> None:
     world.canary_probes = silent
-    gate_and_promote(world.context())
+    gate_and_promote(world.tools())
 
-    context = replace(world.context(), source=PRODUCTION)
-    evidence = manual_rollback(context, to=None, reason="enough")
+    tools = world.tools(source=PRODUCTION)
+    evidence = manual_rollback(tools, to=None, reason="enough")
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert as_before(world)

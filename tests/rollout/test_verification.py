@@ -18,7 +18,7 @@ from support.traffic import CANARY
 from support.world import BY_TRAFFIC, PRODUCTION, World, builds, changes, kinds
 
 from vllm_rollout.cli.console import LiveReporter
-from vllm_rollout.cli.run_tools import new_context
+from vllm_rollout.cli.run_tools import new_run_tools
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Target
 from vllm_rollout.model.errors import ExitCode, RolloutError
@@ -118,7 +118,7 @@ def test_a_rollback_is_verified_where_no_report_can_be_written(
 ) -> None:
     (tmp_path / "reports").write_text("no folder, and nothing can be written below it")
     with LiveReporter(Console(quiet=True)) as reporter:
-        context = new_context(
+        tools = new_run_tools(
             replace(local, report_dir=tmp_path / "reports"),
             source=PRODUCTION,
             target=PRODUCTION,
@@ -129,7 +129,7 @@ def test_a_rollback_is_verified_where_no_report_can_be_written(
             reason="a test",
             reporter=reporter,
         )
-        evidence = manual_rollback(context, to=1, reason="customers complain")
+        evidence = manual_rollback(tools, to=1, reason="customers complain")
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert any("has revision 1 again, verified" in step.title for step in evidence.steps)
@@ -174,7 +174,7 @@ def settings(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
     def settings(url: str) -> Settings:
         monkeypatch.setattr(world.platform, "base_url", lambda _deployment: url)
         world.overrides |= QUICK_GATES
-        return world.context().settings
+        return world.tools().observer.settings
 
     return settings
 
@@ -261,17 +261,16 @@ def works_again(world: World) -> None:
 
 
 def left(world: World) -> JournalEntry:
-    entry = world.context().journal.read()
+    entry = world.journal()
     assert entry is not None
     return entry
 
 
 def test_a_checker_that_cannot_run_is_rolled_back_and_not_verified(unverified: World) -> None:
     told: list[tuple[str, str]] = []
-    context = unverified.context()
-    context.notify = lambda kind, text: told.append((kind, text))
+    tools = unverified.tools(notify=lambda kind, text: told.append((kind, text)))
 
-    evidence = gate_and_promote(context)
+    evidence = gate_and_promote(tools)
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "not verified: the checker is broken. See for yourself." in evidence.conclusion
@@ -283,25 +282,25 @@ def test_a_checker_that_cannot_run_is_rolled_back_and_not_verified(unverified: W
 
 
 def test_the_next_run_verifies_before_it_promotes(unverified: World) -> None:
-    gate_and_promote(unverified.context())
+    gate_and_promote(unverified.tools())
     unverified.gates.outcomes.clear()
     before = list(changes(unverified))
 
-    again = gate_and_promote(unverified.context())
+    again = gate_and_promote(unverified.tools())
     assert again.exit_code == ExitCode.ROLLED_BACK
     assert "not verified" in again.conclusion
     assert changes(unverified)[len(before) :] == ["rollback production 1"]
 
     works_again(unverified)
-    assert gate_and_promote(unverified.context()).exit_code == ExitCode.OK
+    assert gate_and_promote(unverified.tools()).exit_code == ExitCode.OK
     assert not left(unverified).unfinished
 
 
 def test_by_hand_it_is_not_called_verified(unverified: World) -> None:
     unverified.platform.deploy(PRODUCTION, {"version": 3}, replicas=4)
-    context = replace(unverified.context(), source=PRODUCTION)
+    tools = unverified.tools(source=PRODUCTION)
 
-    evidence = manual_rollback(context, to=1, reason="customers complain")
+    evidence = manual_rollback(tools, to=1, reason="customers complain")
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "not verified" in evidence.conclusion
@@ -309,25 +308,25 @@ def test_by_hand_it_is_not_called_verified(unverified: World) -> None:
 
 def test_a_canary_stays_until_the_release_is_verified(unverified: World) -> None:
     unverified.overrides |= BY_TRAFFIC
-    gate_and_promote(unverified.context())
+    gate_and_promote(unverified.tools())
     assert unverified.platform.weights(PRODUCTION) == ALL_STABLE
     assert unverified.platform.ready(CANARY) == 4
 
     works_again(unverified)
     unverified.gates.outcomes["staging"] = Outcome.FAIL
-    assert gate_and_promote(unverified.context()).exit_code == ExitCode.GATE_FAILED
+    assert gate_and_promote(unverified.tools()).exit_code == ExitCode.GATE_FAILED
     assert unverified.platform.serving(CANARY) is None
     assert not left(unverified).unfinished
 
 
 def test_a_watch_over_it_goes_on_and_calls_for_a_person(unverified: World) -> None:
-    gate_and_promote(unverified.context())
+    gate_and_promote(unverified.tools())
     assert left(unverified).unfinished
     assert not left(unverified).in_progress
     revision = unverified.platform.history(PRODUCTION)[-1].number
 
-    context = replace(unverified.context(), source=PRODUCTION)
-    evidence = watch_rollback(context, reason="an outage", revision=revision)
+    tools = unverified.tools(source=PRODUCTION)
+    evidence = watch_rollback(tools, reason="an outage", revision=revision)
 
     assert evidence.exit_code == ExitCode.NEEDS_PERSON
     assert "it was brought back itself" in evidence.conclusion

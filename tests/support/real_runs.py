@@ -20,18 +20,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.crashing import Calls, When, Wrapped
 from support.scripted_observer import scripted_observer
-from support.world import STAGING, ListReporter, ScriptedGates, healthy
+from support.world import STAGING, ScriptedGates, healthy, scripted_tools
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
-from vllm_rollout.rollout.audit_log import AuditLog
+from vllm_rollout.rollout import run as rollout
 from vllm_rollout.rollout.clock import SystemClock
-from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.journal import Journal
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.settings import Settings
@@ -256,28 +254,19 @@ class Runs:
         clock = SystemClock()
         gates = ScriptedGates(platform, clock)
         gates.outcomes["production"] = Outcome.FAIL if bad else Outcome.PASS
-        context = Context(
-            run_id=f"run-{os.getpid()}",
+        settings = Settings(policy=policy, platform=platform, base_url=None, report_dir=self.folder)
+        run = rollout.Run(
+            id=f"run-{os.getpid()}",
             source=Deployment(self.target.model, "staging", self.target.namespace),
             target=self.target,
-            settings=Settings(
-                policy=policy, platform=platform, base_url=None, report_dir=self.folder
-            ),
             policy=policy,
-            clock=clock,
-            reporter=ListReporter(),
-            runner=gates,  # type: ignore[arg-type]
-            verifier=gates.verify,
-            folder=self.folder,
-            journal=Journal(platform.store, self.target.model),
-            ledger=PassedRevisions(platform.store),
-            decisions=AuditLog(platform.store),
             who="ada",
             reason="a test",
-            lease_ttl=TTL,
+            folder=self.folder,
         )
+        tools = scripted_tools(run, settings, gates, clock=clock, lease_ttl=TTL)
         with scripted_observer(_all_well):
-            evidence = gate_and_promote(context)
+            evidence = gate_and_promote(tools)
         steps = [f"{step.title} {step.detail}".rstrip() for step in evidence.steps]
         (self.folder / f"said-{os.getpid()}").write_text("\n".join([*steps, evidence.conclusion]))
         (self.folder / f"calls-{os.getpid()}").write_text("\n".join(calls.names))

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from support.local_release import until
-from support.world import ListReporter, ScriptedGates
+from support.world import ScriptedGates, scripted_tools
 
 from vllm_rollout.model.deployment import Deployment, Revision, Target
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.clock import SystemClock
-from vllm_rollout.rollout.context import Context
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.journal import Journal
 from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.run import Run
 from vllm_rollout.settings import Settings
 
 
@@ -64,24 +62,15 @@ def staged(settings: Settings, model: str, values: Mapping[str, Any], folder: Pa
     clock = SystemClock()
     gates = ScriptedGates(platform, clock)
     gates.policy_digest = policy.digest
-    evidence = gate_and_promote(
-        Context(
-            run_id=new_run_id(clock.now()),
-            source=source,
-            target=target,
-            settings=settings,
-            policy=policy,
-            clock=clock,
-            reporter=ListReporter(),
-            runner=gates,  # type: ignore[arg-type]
-            verifier=gates.verify,
-            folder=folder,
-            journal=Journal(platform.store, model),
-            ledger=PassedRevisions(platform.store),
-            decisions=AuditLog(platform.store),
-            who="ada",
-            reason="a test",
-        )
+    run = Run(
+        id=new_run_id(clock.now()),
+        source=source,
+        target=target,
+        policy=policy,
+        who="ada",
+        reason="a test",
+        folder=folder,
     )
+    evidence = gate_and_promote(scripted_tools(run, settings, gates, clock=clock))
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     return evidence

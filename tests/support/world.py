@@ -21,9 +21,10 @@ from vllm_rollout.model.evidence import GateResult, GateRun, Step
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.context import Context
-from vllm_rollout.rollout.journal import Journal
+from vllm_rollout.rollout.journal import Journal, JournalEntry
 from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.run import Emergency, Run
+from vllm_rollout.rollout.tools import RunTools, assemble
 from vllm_rollout.rollout.verification import VERIFY_GATES
 from vllm_rollout.settings import Settings
 
@@ -128,6 +129,13 @@ class ListReporter:
     def progress(self, text: str) -> None: ...
 
 
+def scripted_tools(run: Run, settings: Settings, gates: ScriptedGates, **more: Any) -> RunTools:
+    """The tools of `run`, whose gates and verification are the test's; `more` is for `assemble`."""
+    runner: Any = gates
+    reporter = more.pop("reporter", None) or ListReporter()
+    return assemble(run, settings, reporter=reporter, runner=runner, verifier=gates.verify, **more)
+
+
 UNATTENDED = {
     "environments.staging.soak.observed_by": "age",
     "environments.staging.sign_off": False,
@@ -137,7 +145,7 @@ UNATTENDED = {
 
 @dataclass
 class World:
-    """One simulated world, and `context()` for each run in it."""
+    """One simulated world, and `tools()` for each run in it."""
 
     tmp_path: Path
     clock: FakeClock
@@ -173,34 +181,39 @@ class World:
         self.renews_too = None
         self.clock.meanwhile, self.platform.guarded_by = meanwhile, guard
 
-    def context(self, platform: Any = None) -> Context:
-        """A run's own context; `platform` stands for the world's, as something around it."""
+    def tools(
+        self,
+        platform: Any = None,
+        *,
+        source: Deployment = STAGING,
+        target: Deployment = PRODUCTION,
+        emergency: Emergency | None = None,
+        **more: Any,
+    ) -> RunTools:
+        """A run's own tools; `platform` stands for the world's, as something around it.
+
+        `more` is given to `assemble`, in place of the world's own.
+        """
         policy = _policy(json.dumps(self.overrides, sort_keys=True))
         where = platform or self.platform
-        settings = Settings(policy=policy, platform=where, base_url=None, report_dir=self.tmp_path)
         self.gates.policy_digest = policy.digest
-        context = Context(
-            run_id=f"run-{len(self.platform.calls)}-{len(self.platform.store.entries)}",
-            source=STAGING,
-            target=PRODUCTION,
-            settings=settings,
+        run = Run(
+            id=f"run-{len(self.platform.calls)}-{len(self.platform.store.entries)}",
+            source=source,
+            target=target,
             policy=policy,
-            clock=self.clock,
-            reporter=ListReporter(),
-            runner=self.gates,  # type: ignore[arg-type]
-            verifier=self.gates.verify,
-            folder=self.tmp_path,
-            journal=Journal(where.store, MODEL),
-            ledger=PassedRevisions(where.store),
-            decisions=AuditLog(where.store),
             who="ada",
             reason="a test",
+            folder=self.tmp_path,
+            emergency=emergency,
         )
+        settings = Settings(policy=policy, platform=where, base_url=None, report_dir=self.tmp_path)
+        tools = scripted_tools(run, settings, self.gates, **{"clock": self.clock, **more})
 
         def renew() -> None:
-            if context.held:
+            if tools.releases.lease:
                 with suppress(RolloutError, Killed):
-                    context.held.renew()
+                    tools.releases.lease.renew()
 
         others = self.renews_too
 
@@ -210,7 +223,11 @@ class World:
                 others()
 
         self.clock.meanwhile = meanwhile
-        return context
+        return tools
+
+    def journal(self) -> JournalEntry | None:
+        """The model's journal as it is now."""
+        return Journal(self.platform.store, MODEL).read()
 
 
 @cache

@@ -10,11 +10,11 @@ from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, UsageError
-from vllm_rollout.rollout.emergency import Emergency
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
-    from vllm_rollout.rollout.context import Context
+    from vllm_rollout.rollout.run import Emergency
+    from vllm_rollout.rollout.tools import RunTools
     from vllm_rollout.settings import Settings
 
 _NO_REASON = "not given"
@@ -93,14 +93,14 @@ def promote_command(
         ],
         own_gates=gates or [],
         reason=reason,
-        work=lambda context: gate_and_promote(
-            context, plan_only=plan, wait_for_window=wait_for_window
-        ),
+        work=lambda tools: gate_and_promote(tools, plan_only=plan, wait_for_window=wait_for_window),
         emergency=override,
     )
 
 
-def _emergency(wanted: bool, name: str | None, reason: str) -> Emergency | None:
+def _emergency(wanted: bool, name: str | None, reason: str) -> "Emergency | None":
+    from vllm_rollout.rollout.run import Emergency
+
     if not wanted:
         if name is not None:
             raise UsageError("--as goes with --emergency", remedy="Leave it out, or add it.")
@@ -138,7 +138,7 @@ def rollback_command(
         gate_options=choice.for_gates(settings),
         own_gates=[],
         reason=reason,
-        work=lambda context: manual_rollback(context, to=to, reason=reason),
+        work=lambda tools: manual_rollback(tools, to=to, reason=reason),
     )
 
 
@@ -150,15 +150,15 @@ def _run(
     gate_options: Sequence[str],
     own_gates: Sequence[Path],
     reason: str,
-    work: "Callable[[Context], Evidence]",
-    emergency: Emergency | None = None,
+    work: "Callable[[RunTools], Evidence]",
+    emergency: "Emergency | None" = None,
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
-    from vllm_rollout.cli.run_tools import new_context, show_end
-    from vllm_rollout.rollout.run import state_when_interrupted
+    from vllm_rollout.cli.run_tools import new_run_tools, show_end
+    from vllm_rollout.rollout.leased_run import state_when_interrupted
 
     with LiveReporter(options.console) as reporter:
-        context = new_context(
+        tools = new_run_tools(
             settings,
             source=source,
             target=target,
@@ -166,12 +166,12 @@ def _run(
             own_gates=own_gates,
             reason=reason,
             reporter=reporter,
+            emergency=emergency,
         )
-        context.emergency = emergency
         try:
-            evidence = work(context)
-            show_end(evidence, context)
+            evidence = work(tools)
+            show_end(evidence, tools)
         except KeyboardInterrupt as error:  # another Ctrl-C, while the first one's report is made
-            options.say(state_when_interrupted(context))
+            options.say(state_when_interrupted(tools.releases))
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
     raise typer.Exit(evidence.exit_code or 0)

@@ -11,19 +11,16 @@ from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
-from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.clock import SystemClock
-from vllm_rollout.rollout.context import Context
+from vllm_rollout.rollout.clock import Clock, SystemClock
 from vllm_rollout.rollout.gate_runner import GateRunner
-from vllm_rollout.rollout.journal import Journal
 from vllm_rollout.rollout.notifier import Notifier
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.run import Emergency, Run
 from vllm_rollout.rollout.sign_offs import sign_off_command
-from vllm_rollout.rollout.verification import verify
+from vllm_rollout.rollout.tools import RunTools, assemble
 from vllm_rollout.settings import Settings
 
 
-def new_context(
+def new_run_tools(
     settings: Settings,
     *,
     source: Deployment,
@@ -32,11 +29,12 @@ def new_context(
     own_gates: Sequence[Path] = (),
     reason: str,
     reporter: LiveReporter,
-) -> Context:
+    emergency: Emergency | None = None,
+    clock: Clock | None = None,
+) -> RunTools:
     """The tools of a new run from `source` to `target`."""
-    clock = SystemClock()
+    clock = clock or SystemClock()
     run_id = new_run_id(clock.now())
-    store = settings.require_platform().store
     policy, who = settings.policy.for_model(target.model), options.user_name()
     messages = Notifier(
         policy.notifications,
@@ -47,12 +45,18 @@ def new_context(
         reason=reason,
         now=clock.now,
     )
-    return Context(
-        run_id=run_id,
-        source=source,
-        target=target,
-        settings=settings,
-        policy=policy,
+    return assemble(
+        Run(
+            id=run_id,
+            source=source,
+            target=target,
+            policy=policy,
+            who=who,
+            reason=reason,
+            folder=settings.report_dir / target.model / run_id,
+            emergency=emergency,
+        ),
+        settings,
         clock=clock,
         reporter=reporter,
         runner=GateRunner(
@@ -62,40 +66,34 @@ def new_context(
                 reporter.progress(text) if kind == "progress" else reporter.gate(text)
             ),
         ),
-        verifier=lambda deployment: verify(settings, deployment, clock),
-        folder=settings.report_dir / target.model / run_id,
-        journal=Journal(store, target.model),
-        ledger=PassedRevisions(store),
-        decisions=AuditLog(store),
-        who=who,
-        reason=reason,
         notify=messages.tell,
         undelivered=messages.close,
     )
 
 
-def show_end(evidence: Evidence, context: Context) -> None:
+def show_end(evidence: Evidence, tools: RunTools) -> None:
     """Print the gates, write report and record, and say where they are.
 
     The rollout is over: a report that cannot be written is said, and changes no exit code.
     """
-    for run in evidence.runs:
-        options.console.print(gates_table(run))
-    target = context.target
+    for gate_run in evidence.runs:
+        options.console.print(gates_table(gate_run))
+    run, releases = tools.run, tools.releases
+    target = run.target
     try:
-        paths = write_reports(evidence, context.folder)
-        if context.touched and context.serves_users:
-            entry = context.journal.last
+        paths = write_reports(evidence, run.folder)
+        if releases.touched and run.serves_users:
+            entry = releases.journal.last
             before = entry.before if entry else None
             record = write_record(
                 evidence,
                 folder=Path("deployments"),
-                deployer=context.who,
-                reason=context.reason,
+                deployer=run.who,
+                reason=run.reason,
                 rollback_command=_rollback_command(target, before),
-                undo_command=context.platform.undo_command(target, before),
+                undo_command=releases.platform.undo_command(target, before),
                 report_path=paths.html,
-                previous=context.previous,
+                previous=releases.previous,
                 environment=target.environment,
             )
             options.say(f"record: {record}")
@@ -105,7 +103,7 @@ def show_end(evidence: Evidence, context: Context) -> None:
             f"the report could not be written, the evidence is in the platform's store: {error}"
         )
     options.say(evidence.conclusion)
-    if context.awaits_sign_off:
+    if tools.log.result and tools.log.result.awaits_sign_off:
         options.say(f"sign it off: {sign_off_command(target.model, evidence.digest)}")
 
 

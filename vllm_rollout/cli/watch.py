@@ -10,7 +10,7 @@ import typer
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter
-from vllm_rollout.cli.run_tools import new_context, show_end
+from vllm_rollout.cli.run_tools import new_run_tools, show_end
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.units import UnitError, parse_duration
 from vllm_rollout.rollout.clock import SystemClock
@@ -48,13 +48,14 @@ def watch_command(
     stop = threading.Event()
     with LiveReporter(options.console) as reporter, _ended_by_signals(stop):
         watch = Monitor(
-            new_context=lambda: new_context(
+            new_tools=lambda clock: new_run_tools(
                 settings,
                 source=target,
                 target=target,
                 gate_options=choice.for_gates(settings),
                 reason="a trigger fired in the standing watch",
                 reporter=reporter,
+                clock=clock,
             ),
             on_end=show_end,
             clock=StoppableClock(SystemClock(), stop),

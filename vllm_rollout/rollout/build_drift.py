@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.evidence import GateRun
-from vllm_rollout.rollout.context import Context
+from vllm_rollout.platform.base import Platform
 from vllm_rollout.rollout.result import RolloutResult
 
 
 def build_drift(
-    context: Context, revision: Revision, run: GateRun, build: Build
+    platform: Platform, source: Deployment, revision: Revision, run: GateRun, build: Build
 ) -> RolloutResult | None:
     """Why `build` may not be promoted on the word of `run`; None where all is one and the same.
 
@@ -28,13 +28,13 @@ def build_drift(
         differences.append(
             f"revision: {revision.number} was to be gated, the gates saw {run.revision}"
         )
-    now = newest_served(context.platform.history(context.source))
+    now = newest_served(platform.history(source))
     if now is None:
-        differences.append(f"revision: {revision.number} -> {context.source} serves nothing")
+        differences.append(f"revision: {revision.number} -> {source} serves nothing")
     elif (now.number, now.build) != (revision.number, run.build):
         differences.append(f"revision: {revision.number} -> {now.number}")
         differences += run.build.differences(now.build)
-    differences += other_images(run.images, context.platform.replicas(context.source), build)
+    differences += other_images(run.images, platform.replicas(source), build)
     return _refused(list(dict.fromkeys(differences))) if differences else None
 
 
@@ -61,14 +61,14 @@ def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build
 
 
 def same_images(
-    context: Context, deployment: Deployment, build: Build, gated: Sequence[str]
+    platform: Platform, deployment: Deployment, build: Build, gated: Sequence[str]
 ) -> None:
     """Return if the replicas that run `build` in `deployment` run the images that were gated.
 
     Raises:
         DeployError: they do not, or it is not known; it says which.
     """
-    if other := other_images(gated, context.platform.replicas(deployment), build):
+    if other := other_images(gated, platform.replicas(deployment), build):
         raise DeployError(f"{deployment} does not run what was gated: {'; '.join(other)}")
 
 

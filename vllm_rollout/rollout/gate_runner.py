@@ -5,20 +5,25 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import yaml
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import GateRun, read_evidence
+from vllm_rollout.platform.base import Platform
+from vllm_rollout.policy import Policy
 from vllm_rollout.resources import GATES
 
 _POLL_SECONDS = 0.2
 _ROOM_BYTES = 65_536
 _END_SECONDS = 60.0
+_PREFLIGHT = "preflight"
 
 
 class GatesCrashedError(RolloutError):
@@ -144,6 +149,36 @@ class GateRunner:
                 remedy=f"The whole output is in {log}.",
             )
         return run
+
+
+def run_preflight(
+    runner: GateRunner,
+    platform: Platform,
+    policy: Policy,
+    deployment: Deployment,
+    values: Mapping[str, Any],
+    folder: Path,
+) -> GateRun | None:
+    """Check what the build of `values` needs in `deployment`; the run is about that build.
+
+    None where the policy asks for no check, or the platform has nothing to look at beforehand.
+
+    Raises:
+        UsageError: the values serve another model.
+        GatesCrashedError: pytest ended without usable evidence.
+    """
+    environment = policy.environments[deployment.environment]
+    if not (environment.preflight and environment.preflight.enabled):
+        return None
+    if platform.preflight(deployment, values, capacity=environment.replicas) is None:
+        return None
+    build = platform.build(deployment, dict(values))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "values.yaml"
+    file.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    run = runner.run(deployment, folder, only=(_PREFLIGHT,), options=("--values", str(file)))
+    expected = tuple(f"{_PREFLIGHT}-{check}" for check in environment.preflight.enabled)
+    return replace(run, expected=expected, build=build, revision=None)
 
 
 def _check_room(folder: Path) -> None:

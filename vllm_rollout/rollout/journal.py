@@ -4,6 +4,7 @@ One document per model, next to the releases. Whoever finds it unfinished knows 
 way and where to return to.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -23,6 +24,56 @@ class Phase(StrEnum):
     WATCH = "watch"
     ROLLBACK = "rollback"
     DONE = "done"
+
+
+class Event(StrEnum):
+    """An event of a rollout that is written to the journal."""
+
+    STEP = "step"
+    """The ramp takes its next step."""
+    SCALED = "scaled"
+    """All replicas run the build, and the target's gates come next."""
+    VERIFIED = "verified"
+    """All replicas run the build and serve; the environment has no users to watch over."""
+    GATES_PASSED = "gates passed"
+    WATCHED = "watched"
+    """The watch ended and no trigger fired."""
+    ROLLBACK = "rollback"
+    """A gate, a step, a trigger or a person asks for the state before."""
+    UNVERIFIED = "unverified"
+    """The state before is back, and the verification did not work."""
+    RESTORED = "restored"
+    """The state before is back and serves."""
+    RESUMED = "resumed"
+    """Another run found the entry unfinished."""
+    REPLACED = "replaced"
+    """Another run found the entry unfinished, and another build in the target."""
+
+
+_NEXT: Mapping[tuple[Phase, Event], Phase] = {
+    (Phase.RAMP, Event.STEP): Phase.RAMP,
+    (Phase.RAMP, Event.SCALED): Phase.GATES,
+    (Phase.RAMP, Event.VERIFIED): Phase.DONE,
+    (Phase.RAMP, Event.ROLLBACK): Phase.ROLLBACK,
+    (Phase.RAMP, Event.RESUMED): Phase.ROLLBACK,
+    (Phase.GATES, Event.GATES_PASSED): Phase.WATCH,
+    (Phase.GATES, Event.ROLLBACK): Phase.ROLLBACK,
+    (Phase.GATES, Event.RESUMED): Phase.ROLLBACK,
+    (Phase.WATCH, Event.WATCHED): Phase.DONE,
+    (Phase.WATCH, Event.ROLLBACK): Phase.ROLLBACK,
+    (Phase.WATCH, Event.RESUMED): Phase.WATCH,
+    (Phase.WATCH, Event.REPLACED): Phase.DONE,
+    (Phase.ROLLBACK, Event.ROLLBACK): Phase.ROLLBACK,
+    (Phase.ROLLBACK, Event.UNVERIFIED): Phase.ROLLBACK,
+    (Phase.ROLLBACK, Event.RESTORED): Phase.DONE,
+    (Phase.ROLLBACK, Event.RESUMED): Phase.ROLLBACK,
+}
+"""Every phase that a rollout can enter, by the phase it is in and what happens."""
+
+
+def next_phase(phase: Phase, event: Event) -> Phase:
+    """Return the phase that follows `phase` when `event` happens."""
+    return _NEXT[phase, event]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

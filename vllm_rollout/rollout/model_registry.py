@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.deployment import Deployment, Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.run import Run
+from vllm_rollout.rollout.run_log import RunLog
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
 
 _LONGEST_ANSWER = 300
@@ -26,6 +28,21 @@ def register(
         RegistryError: it is not known to be registered.
     """
     return _run(policy.model_registry.register_command, policy, platform, deployment, revision)
+
+
+def register_target(run: Run, platform: Platform, log: RunLog) -> str:
+    """Register what the run's target serves; return what went wrong, or ""."""
+    target = run.target
+    try:
+        served = newest_served(platform.history(target))
+        if served is None:
+            return f"{target} serves nothing that could be registered"
+        printed = register(run.policy, platform, target, served)
+    except RolloutError as error:
+        return f"not registered: {error}"
+    if printed is not None:
+        log.log_step(f"registered {target}", printed)
+    return ""
 
 
 def registered(

@@ -1,77 +1,185 @@
-"""How a run sees a deployment: by its address, or at the release's own replicas."""
+"""Probes and watches deployments, through their public URL or directly at their pods."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
-from vllm_rollout.platform.base import Platform
-from vllm_rollout.policy import Policy
+from vllm_rollout.observe.prometheus_window import live_metrics
+from vllm_rollout.platform.base import PathErrors, Platform
+from vllm_rollout.report.terminal import observation_line
+from vllm_rollout.rollout.run import Run
+from vllm_rollout.rollout.run_log import RunLog
+from vllm_rollout.rollout.soak_samples import Sampling
+from vllm_rollout.rollout.watcher import WatchEnd, Watcher
 from vllm_rollout.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentObserver:
-    """DeploymentObserver at deployments.
+    """Probes and watches the deployments of one run.
 
-    `--base-url` names the `source`; what is promoted is always watched where its platform says.
+    `--base-url` names the run's source; every other deployment is observed at the address that its
+    platform gives.
     """
 
+    run: Run
     settings: Settings
-    policy: Policy
-    source: Deployment
+    log: RunLog
 
     @property
     def _platform(self) -> Platform:
         return self.settings.require_platform()
 
     def settings_for(self, deployment: Deployment) -> Settings:
-        """The settings that say where the deployment is asked."""
-        if deployment == self.source:
+        """Return the settings that hold the address of the deployment."""
+        if deployment == self.run.source:
             return self.settings
         return replace(self.settings, base_url=None)
 
     def reach(self, deployment: Deployment) -> None:
-        """Return if something answers at the deployment's address.
+        """Return if a server answers at the deployment's address.
 
         Raises:
-            UnreachableError: nothing does; it names the address.
+            UnreachableError: none does; the error names the address.
         """
         with self._client(deployment) as client:
-            client.health(timeout_seconds=self.policy.watch.probe_timeout_seconds)
+            client.health(timeout_seconds=self.run.policy.watch.probe_timeout_seconds)
 
     @contextmanager
     def at(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
-        """DeploymentObserver, as the watch takes them, through the deployment's address."""
+        """Yield a function that observes the deployment through its address."""
         with self._client(deployment) as client:
-            yield lambda: self._look(client, deployment)
+            yield lambda: self._observe(client, deployment)
 
     @contextmanager
     def probe_pods(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
-        """DeploymentObserver, as the watch takes them, at the release's own replicas alone."""
+        """Yield a function that observes the release's own pods, whatever traffic they have."""
         url = self._platform.own_url(deployment)
         with self._client_at(url, deployment) as client:
-            yield lambda: self._look(client, deployment)
+            yield lambda: self._observe(client, deployment)
 
-    def _look(self, client: InferenceClient, deployment: Deployment) -> Observation:
+    def failing_share(self, deployment: Deployment) -> float:
+        """Return the share of probes that the release's own pods fail; 1 without an answer."""
+        try:
+            with self.probe_pods(deployment) as observe:
+                probes = observe().probes
+        except RolloutError:
+            return 1.0
+        return probes.failures / probes.total if probes.healthy and probes.total else 1.0
+
+    def soak_sampler(
+        self, deployment: Deployment, revision: Revision
+    ) -> Callable[[Observation], None] | None:
+        """Return a function that stores observations as soak samples of `revision`.
+
+        None where the soak does not go by samples. A sample that cannot be stored is a gap.
+        """
+        sampling = Sampling.of(self._platform.store, self.run.policy, deployment, revision)
+        if sampling is None:
+            return None
+
+        def sample(observation: Observation) -> None:
+            try:
+                sampling.see(self.log.now(), observation.replicas, observation.probes)
+            except RolloutError as error:
+                self._no_sample(error)
+
+        return sample
+
+    def sample_soak(self, deployment: Deployment, revision: Revision) -> None:
+        """Take one soak sample, where the soak goes by samples; what goes wrong is a gap."""
+        sample = self.soak_sampler(deployment, revision)
+        if sample is None:
+            return
+        try:
+            with self.at(deployment) as observe:
+                observation = observe()
+        except RolloutError as error:
+            self._no_sample(error)
+        else:
+            sample(observation)
+
+    def watch(
+        self,
+        deployment: Deployment,
+        duration: timedelta | None,
+        *,
+        after_promotion: bool = False,
+        interrupted: Callable[[], bool] = lambda: False,
+        on_observation: Callable[[Observation], None] | None = None,
+        observe: Callable[[], Observation] | None = None,
+    ) -> WatchEnd:
+        """Watch the deployment's triggers for `duration`; see `Watcher`.
+
+        `observe` makes one observation, by default through the deployment's address.
+        """
+        before = self._platform.path_errors(deployment)
+
+        def on_tick(elapsed: float, observation: Observation) -> None:
+            line = observation_line(elapsed, duration, observation)
+            self.log.reporter.progress(f"watching {deployment}: {line}")
+            if on_observation:
+                on_observation(observation)
+
+        with (
+            nullcontext(observe) if observe else self.at(deployment) as see,
+            live_metrics(self.run.policy, deployment) as live,
+        ):
+            watcher = Watcher(
+                policy=self.run.policy,
+                clock=self.log.clock,
+                look=lambda: replace(see(), live=live.newest()),
+                live=live.since_the_first,
+                interrupted=interrupted,
+                on_blind=lambda names: self._blind(
+                    deployment, f": {', '.join(names)}{self._path_errors(deployment, before)}"
+                ),
+                on_unseen=lambda gap: self._blind(deployment, f" from Prometheus: {gap}"),
+                on_seen=lambda: self.log.log_step(
+                    "Prometheus tells of everything again", str(deployment)
+                ),
+                on_tick=on_tick,
+            )
+            end = watcher.watch(duration, after_promotion=after_promotion)
+        if end.unseen:
+            title = "the watch ended without all that Prometheus could tell"
+            self.log.log_step(title, end.unseen, Outcome.INCONCLUSIVE)
+        return end
+
+    def _observe(self, client: InferenceClient, deployment: Deployment) -> Observation:
         before = self._platform.path_errors(deployment)
         probes = probe(
             client,
-            count=self.policy.watch.probes,
-            timeout_seconds=self.policy.watch.probe_timeout_seconds,
+            count=self.run.policy.watch.probes,
+            timeout_seconds=self.run.policy.watch.probe_timeout_seconds,
         )
         replicas = None  # a gap: the trigger says when it is too long
         with suppress(RolloutError):
             replicas = self._platform.replicas(deployment)
-        trouble = self._platform.path_errors(deployment).since(before)
-        return Observation(probes=probes.unless(trouble), replicas=replicas)
+        path_error = self._platform.path_errors(deployment).since(before)
+        return Observation(probes=probes.unless(path_error), replicas=replicas)
 
     def _client(self, deployment: Deployment) -> InferenceClient:
         return self._client_at(self.settings_for(deployment).url_of(deployment), deployment)
 
     def _client_at(self, url: str, deployment: Deployment) -> InferenceClient:
         return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
+
+    def _blind(self, deployment: Deployment, what: str) -> None:
+        text = f"no data of {deployment}{what}"
+        self.log.log_step("the watch is blind", text, Outcome.INCONCLUSIVE)
+        self.log.notify("blind", text)
+
+    def _path_errors(self, deployment: Deployment, before: PathErrors) -> str:
+        path_error = self._platform.path_errors(deployment).since(before)
+        return f"; {path_error}" if path_error else ""
+
+    def _no_sample(self, error: RolloutError) -> None:
+        self.log.reporter.progress(f"no sample for the soak: {error}")

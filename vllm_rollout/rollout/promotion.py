@@ -6,152 +6,178 @@ from datetime import timedelta
 from typing import Any
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.model.deployment import Build, Revision, Target, newest_served
+from vllm_rollout.model.deployment import Build, Deployment, Revision, Target, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.units import format_duration
+from vllm_rollout.platform.base import Platform
 from vllm_rollout.rollout.build_drift import same_images
-from vllm_rollout.rollout.canary_ramp import CanaryRamp
-from vllm_rollout.rollout.context import Context
-from vllm_rollout.rollout.journal import JournalEntry, Phase, TrafficBefore
-from vllm_rollout.rollout.result import RolloutResult, problems_of
+from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
+from vllm_rollout.rollout.gates import Gates
+from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
+from vllm_rollout.rollout.leased_releases import LeasedReleases
+from vllm_rollout.rollout.model_registry import register_target
+from vllm_rollout.rollout.observer import DeploymentObserver
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.result import RolloutResult, Undo, problems_of
 from vllm_rollout.rollout.rollback import roll_back
-from vllm_rollout.rollout.traffic_shift import traffic_before
+from vllm_rollout.rollout.run import Run
+from vllm_rollout.rollout.run_log import RunLog
+from vllm_rollout.rollout.tools import RunTools
+from vllm_rollout.rollout.traffic_shift import TrafficShift, traffic_before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """A build that passed the source's gates, and the evidence that says so."""
+    """A build that passed the source's gates, and the evidence for it."""
 
     build: Build
     values: Mapping[str, Any]
     source_revision: int
     evidence: Evidence
     images: tuple[str, ...]
-    """The digests of those that the gated replicas really ran, as far as they are known."""
+    """Image digests that the gated replicas really ran, as far as they are known."""
 
-    def steps(self, context: Context) -> list[tuple[Target, timedelta]]:
-        """The steps in replicas, and how long each is held.
+    def steps(self, run: Run) -> list[tuple[Target, timedelta]]:
+        """Return the steps in replicas, each with its hold.
 
         Only the last environment serves users: it is reached by the policy's ramp, the others at
         once.
         """
-        capacity = context.policy.environments[context.target.environment].replicas
-        ramp = [(step.replicas_of(capacity), step.hold) for step in context.policy.ramp]
+        capacity = run.policy.environments[run.target.environment].replicas
+        ramp = [(step.replicas_of(capacity), step.hold) for step in run.policy.ramp]
         return [
             (
                 Target(build=self.build, values=self.values, replicas=replicas, capacity=capacity),
                 hold,
             )
-            for replicas, hold in (ramp if context.serves_users else [(capacity, timedelta())])
+            for replicas, hold in (ramp if run.serves_users else [(capacity, timedelta())])
         ]
 
-    def by_traffic(self, context: Context, before: TrafficBefore) -> CanaryRamp:
-        """The ramp in shares of the traffic."""
-        return CanaryRamp(
-            context=context,
-            build=self.build,
-            values=self.values,
-            images=self.images,
-            before=before,
-        )
 
-
-def describe(context: Context, promotion: Promotion) -> list[str]:
-    """What `promote` would do, one line each."""
-    history = context.platform.history(context.target)
-    before = context.ledger.good_revision(context.target, history)
-    if traffic := traffic_before(context):
-        lines = promotion.by_traffic(context, traffic).describe()
+def describe(run: Run, platform: Platform, promotion: Promotion) -> list[str]:
+    """Return the steps that `promote` would take, one line each."""
+    history = platform.history(run.target)
+    before = PassedRevisions(platform.store).good_revision(run.target, history)
+    if traffic_before(platform, run.policy, run.target):
+        lines = describe_traffic_ramp(run.policy, run.target, promotion.build)
     else:
         lines = [
-            f"bring {target.replicas} of {target.capacity} replicas of {context.target} to build "
+            f"bring {target.replicas} of {target.capacity} replicas of {run.target} to build "
             f"{target.build.short}, then watch for {format_duration(hold)}"
-            for target, hold in promotion.steps(context)
+            for target, hold in promotion.steps(run)
         ]
-    if context.serves_users:
-        lines.append(f"run the {context.target.environment} gates")
-        lines.append(f"watch for {format_duration(context.policy.watch.duration)}")
+    if run.serves_users:
+        lines.append(f"run the {run.target.environment} gates")
+        lines.append(f"watch for {format_duration(run.policy.watch.duration)}")
     back_to = f"revision {before.number}" if before else "nothing deployed"
     lines.append(f"if a gate fails or a trigger fires: return to {back_to}")
     return lines
 
 
-def promote(context: Context, promotion: Promotion) -> RolloutResult:
-    """Bring the target to the build, step by step, gate it and watch it."""
-    target, history = context.target, context.platform.history(context.target)
+def promote(tools: RunTools, promotion: Promotion) -> RolloutResult:
+    """Bring the target to the build, step by step, gate it and watch it, or roll it back."""
+    run, platform = tools.run, tools.releases.platform
+    history = platform.history(run.target)
     others = [r for r in history if r.build != promotion.build]
-    good = context.ledger.good_revision(target, others)
+    good = PassedRevisions(platform.store).good_revision(run.target, others)
     before = good.number if good else None
-    if traffic := traffic_before(context):
+    reached: tuple[JournalEntry, Revision] | Undo | RolloutResult
+    if traffic := traffic_before(platform, run.policy, run.target):
         serving = newest_served(history)
-        reached = _ramp_by_traffic(context, promotion, traffic, serving=serving, good=before)
+        reached = _ramp_by_traffic(tools, promotion, traffic, serving=serving, good=before)
     else:
-        reached = _ramp_by_replicas(context, promotion, before=before)
-    if isinstance(reached, RolloutResult):
-        return reached
+        reached = _ramp_by_replicas(
+            run, tools.log, tools.releases, tools.observer, promotion, before=before
+        )
+    if not isinstance(reached, tuple):
+        return _undone(tools, reached)
     entry, revision = reached
-    if context.serves_users:
-        return gate_and_watch(context, entry, revision, evidence_digest=promotion.evidence.digest)
-    run = context.verify(target)
-    if run.outcome is not Outcome.PASS:
-        return roll_back(context, entry, f"it does not serve: {problems_of(run)}")
-    if trouble := context.register():
-        return roll_back(context, entry, trouble)
-    return _promoted(context, entry)
+    if not run.serves_users:
+        return _undone(tools, _verify(run, tools.log, tools.releases, tools.gates, entry))
+    watched = _pass_gates(
+        run, tools.log, tools.releases, tools.gates, entry, revision, promotion.evidence.digest
+    )
+    if isinstance(watched, Undo):
+        return _undone(tools, watched)
+    return watch_to_the_end(tools, watched)
+
+
+def watch_to_the_end(tools: RunTools, entry: JournalEntry) -> RolloutResult:
+    """Watch the promoted target and close the journal, or roll it back."""
+    return _undone(tools, _watch(tools.run, tools.log, tools.releases, tools.observer, entry))
+
+
+def _undone(tools: RunTools, end: Undo | RolloutResult) -> RolloutResult:
+    if isinstance(end, Undo):
+        return roll_back(tools, end.entry, end.reason, code=end.code)
+    return end
 
 
 def _ramp_by_traffic(
-    context: Context,
+    tools: RunTools,
     promotion: Promotion,
     traffic: TrafficBefore,
     *,
     serving: Revision | None,
     good: int | None,
-) -> tuple[JournalEntry, Revision] | RolloutResult:
-    """Bring the target to the build beside the one that is `serving`, which is what there is to
-    return to until it is changed itself."""
-    ramp = promotion.by_traffic(context, traffic)
-    entry = context.begin(
+) -> tuple[JournalEntry, Revision] | Undo | RolloutResult:
+    """Bring the target to the build beside the one that is `serving`.
+
+    That one is the revision to return to until it is changed itself.
+    """
+    ramp = CanaryRamp(
+        run=tools.run,
+        log=tools.log,
+        releases=tools.releases,
+        observer=tools.observer,
+        gates=tools.gates,
+        traffic=TrafficShift.of(tools),
+        build=promotion.build,
+        values=promotion.values,
+        images=promotion.images,
+        before=traffic,
+    )
+    entry = tools.releases.begin(
         promotion.build,
         before=serving.number if serving else None,
         note="about to begin",
         traffic=traffic,
     )
     climbed = ramp.climb(entry)
-    return (
-        climbed if isinstance(climbed, RolloutResult) else ramp.take_its_place(climbed, good=good)
-    )
+    if isinstance(climbed, JournalEntry):
+        return ramp.take_its_place(climbed, good=good)
+    return climbed
 
 
 def _ramp_by_replicas(
-    context: Context, promotion: Promotion, *, before: int | None
-) -> tuple[JournalEntry, Revision] | RolloutResult:
+    run: Run,
+    log: RunLog,
+    releases: LeasedReleases,
+    observer: DeploymentObserver,
+    promotion: Promotion,
+    *,
+    before: int | None,
+) -> tuple[JournalEntry, Revision] | Undo | RolloutResult:
     """Bring the target's replicas to the build, step by step."""
-    target = context.target
-    entry = context.begin(promotion.build, before=before, note="about to begin")
+    target = run.target
+    entry = releases.begin(promotion.build, before=before, note="about to begin")
     revision: Revision | None = None
-    for wanted, hold in promotion.steps(context):
+    for wanted, hold in promotion.steps(run):
         what = f"{wanted.replicas} of {wanted.capacity} replicas on build {wanted.build.short}"
-        context.still_ours()
-        entry = context.journal.advance(entry, Phase.RAMP, what, now=context.clock.now())
-        context.say(f"{target}: {what}")
+        entry = releases.advance(entry, Event.STEP, what)
+        log.log_step(f"{target}: {what}")
         try:
-            revision = context.platform.apply(
-                target,
-                wanted,
-                description=f"vllm-rollout {context.run_id}: {what}",
-                timeout=context.policy.deploy_timeout,
-            )
-            same_images(context, target, wanted.build, promotion.images)
+            revision = releases.apply(target, wanted, what)
+            same_images(releases.platform, target, wanted.build, promotion.images)
         except DeployError as error:
-            context.say_why(error)
+            log.log_symptoms(error)
             code = ExitCode.ROLLED_BACK if revision else ExitCode.GATE_FAILED
-            return roll_back(context, entry, str(error), code=code)
-        context.say(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
-        end = context.watch(target, hold)
+            return Undo(entry, str(error), code)
+        log.log_step(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
+        end = observer.watch(target, hold)
         if end.fired:
-            return roll_back(context, entry, end.fired)
+            return Undo(entry, end.fired)
         if end.unobservable:
             return RolloutResult(
                 code=ExitCode.UNREACHABLE,
@@ -163,46 +189,63 @@ def _ramp_by_replicas(
     return entry, revision
 
 
-def gate_and_watch(
-    context: Context, entry: JournalEntry, revision: Revision, *, evidence_digest: str
-) -> RolloutResult:
-    """Gate the fully promoted target, then watch it for as long as the policy says."""
-    context.still_ours()
-    entry = context.journal.advance(
-        entry, Phase.GATES, f"gating revision {revision.number}", now=context.clock.now()
-    )
+def _verify(
+    run: Run, log: RunLog, releases: LeasedReleases, gates: Gates, entry: JournalEntry
+) -> Undo | RolloutResult:
+    """Verify and register a target without users, and close the journal."""
+    found = gates.verify(run.target)
+    if found.outcome is not Outcome.PASS:
+        return Undo(entry, f"it does not serve: {problems_of(found)}")
+    if unregistered := register_target(run, releases.platform, log):
+        return Undo(entry, unregistered)
+    return _promoted(run.target, releases, entry, Event.VERIFIED)
+
+
+def _pass_gates(
+    run: Run,
+    log: RunLog,
+    releases: LeasedReleases,
+    gates: Gates,
+    entry: JournalEntry,
+    revision: Revision,
+    evidence_digest: str,
+) -> JournalEntry | Undo:
+    """Gate the fully promoted target; return the entry of the watch that follows."""
+    entry = releases.advance(entry, Event.SCALED, f"gating revision {revision.number}")
     # Before the gates: the smoke test comes through the router, which must know the model.
-    if trouble := context.register():
-        return roll_back(context, entry, trouble)
-    run = context.gate(context.target, context.target.environment)
-    if run.outcome is not Outcome.PASS:
-        return roll_back(context, entry, f"gates after promotion: {problems_of(run)}")
-    context.still_ours()
-    context.ledger.passed(context.target, revision, evidence_digest)
-    entry = context.journal.advance(
-        entry, Phase.WATCH, f"watching revision {revision.number}", now=context.clock.now()
-    )
-    return watch_to_the_end(context, entry)
+    if unregistered := register_target(run, releases.platform, log):
+        return Undo(entry, unregistered)
+    found = gates.run_gates(run.target)
+    if found.outcome is not Outcome.PASS:
+        return Undo(entry, f"gates after promotion: {problems_of(found)}")
+    releases.ensure_lease()
+    PassedRevisions(releases.platform.store).passed(run.target, revision, evidence_digest)
+    return releases.advance(entry, Event.GATES_PASSED, f"watching revision {revision.number}")
 
 
-def watch_to_the_end(context: Context, entry: JournalEntry) -> RolloutResult:
-    """The watch after promotion; closes the journal."""
-    duration = context.policy.watch.duration
-    context.say(f"watching {context.target} for {format_duration(duration)}")
-    end = context.watch(context.target, duration, after_promotion=True)
+def _watch(
+    run: Run,
+    log: RunLog,
+    releases: LeasedReleases,
+    observer: DeploymentObserver,
+    entry: JournalEntry,
+) -> Undo | RolloutResult:
+    duration = run.policy.watch.duration
+    log.log_step(f"watching {run.target} for {format_duration(duration)}")
+    end = observer.watch(run.target, duration, after_promotion=True)
     for name, verdict in end.verdicts.items():
-        context.say(f"{name} after promotion: {verdict.outcome}", verdict.reason)
+        log.log_step(f"{name} after promotion: {verdict.outcome}", verdict.reason)
     if end.fired:
-        return roll_back(context, entry, end.fired)
+        return Undo(entry, end.fired)
     if end.unobservable:
         return RolloutResult(
             code=ExitCode.UNREACHABLE,
             conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}): run "
             "gate-and-promote again to go on watching",
         )
-    context.say(f"{context.target}: no trigger fired", outcome=Outcome.PASS)
+    log.log_step(f"{run.target}: no trigger fired", outcome=Outcome.PASS)
     try:
-        return _promoted(context, entry)
+        return _promoted(run.target, releases, entry, Event.WATCHED)
     except UnreachableError as error:  # no reason to take back what was found well
         return RolloutResult(
             code=ExitCode.UNREACHABLE,
@@ -211,9 +254,11 @@ def watch_to_the_end(context: Context, entry: JournalEntry) -> RolloutResult:
         )
 
 
-def _promoted(context: Context, entry: JournalEntry) -> RolloutResult:
-    context.journal.advance(entry, Phase.DONE, "promoted", now=context.clock.now())
+def _promoted(
+    target: Deployment, releases: LeasedReleases, entry: JournalEntry, event: Event
+) -> RolloutResult:
+    releases.close(entry, event, "promoted")
     return RolloutResult(
         code=ExitCode.OK,
-        conclusion=f"Promoted build {entry.build.short} to {context.target.environment}, 100%",
+        conclusion=f"Promoted build {entry.build.short} to {target.environment}, 100%",
     )

@@ -1,18 +1,34 @@
-"""How rollouts end, and how one does whose gates did not pass."""
+"""Results of a rollout and its parts; maps a failed gate run to an exit code."""
 
 from dataclasses import dataclass
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import GateRun
+from vllm_rollout.rollout.journal import JournalEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutResult:
-    """How a rollout, or a part of it, ended."""
+    """Result of a rollout, or of a part that ends it.
+
+    `waits_for` names what is missing besides a sign-off (soak, window, on-call), where the gates
+    passed; `awaits_sign_off` is whether the evidence waits for one.
+    """
 
     code: ExitCode
     conclusion: str
+    waits_for: str = ""
+    awaits_sign_off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """A change that has to be rolled back, and the exit code once that is done."""
+
+    entry: JournalEntry
+    reason: str
+    code: ExitCode = ExitCode.ROLLED_BACK
 
 
 def problems_of(run: GateRun) -> str:

@@ -1,4 +1,4 @@
-"""Rollback: back to the state before, verified, and loud when it does not work.
+"""Rollback: return to the state before, verify it, and report loudly when it does not work.
 
 Nothing that serves is taken away for it: both platforms bring the old build up first, and where it
 does not come up they leave what there is. A rollback that fails is tried once more, to the next
@@ -6,17 +6,23 @@ older revision with passing evidence; then a person is called.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.rollout.audit_log import DecisionKind
-from vllm_rollout.rollout.context import Context
-from vllm_rollout.rollout.journal import JournalEntry, Phase
+from vllm_rollout.rollout.gates import Gates
+from vllm_rollout.rollout.journal import Event, JournalEntry
 from vllm_rollout.rollout.lease import LeaseLostError
+from vllm_rollout.rollout.leased_releases import LeasedReleases
+from vllm_rollout.rollout.model_registry import register_target
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.rollout.result import RolloutResult, problems_of
-from vllm_rollout.rollout.traffic_shift import give_back, remove_canary
+from vllm_rollout.rollout.run import Run
+from vllm_rollout.rollout.run_log import RunLog
+from vllm_rollout.rollout.tools import RunTools
+from vllm_rollout.rollout.traffic_shift import TrafficShift
 from vllm_rollout.rollout.verification import CannotVerifyError
 
 _T = TypeVar("_T")
@@ -31,7 +37,7 @@ class _NotRestoredError(Exception):
 
 
 def roll_back(
-    context: Context, entry: JournalEntry, reason: str, *, code: ExitCode = ExitCode.ROLLED_BACK
+    tools: RunTools, entry: JournalEntry, reason: str, *, code: ExitCode = ExitCode.ROLLED_BACK
 ) -> RolloutResult:
     """Return the target to the revision `entry.before` and verify that it serves.
 
@@ -39,7 +45,7 @@ def roll_back(
     closed only when the end was verified, so that the next run takes up a rollback that failed.
 
     Where the change went well and the verification itself did not work, nothing is known against
-    what serves: the end is ROLLED_BACK, "not verified". The journal stays open then, so that the
+    the target: the result is ROLLED_BACK, "not verified". The journal stays open then, so that the
     next run verifies before it promotes anything, and a canary stays until that, as its replicas
     may be needed. The watch does not wait for it: see `JournalEntry.unverified`.
 
@@ -51,193 +57,204 @@ def roll_back(
         LeaseLostError: another run may have taken over; nothing more is changed.
         UnreachableError: the store did not answer for as long as a deployment may take.
     """
-    context.touched = True
-    started = context.clock.monotonic()
-    tried: list[str] = []
-    back_to: int | None = entry.before
-    while True:
-        entry = replace(entry, before=back_to, unverified=False)
+    return _Rollback(
+        run=tools.run,
+        log=tools.log,
+        releases=tools.releases,
+        gates=tools.gates,
+        traffic=TrafficShift.of(tools),
+        reason=reason,
+    ).to(entry, code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rollback:
+    """One rollback of the run's target, for `reason`."""
+
+    run: Run
+    log: RunLog
+    releases: LeasedReleases
+    gates: Gates
+    traffic: TrafficShift
+    reason: str
+
+    def to(self, entry: JournalEntry, code: ExitCode) -> RolloutResult:
+        """Return to `entry.before`, or to an older revision where that is not restored."""
+        clock = self.log.clock
+        started = clock.monotonic()
+        tried: list[str] = []
+        back_to: int | None = entry.before
+        while True:
+            entry = replace(entry, before=back_to, unverified=False)
+            try:
+                entry, times, unverified = self._restore(entry)
+            except _NotRestoredError as error:
+                tried.append(f"{_named(entry)}: {error}")
+                older = self._older(entry) if error.surely and len(tried) == 1 else None
+                if older is None:
+                    return self._failed(entry, tried)
+                back_to = older
+            else:
+                break
+        seconds = clock.monotonic() - started
+        # Before the journal is closed: a run that is killed here comes here again.
+        self._patiently(lambda: self._passed.withdraw(self.run.target, entry.build, self.reason))
+        if unverified is not None:
+            return self._not_verified(entry, unverified, f"{seconds:.1f} s")
+        self._write(entry, Event.RESTORED, f"rolled back: {self.reason}")
+        self.log.log_step(
+            f"{self.run.target} has {_named(entry)} again, verified {seconds:.1f} s after the "
+            "decision",
+            times,
+            outcome=Outcome.PASS,
+        )
+        took = f"in {seconds:.1f} s because of {self.reason}"
+        return RolloutResult(code=code, conclusion=f"Rolled back to {_named(entry)} {took}")
+
+    @property
+    def _passed(self) -> PassedRevisions:
+        return PassedRevisions(self.releases.platform.store)
+
+    def _restore(self, entry: JournalEntry) -> tuple[JournalEntry, str, CannotVerifyError | None]:
+        """Return to `entry.before` and verify it.
+
+        Returns:
+            The entry as written, the duration of each part as text, and why it could not be
+            verified, if it could not.
+
+        Raises:
+            _NotRestoredError: the target does not serve.
+        """
+        clock, target = self.log.clock, self.run.target
+        decided = clock.monotonic()
+        self.log.log_step(f"rolling {target} back to {_named(entry)}", self.reason)
+        entry = self._write(entry, Event.ROLLBACK, self.reason)
         try:
-            times, unverified = _return(context, entry, reason)
-        except _NotRestoredError as error:
-            tried.append(f"{_named(entry)}: {error}")
-            older = _older(context, entry) if error.surely and len(tried) == 1 else None
-            if older is None:
-                return _failed(context, entry, reason, tried)
-            back_to = older
+            why = f"back to {_named(entry)}: {self.reason}"
+            self.log.notify(DecisionKind.ROLLBACK, why)
+            self.log.append_audit(DecisionKind.ROLLBACK, why, build=entry.build.digest)
+        except RolloutError as error:  # no reason to keep a broken build in production
+            self.log.log_step("the decision could not be noted", str(error), Outcome.INCONCLUSIVE)
+        begun = clock.monotonic()
+        try:
+            self._patiently(lambda: self._change(entry))
+        except LeaseLostError:
+            raise
+        except RolloutError as error:
+            self.log.log_symptoms(error)
+            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=True) from error
+        done = clock.monotonic()
+        unverified = None
+        if entry.before is not None:
+            seconds = f"{done - decided:.1f} s"
+            self.log.log_step(f"{_named(entry)} is back after {seconds}; verifying that it serves")
+            unverified = self._verify()
+        if entry.traffic is not None and unverified is None:
+            self._remove_canary()
+        times = (
+            f"decide {begun - decided:.1f} s, act {done - begun:.1f} s, "
+            f"verify {clock.monotonic() - done:.1f} s"
+        )
+        return entry, times, unverified
+
+    def _change(self, entry: JournalEntry) -> None:
+        note = f"rollback, {self.reason}"
+        if entry.traffic is not None:
+            self.traffic.give_back(entry, note=note)
+        elif entry.before is None:
+            self.releases.uninstall(self.run.target)
         else:
-            break
-    seconds = context.clock.monotonic() - started
-    # Before the journal is closed: who is killed here comes here again.
-    _patiently(context, lambda: context.ledger.withdraw(context.target, entry.build, reason))
-    if unverified is not None:
-        return _not_verified(context, entry, reason, unverified, f"{seconds:.1f} s")
-    _write(context, entry, Phase.DONE, f"rolled back: {reason}")
-    context.say(
-        f"{context.target} has {_named(entry)} again, verified {seconds:.1f} s after the decision",
-        times,
-        outcome=Outcome.PASS,
-    )
-    return RolloutResult(
-        code=code,
-        conclusion=f"Rolled back to {_named(entry)} in {seconds:.1f} s because of {reason}",
-    )
+            self.releases.rollback(entry.before, note)
 
+    def _remove_canary(self) -> None:
+        """Only now: its pods could have been needed until the state before was seen to serve."""
+        try:
+            self._patiently(self.traffic.remove_canary)
+        except LeaseLostError:
+            raise
+        except RolloutError as error:
+            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
 
-def _return(
-    context: Context, entry: JournalEntry, reason: str
-) -> tuple[str, CannotVerifyError | None]:
-    """Return to `entry.before` and verify it.
+    def _verify(self) -> CannotVerifyError | None:
+        """Verify that the target serves; return why that could not be done, if it could not.
 
-    Returns:
-        How long each part took, in words; and why it could not be verified, if it could not.
+        Raises:
+            _NotRestoredError: it does not serve, or cannot be reached.
+        """
+        target, unverified = self.run.target, None
+        try:
+            run = self.gates.verify(target)
+        except CannotVerifyError as error:
+            unverified = error
+        except RolloutError as error:
+            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
+        else:
+            if run.outcome is not Outcome.PASS:
+                raise _NotRestoredError(problems_of(run), surely=run.outcome is Outcome.FAIL)
+        if unregistered := register_target(self.run, self.releases.platform, self.log):
+            # What serves again was registered once; that this is stale is no reason to call the
+            # rollback failed.
+            self.log.log_step(f"{target} is {unregistered}", outcome=Outcome.INCONCLUSIVE)
+        return unverified
 
-    Raises:
-        _NotRestoredError: the target does not serve.
-    """
-    clock, target = context.clock, context.target
-    decided = clock.monotonic()
-    context.say(f"rolling {target} back to {_named(entry)}", reason)
-    _write(context, entry, Phase.ROLLBACK, reason)
-    try:
-        why = f"back to {_named(entry)}: {reason}"
-        context.decide(DecisionKind.ROLLBACK, why, build=entry.build.digest)
-    except RolloutError as error:  # no reason to keep a broken build in production
-        context.say("the decision could not be noted", str(error), Outcome.INCONCLUSIVE)
-    begun = clock.monotonic()
-    try:
-        _patiently(context, lambda: _change(context, entry, reason))
-    except LeaseLostError:
-        raise
-    except RolloutError as error:
-        context.say_why(error)
-        raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=True) from error
-    done = clock.monotonic()
-    unverified = None
-    if entry.before is not None:
-        seconds = f"{done - decided:.1f} s"
-        context.say(f"{_named(entry)} is back after {seconds}; verifying that it serves")
-        unverified = _verify(context)
-    if entry.traffic is not None and unverified is None:
-        _remove_canary(context)
-    times = (
-        f"decide {begun - decided:.1f} s, act {done - begun:.1f} s, "
-        f"verify {clock.monotonic() - done:.1f} s"
-    )
-    return times, unverified
+    def _write(self, entry: JournalEntry, event: Event, note: str) -> JournalEntry:
+        return self._patiently(lambda: self.releases.advance(entry, event, note))
 
+    def _patiently(self, act: Callable[[], _T]) -> _T:
+        """Do `act`, again while a system it needs does not answer: a broken build is serving."""
+        clock, policy = self.log.clock, self.run.policy
+        until = clock.monotonic() + policy.deploy_timeout.total_seconds()
+        while True:
+            try:
+                return act()
+            except UnreachableError as error:
+                if clock.monotonic() >= until:
+                    raise
+                self.log.reporter.progress(f"the rollback waits and tries again: {error}")
+            clock.sleep(policy.watch.interval)
 
-def _change(context: Context, entry: JournalEntry, reason: str) -> None:
-    timeout = context.policy.deploy_timeout
-    description = f"vllm-rollout {context.run_id}: rollback, {reason}"[:200]
-    if entry.traffic is not None:
-        give_back(context, entry, description=description)
-    elif entry.before is None:
-        context.platform.uninstall(context.target, timeout=timeout)
-    else:
-        context.platform.rollback(
-            context.target, entry.before, description=description, timeout=timeout
+    def _older(self, entry: JournalEntry) -> int | None:
+        """Return the next older revision, of another build, with passing evidence."""
+        target = self.run.target
+        try:
+            history = self.releases.platform.history(target)
+            tried = {r.build for r in history if r.number == entry.before} | {entry.build}
+            older = [r for r in history if r.number < (entry.before or 0) and r.build not in tried]
+            good = self._passed.good_revision(target, older)
+            if good is None or self._passed.evidence_of(target, good) is None:
+                return None
+        except RolloutError:
+            return None
+        return good.number
+
+    def _not_verified(
+        self, entry: JournalEntry, error: CannotVerifyError, seconds: str
+    ) -> RolloutResult:
+        """Return the result of a rollback whose verification did not work; see `roll_back`."""
+        note = f"rolled back, not verified: {self.reason}"
+        self._write(replace(entry, unverified=True), Event.UNVERIFIED, note)
+        self.log.log_step("ROLLED BACK, NOT VERIFIED", str(error), Outcome.INCONCLUSIVE)
+        return RolloutResult(
+            code=ExitCode.ROLLED_BACK,
+            conclusion=f"Rolled back to {_named(entry)} in {seconds} because of {self.reason}; not "
+            f"verified: {error}. {error.remedy} The journal stays open, and the next "
+            "gate-and-promote verifies the rollback before anything else",
         )
 
-
-def _remove_canary(context: Context) -> None:
-    """Only now: its pods could have been needed until the state before was seen to serve."""
-    try:
-        _patiently(context, lambda: remove_canary(context))
-    except LeaseLostError:
-        raise
-    except RolloutError as error:
-        raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
-
-
-def _verify(context: Context) -> CannotVerifyError | None:
-    """Verify that the target serves; why that could not be done, if it could not.
-
-    Raises:
-        _NotRestoredError: it does not serve, or is out of reach.
-    """
-    unverified = None
-    try:
-        run = context.verify(context.target)
-    except CannotVerifyError as error:
-        unverified = error
-    except RolloutError as error:
-        raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
-    else:
-        if run.outcome is not Outcome.PASS:
-            raise _NotRestoredError(problems_of(run), surely=run.outcome is Outcome.FAIL)
-    if unregistered := context.register():
-        # What serves again was registered once; that this is stale is no reason to call the
-        # rollback failed.
-        context.say(f"{context.target} is {unregistered}", outcome=Outcome.INCONCLUSIVE)
-    return unverified
-
-
-def _write(context: Context, entry: JournalEntry, phase: Phase, note: str) -> None:
-    def write() -> None:
-        context.still_ours()
-        context.journal.advance(entry, phase, note, now=context.clock.now())
-
-    _patiently(context, write)
-
-
-def _patiently(context: Context, act: Callable[[], _T]) -> _T:
-    """Do `act`, again and again while what it needs does not answer: a broken build is serving."""
-    until = context.clock.monotonic() + context.policy.deploy_timeout.total_seconds()
-    while True:
-        try:
-            return act()
-        except UnreachableError as error:
-            if context.clock.monotonic() >= until:
-                raise
-            context.reporter.progress(f"the rollback waits and tries again: {error}")
-        context.clock.sleep(context.policy.watch.interval)
-
-
-def _older(context: Context, entry: JournalEntry) -> int | None:
-    """The next older revision, of another build, with passing evidence."""
-    target = context.target
-    try:
-        history = context.platform.history(target)
-        tried = {r.build for r in history if r.number == entry.before} | {entry.build}
-        older = [r for r in history if r.number < (entry.before or 0) and r.build not in tried]
-        good = context.ledger.good_revision(target, older)
-        if good is None or context.ledger.evidence_of(target, good) is None:
-            return None
-    except RolloutError:
-        return None
-    return good.number
-
-
-def _not_verified(
-    context: Context, entry: JournalEntry, reason: str, error: CannotVerifyError, seconds: str
-) -> RolloutResult:
-    """The end of a rollback that went well as far as is known; see `roll_back`."""
-    unverified = replace(entry, unverified=True)
-    _write(context, unverified, Phase.ROLLBACK, f"rolled back, not verified: {reason}")
-    context.say("ROLLED BACK, NOT VERIFIED", str(error), Outcome.INCONCLUSIVE)
-    return RolloutResult(
-        code=ExitCode.ROLLED_BACK,
-        conclusion=f"Rolled back to {_named(entry)} in {seconds} because of {reason}; not "
-        f"verified: {error}. {error.remedy} The journal stays open, and the next "
-        "gate-and-promote verifies the rollback before anything else",
-    )
-
-
-def _failed(context: Context, entry: JournalEntry, reason: str, tried: list[str]) -> RolloutResult:
-    """The end that calls a person (it pages whom the policy names), with what is needed to act."""
-    target = context.target
-    where = f"{target.model} -e {target.environment}"
-    conclusion = (
-        f"A person is needed: {target} was to return to {_named(entry)} because of {reason}, and "
-        f"it does not serve: {'; then '.join(tried)}. What served was left serving. To act: "
-        f"vllm-rollout diagnose {where} (why replicas are not ready), vllm-rollout history {where} "
-        f"(where to return to), vllm-rollout rollback {where} --to REVISION. Evidence and logs are "
-        f"in {context.folder}; the journal stays open, and the next gate-and-promote takes the "
-        "rollback up again"
-    )
-    context.say("ROLLBACK DID NOT RESTORE SERVICE", "; then ".join(tried), Outcome.FAIL)
-    return RolloutResult(code=ExitCode.NEEDS_PERSON, conclusion=conclusion)
+    def _failed(self, entry: JournalEntry, tried: list[str]) -> RolloutResult:
+        """Return the result that calls a person (and pages, if the policy says so) to act."""
+        target, failures = self.run.target, "; then ".join(tried)
+        where = f"{target.model} -e {target.environment}"
+        conclusion = (
+            f"A person is needed: {target} was to return to {_named(entry)} because of "
+            f"{self.reason}, and it does not serve: {failures}. What served was left serving. To "
+            f"act: vllm-rollout diagnose {where} (why replicas are not ready), vllm-rollout "
+            f"history {where} (where to return to), vllm-rollout rollback {where} --to REVISION. "
+            f"Evidence and logs are in {self.run.folder}; the journal stays open, and the next "
+            "gate-and-promote takes the rollback up again"
+        )
+        self.log.log_step("ROLLBACK DID NOT RESTORE SERVICE", failures, Outcome.FAIL)
+        return RolloutResult(code=ExitCode.NEEDS_PERSON, conclusion=conclusion)
 
 
 def _named(entry: JournalEntry) -> str:

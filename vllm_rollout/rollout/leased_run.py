@@ -1,0 +1,151 @@
+"""Runs work under the model's lease and stores the evidence of how it ended."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.units import format_share
+from vllm_rollout.platform.base import Store
+from vllm_rollout.rollout.audit_log import DecisionKind
+from vllm_rollout.rollout.leased_releases import LeasedReleases
+from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.preconditions import ask_for_sign_off, notify_of_end
+from vllm_rollout.rollout.result import RolloutResult
+from vllm_rollout.rollout.run import Run
+from vllm_rollout.rollout.run_log import RunLog
+
+_PAUSE = timedelta(seconds=5)
+_TRIES = 6
+
+
+def run_under_lease(
+    run: Run,
+    log: RunLog,
+    releases: LeasedReleases,
+    work: Callable[[datetime], RolloutResult],
+    *,
+    done: DecisionKind | None,
+) -> Evidence:
+    """Do `work` under the model's lease; every expected error, and Ctrl-C, ends in evidence.
+
+    `done` is the decision when `work` changed the target and ended well; None where nothing is
+    decided.
+    """
+    started = log.now()
+    store = releases.platform.store
+
+    def kept(result: RolloutResult, kind: DecisionKind | None) -> Evidence:
+        log.log_result(result)
+        if kind is not None:
+            notify_of_end(log, kind, result)
+        for line in log.undelivered():
+            log.log_step("a message did not arrive", line, Outcome.INCONCLUSIVE)
+        evidence = log.evidence(started, result)
+        persist_evidence(store, log, evidence, kind)
+        if result.awaits_sign_off:
+            ask_for_sign_off(run, releases.platform, log, evidence, notify=kind is not None)
+        return evidence
+
+    try:
+        with releases.leased():
+            result = _result_of(releases, lambda: work(started))
+            return kept(result, kind_of_end(result.code, under_way=releases.under_way, done=done))
+    except (RolloutError, KeyboardInterrupt) as error:  # another has the lease: nothing is decided
+        return kept(_result_of_error(releases, error), None)
+
+
+def state_when_interrupted(releases: LeasedReleases) -> str:
+    """Return the state that an interrupted rollout leaves, and what to do next: its last line."""
+    target, platform = releases.run.target, releases.platform
+    try:
+        history = platform.history(target)
+        entry = releases.journal.read()
+        traffic = entry is not None and entry.moves_traffic
+        share = platform.weights(target).canary_share if traffic else 0.0
+    except RolloutError as error:
+        return f"Interrupted; the state of {target} could not be read: {error}"
+    if entry is None or not entry.unfinished:
+        return f"Interrupted; {target} was not changed"
+    newest = history[-1] if history else None
+    state = (
+        f"revision {newest.number}, {newest.replicas} of {newest.capacity} replicas on build "
+        f"{newest.build.short} ({newest.status})"
+        if newest
+        else "not deployed"
+    )
+    if traffic:
+        state += f", {format_share(share)} of the traffic goes to its canary"
+    return (
+        f"Interrupted in the {entry.phase} phase; {target}: {state}. Run gate-and-promote "
+        "again: it finishes or undoes this rollout"
+    )
+
+
+def kind_of_end(
+    code: ExitCode, *, under_way: bool, done: DecisionKind | None
+) -> DecisionKind | None:
+    """Return the audit log's kind for the end of a run; None where nothing was decided.
+
+    `under_way` is whether the target was being changed; `done` the kind for a run that ended well,
+    None for one that was not to decide anything.
+    """
+    if done is None:
+        return None
+    if code is ExitCode.NEEDS_PERSON:
+        return DecisionKind.ROLLBACK_FAILED
+    if not under_way:
+        refusals = (ExitCode.GATE_FAILED, ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE)
+        return DecisionKind.REFUSAL if code in refusals else None
+    if code is ExitCode.OK:
+        return done
+    # A first step that never gets ready is undone, and ends as a gate that failed.
+    undone = (ExitCode.ROLLED_BACK, ExitCode.GATE_FAILED)
+    return DecisionKind.ROLLED_BACK if code in undone else DecisionKind.LEFT
+
+
+def persist_evidence(
+    store: Store, log: RunLog, evidence: Evidence, kind: DecisionKind | None
+) -> None:
+    """Keep the evidence in the store, and append the end of the run to the audit log.
+
+    A store that is out of reach is asked again for a while. It raises nothing: what was done is
+    done, the report folder has the evidence too, and the journal knows where the rollout stands.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            digest = PassedRevisions(store).keep(evidence)
+            if kind is not None:
+                build = _build(evidence)
+                log.append_audit(kind, evidence.conclusion, build=build, evidence=digest)
+        except UnreachableError as error:
+            if tries_left:
+                log.reporter.progress(f"the evidence cannot be kept yet: {error}")
+                log.clock.sleep(_PAUSE)
+                continue
+            log.log_step("the evidence is only in the report folder", str(error))
+        except RolloutError as error:
+            log.log_step("the evidence is only in the report folder", str(error))
+        return
+
+
+def _result_of(releases: LeasedReleases, work: Callable[[], RolloutResult]) -> RolloutResult:
+    try:
+        return work()
+    except (RolloutError, KeyboardInterrupt) as error:
+        return _result_of_error(releases, error)
+
+
+def _result_of_error(
+    releases: LeasedReleases, error: RolloutError | KeyboardInterrupt
+) -> RolloutResult:
+    if isinstance(error, KeyboardInterrupt):
+        return RolloutResult(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(releases))
+    return RolloutResult(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())
+
+
+def _build(evidence: Evidence) -> str:
+    """Return the digest of the build of the last gates."""
+    builds = [run.build.digest for run in evidence.runs if run.build]
+    return builds[-1] if builds else ""
