@@ -266,7 +266,7 @@ def test_a_watch_is_not_resumed_over_what_other_hands_deployed(world: World) -> 
 
     evidence = gate_and_promote(world.tools())
 
-    assert any("changed by other hands" in step.detail for step in evidence.steps)
+    assert any("changed by somebody else" in step.detail for step in evidence.steps)
     assert changes(world) == RAMP
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
 

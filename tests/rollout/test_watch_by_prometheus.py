@@ -61,7 +61,7 @@ def watch(probed: str, prometheus: str, meanwhile: Callable[[], None], said: lis
         watcher = Watcher(
             policy=policy,
             clock=SystemClock(),
-            look=look,
+            observe=look,
             on_tick=lambda _elapsed, _sight: None,
             on_unseen=said.append,
             on_seen=lambda: said.append("seen"),

@@ -59,7 +59,7 @@ def watch(
     watcher = Watcher(
         policy=load_policy(None, overrides={"watch.duration": "1h", "prometheus.url": prometheus}),
         clock=clock,
-        look=lambda: look(clock.seconds),
+        observe=lambda: look(clock.seconds),
         live=lambda: since,
         on_tick=lambda _elapsed, _sight: None,
         on_unseen=lambda gap: told.append(f"{clock.seconds:g}: {gap}"),

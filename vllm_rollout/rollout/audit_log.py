@@ -1,7 +1,8 @@
-"""Every decision about a model, in order, each carrying the digest of the one before.
+"""Audit log: the decisions about a model as a hash chain.
 
-What was decided, who decided it, when, why and on which evidence. An entry that was changed,
-removed or put elsewhere afterwards breaks the chain, and `AuditLog.verify` names it.
+Each entry holds the decision, the person, time, reason and evidence, and the digest of the entry
+before. An entry that was changed, removed or moved afterwards breaks the chain, and
+`AuditLog.verify` names it.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ _TRIES = 10
 
 
 class DecisionKind(StrEnum):
-    """What was decided, or how what was decided ended."""
+    """Kinds of decisions, and of their ends."""
 
     PROMOTION = "promotion"
     """A build that passed its gates is promoted from here on."""
@@ -41,12 +42,12 @@ class DecisionKind(StrEnum):
     REJECTION = "rejection"
     """A named person refused one."""
     OVERRIDE = "override"
-    """A named person had conditions of a promotion passed over."""
+    """A named person waived preconditions of a promotion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One entry. `evidence` is the digest it rests on or "", `build` the build's, `why` for people.
+    """One entry. `evidence` is the digest it rests on or "", `build` the build's, `why` the reason.
 
     `number` counts from 1, without gaps, for each model. `previous` is the digest of the entry
     before, "" in the first.
@@ -66,7 +67,7 @@ class Decision:
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` of the content, the digest of the entry before among it."""
+        """`sha256:<hex>` of the content, which includes the digest of the entry before."""
         return canonical_digest(_ADAPTER.dump_python(self, mode="json"))
 
     def __str__(self) -> str:
@@ -77,7 +78,7 @@ _ADAPTER: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 
 class AuditLog:
-    """The chains of all models, in a platform's store."""
+    """Hash chains of all models, in a platform's store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -95,10 +96,10 @@ class AuditLog:
         build: str = "",
         evidence: str = "",
     ) -> Decision:
-        """Add an entry behind the last; entries of several writers at once follow one another.
+        """Append an entry; entries of several writers at once follow one another.
 
         Raises:
-            ConflictError: the place behind the last entry is taken by what does not follow it.
+            ConflictError: the place after the last entry is taken by one that does not follow it.
         """
         for _ in range(_TRIES):
             head = self._head(model)
@@ -127,16 +128,16 @@ class AuditLog:
         raise ConflictError(
             f"the decisions about {model} cannot be added to: entry {number + 1} does not follow "
             f"entry {number}",
-            remedy=f"vllm-rollout history {model} says what is wrong with them.",
+            remedy=f"Run vllm-rollout history {model}: it names the broken entries.",
         )
 
     def of(self, model: str) -> list[Decision]:
-        """All decisions about `model`, oldest first, as far as they can be read."""
+        """Return all readable decisions about `model`, oldest first."""
         found = (self._read(model, number) for number in range(1, self._length(model) + 1))
         return [decision for decision, _ in found if decision is not None]
 
     def verify(self, model: str) -> list[str]:
-        """What is wrong with the chain, a line for each entry; empty when nothing is."""
+        """Return the errors of the chain, a line for each entry; empty when it is intact."""
         return list(self._wrong(model))
 
     def _wrong(self, model: str) -> Iterator[str]:
@@ -144,16 +145,16 @@ class AuditLog:
         length = self._length(model)
         before: Decision | None = None
         for number in range(1, length + 1):
-            decision, trouble = self._read(model, number)
+            decision, problem = self._read(model, number)
             if decision is None or decision.number != number:
-                yield trouble or (
+                yield problem or (
                     f"entry {number} is gone: in its place is what was written as entry "
                     f"{decision.number if decision else '?'}"
                 )
                 before = None
                 continue
-            if trouble:
-                yield trouble
+            if problem:
+                yield problem
             elif before is not None and decision.previous != before.digest:
                 yield (
                     f"{before} is not the one that {decision} was written after: one of the two "
@@ -164,8 +165,8 @@ class AuditLog:
             if decision.evidence and (wrong := self._wrong_evidence(decision)):
                 yield wrong
             # Of a changed entry the digest it had is known from itself at best: do not go by it.
-            before = None if trouble else decision
-            if decision.number == last and not trouble and decision.digest != last_digest:
+            before = None if problem else decision
+            if decision.number == last and not problem and decision.digest != last_digest:
                 yield f"{decision} is not the one that was written last: it was replaced"
 
     def _wrong_evidence(self, decision: Decision) -> str:
@@ -177,7 +178,7 @@ class AuditLog:
         return ""
 
     def _read(self, model: str, number: int) -> tuple[Decision | None, str]:
-        """The entry at a place, and what is wrong with it by itself."""
+        """Return the entry at a place, and its own error if it has one."""
         entry = self._store.read(_key(model, number))
         if entry is None:
             return None, f"entry {number} is gone"
@@ -186,11 +187,11 @@ class AuditLog:
             if decision.digest == entry.value["digest"]:
                 return decision, ""
         except (ValidationError, KeyError, TypeError):
-            return None, f"entry {number} was changed: it is no decision any more"
+            return None, f"entry {number} was changed: it is no longer a decision"
         return decision, f"{decision} was changed after it was written"
 
     def _length(self, model: str) -> int:
-        """How many entries there are; one may not be noted as the last yet."""
+        """Return the number of entries; the newest may not be noted as the last yet."""
         number, _ = _last(self._head(model))
         return number + (self._store.read(_key(model, number + 1)) is not None)
 
@@ -205,8 +206,8 @@ class AuditLog:
             return  # another has gone on from this entry already
 
     def _catch_up(self, model: str, head: Entry | None, number: int) -> None:
-        decision, trouble = self._read(model, number)
-        if decision is not None and not trouble and decision.previous == _last(head)[1]:
+        decision, problem = self._read(model, number)
+        if decision is not None and not problem and decision.previous == _last(head)[1]:
             self._set_head(model, head, decision)
 
 

@@ -1,4 +1,4 @@
-"""Is what would be promoted what was gated? Every part of a build, and the revision that has it.
+"""Differences between the build that was gated and the build that would be promoted.
 
 A tag may move under an unchanged build, so the images that replicas really run are compared too.
 """
@@ -15,11 +15,11 @@ from vllm_rollout.rollout.result import RolloutResult
 def build_drift(
     platform: Platform, source: Deployment, revision: Revision, run: GateRun, build: Build
 ) -> RolloutResult | None:
-    """Why `build` may not be promoted on the word of `run`; None where all is one and the same.
+    """Return a refusal if `build` differs from the build that `run` gated; None if it is the same.
 
-    `revision` of the source is what was to be gated, `run` what the gates saw, `build` what chart
-    and values make now. The source is asked again: another revision may have come while the gates
-    ran, or after them.
+    `revision` is the source's revision to gate, `run` the gates' own record, `build` the build that
+    chart and values make now. The source is read again: another revision may have been deployed
+    while the gates ran, or after them.
     """
     if run.build is None:
         return _refused(["the gates saw no build"])
@@ -39,10 +39,10 @@ def build_drift(
 
 
 def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build) -> list[str]:
-    """In what the images that `replicas` run for `build` differ from those that were `gated`.
+    """Return how the images that `replicas` run for `build` differ from the `gated` ones.
 
-    An image that is named by its digest cannot be another one. Of any other a digest that is not
-    known is a difference, except where replicas run no images.
+    An image that is named by its digest cannot be another one. For any other, an unknown digest is
+    a difference, except where replicas run no images.
     """
     if build.image_digest:
         return []
@@ -66,7 +66,7 @@ def same_images(
     """Return if the replicas that run `build` in `deployment` run the images that were gated.
 
     Raises:
-        DeployError: they do not, or it is not known; it says which.
+        DeployError: they do not, or it is not known; the message names the replicas.
     """
     if other := other_images(gated, platform.replicas(deployment), build):
         raise DeployError(f"{deployment} does not run what was gated: {'; '.join(other)}")

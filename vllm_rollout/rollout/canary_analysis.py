@@ -34,7 +34,7 @@ class CanaryAnalysis:
     def hold(self, duration: timedelta, *, compared: bool) -> WatchEnd:
         """Watch both for `duration`; where they are `compared`, judge the canary at the end.
 
-        Where they cannot be told apart yet, both are watched once more, for the policy's
+        Where the comparison is inconclusive, both are watched once more, for the policy's
         extension. The end has fired unless the canary is then shown to be no worse than it may be.
         """
         rules = self.run.policy.canary

@@ -1,4 +1,4 @@
-"""Time, as a seam: weeks of rollout pass in seconds under a test's clock."""
+"""Clock of a rollout; a test's own clock lets weeks pass in seconds."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,7 @@ _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):
-    """What the rollout knows of time."""
+    """Source of time for a rollout."""
 
     def now(self) -> datetime:
         """Wall-clock time, with its zone."""

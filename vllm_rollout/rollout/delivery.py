@@ -1,4 +1,4 @@
-"""Takes one message to one channel: a few attempts, within a deadline."""
+"""Delivers one message to one channel: a few attempts, within a deadline."""
 
 import os
 import ssl
@@ -25,18 +25,18 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
 class NotDeliveredError(RolloutError):
-    """It did not arrive; another attempt may."""
+    """The message did not arrive; another attempt may."""
 
 
 class RefusedError(RolloutError):
-    """It did not arrive, and another attempt would not either."""
+    """The message did not arrive, and another attempt would not either."""
 
 
 def deliver(message: Message, channel: Channel, rules: Notifications) -> None:
     """Send `message` to `channel`.
 
     Raises:
-        RolloutError: it is not known to have arrived. No URL and no key is in what it says.
+        RolloutError: it is not known to have arrived. The message holds no URL and no key.
     """
     for attempt in Retrying(
         stop=stop_after_attempt(rules.attempts) | stop_before_delay(rules.deadline_seconds),
@@ -109,7 +109,7 @@ def _trust(rules: Notifications) -> ssl.SSLContext | bool:
 
 
 def _secret(variable: str | None, file: str | None, what: str) -> str:
-    """The URL or key, from the environment or a file, read at the moment it is needed."""
+    """Return the URL or key, read from the environment or a file when it is needed."""
     if variable is not None:
         if value := os.environ.get(variable, "").strip():
             return value

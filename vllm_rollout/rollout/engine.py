@@ -188,7 +188,7 @@ def _resume(tools: RunTools) -> RolloutResult | None:
     if phase is Phase.WATCH:
         return watch_to_the_end(tools, entry)
     if phase is Phase.DONE:
-        note = f"{target} no longer runs build {entry.build.short}: changed by other hands"
+        note = f"{target} no longer runs build {entry.build.short}: changed by somebody else"
         log.log_step("nothing to watch any more", note)
         releases.close(entry, event, note)
     else:

@@ -1,4 +1,4 @@
-"""Run an environment's gates as pytest does, in a process of their own, and read the evidence."""
+"""Runs an environment's gates with pytest, in a process of their own, and reads the evidence."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class GateRunner:
     own_gates: Sequence[Path] = ()
     """The team's own gates, run beside the suite's."""
     on_event: Callable[[str, str], None]
-    """Told of each event as it happens: its kind (`gate`, `progress`) and its text."""
+    """Called with each event as it happens: its kind (`gate`, `progress`) and its text."""
 
     def run(
         self,
@@ -54,8 +54,8 @@ class GateRunner:
     ) -> GateRun:
         """Run the deployment's gates, or `only` some, leaving log and evidence in `folder`.
 
-        They ask the server at `base_url`, or else where the platform says. `options` are further
-        pytest options of this run.
+        They send requests to `base_url`, by default to the platform's address. `options` are
+        further pytest options of this run.
 
         Raises:
             GatesCrashedError: pytest ended without usable evidence, or could not be run.
@@ -161,7 +161,7 @@ def run_preflight(
 ) -> GateRun | None:
     """Check what the build of `values` needs in `deployment`; the run is about that build.
 
-    None where the policy asks for no check, or the platform has nothing to look at beforehand.
+    None where the policy asks for no check, or the platform has nothing to check beforehand.
 
     Raises:
         UsageError: the values serve another model.
@@ -182,7 +182,7 @@ def run_preflight(
 
 
 def _check_room(folder: Path) -> None:
-    """Return if something can be written there.
+    """Return if a file can be written there.
 
     Raises:
         OSError: it cannot.

@@ -1,7 +1,7 @@
-"""The journal: what a rollout is about to do is written before it is done.
+"""Write-ahead journal of a rollout: each step is written before it is done.
 
-One document per model, next to the releases. Whoever finds it unfinished knows what was under
-way and where to return to.
+One document per model, next to the releases. A run that finds it unfinished reads from it which
+change was begun and where to return to.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from vllm_rollout.platform.base import ConflictError, Store, Weights
 
 
 class Phase(StrEnum):
-    """How far a rollout got. Everything but DONE is unfinished."""
+    """Phase of a rollout. Everything but DONE is unfinished."""
 
     RAMP = "ramp"
     GATES = "gates"
@@ -78,9 +78,9 @@ def next_phase(phase: Phase, event: Event) -> Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficBefore:
-    """What a ramp by traffic set out from, and returns to.
+    """State before a ramp by traffic, to which a rollback returns.
 
-    How users' traffic was divided, and the ready replicas by which the release carried all of it.
+    The weights of users' traffic, and the ready replicas by which the release carried all of it.
     """
 
     weights: Weights
@@ -89,7 +89,7 @@ class TrafficBefore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """The rollout of one model, as last written down.
+    """The rollout of one model, as last written.
 
     `before` is the target's revision to return to, None when nothing was deployed there.
     `traffic` is None where no traffic is moved. `unverified` is a rollback that was done and could
@@ -112,17 +112,17 @@ class JournalEntry:
 
     @property
     def unfinished(self) -> bool:
-        """Whether somebody must still finish or undo it."""
+        """True while a run must still finish or undo it."""
         return self.phase is not Phase.DONE
 
     @property
     def in_progress(self) -> bool:
-        """Whether a run is in the middle of it, or was when it ended."""
+        """True while a run is in the middle of it, or where a run ended there."""
         return self.unfinished and not self.unverified
 
     @property
     def moves_traffic(self) -> bool:
-        """Whether it is unfinished and may have given a canary some of the traffic."""
+        """True while it is unfinished and may have given a canary some of the traffic."""
         return self.unfinished and self.traffic is not None
 
 
@@ -140,7 +140,7 @@ class Journal:
         """The entry as last read or written."""
 
     def read(self) -> JournalEntry | None:
-        """The last entry, or None."""
+        """Return the last entry, or None."""
         entry = self._store.read(self._key)
         if entry is None:
             return None
@@ -149,7 +149,7 @@ class Journal:
         return self.last
 
     def write(self, entry: JournalEntry) -> JournalEntry:
-        """Write `entry` down before doing what it says.
+        """Write `entry` before its step is done.
 
         Raises:
             ConflictError: somebody else has written since this journal was read.
@@ -169,5 +169,5 @@ class Journal:
     def advance(
         self, entry: JournalEntry, phase: Phase, note: str, *, now: datetime
     ) -> JournalEntry:
-        """Write that `entry` goes into `phase`."""
+        """Write that `entry` enters `phase`."""
         return self.write(replace(entry, phase=phase, note=note, updated=now))

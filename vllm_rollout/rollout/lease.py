@@ -1,11 +1,11 @@
-"""One rollout per model at a time: a lease, renewed while the work goes on, and fenced.
+"""Fenced lease of a model, renewed while the work goes on: one rollout per model at a time.
 
-Fenced means that a run which lost its lease changes nothing any more, also when it was frozen and
-does not know yet: `HeldLease.ensure` asks the store right before every change, a renewal never
-takes a lease back that another may have had in between, and the time that is left is counted by a
-clock that goes on while the machine sleeps.
+Fenced means that a run which lost its lease changes nothing more, even if it was frozen and does
+not know yet: `HeldLease.ensure` asks the store right before every change, a renewal never takes
+back a lease that another may have had in between, and the time that is left is counted by a clock
+that goes on while the machine sleeps.
 
-A lease is taken over only by who saw it unchanged for its whole time to live, by its own clock.
+A run takes a lease over only after it saw it unchanged for its whole time to live by its own clock.
 No two machines' clocks are compared, so none that is wrong, or is stepped, ends a lease early.
 """
 
@@ -23,24 +23,24 @@ from vllm_rollout.rollout.clock import Clock
 
 TTL = timedelta(seconds=30)
 _RENEWALS = 3
-"""Attempts in one time to live, and looks at another's lease in it."""
+"""Renewals of the own lease, or checks of another's, in one time to live."""
 _MARGIN = 0.1
-"""Share of the time to live that is left unused, for what is under way when it ends."""
+"""Share of the time to live that is left unused, for requests still running when it ends."""
 
 
 class LeaseLostError(RolloutError):
-    """Another run may hold the lease: this one changes nothing any more."""
+    """Another run may hold the lease: this one changes nothing more."""
 
     exit_code = ExitCode.INCONCLUSIVE
 
 
 class HeldLease:
-    """A lease in hand: the `Guard` of every change."""
+    """A held lease: the `Guard` of every change."""
 
     def __init__(self, store: Store, name: str, *, clock: Clock, ttl: timedelta) -> None:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.after = ""
-        """Whose lease, run out, this one took the place of; empty where it was free."""
+        """Holder whose expired lease this one replaced; empty where it was free."""
         self._store, self._name, self._clock, self._ttl = store, name, clock, ttl
         self._renewed = clock.monotonic()
         self._lost = ""
@@ -53,7 +53,7 @@ class HeldLease:
 
     @property
     def whose(self) -> str:
-        """Who had the lease and let it run out, as the end of a sentence; empty if nobody."""
+        """End of a sentence that names the holder whose lease expired; empty if there was none."""
         return f"; the lease was {self.after}'s, who let it run out" if self.after else ""
 
     def renew(self) -> None:
@@ -75,7 +75,7 @@ class HeldLease:
         self._renewed = max(self._renewed, asked)
 
     def ensure(self) -> None:
-        """Return only if the store says so now, with most of the lease's time left.
+        """Return only if the store confirms the lease now, with most of its time left.
 
         Raises: as `renew`; LeaseLostError also when the answer took too long.
         """
@@ -84,11 +84,11 @@ class HeldLease:
             raise self._loss("the store answered too late")
 
     def seconds_left(self) -> float:
-        """For how long the lease is surely ours if it is never renewed again; 0 when lost."""
+        """Return for how long the lease is certainly ours without a renewal; 0 when lost."""
         if self._lost:
             return 0.0
-        sure = self._ttl.total_seconds() * (1 - _MARGIN)
-        return max(0.0, self._renewed + sure - self._clock.monotonic())
+        certain = self._ttl.total_seconds() * (1 - _MARGIN)
+        return max(0.0, self._renewed + certain - self._clock.monotonic())
 
     def _loss(self, why: str) -> LeaseLostError:
         return LeaseLostError(
@@ -117,7 +117,7 @@ def hold(
     try:
         held.take()
     except LeaseHeldError as conflict:
-        on_wait(f"{conflict}; looking for {ttl.total_seconds():.0f} s whether that run is gone")
+        on_wait(f"{conflict}; waiting {ttl.total_seconds():.0f} s to see whether that run is gone")
         _take_over(held, conflict.lease, clock=clock, ttl=ttl)
     stop = threading.Event()
 

@@ -34,9 +34,9 @@ class LeasedReleases:
     log: RunLog
     lease_ttl: timedelta = TTL
     touched: bool = field(default=False, init=False)
-    """Whether the target was changed, or was about to be."""
+    """True once the target was changed, or was about to be."""
     under_way: bool = field(default=False, init=False)
-    """Whether the change is what this run ends with: what it undid first, for another, is not."""
+    """True if the run ends with that change; what it undid first, for another, does not count."""
     previous: str = field(default="", init=False)
     """Revision that served before the change, as text."""
     lease: HeldLease | None = field(default=None, init=False)

@@ -16,7 +16,7 @@ from vllm_rollout.rollout.tools import RunTools
 
 
 def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence:
-    """Return the target to revision `to`, or to the newest good one before what serves now."""
+    """Return the target to revision `to`, or to the newest good one before the serving one."""
     target, releases = tools.run.target, tools.releases
     passed = PassedRevisions(releases.platform.store)
 
@@ -56,8 +56,8 @@ def watch_rollback(tools: RunTools, *, reason: str, revision: int) -> Evidence:
     """Return the target from `revision`, over which a trigger fired, to the newest good one before.
 
     Nothing is done, and the end is OK, where a rollout is under way by now or another revision
-    serves. What a rollback has brought back is not left again by a trigger: going from revision to
-    revision would not help, a person may.
+    serves. A revision that a rollback restored is not left again by a trigger: going from revision
+    to revision would not help, a person may.
     """
     target, releases = tools.run.target, tools.releases
     passed = PassedRevisions(releases.platform.store)

@@ -1,4 +1,4 @@
-"""Tells the model registry of deployments that serve, and asks it, by the team's own commands."""
+"""Registers deployments in the team's model registry and queries it, by the team's commands."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ class RegistryError(RolloutError):
 def register(
     policy: Policy, platform: Platform, deployment: Deployment, revision: Revision
 ) -> str | None:
-    """Register `revision`; the last line that the command printed, or None where there is none.
+    """Register `revision`; return the last line that the command printed, None without a command.
 
     Raises:
         RegistryError: it is not known to be registered.
@@ -48,10 +48,10 @@ def register_target(run: Run, platform: Platform, log: RunLog) -> str:
 def registered(
     policy: Policy, platform: Platform, deployment: Deployment, revision: Revision
 ) -> str | None:
-    """What the registry says of the deployment; None where nobody is asked.
+    """Return the registry's answer about the deployment; None without a command.
 
     Raises:
-        RegistryError: it cannot be asked.
+        RegistryError: it cannot be queried.
     """
     return _run(policy.model_registry.status_command, policy, platform, deployment, revision)
 
@@ -81,12 +81,12 @@ def _run(
     except UserCommandError as error:
         raise RegistryError(
             f"the model registry's command {error}",
-            remedy="Correct `model_registry` in the policy, its timeout perhaps, or try again.",
+            remedy="Correct `model_registry` in the policy (perhaps its timeout), or try again.",
         ) from error
     last = text.splitlines()[-1][:_LONGEST_ANSWER] if text else ""
     if status != 0:
         raise RegistryError(
             f"the model registry's command {words[0]!r} ended with {status}: {last}",
-            remedy="Correct what it says; a deployment that no router knows serves nobody.",
+            remedy="Fix the error it printed; a deployment that no router knows serves nobody.",
         )
     return last

@@ -1,4 +1,4 @@
-"""Where a model stands: what runs in each environment, on what evidence, and what blocks it."""
+"""Status of a model: its build in each environment, the evidence for it, and what blocks it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from vllm_rollout.rollout.soak_samples import soak_of
 class CanaryStatus:
     """A canary beside a release: `share` of the users' traffic goes to it, a fraction.
 
-    `trouble` says why the share is not known; it is 0 then.
+    `trouble` is why the share is not known; it is 0 then.
     """
 
     share: float
@@ -35,9 +35,9 @@ class EnvironmentStatus:
 
     `evidence` is the digest of the evidence by which this build passed its gates here, or None.
     `soaked_seconds` is how long the revision was seen healthy (where no soak is asked for, how old
-    it is), `soak_left_seconds` how much longer it must be. `registered` is what the model registry
-    says, or why it cannot be asked; None where no command asks it. `canary` is None where there is
-    none, nor any traffic for one. `blocks` says why it cannot go on to the next environment now;
+    it is), `soak_left_seconds` how much longer it must be. `registered` is the model registry's
+    answer, or why it cannot be queried; None without a command. `canary` is None where there is
+    none, nor any traffic for one. `blocks` is why it cannot go on to the next environment now;
     empty if nothing is known to hold it but its gates, and for the last environment.
     """
 
@@ -60,7 +60,7 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """All environments in order, and the rollout that is under way or was left, if any."""
+    """All environments in order, and the unfinished rollout, if any."""
 
     model: str
     environments: tuple[EnvironmentStatus, ...]
@@ -68,13 +68,13 @@ class ModelStatus:
 
 
 def models_known(platform: Platform) -> list[str]:
-    """Models that a rollout has ever been written down of."""
+    """Return the models that have a journal."""
     prefix = "rollout/"
     return [key.removeprefix(prefix) for key in platform.store.keys(prefix)]
 
 
 def model_status(platform: Platform, policy: Policy, model: str, now: datetime) -> ModelStatus:
-    """The status of `model`; `policy` is the model's own.
+    """Return the status of `model`; `policy` is the model's own.
 
     Raises: as the platform.
     """
@@ -139,7 +139,7 @@ def _environment(
 
 
 def _moves_traffic(under_way: JournalEntry | None, environment: str) -> bool:
-    """Whether what is under way was begun by a policy that moves traffic, whatever it says now."""
+    """Return whether the unfinished rollout moves traffic, whatever the policy says now."""
     return under_way is not None and under_way.target == environment and under_way.moves_traffic
 
 
@@ -172,7 +172,7 @@ def _registered(
 def _evidence(
     ledger: PassedRevisions, deployment: Deployment, history: Sequence[Revision]
 ) -> str | None:
-    """Of the newest build, which an earlier revision may have run before a rollback."""
+    """Return the newest build's evidence; an earlier revision may have run it before a rollback."""
     of_the_build = (r for r in reversed(history) if r.build == history[-1].build)
     return next(filter(None, (ledger.evidence_of(deployment, r) for r in of_the_build)), None)
 
@@ -180,7 +180,7 @@ def _evidence(
 def _soak(
     platform: Platform, policy: Policy, deployment: Deployment, newest: Revision, now: datetime
 ) -> tuple[timedelta, timedelta]:
-    """How long it has soaked and how much is left; all of it where that cannot be known."""
+    """Return the time soaked and the time left; all is left where the soak is unknown."""
     try:
         state = soak_of(platform, policy, deployment, newest, now)
     except RolloutError:
@@ -203,7 +203,7 @@ def _blocks_here(
         yield f"revision {newest.number} is {newest.status}, {newest.replicas} of {newest.capacity}"
     ready = sum(replica.ready for replica in replicas)
     if ready < newest.capacity:
-        yield f"{ready} of {newest.capacity} replicas are ready: vllm-rollout diagnose says why"
+        yield f"{ready} of {newest.capacity} replicas are ready: vllm-rollout diagnose shows why"
 
 
 def _blocks_on_the_way(

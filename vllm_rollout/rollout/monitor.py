@@ -1,8 +1,8 @@
-"""The watch that stands: over production for hours or for good, whoever deployed what is there.
+"""Continuous monitor of a deployment, for hours or without end, whoever deployed it.
 
 It rolls back as the watch of a rollout does, under the model's lease, with evidence and record. It
-leaves a rollout that is under way alone: that one watches itself. Where several stand over one
-deployment, one leads and the others wait for its lease.
+leaves an unfinished rollout alone: that one watches itself. Of several monitors of one deployment,
+one leads and the others wait for its lease.
 """
 
 import threading
@@ -25,14 +25,14 @@ from vllm_rollout.rollout.run_log import RunLog
 from vllm_rollout.rollout.tools import RunTools
 
 
-class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
+class Stopped(Exception):  # noqa: N818 - no error: it was asked for
     """The watch was asked to end while it waited."""
 
 
 class StoppableClock:
     """A clock whose sleep ends, by `Stopped`, as soon as `stop` is set.
 
-    `wait` does the waiting: for so many seconds at most, and no longer than until it is set.
+    `wait` waits for the given seconds, or until `stop` is set.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Monitor:
     on_end: Callable[[Evidence, RunTools], None]
     clock: StoppableClock
     _given_up: int | None = field(default=None)
-    """A revision that is not rolled back (again): a person was called."""
+    """Revision that is not rolled back again: a person was called."""
     _last_step: str = field(default="")
 
     def run(self, duration: timedelta | None) -> ExitCode:
@@ -133,7 +133,7 @@ class Monitor:
             self._log_once(
                 log,
                 f"watching {target}, revision {serving.number}",
-                f"for {format_duration(left)}" if left else "until told to stop",
+                f"for {format_duration(left)}" if left else "until stopped",
             )
             end = observer.watch(
                 target,
@@ -203,7 +203,7 @@ def _changed(journal: Journal, held: HeldLease, entry: JournalEntry | None) -> C
 
 
 def _leads(held: HeldLease) -> bool:
-    """Whether the lead is surely ours; a store that does not answer leaves it to run out."""
+    """Return whether the lead is certainly ours; without an answer it is until it expires."""
     try:
         held.renew()
     except LeaseLostError:

@@ -1,4 +1,4 @@
-"""What a message says, and the form in which Slack, Teams and other programs take it."""
+"""Content of a notification, and its format for Slack, Teams and webhooks."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _LONGEST_TEXT = 2500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message. `text` is what happened; `build` the build's short digest or ""."""
+    """One message. `text` is the event; `build` the build's short digest or ""."""
 
     kind: MessageKind
     model: str
@@ -45,21 +45,21 @@ class Message:
 
     @property
     def headline(self) -> str:
-        """What it is about, in one line."""
+        """Subject, in one line."""
         return _HEADLINES[self.kind].format(model=self.model, environment=self.environment)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as JSON-ready data."""
+        """Return all of it as JSON-ready data."""
         return {**asdict(self), "at": self.at.isoformat(), "headline": self.headline}
 
 
 def rendered(
     message: Message, *, template: Path | None, kind: Literal["slack", "teams", "webhook"]
 ) -> bytes:
-    """The body to post. `template` makes the text; None for the suite's own.
+    """Return the body to post. `template` makes the text; None for the suite's own.
 
-    What is filled into a template for Slack is escaped, so that nothing a model or a pod said
-    becomes a link or calls a channel; the template itself may.
+    Values in a template for Slack are escaped, so that no output of a model or a pod becomes a link
+    or calls a channel; the template itself may.
 
     Raises:
         UsageError: the template cannot be read or used.
@@ -109,7 +109,7 @@ def _slack_text(text: str) -> str:
 
 
 def _card(text: str) -> dict[str, Any]:
-    """An Adaptive Card, as Teams' workflows take it; a text run is never read as Markdown."""
+    """Return an Adaptive Card for Teams' workflows; a text run is never read as Markdown."""
     first, *rest = text.splitlines() or [""]
     lines = [{"type": "TextRun", "text": first, "weight": "Bolder"}]
     blocks = [lines, *([{"type": "TextRun", "text": line}] for line in rest if line)]

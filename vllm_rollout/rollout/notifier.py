@@ -1,4 +1,4 @@
-"""Tells people what a rollout does, beside the rollout: nothing here holds it up or ends it."""
+"""Sends notifications beside a rollout: nothing here delays it or ends it."""
 
 import queue
 import threading
@@ -15,8 +15,8 @@ from vllm_rollout.rollout.notification_format import Message
 class Notifier:
     """Messages of one run. Each channel has a thread and its messages arrive in order.
 
-    `tell` returns at once; `close` waits, for the policy's deadline at most, and says what did not
-    arrive.
+    `tell` returns at once; `close` waits, for the policy's deadline at most, and returns what did
+    not arrive.
     """
 
     def __init__(
@@ -38,18 +38,18 @@ class Notifier:
             "who": who,
             "reason": reason,
         }
-        self._told: set[tuple[str, str]] = set()
+        self._sent: set[tuple[str, str]] = set()
         self._channels = [_Queue(channel, rules) for channel in rules.channels]
 
     def tell(self, kind: str, text: str, build: str = "") -> None:
         """Send a message to every channel that wants its kind; does not wait and does not raise.
 
-        `kind` is one of `MessageKind`; `build` the digest of the build it is about. What was told
-        before in this run is not told again.
+        `kind` is one of `MessageKind`; `build` the digest of the build it is about. A
+        message that was sent before in this run is not sent again.
         """
-        if (kind, text) in self._told:
+        if (kind, text) in self._sent:
             return
-        self._told.add((kind, text))
+        self._sent.add((kind, text))
         short = build.removeprefix("sha256:")[:12]
         message = Message(
             kind=MessageKind(kind), text=text, build=short, at=self._now(), **self._about
@@ -58,9 +58,9 @@ class Notifier:
             channel.put(message)
 
     def close(self) -> list[str]:
-        """Wait for what is under way; a line for each message that is not known to have arrived.
+        """Wait for messages under way; return a line for each that is not known to have arrived.
 
-        It may be told more afterwards, and be closed again.
+        More may be sent afterwards, and it may be closed again.
         """
         deadline = time.monotonic() + self._rules.deadline_seconds
         return [line for channel in self._channels for line in channel.settle(deadline)]
@@ -103,18 +103,18 @@ class _Queue:
     def _work(self) -> None:
         while True:
             message = self._waiting.get()
-            trouble = ""
+            problem = ""
             try:
                 deliver(message, self._channel, self._rules)
             except RolloutError as error:
-                trouble = self._line(message, str(error))
-            except Exception as error:  # noqa: BLE001 - said, and the next message is sent
-                trouble = self._line(message, type(error).__name__)
+                problem = self._line(message, str(error))
+            except Exception as error:  # noqa: BLE001 - reported, and the next message is sent
+                problem = self._line(message, type(error).__name__)
             with self._lock:
                 self._open.remove(message)
-                if trouble:
-                    self._failed.append(trouble)
+                if problem:
+                    self._failed.append(problem)
                 self._lock.notify_all()
 
-    def _line(self, message: Message, trouble: str) -> str:
-        return f"{message.kind} to {self._channel.name}: {trouble}"
+    def _line(self, message: Message, problem: str) -> str:
+        return f"{message.kind} to {self._channel.name}: {problem}"

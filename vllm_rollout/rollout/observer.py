@@ -135,7 +135,7 @@ class DeploymentObserver:
             watcher = Watcher(
                 policy=self.run.policy,
                 clock=self.log.clock,
-                look=lambda: replace(see(), live=live.newest()),
+                observe=lambda: replace(see(), live=live.newest()),
                 live=live.since_the_first,
                 interrupted=interrupted,
                 on_blind=lambda names: self._blind(
@@ -143,13 +143,13 @@ class DeploymentObserver:
                 ),
                 on_unseen=lambda gap: self._blind(deployment, f" from Prometheus: {gap}"),
                 on_seen=lambda: self.log.log_step(
-                    "Prometheus tells of everything again", str(deployment)
+                    "Prometheus has data for every trigger again", str(deployment)
                 ),
                 on_tick=on_tick,
             )
             end = watcher.watch(duration, after_promotion=after_promotion)
         if end.unseen:
-            title = "the watch ended without all that Prometheus could tell"
+            title = "the watch ended without some data from Prometheus"
             self.log.log_step(title, end.unseen, Outcome.INCONCLUSIVE)
         return end
 

@@ -1,4 +1,4 @@
-"""Which revisions have passing evidence: where a rollback may return to."""
+"""Revisions with passing evidence: those a rollback may return to."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from vllm_rollout.platform.base import Store
 
 
 class PassedRevisions:
-    """Keeps evidence in the platform's store, by digest, and notes the revisions it speaks for."""
+    """Keeps evidence in the platform's store, by digest, and the revisions that passed by it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -42,20 +42,20 @@ class PassedRevisions:
         self._store.write(_withdrawn(deployment), builds, expect=expect)
 
     def evidence_of(self, deployment: Deployment, revision: Revision) -> str | None:
-        """Digest of the evidence by which `revision` passed its gates; None if it has not."""
+        """Return the digest of the evidence by which `revision` passed; None if it has not."""
         entry = self._store.read(self._key(deployment, revision))
         if entry is None or entry.value["build"] != revision.build.digest:
             return None
         return str(entry.value["evidence"])
 
     def build_passed(self, deployment: Deployment, build: Build) -> bool:
-        """Whether any revision of `deployment` passed its gates with that build."""
+        """Return whether any revision of `deployment` passed its gates with that build."""
         keys = self._store.keys(f"passed/{deployment.release}/")
         entries = (self._store.read(key) for key in reversed(keys))
         return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
 
     def good_revision(self, deployment: Deployment, history: Sequence[Revision]) -> Revision | None:
-        """Where to return to: the newest complete revision of a build with passing evidence.
+        """Return the revision to roll back to: the newest complete one with passing evidence.
 
         Where none has any (the release is older than this suite), the newest complete revision
         that was deployed; builds that were rolled back only where there is no other. None when the

@@ -16,9 +16,8 @@ from vllm_rollout.platform.base import Platform
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.gates import Gates
-from vllm_rollout.rollout.on_call import nobody_on_call
 from vllm_rollout.rollout.passed_revisions import PassedRevisions
-from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
+from vllm_rollout.rollout.promotion_blockers import nobody_on_call, reasons_to_wait
 from vllm_rollout.rollout.result import RolloutResult
 from vllm_rollout.rollout.run import Run
 from vllm_rollout.rollout.run_log import RunLog
@@ -141,7 +140,7 @@ def record_override(run: Run, log: RunLog, revision: Revision, evidence_digest: 
     emergency = run.emergency
     if emergency is None:
         return
-    over = "; ".join(log.waived) or "nothing was in its way"
+    over = "; ".join(log.waived) or "nothing had to be passed over"
     log.log_step(f"passed over by {emergency.by}", over)
     log.append_audit(
         DecisionKind.OVERRIDE,
@@ -153,8 +152,7 @@ def record_override(run: Run, log: RunLog, revision: Revision, evidence_digest: 
 
 
 def notify_of_end(log: RunLog, kind: DecisionKind, result: RolloutResult) -> None:
-    """Send a message about the end of the run. Where only time or a person is missing, that is no
-    refusal.
+    """Send a message about the end of the run: no refusal where only time or a person is missing.
 
     The request for a sign-off is sent by `ask_for_sign_off`, when there is something to sign.
     """
@@ -186,7 +184,7 @@ def ask_for_sign_off(
 
 
 def _own_gates(paths: Iterable[Path]) -> set[str]:
-    """What the gates in these files and folders are called in evidence."""
+    """Return the names that the gates in these files and folders have in evidence."""
     files = [f for path in paths for f in (path.rglob("test_*.py") if path.is_dir() else [path])]
     return {file.stem.removeprefix("test_") for file in files}
 

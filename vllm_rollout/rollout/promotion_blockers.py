@@ -1,4 +1,4 @@
-"""What a promotion waits for although every gate has passed: the soak, a deployment window."""
+"""Promotion blockers besides gates: soak, deployment windows, and nobody on call."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,14 +11,15 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.platform.base import Platform
-from vllm_rollout.policy import Policy, Windows
+from vllm_rollout.policy import OnCall, Policy, Windows
 from vllm_rollout.rollout.clock import Clock
-from vllm_rollout.rollout.on_call import nobody_on_call
 from vllm_rollout.rollout.soak_samples import soak_of, soak_remedy
+from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
 
 _LOOK_EVERY = timedelta(seconds=30)
 _ASK_AGAIN = timedelta(hours=1)
 _MOMENT = timedelta(minutes=1)
+_LONGEST_ANSWER = 200
 
 
 def reasons_to_wait(
@@ -29,10 +30,10 @@ def reasons_to_wait(
     revision: Revision,
     now: datetime,
 ) -> Iterator[str]:
-    """Why `revision` of `source` may not go to `target` at `now`.
+    """Yield why `revision` of `source` may not go to `target` at `now`.
 
     Raises:
-        UnreachableError: what is known of the soak cannot be had.
+        UnreachableError: the state of the soak cannot be read.
     """
     soak = soak_of(platform, policy, source, revision, now)
     if soak is not None and not soak.over:
@@ -46,7 +47,7 @@ def reasons_to_wait(
 
 
 def closed_now(windows: Windows, now: datetime) -> str:
-    """Why production may not be deployed to at `now`, its calendar read; "" when it may.
+    """Return why production may not be deployed to at `now`, by its calendar too; "" if it may.
 
     A calendar that cannot be read closes it.
     """
@@ -61,7 +62,7 @@ def closed_now(windows: Windows, now: datetime) -> str:
 
 
 def opens_next(windows: Windows, now: datetime) -> datetime | None:
-    """When production may be deployed to next; None where the calendar does not tell."""
+    """Return when production may be deployed to next; None if the calendar cannot be read."""
     try:
         events = events_between(windows, now, now + SEARCH) if windows.enforce else ()
     except UnreachableError:
@@ -70,23 +71,37 @@ def opens_next(windows: Windows, now: datetime) -> datetime | None:
 
 
 def opening_text(windows: Windows, now: datetime) -> str:
-    """When the windows open next, for people."""
+    """Return when the windows open next, as text."""
     opening = opens_next(windows, now)
     if opening is None:
         return "when the next opens is not known"
     return f"the next opens {opening:%A %Y-%m-%d %H:%M %Z}"
 
 
+def nobody_on_call(rules: OnCall) -> str:
+    """Return why nobody is taken to be on call; "" if somebody is, or the policy asks for nobody.
+
+    Each configured check must confirm it; one that does not answer does not.
+    """
+    seconds = rules.timeout.total_seconds()
+    reasons = []
+    if rules.command is not None:
+        reasons.append(_by_command(rules.command, seconds))
+    if rules.url is not None:
+        reasons.append(_by_url(rules.url, seconds))
+    return "; ".join(reason for reason in reasons if reason)
+
+
 def wait_until_open(
     windows: Windows,
     clock: Clock,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     begin: Callable[[str], None] = lambda _why: None,
 ) -> None:
-    """Return when production may be deployed to and somebody is on call, if anybody is asked.
+    """Return when production may be deployed to and somebody is on call, if the policy asks.
 
-    `begin` is told once what is waited for, if anything is, and `tell` every half minute, with the
-    time left. Nothing is held meanwhile.
+    `begin` is called once with the reason, if there is one to wait for, and `report` every half
+    minute, with the time left. Nothing is held meanwhile.
     """
     waits = False
     opening: datetime | None = None
@@ -107,5 +122,27 @@ def wait_until_open(
         if not waits:
             begin(f"waiting for a deployment window ({reason}): {when}")
         waits = True
-        tell(f"waiting for a deployment window ({reason}): {when}, in {left}")
+        report(f"waiting for a deployment window ({reason}): {when}, in {left}")
         clock.sleep(max(timedelta(seconds=1), min(again - now, _LOOK_EVERY)))
+
+
+def _by_command(words: tuple[str, ...], seconds: float) -> str:
+    try:
+        status, printed = run_user_command(words, timeout_seconds=seconds)
+    except UserCommandError as error:
+        return f"whether anybody is on call is unknown: {error}"
+    if status == 0:
+        return ""
+    last = printed.splitlines()[-1][:_LONGEST_ANSWER] if printed else ""
+    return f"nobody is on call: {words[0]!r} ended with {status} {last}".rstrip()
+
+
+def _by_url(url: str, seconds: float) -> str:
+    import httpx
+
+    try:
+        with httpx.Client(timeout=seconds) as client:
+            status = client.get(url).status_code
+    except httpx.HTTPError as error:
+        return f"whether anybody is on call is unknown: {url}: {type(error).__name__}"
+    return "" if status == httpx.codes.OK else f"nobody is on call: {url} answered {status}"

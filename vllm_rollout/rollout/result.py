@@ -32,7 +32,7 @@ class Undo:
 
 
 def problems_of(run: GateRun) -> str:
-    """The gates that did not pass and what else is wrong with the run, in one line; or ""."""
+    """Return the gates that did not pass and other problems of the run, in one line; or ""."""
     parts = [f"{g.gate} ({g.outcome})" for g in run.gates if g.outcome is not Outcome.PASS]
     parts += [f"{name} (not run)" for name in run.missing]
     if run.changed:
@@ -41,25 +41,25 @@ def problems_of(run: GateRun) -> str:
 
 
 def refusal_of(run: GateRun) -> RolloutResult | None:
-    """How a rollout ends whose gates ended like this; None where they passed."""
+    """Return the result of a rollout whose gates did not pass; None where they passed."""
     if run.outcome is Outcome.PASS:
         return None
-    trouble = problems_of(run)
+    problems = problems_of(run)
     if run.outcome is Outcome.FAIL:
         return RolloutResult(
-            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {trouble}"
+            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {problems}"
         )
     if run.unreachable:
         return RolloutResult(
             code=ExitCode.UNREACHABLE,
-            conclusion=f"Out of reach, nothing promoted: {trouble}. {_why_unreachable(run)}",
+            conclusion=f"Out of reach, nothing promoted: {problems}. {_why_unreachable(run)}",
         )
     return RolloutResult(
-        code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {trouble}"
+        code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {problems}"
     )
 
 
 def _why_unreachable(run: GateRun) -> str:
-    """What the first gate says that could not ask."""
-    said = next((g.error for g in run.gates if g.unreachable and g.error), "")
-    return f"{said} ({run.unreachable})" if run.unreachable not in said else said
+    """Return the error of the first gate that could not reach a system."""
+    error = next((g.error for g in run.gates if g.unreachable and g.error), "")
+    return f"{error} ({run.unreachable})" if run.unreachable not in error else error

@@ -29,11 +29,11 @@ _T = TypeVar("_T")
 
 
 class _NotRestoredError(Exception):
-    """The target does not serve as it did. `surely` is whether that is known or only not shown."""
+    """The target does not serve as it did. `known` is False if that is only not shown."""
 
-    def __init__(self, trouble: str, *, surely: bool) -> None:
-        super().__init__(trouble)
-        self.surely = surely
+    def __init__(self, problem: str, *, known: bool) -> None:
+        super().__init__(problem)
+        self.known = known
 
 
 def roll_back(
@@ -90,7 +90,7 @@ class _Rollback:
                 entry, times, unverified = self._restore(entry)
             except _NotRestoredError as error:
                 tried.append(f"{_named(entry)}: {error}")
-                older = self._older(entry) if error.surely and len(tried) == 1 else None
+                older = self._older(entry) if error.known and len(tried) == 1 else None
                 if older is None:
                     return self._failed(entry, tried)
                 back_to = older
@@ -134,7 +134,9 @@ class _Rollback:
             self.log.notify(DecisionKind.ROLLBACK, why)
             self.log.append_audit(DecisionKind.ROLLBACK, why, build=entry.build.digest)
         except RolloutError as error:  # no reason to keep a broken build in production
-            self.log.log_step("the decision could not be noted", str(error), Outcome.INCONCLUSIVE)
+            self.log.log_step(
+                "the decision is missing from the audit log", str(error), Outcome.INCONCLUSIVE
+            )
         begun = clock.monotonic()
         try:
             self._patiently(lambda: self._change(entry))
@@ -142,7 +144,7 @@ class _Rollback:
             raise
         except RolloutError as error:
             self.log.log_symptoms(error)
-            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=True) from error
+            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), known=True) from error
         done = clock.monotonic()
         unverified = None
         if entry.before is not None:
@@ -167,13 +169,13 @@ class _Rollback:
             self.releases.rollback(entry.before, note)
 
     def _remove_canary(self) -> None:
-        """Only now: its pods could have been needed until the state before was seen to serve."""
+        """Remove the canary last: its pods may be needed until the state before is verified."""
         try:
             self._patiently(self.traffic.remove_canary)
         except LeaseLostError:
             raise
         except RolloutError as error:
-            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
+            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), known=False) from error
 
     def _verify(self) -> CannotVerifyError | None:
         """Verify that the target serves; return why that could not be done, if it could not.
@@ -187,10 +189,10 @@ class _Rollback:
         except CannotVerifyError as error:
             unverified = error
         except RolloutError as error:
-            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), surely=False) from error
+            raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), known=False) from error
         else:
             if run.outcome is not Outcome.PASS:
-                raise _NotRestoredError(problems_of(run), surely=run.outcome is Outcome.FAIL)
+                raise _NotRestoredError(problems_of(run), known=run.outcome is Outcome.FAIL)
         if unregistered := register_target(self.run, self.releases.platform, self.log):
             # What serves again was registered once; that this is stale is no reason to call the
             # rollback failed.

@@ -38,5 +38,5 @@ class Run:
 
     @property
     def serves_users(self) -> bool:
-        """Whether the target is the last environment, the one with users' traffic."""
+        """True if the target is the last environment, the one with users' traffic."""
         return self.target.environment == self.policy.order[-1]

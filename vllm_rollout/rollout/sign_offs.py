@@ -1,6 +1,6 @@
 """Sign-off: a named person's approval, or rejection, of one evidence digest.
 
-Kept beside the evidence, and each one an entry of the model's chain of decisions.
+Each is kept beside the evidence, and is an entry of the model's audit log.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _SHORTEST_PREFIX = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignOff:
-    """What a person decided about the evidence of that digest. `user` is the account it came from.
+    """A person's decision about the evidence of that digest. `user` is the account it came from.
 
     `environment`, `revision` and `build` are those that the evidence is about.
     """
@@ -48,13 +48,13 @@ _SIGN_OFFS: TypeAdapter[list[SignOff]] = TypeAdapter(list[SignOff])
 
 
 class SignOffs:
-    """The sign-offs of one model."""
+    """Sign-offs of one model."""
 
     def __init__(self, store: Store, model: str) -> None:
         self._store, self._model = store, model
 
     def evidence(self, prefix: str) -> tuple[str, Evidence]:
-        """The evidence whose digest begins with `prefix`, and the whole digest.
+        """Return the whole digest that begins with `prefix`, and its evidence.
 
         Raises:
             UsageError: there is none, or more than one; or the prefix is too short.
@@ -62,13 +62,13 @@ class SignOffs:
         start = prefix.removeprefix("sha256:").lower()
         if len(start) < _SHORTEST_PREFIX or not set(start) <= set("0123456789abcdef"):
             raise UsageError(
-                f"--evidence {prefix!r} is no digest",
-                remedy=f"Give it as the report does, or its first {_SHORTEST_PREFIX} digits at "
-                "least.",
+                f"--evidence {prefix!r} is not a digest",
+                remedy=f"Give the digest from the report, or at least its first "
+                f"{_SHORTEST_PREFIX} digits.",
             )
         keys = self._store.keys(evidence_key(self._model, start))
         if len(keys) != 1:
-            found = f"{len(keys)} digests begin so" if keys else "no evidence has that digest"
+            found = f"{len(keys)} digests begin with it" if keys else "no evidence has that digest"
             raise UsageError(
                 f"--evidence {prefix}: {found}, of those that are kept of {self._model}",
                 remedy="Give more of it; gate-and-promote prints the one to sign off.",
@@ -77,24 +77,24 @@ class SignOffs:
         return evidence.digest, evidence
 
     def kept(self, key: str) -> Evidence:
-        """The evidence under `key`.
+        """Return the evidence under `key`.
 
         Raises:
             UsageError: it is gone, or of another version.
         """
         entry = self._store.read(key)
         if entry is None:
-            raise UsageError(f"{key} is not kept any more", remedy="Run gate-and-promote again.")
+            raise UsageError(f"{key} is no longer kept", remedy="Run gate-and-promote again.")
         try:
             return from_json(entry.value)
         except ValidationError as error:
             raise UsageError(
-                f"{key} is no evidence that this version can read",
+                f"{key} is not evidence that this version can read",
                 remedy="Run gate-and-promote again.",
             ) from error
 
     def add(self, sign_off: SignOff, run_id: str) -> None:
-        """Keep what was decided; it is in the chain before it has effect.
+        """Keep a sign-off; it is in the audit log before it has effect.
 
         Raises: as the store.
         """
@@ -115,9 +115,7 @@ class SignOffs:
         self._store.write(self._key, value, expect=entry.version if entry else None)
 
     def about(self, environment: str, revision: Revision) -> list[SignOff]:
-        """What was decided of evidence about this revision and build, newest first, the last word
-        on each evidence.
-        """
+        """Return each evidence's latest sign-off for this revision and build, newest first."""
         entry = self._store.read(self._key)
         known = _SIGN_OFFS.validate_python(entry.value) if entry else []
         last: dict[str, SignOff] = {}
@@ -132,13 +130,13 @@ class SignOffs:
         return list(reversed(last.values()))
 
     def ask(self, source: Deployment, digest: str) -> None:
-        """Note that this evidence waits for a person."""
+        """Note that this evidence waits for a sign-off."""
         key = self._asked(source)
         known = self._store.read(key)
         self._store.write(key, {"evidence": digest}, expect=known.version if known else None)
 
     def asked(self, source: Deployment) -> str:
-        """Digest of the evidence that was last said to wait for a person, or empty."""
+        """Return the digest of the evidence that last waited for a sign-off, or empty."""
         entry = self._store.read(self._asked(source))
         return str(entry.value["evidence"]) if entry else ""
 
@@ -152,11 +150,11 @@ class SignOffs:
 
 
 _MOST_KEPT = 500
-"""The chain of decisions has them all."""
+"""The audit log has all of them."""
 
 
 def gate_run(evidence: Evidence, environment: str) -> GateRun | None:
-    """The last run in `evidence` of the gates of what is deployed in `environment`."""
+    """Return the last run in `evidence` of the gates of `environment`'s deployment."""
     runs = [run for run in evidence.runs if run.deployment.environment == environment]
     return next((run for run in reversed(runs) if run.revision is not None), None)
 
@@ -164,7 +162,7 @@ def gate_run(evidence: Evidence, environment: str) -> GateRun | None:
 def unusable(
     run: GateRun | None, policy: Policy, environment: str, revision: Revision, now: datetime
 ) -> str:
-    """Why a promotion of `revision` may not rest on `run` any more; "" if it may."""
+    """Return why a promotion of `revision` may not rest on `run`; "" if it may."""
     return next(_reasons(run, policy, environment, revision, now), "")
 
 
@@ -193,7 +191,7 @@ def _reasons(
 
 
 def validity(policy: Policy, environment: str) -> timedelta:
-    """How old evidence may be that a promotion from `environment` rests on."""
+    """Return how old the evidence of a promotion from `environment` may be."""
     rules = policy.environments[environment]
     limits = [rules.sign_off.valid] if rules.sign_off else []
     limits += [rules.soak.maximum] if rules.soak else []
@@ -201,7 +199,7 @@ def validity(policy: Policy, environment: str) -> timedelta:
 
 
 def sign_off_command(model: str, digest: str) -> str:
-    """What to type to sign evidence off."""
+    """Return the command that signs evidence off."""
     short = digest.removeprefix("sha256:")[:16]
     return f"vllm-rollout sign-off {model} --evidence {short} --as YOUR-NAME"
 
@@ -209,7 +207,7 @@ def sign_off_command(model: str, digest: str) -> str:
 def what_sign_off_lacks(
     store: Store, policy: Policy, source: Deployment, revision: Revision, now: datetime
 ) -> str:
-    """Why `revision` cannot leave `source` for want of a sign-off, and what to do; "" if it can."""
+    """Return which sign-off `revision` lacks to leave `source`, and what to do; "" if none."""
     if policy.environments[source.environment].sign_off is None:
         return ""
     known = SignOffs(store, source.model)

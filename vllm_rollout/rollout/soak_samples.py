@@ -1,7 +1,7 @@
-"""The soak as it is observed: by Prometheus, by samples in the platform's store, or by age alone.
+"""Observed soak: by Prometheus, by samples in the platform's store, or by age alone.
 
-A sample is one look at a deployment: are all replicas ready, does `/health` answer, does a token
-come. Samples that found the same are one stretch, so that days of them stay small.
+A sample is one observation of a deployment: are all replicas ready, does `/health` answer, does a
+token come. Equal samples in a row are one stretch, so that days of them stay small.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ from vllm_rollout.platform.base import ConflictError, Platform, Store
 from vllm_rollout.policy import Policy, Soak
 
 _MOST_STRETCHES = 200
-"""A revision that has changed its health so often has begun its soak anew since."""
+"""Older stretches are dropped: after so many health changes the soak has restarted."""
 _TRIES = 5
 _EVERY = timedelta(minutes=1)
-"""Who looks more often keeps no more samples than this, while nothing changes."""
+"""While nothing changes, more frequent observations are not kept."""
 _STRETCHES: TypeAdapter[list[Stretch]] = TypeAdapter(list[Stretch])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One look. `restarts` are the restarts of each replica, by its name."""
+    """One observation. `restarts` are the restarts of each replica, by its name."""
 
     at: datetime
     healthy: bool
@@ -43,7 +43,7 @@ class Sample:
 def sample_of(
     at: datetime, replicas: Sequence[Replica], capacity: int, probes: ProbeSample
 ) -> Sample:
-    """What was seen at a moment, as a sample."""
+    """Return one observation as a sample."""
     ready = sum(replica.ready for replica in replicas)
     wrong = []
     if ready < capacity:
@@ -63,7 +63,7 @@ def sample_of(
 def keep_sample(
     store: Store, deployment: Deployment, revision: Revision, sample: Sample, rules: Soak
 ) -> None:
-    """Add a sample to what is known of `revision`; one from before the last is dropped.
+    """Add a sample of `revision`; one that is older than the last is dropped.
 
     Raises:
         ConflictError: others wrote at every try.
@@ -94,7 +94,7 @@ def keep_sample(
 
 @dataclass(slots=True)
 class Sampling:
-    """Keeps looks that somebody takes anyway as samples of one revision, not more than it needs."""
+    """Keeps observations that are made anyway as samples of one revision, no more than needed."""
 
     store: Store
     deployment: Deployment
@@ -106,15 +106,14 @@ class Sampling:
     def of(
         cls, store: Store, policy: Policy, deployment: Deployment, revision: Revision
     ) -> Self | None:
-        """None where the environment has no soak, or its soak does not go by samples."""
+        """Return None where the environment has no soak, or its soak does not go by samples."""
         rules = policy.environments[deployment.environment].soak
         if rules is None or observed_by(policy, rules) != "samples":
             return None
         return cls(store, deployment, revision, rules)
 
     def see(self, at: datetime, replicas: Sequence[Replica] | None, probes: ProbeSample) -> None:
-        """Take a look; one at which the platform said nothing of its replicas is none, and one by
-        a way that failed neither.
+        """Keep an observation, unless its replicas are unknown or its path had errors.
 
         Raises:
             RolloutError: it could not be kept.
@@ -140,7 +139,7 @@ def soak_of(
     revision: Revision,
     now: datetime,
 ) -> SoakState | None:
-    """What is known of the soak of `revision`; None where the environment asks for none.
+    """Return the state of the soak of `revision`; None where the environment asks for none.
 
     Raises:
         UnreachableError: Prometheus, or the store, did not answer.
@@ -159,7 +158,7 @@ def judge_soak(
     revision: Revision,
     now: datetime,
 ) -> Verdict:
-    """The verdict on the soak of `revision`.
+    """Return the verdict on the soak of `revision`.
 
     Raises:
         UsageError: the environment asks for none.
@@ -175,7 +174,7 @@ def judge_soak(
 
 
 def soak_remedy(policy: Policy, deployment: Deployment) -> str:
-    """What to do so that a soak is observed to its end."""
+    """Return the remedy by which a soak is observed to its end."""
     rules = policy.environments[deployment.environment].soak
     how = None if rules is None else observed_by(policy, rules)
     if how == "samples":
@@ -188,7 +187,7 @@ def soak_remedy(policy: Policy, deployment: Deployment) -> str:
 
 
 def observed_by(policy: Policy, rules: Soak) -> str:
-    """prometheus, samples or age: what `auto` comes to."""
+    """Return prometheus, samples or age; resolves `auto`."""
     if rules.observed_by != "auto":
         return rules.observed_by
     return "prometheus" if policy.prometheus.url is not None else "samples"
@@ -214,13 +213,13 @@ def _observed(
     if metrics is None or now <= revision.created:
         return []
     with closing(metrics):
-        # What is older than a whole soak need not be known.
+        # Older data than a whole soak is not needed.
         start = max(revision.created, now - rules.maximum - rules.minimum)
         return stretches_of(metrics.uptime(start, now), revision.capacity, rules)
 
 
 def stretches_of(uptime: Uptime, capacity: int, rules: Soak) -> list[Stretch]:
-    """The scrapes of a deployment as stretches; a restart begins one."""
+    """Return the scrapes of a deployment as stretches; a restart begins one."""
     restarts = set(uptime.restarts)
     stretches: list[Stretch] = []
     for at, up in uptime.moments:

@@ -25,7 +25,7 @@ Needs = Mapping[Deployment, int]
 
 
 class NotCarriedError(DeployError):
-    """A side has too few ready replicas, or answers too badly, for the traffic it was to have."""
+    """A side has too few ready replicas, or fails too many requests, for its new traffic."""
 
 
 def traffic_before(platform: Platform, policy: Policy, target: Deployment) -> TrafficBefore | None:

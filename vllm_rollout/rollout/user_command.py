@@ -1,4 +1,4 @@
-"""Runs commands of the team's own: an argv list, no shell, and never for longer than it may."""
+"""Runs the team's own commands: an argv list, no shell, with a timeout."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ class UserCommandError(RolloutError):
 def run_user_command(
     words: Sequence[str], *, timeout_seconds: float, given: str = ""
 ) -> tuple[int, str]:
-    """Run `words` with `given` as its input; its exit status and what it printed, redacted.
+    """Run `words` with `given` as input; return the exit status and the output, redacted.
 
     Raises:
-        OwnCommandError: it cannot be run, or was killed with all its children as time was up.
+        UserCommandError: it cannot be run, or timed out and was killed with all its children.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - an argv list, no shell
@@ -36,7 +36,7 @@ def run_user_command(
     with process:
         try:
             printed, _ = process.communicate(given.encode(), timeout=timeout_seconds)
-        except BaseException as error:  # time is up, or Ctrl-C
+        except BaseException as error:  # timeout, or Ctrl-C
             os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise

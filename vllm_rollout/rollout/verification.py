@@ -1,8 +1,8 @@
-"""Verification: whether a deployment serves, asked in this process.
+"""Verification that a deployment serves, in this process.
 
-It asks what the gates of `VERIFY_GATES` ask, with the environment's numbers, and gives their
+It makes the checks of the gates in `VERIFY_GATES`, with the environment's numbers, and gives their
 verdicts. It starts no process and writes no file, so that a full disk or a broken pytest does not
-make a deployment that serves look like one that does not.
+make a healthy deployment appear broken.
 """
 
 import threading
@@ -46,7 +46,7 @@ class CannotVerifyError(RolloutError):
 
 
 def verify(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
-    """Ask whether the deployment serves, at the address that its platform gives.
+    """Check that the deployment serves, at the address that its platform gives.
 
     A connectivity error on the path to it is `unreachable`, and no fail, as in a gate.
 
@@ -71,7 +71,7 @@ def verify(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
 def _cannot_verify(deployment: Deployment, why: str) -> CannotVerifyError:
     return CannotVerifyError(
         f"{deployment} could not be verified: {why}",
-        remedy=f"See whether it serves: vllm-rollout status {deployment.model}, and pytest -m "
+        remedy=f"Check that it serves: vllm-rollout status {deployment.model}, and pytest -m "
         f"{deployment.environment} --model {deployment.model}.",
     )
 
@@ -112,7 +112,7 @@ def _identity(platform: Platform, deployment: Deployment) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Check:
-    """One check of a gate. `seconds` bounds all requests of one that asks the server."""
+    """One check of a gate. `seconds` bounds all requests of one that sends any."""
 
     gate: str
     title: str
@@ -121,7 +121,7 @@ class _Check:
 
 
 def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> Iterator[_Check]:
-    """The checks of the gates that are on in the environment, cheap ones first."""
+    """Yield the checks of the gates that are on in the environment, cheap ones first."""
     policy = settings.policy.for_model(deployment.model)
     gates: Gates = policy.environments[deployment.environment].gates
     cluster = Cluster(settings.require_platform(), deployment, policy)
@@ -160,7 +160,7 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
 def _result(
     settings: Settings, deployment: Deployment, asked: _Check, started: datetime
 ) -> GateResult:
-    """What the check found; an exception is its error, and the path's errors are unreachable."""
+    """Return the check's result; an exception is its error, the path's errors are unreachable."""
     attachments: list[Attachment] = []
     verdicts: list[Verdict] = []
     error = unreachable = ""

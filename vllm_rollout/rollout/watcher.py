@@ -1,4 +1,4 @@
-"""The watch over production: probes in, triggers fed, the first to fire ends it."""
+"""Watch loop: feeds observations to the triggers; the first that fires ends it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ from vllm_rollout.rollout.clock import Clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchEnd:
-    """How a watch ended.
+    """Result of a watch.
 
     `fired` is the reason for rollback, or empty. `unobservable` names triggers that had no data at
     the end, and the SLO after promotion where no probe was seen in its time: nothing is known of
-    them. `unseen` names those that had none from Prometheus, and why;
-    the probes saw what they see. `verdicts` are the SLO's by name, where the watch was long enough.
-    `interrupted` is set where whoever asked for it had it ended before its time.
+    them. `unseen` names those that had none from Prometheus, and why; the
+    probes had theirs. `verdicts` are the SLO's by name, where the watch was long enough.
+    `interrupted` is set where the caller ended it before its time.
     """
 
     fired: str = ""
@@ -38,16 +38,16 @@ class WatchEnd:
 class Watcher:
     """Watches one deployment.
 
-    `look` takes one sight and does not raise. `on_tick` is told once per observation how many
-    seconds the watch has lasted and what was seen; `on_blind`, once each time, which triggers have
-    had no data for longer than the policy's gap, and `on_unseen` which had none from Prometheus and
-    why; `on_seen`, that Prometheus tells everything again. `live` is what it knows of the time
-    since the watch began, None where there is none. `interrupted` is asked before each observation.
+    `observe` makes one observation and does not raise. `on_tick` is called for each observation,
+    with the seconds since the watch began; `on_blind`, once each time, with the triggers that have
+    had no data for longer than the policy's gap, `on_unseen` with those that had none from
+    Prometheus, and why, `on_seen` when Prometheus has data for all again. `live` returns its counts
+    since the watch began, None without Prometheus. `interrupted` is called before each observation.
     """
 
     policy: Policy
     clock: Clock
-    look: Callable[[], Observation]
+    observe: Callable[[], Observation]
     on_tick: Callable[[float, Observation], None]
     on_blind: Callable[[tuple[str, ...]], None] = lambda _names: None
     on_unseen: Callable[[str], None] = lambda _gap: None
@@ -55,14 +55,14 @@ class Watcher:
     live: Callable[[], LiveCounts | None] = lambda: None
     interrupted: Callable[[], bool] = lambda: False
     _slo_samples: list[ProbeSample] = field(default_factory=list)
-    _told_blind: set[str] = field(default_factory=set)
-    _told_unseen: set[str] = field(default_factory=set)
+    _reported_blind: set[str] = field(default_factory=set)
+    _reported_unseen: set[str] = field(default_factory=set)
     _latest: LiveCounts | None = None
 
     def watch(self, duration: timedelta | None, *, after_promotion: bool = False) -> WatchEnd:
         """Watch for `duration`, at least one observation; `after_promotion` judges the SLO too.
 
-        None is for ever: until a trigger fires or it is interrupted.
+        None is without end: until a trigger fires or it is interrupted.
         """
         watch = self.policy.watch
         triggers = Triggers(
@@ -77,19 +77,19 @@ class Watcher:
             elapsed = self.clock.monotonic() - started
             if self.interrupted():
                 return WatchEnd(interrupted=True, verdicts=verdicts, observed_seconds=elapsed)
-            sight = self.look()
-            self.on_tick(elapsed, sight)
-            found = triggers.step(elapsed, sight)
-            self._latest = sight.live or self._latest
+            observation = self.observe()
+            self.on_tick(elapsed, observation)
+            found = triggers.step(elapsed, observation)
+            self._latest = observation.live or self._latest
             if elapsed > self.policy.triggers.max_gap_seconds:
-                self._tell(found)
+                self._report(found)
             fired = found.fired
             if after_promotion and elapsed <= watch.slo.within_seconds:
-                self._slo_samples.append(sight.probes)
+                self._slo_samples.append(observation.probes)
             slo_due = after_promotion and elapsed >= watch.slo.within_seconds
             if slo_due and not verdicts:
                 by_probes = self._slo_by_probes()
-                # Prometheus, beside the probes, may know nothing; not having looked is no pass.
+                # Prometheus, beside the probes, may know nothing; no data is no pass.
                 unjudged = tuple(f"{k} after promotion" for k, v in by_probes.items() if not v.n)
                 verdicts = {**by_probes, **self._slo_by_prometheus()}
                 failed = [v.reason for v in verdicts.values() if v.outcome is Outcome.FAIL]
@@ -104,27 +104,27 @@ class Watcher:
                 )
             self.clock.sleep(watch.interval)
 
-    def _tell(self, found: Found) -> None:
-        """Name what has had no data for too long, once, and that Prometheus has some again.
+    def _report(self, found: Found) -> None:
+        """Report triggers without data for too long, once, and that Prometheus has data again.
 
         A trigger without data has had none for longer than the gap, or never; after the watch's
         first gap both are too long.
         """
-        if set(found.blind) - self._told_blind:
+        if set(found.blind) - self._reported_blind:
             self.on_blind(found.blind)
-        if set(found.unseen) - self._told_unseen:
+        if set(found.unseen) - self._reported_unseen:
             self.on_unseen(self._gap(found))
-        elif self._told_unseen and not found.unseen:
+        elif self._reported_unseen and not found.unseen:
             self.on_seen()
-        self._told_blind, self._told_unseen = set(found.blind), set(found.unseen)
+        self._reported_blind, self._reported_unseen = set(found.blind), set(found.unseen)
 
     def _gap(self, found: Found) -> str:
-        """Which triggers have no data from Prometheus, and why; empty if all have."""
+        """Return the triggers that have no data from Prometheus, and why; empty if all have."""
         if not found.unseen:
             return ""
         why = "it has not answered yet"
         if self._latest is not None:
-            why = self._latest.unknown or "too few requests, or in buckets that do not tell"
+            why = self._latest.unknown or "too few requests, or buckets that do not decide"
         return f"{', '.join(found.unseen)}: {why}"
 
     def _slo_by_probes(self) -> dict[str, Verdict]:
