@@ -46,8 +46,8 @@ from support.short_policy import short_policy
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence
-from vllm_rollout.platform.base import Platform
 from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.rollout.passed_revisions import PassedRevisions
 from vllm_rollout.settings import load_settings
 
@@ -77,7 +77,7 @@ class Place:
     """Where it is measured: a folder with a policy, a platform, builds, and a fault."""
 
     folder: Path
-    platform: Platform
+    platform: ReleaseWriter
     production: Deployment
     values: Callable[[str], Mapping[str, Any]]
     break_it: Callable[[], None]
@@ -143,7 +143,7 @@ def local() -> Iterator[Place]:
         platform = load_settings(
             policy_file=str(folder / "rollout.yaml"),
             overrides={"local.state": str(folder / ".vllm-rollout")},
-        ).require_platform()
+        ).reader()
         assert isinstance(platform, LocalPlatform)
 
         def break_it() -> None:
@@ -182,7 +182,7 @@ def cluster() -> Iterator[Place]:
         os.environ["KUBECONFIG"] = str(namespace.kubeconfig)
         namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
         production = Deployment(MODEL, "production", namespace.name)
-        platform = load_settings(policy_file=str(folder / "rollout.yaml")).require_platform()
+        platform = load_settings(policy_file=str(folder / "rollout.yaml")).reader()
 
         def break_it() -> None:
             for server in running.kubelet.serving(namespace.name, production.release):

@@ -64,7 +64,7 @@ def newest_evidence() -> str:
 def break_production_after_promotion() -> None:
     """Wait until the watch after promotion has begun, then let 20% of requests fail."""
     settings = load_settings(policy_file=POLICY)
-    platform = settings.require_platform()
+    platform = settings.reader()
     journal = Journal(platform.store, MODEL)
     while (entry := journal.read()) is None or (entry.target, entry.phase) != (
         "production",
@@ -93,7 +93,7 @@ def in_production() -> bool:
     """Whether production serves anything to return to."""
     settings = load_settings(policy_file=POLICY)
     deployment = Deployment(MODEL, "production", settings.policy.namespace)
-    return any(r.complete for r in settings.require_platform().history(deployment))
+    return any(r.complete for r in settings.reader().history(deployment))
 
 
 def main() -> None:

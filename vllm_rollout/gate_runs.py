@@ -12,7 +12,7 @@ from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.deployment import Build, Deployment, images_of
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.evidence import GateResult, GateRun, LoadSummary
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.settings import Settings
 
@@ -22,7 +22,7 @@ URL_ONLY = "url"
 _BUILD: TypeAdapter[Build | None] = TypeAdapter(Build | None)
 
 
-def identity(platform: Platform | None, deployment: Deployment) -> dict[str, Any]:
+def identity(platform: ReleaseReader | None, deployment: Deployment) -> dict[str, Any]:
     """Revision, build and images that the deployment runs now, as JSON.
 
     What cannot be read is said, and which address did not answer.

@@ -12,7 +12,7 @@ from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.judge.replicas import replicas_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.gates import Health, Inference
 
@@ -24,7 +24,7 @@ Attach = Callable[[str, str], None]
 class Cluster:
     """The release under test, as its platform shows it."""
 
-    platform: Platform
+    platform: ReleaseReader
     deployment: Deployment
     policy: Policy
 

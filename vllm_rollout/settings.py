@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_pods import LoadPods
-from vllm_rollout.platform.base import PathErrors, Platform, Route
+from vllm_rollout.platform.base import PathErrors, Route
+from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
 from vllm_rollout.variables import option_or_environment, variable_of
@@ -33,7 +35,7 @@ class Settings:
     """
 
     policy: Policy
-    platform: Platform | None
+    platform: ReleaseReader | None
     base_url: str | None
     report_dir: Path
     kube_context: str | None = None
@@ -58,13 +60,13 @@ class Settings:
         """Where the deployment answers: `--base-url`, or what the platform says."""
         if self.base_url:
             return self.base_url.rstrip("/")
-        return self.require_platform().base_url(deployment)
+        return self.reader().base_url(deployment)
 
     def route_to(self, deployment: Deployment) -> Route:
         """What the address is called and how it is reached, for people."""
         if self.base_url:
             return Route(url=self.base_url.rstrip("/"), how="by --base-url")
-        return self.require_platform().route(deployment)
+        return self.reader().route(deployment)
 
     def path_errors(self, deployment: Deployment) -> PathErrors:
         """What has ailed the way to that address so far; nothing where there is only a URL."""
@@ -96,8 +98,8 @@ class Settings:
         """Where load is sent to: as `url_of` says, or by the name that `pods` know it by."""
         return self.url_of(deployment) if pods is None else self.route_to(deployment).url
 
-    def require_platform(self) -> Platform:
-        """The platform.
+    def reader(self) -> ReleaseReader:
+        """The releases, to be read; `platform.writer.writer_of` is for who changes them.
 
         Raises:
             UsageError: only a URL was given.
@@ -182,7 +184,7 @@ def _switched_on(name: str) -> bool:
     return _SWITCH[text.lower()]
 
 
-def make_platform(policy: Policy, *, kube_context: str | None = None) -> Platform:
+def make_platform(policy: Policy, *, kube_context: str | None = None) -> ReleaseWriter:
     """The platform the policy names. Reaches nothing yet: the first question to it does."""
     if policy.platform == "local":
         from vllm_rollout.platform.local import LocalPlatform

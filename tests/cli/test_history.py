@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vllm_rollout.cli.main import app
-from vllm_rollout.platform.base import Store
 from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.settings import load_settings
 
@@ -20,7 +20,7 @@ MODEL = "llama-2-7b"
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A local platform's store with two decisions, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    platform = load_settings(platform="local").require_platform()
+    platform = load_settings(platform="local").reader()
     assert isinstance(platform, LocalPlatform)
     decisions = AuditLog(platform.store)
     for kind, who, environment in (

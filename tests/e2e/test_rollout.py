@@ -130,7 +130,7 @@ class Site:
 
     @property
     def platform(self) -> LocalPlatform:
-        platform = self.settings.require_platform()
+        platform = self.settings.reader()
         assert isinstance(platform, LocalPlatform)
         return platform
 

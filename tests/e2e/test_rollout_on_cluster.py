@@ -112,7 +112,7 @@ class Site:
         """Have a build in development."""
         settings = self.settings
         deployed(
-            settings.require_platform(),
+            settings.reader(),
             settings.policy,
             settings.deployment(MODEL, "development"),
             self.values(revision),

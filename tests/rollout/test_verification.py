@@ -51,7 +51,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         platform="local",
         overrides=QUICK_GATES | {"local.state": str(state), "environments.production.replicas": 1},
     )
-    platform = settings.require_platform()
+    platform = settings.reader()
     assert isinstance(platform, LocalPlatform)
     command = ["{python}", "-m", "vllm_rollout.simulator", "--port", "{port}", "--model", "{model}"]
     try:
@@ -86,7 +86,7 @@ def words(run: GateRun) -> list[Any]:
 def test_a_verification_finds_what_the_gates_find(
     local: Settings, tmp_path: Path, fault: str
 ) -> None:
-    (replica,) = local.require_platform().replicas(PRODUCTION)
+    (replica,) = local.reader().replicas(PRODUCTION)
     dials = f"{replica.address}/simulator/dials"
     changes = [f"--policy-set={key}={value}" for key, value in QUICK_GATES.items()]
     runner = GateRunner(
@@ -229,7 +229,7 @@ def test_a_checker_that_does_not_work_is_no_verdict_unless_a_fail_was_seen(
     monkeypatch.setattr(world.platform, "replicas", broken)
 
     with pytest.raises(CannotVerifyError, match=f"pods: {type(error).__name__}: .*{error}"):
-        verify(settings(local.require_platform().base_url(PRODUCTION)), PRODUCTION, FakeClock())
+        verify(settings(local.reader().base_url(PRODUCTION)), PRODUCTION, FakeClock())
     assert verify(settings(trickling), PRODUCTION, FakeClock()).outcome is Outcome.FAIL
 
 
@@ -238,7 +238,7 @@ def test_a_gate_that_is_off_leaves_it_not_verified(
 ) -> None:
     world.overrides["environments.production.gates.health"] = False
     with pytest.raises(CannotVerifyError, match="health is off in production"):
-        verify(settings(local.require_platform().base_url(PRODUCTION)), PRODUCTION, FakeClock())
+        verify(settings(local.reader().base_url(PRODUCTION)), PRODUCTION, FakeClock())
 
 
 # ------------------------------------------------- a rollback that could not be verified

@@ -274,5 +274,5 @@ class Runs:
 
 
 def _all_well(looks: DeploymentObserver, deployment: Deployment) -> Observation:
-    replicas = looks.settings.require_platform().replicas(deployment)
+    replicas = looks.settings.reader().replicas(deployment)
     return Observation(probes=healthy(0.0), replicas=replicas)

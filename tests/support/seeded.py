@@ -14,7 +14,7 @@ from support.world import ScriptedGates, scripted_tools
 from vllm_rollout.model.deployment import Deployment, Revision, Target
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, new_run_id
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.engine import gate_and_promote
@@ -24,7 +24,7 @@ from vllm_rollout.settings import Settings
 
 
 def deployed(
-    platform: Platform, policy: Policy, deployment: Deployment, values: Mapping[str, Any]
+    platform: ReleaseWriter, policy: Policy, deployment: Deployment, values: Mapping[str, Any]
 ) -> Revision:
     """Bring all replicas of a deployment to the build of `values`, as `deploy` does."""
     capacity = policy.environments[deployment.environment].replicas
@@ -43,7 +43,7 @@ def deployed(
 
 
 def passed(
-    platform: Platform, policy: Policy, deployment: Deployment, values: Mapping[str, Any]
+    platform: ReleaseWriter, policy: Policy, deployment: Deployment, values: Mapping[str, Any]
 ) -> Revision:
     """The same, of a build that has passed its gates there."""
     revision = deployed(platform, policy, deployment, values)
@@ -56,7 +56,7 @@ def staged(settings: Settings, model: str, values: Mapping[str, Any], folder: Pa
 
     Nothing is written to `folder`: reports and records are the commands' work.
     """
-    platform, policy = settings.require_platform(), settings.policy.for_model(model)
+    platform, policy = settings.reader(), settings.policy.for_model(model)
     source, target = (settings.deployment(model, name) for name in ("development", "staging"))
     deployed(platform, policy, source, values)
     clock = SystemClock()

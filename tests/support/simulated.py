@@ -23,7 +23,6 @@ from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import (
     ConflictError,
     Entry,
-    Guard,
     Lease,
     LeaseHeldError,
     NotReadyError,
@@ -32,6 +31,7 @@ from vllm_rollout.platform.base import (
     Weights,
     WeightsChangedError,
 )
+from vllm_rollout.platform.writer import Guard
 
 ALL_STABLE = Weights(stable=1)
 LONG_AGO = timedelta(hours=30)

@@ -42,6 +42,7 @@ from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_pods import LoadPods
 from vllm_rollout.model.units import format_value, parse_rate, parse_share
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.terminal import progress_line
 from vllm_rollout.rollout.clock import SystemClock
@@ -263,7 +264,7 @@ class _Run:
         if self.settings.platform is None:
             yield
             return
-        store = self.settings.platform.store
+        store = writer_of(self.settings.platform).store
         with hold(store, self.deployment.model, clock=SystemClock(), on_wait=self.console.print):
             yield
 
@@ -290,7 +291,7 @@ class _Run:
         ):
             return
         keep_capacity(
-            self.settings.platform.store,
+            writer_of(self.settings.platform).store,
             self.deployment,
             revision.build,
             capacity,

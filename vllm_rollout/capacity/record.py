@@ -9,7 +9,8 @@ from vllm_rollout.capacity.model import Capacity
 from vllm_rollout.capacity.question import question_digest
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.platform.base import Platform, Store
+from vllm_rollout.platform.reader import ReleaseReader, StoreReader
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 
 
@@ -37,7 +38,7 @@ def keep_capacity(
 
 
 def capacity_on_record(
-    platform: Platform | None, deployment: Deployment, policy: Policy
+    platform: ReleaseReader | None, deployment: Deployment, policy: Policy
 ) -> KnownCapacity | None:
     """The capacity of what the deployment runs now; None where none is known, or nobody can say."""
     if platform is None:
@@ -58,7 +59,7 @@ def capacity_on_record(
 
 
 def known_capacity(
-    store: Store, deployment: Deployment, build: Build, *, policy: Policy, replicas: int
+    store: StoreReader, deployment: Deployment, build: Build, *, policy: Policy, replicas: int
 ) -> KnownCapacity | None:
     """The capacity on record of `build`; None where there is none that can be read."""
     entry = store.read(_key(deployment, build))

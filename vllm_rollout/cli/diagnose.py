@@ -32,7 +32,7 @@ def diagnose_command(
     settings = choice.settings()
     policy = settings.policy.for_model(model)
     deployment = settings.deployment(model, environment or policy.order[0])
-    symptoms = settings.require_platform().symptoms(deployment)
+    symptoms = settings.reader().symptoms(deployment)
     findings = findings_of(symptoms, policy, model)
     if as_json:
         document = {

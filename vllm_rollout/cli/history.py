@@ -11,7 +11,7 @@ from rich.table import Table
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import Revision
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.rollout.audit_log import AuditLog, Decision
+from vllm_rollout.rollout.audit_log import AuditLogReader, Decision
 
 _REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])
 
@@ -30,8 +30,8 @@ def history_command(
     changed, removed or replaced afterwards is named, and the exit code is 1.
     """
     settings = choice.settings()
-    where = settings.require_platform()
-    chain = AuditLog(where.store)
+    where = settings.reader()
+    chain = AuditLogReader(where.store)
     wrong = chain.verify(settings.deployment(model, environment or settings.policy.order[0]).model)
     decisions = [d for d in chain.of(model) if environment in (None, d.environment)]
     revisions = (

@@ -73,7 +73,7 @@ def checked_before(
                 options=gate_options,
                 on_event=lambda kind, text: reporter.gate(text) if kind == "gate" else None,
             ),
-            settings.require_platform(),
+            settings.reader(),
             settings.policy.for_model(deployment.model),
             deployment,
             values,
@@ -99,7 +99,7 @@ def checked_before(
 
 def _values_before(settings: Settings, deployment: Deployment) -> dict[str, Any]:
     """The values that the environment before runs now."""
-    platform = settings.require_platform()
+    platform = settings.reader()
     before = settings.policy.previous(deployment.environment)
     source = settings.deployment(deployment.model, before) if before else None
     served = newest_served(platform.history(source)) if source else None

@@ -11,7 +11,9 @@ from vllm_rollout.cli.preflight import checked_before
 from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.platform.base import NotReadyError, Platform
+from vllm_rollout.platform.base import NotReadyError
+from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.lease import hold
@@ -21,10 +23,10 @@ from vllm_rollout.yaml_file import read_mapping
 
 def _reach(
     choice: options.Choice, model: str, environment: str | None = None
-) -> tuple[Policy, Platform, Deployment]:
+) -> tuple[Policy, ReleaseReader, Deployment]:
     settings = choice.settings()
     deployment = settings.deployment(model, environment or settings.policy.order[0])
-    return settings.policy.for_model(model), settings.require_platform(), deployment
+    return settings.policy.for_model(model), settings.reader(), deployment
 
 
 @options.about_releases
@@ -50,7 +52,7 @@ def deploy_command(
             f"{deployment.environment} is not deployed to directly: stages are not skipped",
             remedy=f"Gate it first: gate-and-promote {model} --to {deployment.environment}",
         )
-    rules, where = settings.policy.for_model(model), settings.require_platform()
+    rules, where = settings.policy.for_model(model), writer_of(settings.reader())
     content = read_mapping(values)
     checked_before(settings, deployment, content, gate_options=choice.for_gates(settings))
     capacity = rules.environments[deployment.environment].replicas
@@ -102,7 +104,8 @@ def uninstall_command(
     choice: options.Choice,
 ) -> None:
     """Remove MODEL's release from --environment (default: every environment)."""
-    rules, where, deployment = _reach(choice, model, environment)
+    rules, releases, deployment = _reach(choice, model, environment)
+    where = writer_of(releases)
     with hold(where.store, model, clock=SystemClock(), on_wait=options.say) as held:
         where.guard(held)
         for name in [deployment.environment] if environment else list(rules.environments):

@@ -8,8 +8,9 @@ import typer
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, gate_run, unusable
+from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, SignOffsReader, gate_run, unusable
 from vllm_rollout.settings import Settings
 
 
@@ -41,7 +42,7 @@ def sign_off_command(
     if not name.strip():
         raise UsageError("--as is empty", remedy="Give the name of who decides.")
     sign_off, run_id = _decided(settings, model, evidence, name, note, approved=not reject)
-    SignOffs(settings.require_platform().store, model).add(sign_off, run_id)
+    SignOffs(writer_of(settings.reader()).store, model).add(sign_off, run_id)
     options.say(
         f"{sign_off.environment}/{model} revision {sign_off.revision} {sign_off}\n"
         f"evidence {sign_off.evidence}"
@@ -54,8 +55,8 @@ def sign_off_command(
 def _decided(
     settings: Settings, model: str, prefix: str, name: str, note: str, *, approved: bool
 ) -> tuple[SignOff, str]:
-    platform, policy = settings.require_platform(), settings.policy.for_model(model)
-    digest, evidence = SignOffs(platform.store, model).evidence(prefix)
+    platform, policy = settings.reader(), settings.policy.for_model(model)
+    digest, evidence = SignOffsReader(platform.store, model).evidence(prefix)
     environment = next(
         (
             each

@@ -12,6 +12,7 @@ from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.model.units import parse_duration
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
+from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.soak_samples import keep_sample, observed_by, sample_of, soak_of
 from vllm_rollout.settings import Settings
@@ -67,7 +68,7 @@ def soak_command(
 
 def _look(settings: Settings, deployment: Deployment) -> SoakState:
     """Take one sample and keep it; what is known of the soak then."""
-    platform, policy = settings.require_platform(), settings.policy.for_model(deployment.model)
+    platform, policy = settings.reader(), settings.policy.for_model(deployment.model)
     revision = _serving(settings, deployment)
     with InferenceClient(
         platform.base_url(deployment), model=deployment.model, api_key=settings.api_key
@@ -82,7 +83,7 @@ def _look(settings: Settings, deployment: Deployment) -> SoakState:
     sample = sample_of(now, platform.replicas(deployment), revision.capacity, probes)
     rules = policy.environments[deployment.environment].soak
     if rules is not None:
-        keep_sample(platform.store, deployment, revision, sample, rules)
+        keep_sample(writer_of(platform).store, deployment, revision, sample, rules)
     state = soak_of(platform, policy, deployment, revision, now)
     if state is None:
         raise UsageError(f"{deployment.environment} has no soak in the policy")
@@ -90,7 +91,7 @@ def _look(settings: Settings, deployment: Deployment) -> SoakState:
 
 
 def _serving(settings: Settings, deployment: Deployment) -> Revision:
-    revision = newest_served(settings.require_platform().history(deployment))
+    revision = newest_served(settings.reader().history(deployment))
     if revision is None:
         raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to look at.")
     return revision

@@ -32,7 +32,7 @@ def status_command(
 ) -> None:
     """Show where MODEL stands: what runs in each environment, and what blocks its promotion."""
     settings = choice.settings()
-    platform = settings.require_platform()
+    platform = settings.reader()
     if model is not None:
         settings.deployment(model, settings.policy.order[0])  # refuses what is no name
     found = [

@@ -108,7 +108,7 @@ def preflight(
     """The facts about a build that may be deployed next: that of `--values`, or of the environment
     before; in the first environment the one that runs there.
     """
-    platform = settings.require_platform()
+    platform = settings.reader()
     file = request.config.getoption("values")
     if file:
         values = read_mapping(Path(file))

@@ -15,7 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.evidence import evidence_key
-from vllm_rollout.platform.base import ConflictError, Entry, Store
+from vllm_rollout.platform.base import ConflictError, Entry
+from vllm_rollout.platform.reader import StoreReader
+from vllm_rollout.platform.writer import Store
 
 _TRIES = 10
 
@@ -77,59 +79,11 @@ class Decision:
 _ADAPTER: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 
-class AuditLog:
-    """Hash chains of all models, in a platform's store."""
+class AuditLogReader:
+    """Reads and verifies the hash chains of all models."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StoreReader) -> None:
         self._store = store
-
-    def append(
-        self,
-        kind: DecisionKind,
-        *,
-        model: str,
-        environment: str,
-        at: datetime,
-        who: str,
-        why: str,
-        run_id: str = "",
-        build: str = "",
-        evidence: str = "",
-    ) -> Decision:
-        """Append an entry; entries of several writers at once follow one another.
-
-        Raises:
-            ConflictError: the place after the last entry is taken by one that does not follow it.
-        """
-        for _ in range(_TRIES):
-            head = self._head(model)
-            number, previous = _last(head)
-            decision = Decision(
-                number=number + 1,
-                kind=kind,
-                model=model,
-                environment=environment,
-                at=at,
-                who=who,
-                why=why,
-                run_id=run_id,
-                build=build,
-                evidence=evidence,
-                previous=previous,
-            )
-            try:
-                self._store.write(_key(model, number + 1), _document(decision), expect=None)
-            except ConflictError:
-                # Another was first, or was killed before it could say that its entry is the last.
-                self._catch_up(model, head, number + 1)
-                continue
-            self._set_head(model, head, decision)
-            return decision
-        raise ConflictError(
-            f"the decisions about {model} cannot be added to: entry {number + 1} does not follow "
-            f"entry {number}",
-            remedy=f"Run vllm-rollout history {model}: it names the broken entries.",
-        )
 
     def of(self, model: str) -> list[Decision]:
         """Return all readable decisions about `model`, oldest first."""
@@ -197,6 +151,63 @@ class AuditLog:
 
     def _head(self, model: str) -> Entry | None:
         return self._store.read(f"decided/{model}")
+
+
+class AuditLog(AuditLogReader):
+    """Hash chains of all models, in a platform's store."""
+
+    _store: Store
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+
+    def append(
+        self,
+        kind: DecisionKind,
+        *,
+        model: str,
+        environment: str,
+        at: datetime,
+        who: str,
+        why: str,
+        run_id: str = "",
+        build: str = "",
+        evidence: str = "",
+    ) -> Decision:
+        """Append an entry; entries of several writers at once follow one another.
+
+        Raises:
+            ConflictError: the place after the last entry is taken by one that does not follow it.
+        """
+        for _ in range(_TRIES):
+            head = self._head(model)
+            number, previous = _last(head)
+            decision = Decision(
+                number=number + 1,
+                kind=kind,
+                model=model,
+                environment=environment,
+                at=at,
+                who=who,
+                why=why,
+                run_id=run_id,
+                build=build,
+                evidence=evidence,
+                previous=previous,
+            )
+            try:
+                self._store.write(_key(model, number + 1), _document(decision), expect=None)
+            except ConflictError:
+                # Another was first, or was killed before it could say that its entry is the last.
+                self._catch_up(model, head, number + 1)
+                continue
+            self._set_head(model, head, decision)
+            return decision
+        raise ConflictError(
+            f"the decisions about {model} cannot be added to: entry {number + 1} does not follow "
+            f"entry {number}",
+            remedy=f"Run vllm-rollout history {model}: it names the broken entries.",
+        )
 
     def _set_head(self, model: str, head: Entry | None, last: Decision) -> None:
         value = {"number": last.number, "digest": last.digest}

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.evidence import GateRun
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.rollout.result import RolloutResult
 
 
 def build_drift(
-    platform: Platform, source: Deployment, revision: Revision, run: GateRun, build: Build
+    platform: ReleaseReader, source: Deployment, revision: Revision, run: GateRun, build: Build
 ) -> RolloutResult | None:
     """Return a refusal if `build` differs from the build that `run` gated; None if it is the same.
 
@@ -61,7 +61,7 @@ def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build
 
 
 def same_images(
-    platform: Platform, deployment: Deployment, build: Build, gated: Sequence[str]
+    platform: ReleaseReader, deployment: Deployment, build: Build, gated: Sequence[str]
 ) -> None:
     """Return if the replicas that run `build` in `deployment` run the images that were gated.
 

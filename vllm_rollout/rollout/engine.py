@@ -6,7 +6,8 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import Evidence
-from vllm_rollout.platform.base import ConflictError, Platform
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.build_drift import build_drift
@@ -126,7 +127,7 @@ def _promote_or_undo(tools: RunTools, promotion: Promotion) -> RolloutResult:
         return roll_back(tools, entry, f"the promotion could not go on: {error}")
 
 
-def _served(platform: Platform, source: Deployment) -> Revision:
+def _served(platform: ReleaseReader, source: Deployment) -> Revision:
     """Return the source's newest revision, which must be whole and deployed."""
     history = platform.history(source)
     if not history:
@@ -145,7 +146,7 @@ def _served(platform: Platform, source: Deployment) -> Revision:
     return newest
 
 
-def _runs(platform: Platform, target: Deployment, build: Build) -> bool:
+def _runs(platform: ReleaseReader, target: Deployment, build: Build) -> bool:
     """Return whether every replica of the target runs `build`."""
     serving = newest_served(platform.history(target))
     return serving is not None and serving.complete and serving.build == build

@@ -16,7 +16,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import GateRun, read_evidence
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.resources import GATES
 
@@ -153,7 +153,7 @@ class GateRunner:
 
 def run_preflight(
     runner: GateRunner,
-    platform: Platform,
+    platform: ReleaseReader,
     policy: Policy,
     deployment: Deployment,
     values: Mapping[str, Any],

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.evidence import GateRun
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.report.rows import findings
 from vllm_rollout.report.terminal import verdict_line
 from vllm_rollout.rollout.gate_runner import GateRunner, run_preflight
@@ -27,7 +27,7 @@ class Gates:
     """
 
     run: Run
-    platform: Platform
+    platform: ReleaseReader
     runner: GateRunner
     verifier: Callable[[Deployment], GateRun]
     settings_for: Callable[[Deployment], Settings]

@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vllm_rollout.model.deployment import Build
-from vllm_rollout.platform.base import ConflictError, Store, Weights
+from vllm_rollout.platform.base import ConflictError, Weights
+from vllm_rollout.platform.reader import StoreReader
+from vllm_rollout.platform.writer import Store
 
 
 class Phase(StrEnum):
@@ -129,12 +131,18 @@ class JournalEntry:
 _ADAPTER: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
 
 
+def last_entry(store: StoreReader, model: str) -> JournalEntry | None:
+    """The entry of the model's last rollout, or None."""
+    entry = store.read(_key(model))
+    return None if entry is None else _ADAPTER.validate_python(entry.value)
+
+
 class Journal:
     """Reads and writes a model's journal with compare-and-set: two writers never mix."""
 
     def __init__(self, store: Store, model: str) -> None:
         self._store = store
-        self._key = f"rollout/{model}"
+        self._key = _key(model)
         self._version: str | None = None
         self.last: JournalEntry | None = None
         """The entry as last read or written."""
@@ -171,3 +179,7 @@ class Journal:
     ) -> JournalEntry:
         """Write that `entry` enters `phase`."""
         return self.write(replace(entry, phase=phase, note=note, updated=now))
+
+
+def _key(model: str) -> str:
+    return f"rollout/{model}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
-from vllm_rollout.platform.base import Platform, Weights
+from vllm_rollout.platform.base import Weights
+from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.rollout.journal import (
     Event,
     Journal,
@@ -24,12 +25,12 @@ from vllm_rollout.rollout.run_log import RunLog
 class LeasedReleases:
     """Changes the target's releases, and asks the store for the lease right before each change.
 
-    The platform asks once more before each request (`Platform.guard`). Reading takes `platform`
-    and needs no lease. The journal is written before a change.
+    The platform asks once more before each request (`ReleaseWriter.guard`). Reading takes
+    `platform` and needs no lease. The journal is written before a change.
     """
 
     run: Run
-    platform: Platform
+    platform: ReleaseWriter
     journal: Journal
     log: RunLog
     lease_ttl: timedelta = TTL
@@ -133,7 +134,7 @@ class LeasedReleases:
         return self.journal.advance(entry, phase, note, now=self.log.now())
 
     def apply(self, deployment: Deployment, target: Target, note: str) -> Revision:
-        """Bring a release to `target`. Raises: as `Platform.apply` and `ensure_lease`."""
+        """Bring a release to `target`. Raises: as `ReleaseWriter.apply` and `ensure_lease`."""
         self.ensure_lease()
         return self.platform.apply(
             deployment,
@@ -158,7 +159,10 @@ class LeasedReleases:
         self.platform.uninstall(deployment, timeout=self.run.policy.deploy_timeout)
 
     def set_weights(self, weights: Weights, expect: Weights | None) -> None:
-        """Divide the target's traffic. Raises: as `Platform.set_weights` and `ensure_lease`."""
+        """Divide the target's traffic.
+
+        Raises: as `ReleaseWriter.set_weights` and `ensure_lease`.
+        """
         self.ensure_lease()
         self.platform.set_weights(
             self.run.target, weights, expect=expect, timeout=self.run.policy.deploy_timeout

@@ -7,7 +7,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.units import format_share
-from vllm_rollout.platform.base import Store
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.passed_revisions import PassedRevisions

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vllm_rollout.model.deployment import Deployment, Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.run import Run
 from vllm_rollout.rollout.run_log import RunLog
@@ -20,7 +20,7 @@ class RegistryError(RolloutError):
 
 
 def register(
-    policy: Policy, platform: Platform, deployment: Deployment, revision: Revision
+    policy: Policy, platform: ReleaseReader, deployment: Deployment, revision: Revision
 ) -> str | None:
     """Register `revision`; return the last line that the command printed, None without a command.
 
@@ -30,7 +30,7 @@ def register(
     return _run(policy.model_registry.register_command, policy, platform, deployment, revision)
 
 
-def register_target(run: Run, platform: Platform, log: RunLog) -> str:
+def register_target(run: Run, platform: ReleaseReader, log: RunLog) -> str:
     """Register what the run's target serves; return what went wrong, or ""."""
     target = run.target
     try:
@@ -46,7 +46,7 @@ def register_target(run: Run, platform: Platform, log: RunLog) -> str:
 
 
 def registered(
-    policy: Policy, platform: Platform, deployment: Deployment, revision: Revision
+    policy: Policy, platform: ReleaseReader, deployment: Deployment, revision: Revision
 ) -> str | None:
     """Return the registry's answer about the deployment; None without a command.
 
@@ -59,7 +59,7 @@ def registered(
 def _run(
     command: Sequence[str] | None,
     policy: Policy,
-    platform: Platform,
+    platform: ReleaseReader,
     deployment: Deployment,
     revision: Revision,
 ) -> str | None:

@@ -6,11 +6,11 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.journal import Journal, JournalEntry
+from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.model_registry import registered
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.passed_revisions import PassedRevisionsReader
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
 from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import soak_of
@@ -67,18 +67,18 @@ class ModelStatus:
     under_way: JournalEntry | None
 
 
-def models_known(platform: Platform) -> list[str]:
+def models_known(platform: ReleaseReader) -> list[str]:
     """Return the models that have a journal."""
     prefix = "rollout/"
     return [key.removeprefix(prefix) for key in platform.store.keys(prefix)]
 
 
-def model_status(platform: Platform, policy: Policy, model: str, now: datetime) -> ModelStatus:
+def model_status(platform: ReleaseReader, policy: Policy, model: str, now: datetime) -> ModelStatus:
     """Return the status of `model`; `policy` is the model's own.
 
     Raises: as the platform.
     """
-    entry = Journal(platform.store, model).read()
+    entry = last_entry(platform.store, model)
     under_way = entry if entry is not None and entry.unfinished else None
     found: list[EnvironmentStatus] = []
     after: EnvironmentStatus | None = None
@@ -90,7 +90,7 @@ def model_status(platform: Platform, policy: Policy, model: str, now: datetime) 
 
 
 def _environment(
-    platform: Platform,
+    platform: ReleaseReader,
     policy: Policy,
     deployment: Deployment,
     after: EnvironmentStatus | None,
@@ -127,7 +127,7 @@ def _environment(
         on_build=newest.replicas,
         capacity=newest.capacity,
         replicas=replicas,
-        evidence=_evidence(PassedRevisions(platform.store), deployment, history),
+        evidence=_evidence(PassedRevisionsReader(platform.store), deployment, history),
         soaked_seconds=soaked.total_seconds(),
         soak_left_seconds=left.total_seconds(),
         registered=_registered(platform, policy, deployment, newest),
@@ -143,7 +143,7 @@ def _moves_traffic(under_way: JournalEntry | None, environment: str) -> bool:
     return under_way is not None and under_way.target == environment and under_way.moves_traffic
 
 
-def _canary(platform: Platform, deployment: Deployment) -> CanaryStatus | None:
+def _canary(platform: ReleaseReader, deployment: Deployment) -> CanaryStatus | None:
     share, trouble = 0.0, ""
     try:
         share = platform.weights(deployment).canary_share
@@ -161,7 +161,7 @@ def _canary(platform: Platform, deployment: Deployment) -> CanaryStatus | None:
 
 
 def _registered(
-    platform: Platform, policy: Policy, deployment: Deployment, newest: Revision
+    platform: ReleaseReader, policy: Policy, deployment: Deployment, newest: Revision
 ) -> str | None:
     try:
         return registered(policy, platform, deployment, newest)
@@ -170,7 +170,7 @@ def _registered(
 
 
 def _evidence(
-    ledger: PassedRevisions, deployment: Deployment, history: Sequence[Revision]
+    ledger: PassedRevisionsReader, deployment: Deployment, history: Sequence[Revision]
 ) -> str | None:
     """Return the newest build's evidence; an earlier revision may have run it before a rollback."""
     of_the_build = (r for r in reversed(history) if r.build == history[-1].build)
@@ -178,7 +178,7 @@ def _evidence(
 
 
 def _soak(
-    platform: Platform, policy: Policy, deployment: Deployment, newest: Revision, now: datetime
+    platform: ReleaseReader, policy: Policy, deployment: Deployment, newest: Revision, now: datetime
 ) -> tuple[timedelta, timedelta]:
     """Return the time soaked and the time left; all is left where the soak is unknown."""
     try:
@@ -207,7 +207,7 @@ def _blocks_here(
 
 
 def _blocks_on_the_way(
-    platform: Platform,
+    platform: ReleaseReader,
     policy: Policy,
     source: Deployment,
     newest: Revision,

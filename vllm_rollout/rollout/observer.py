@@ -12,7 +12,9 @@ from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.observe.prometheus_window import live_metrics
-from vllm_rollout.platform.base import PathErrors, Platform
+from vllm_rollout.platform.base import PathErrors
+from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.report.terminal import observation_line
 from vllm_rollout.rollout.run import Run
 from vllm_rollout.rollout.run_log import RunLog
@@ -34,8 +36,8 @@ class DeploymentObserver:
     log: RunLog
 
     @property
-    def _platform(self) -> Platform:
-        return self.settings.require_platform()
+    def _platform(self) -> ReleaseReader:
+        return self.settings.reader()
 
     def settings_for(self, deployment: Deployment) -> Settings:
         """Return the settings that hold the address of the deployment."""
@@ -81,7 +83,9 @@ class DeploymentObserver:
 
         None where the soak does not go by samples. A sample that cannot be stored is a gap.
         """
-        sampling = Sampling.of(self._platform.store, self.run.policy, deployment, revision)
+        sampling = Sampling.of(
+            writer_of(self._platform).store, self.run.policy, deployment, revision
+        )
         if sampling is None:
             return None
 

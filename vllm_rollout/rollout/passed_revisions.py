@@ -4,42 +4,15 @@ from collections.abc import Sequence
 
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
 from vllm_rollout.model.evidence import Evidence, as_json, evidence_key
-from vllm_rollout.platform.base import Store
+from vllm_rollout.platform.reader import StoreReader
+from vllm_rollout.platform.writer import Store
 
 
-class PassedRevisions:
-    """Keeps evidence in the platform's store, by digest, and the revisions that passed by it."""
+class PassedRevisionsReader:
+    """Revisions that passed their gates, and the digest of the evidence of each."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StoreReader) -> None:
         self._store = store
-
-    def keep(self, evidence: Evidence) -> str:
-        """Store the evidence under its digest; storing it again changes nothing."""
-        key = evidence_key(evidence.model, evidence.digest)
-        if self._store.read(key) is None:
-            self._store.write(key, as_json(evidence), expect=None)
-        return evidence.digest
-
-    def passed(self, deployment: Deployment, revision: Revision, evidence_digest: str) -> None:
-        """Note that `revision` passed its gates, by that evidence."""
-        key = self._key(deployment, revision)
-        known = self._store.read(key)
-        self._store.write(
-            key,
-            {"build": revision.build.digest, "evidence": evidence_digest},
-            expect=known.version if known else None,
-        )
-        withdrawn = self._store.read(_withdrawn(deployment))
-        if withdrawn is not None and revision.build.digest in withdrawn.value:
-            builds = {k: v for k, v in withdrawn.value.items() if k != revision.build.digest}
-            self._store.write(_withdrawn(deployment), builds, expect=withdrawn.version)
-
-    def withdraw(self, deployment: Deployment, build: Build, why: str) -> None:
-        """Note that `build` was rolled back: nothing returns to it, whatever it passed before."""
-        known = self._store.read(_withdrawn(deployment))
-        builds = {**known.value, build.digest: why} if known else {build.digest: why}
-        expect = known.version if known else None
-        self._store.write(_withdrawn(deployment), builds, expect=expect)
 
     def evidence_of(self, deployment: Deployment, revision: Revision) -> str | None:
         """Return the digest of the evidence by which `revision` passed; None if it has not."""
@@ -77,6 +50,43 @@ class PassedRevisions:
     @staticmethod
     def _key(deployment: Deployment, revision: Revision) -> str:
         return f"passed/{deployment.release}/{revision.number:08d}"
+
+
+class PassedRevisions(PassedRevisionsReader):
+    """Keeps evidence in the platform's store, by digest, and the revisions that passed by it."""
+
+    _store: Store
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+
+    def keep(self, evidence: Evidence) -> str:
+        """Store the evidence under its digest; storing it again changes nothing."""
+        key = evidence_key(evidence.model, evidence.digest)
+        if self._store.read(key) is None:
+            self._store.write(key, as_json(evidence), expect=None)
+        return evidence.digest
+
+    def passed(self, deployment: Deployment, revision: Revision, evidence_digest: str) -> None:
+        """Note that `revision` passed its gates, by that evidence."""
+        key = self._key(deployment, revision)
+        known = self._store.read(key)
+        self._store.write(
+            key,
+            {"build": revision.build.digest, "evidence": evidence_digest},
+            expect=known.version if known else None,
+        )
+        withdrawn = self._store.read(_withdrawn(deployment))
+        if withdrawn is not None and revision.build.digest in withdrawn.value:
+            builds = {k: v for k, v in withdrawn.value.items() if k != revision.build.digest}
+            self._store.write(_withdrawn(deployment), builds, expect=withdrawn.version)
+
+    def withdraw(self, deployment: Deployment, build: Build, why: str) -> None:
+        """Note that `build` was rolled back: nothing returns to it, whatever it passed before."""
+        known = self._store.read(_withdrawn(deployment))
+        builds = {**known.value, build.digest: why} if known else {build.digest: why}
+        expect = known.version if known else None
+        self._store.write(_withdrawn(deployment), builds, expect=expect)
 
 
 def _withdrawn(deployment: Deployment) -> str:

@@ -12,20 +12,28 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.gates import Gates
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.passed_revisions import PassedRevisionsReader
 from vllm_rollout.rollout.promotion_blockers import nobody_on_call, reasons_to_wait
 from vllm_rollout.rollout.result import RolloutResult
 from vllm_rollout.rollout.run import Run
 from vllm_rollout.rollout.run_log import RunLog
-from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, gate_run, sign_off_command, unusable
+from vllm_rollout.rollout.sign_offs import (
+    SignOff,
+    SignOffs,
+    SignOffsReader,
+    gate_run,
+    sign_off_command,
+    unusable,
+)
 
 
 def before_gates(
-    run: Run, platform: Platform, log: RunLog, revision: Revision
+    run: Run, platform: ReleaseReader, log: RunLog, revision: Revision
 ) -> RolloutResult | None:
     """Return the result of a rollout that ends before its gates; None where it goes on."""
     if run.emergency is not None:
@@ -52,7 +60,7 @@ def before_gates(
 
 
 def reusable_run(
-    run: Run, platform: Platform, log: RunLog, gates: Gates, revision: Revision
+    run: Run, platform: ReleaseReader, log: RunLog, gates: Gates, revision: Revision
 ) -> GateRun | None:
     """Return the gate run of signed, fresh evidence about this revision, build and policy, if any.
 
@@ -65,7 +73,7 @@ def reusable_run(
             continue
         key = evidence_key(source.model, sign_off.evidence)
         try:
-            evidence = SignOffs(platform.store, source.model).kept(key)
+            evidence = SignOffsReader(platform.store, source.model).kept(key)
         except RolloutError:
             continue
         signed = gate_run(evidence, source.environment)
@@ -101,7 +109,7 @@ def reusable_run(
 
 
 def still_to_wait_for(
-    run: Run, platform: Platform, log: RunLog, revision: Revision, *, signed: bool
+    run: Run, platform: ReleaseReader, log: RunLog, revision: Revision, *, signed: bool
 ) -> RolloutResult | None:
     """Return what blocks the promotion of a build whose gates passed; None if nothing does.
 
@@ -163,7 +171,7 @@ def notify_of_end(log: RunLog, kind: DecisionKind, result: RolloutResult) -> Non
 
 
 def ask_for_sign_off(
-    run: Run, platform: Platform, log: RunLog, evidence: Evidence, *, notify: bool
+    run: Run, platform: ReleaseWriter, log: RunLog, evidence: Evidence, *, notify: bool
 ) -> None:
     """Note that this stored evidence waits for a sign-off; and `notify` the people who sign."""
     model = run.source.model
@@ -189,9 +197,9 @@ def _own_gates(paths: Iterable[Path]) -> set[str]:
     return {file.stem.removeprefix("test_") for file in files}
 
 
-def _stages_without_evidence(run: Run, platform: Platform, revision: Revision) -> list[str]:
+def _stages_without_evidence(run: Run, platform: ReleaseReader, revision: Revision) -> list[str]:
     order, source = run.policy.order, run.source
-    passed = PassedRevisions(platform.store)
+    passed = PassedRevisionsReader(platform.store)
     return [
         name
         for name in order[: order.index(source.environment)]
@@ -199,8 +207,8 @@ def _stages_without_evidence(run: Run, platform: Platform, revision: Revision) -
     ]
 
 
-def _sign_offs(run: Run, platform: Platform, revision: Revision) -> list[SignOff]:
+def _sign_offs(run: Run, platform: ReleaseReader, revision: Revision) -> list[SignOff]:
     if run.policy.environments[run.source.environment].sign_off is None:
         return []
-    known = SignOffs(platform.store, run.source.model)
+    known = SignOffsReader(platform.store, run.source.model)
     return known.about(run.source.environment, revision)

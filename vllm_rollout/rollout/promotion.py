@@ -10,7 +10,7 @@ from vllm_rollout.model.deployment import Build, Deployment, Revision, Target, n
 from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.units import format_duration
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.rollout.build_drift import same_images
 from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
 from vllm_rollout.rollout.gates import Gates
@@ -18,7 +18,7 @@ from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
 from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.model_registry import register_target
 from vllm_rollout.rollout.observer import DeploymentObserver
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.passed_revisions import PassedRevisions, PassedRevisionsReader
 from vllm_rollout.rollout.result import RolloutResult, Undo, problems_of
 from vllm_rollout.rollout.rollback import roll_back
 from vllm_rollout.rollout.run import Run
@@ -55,10 +55,10 @@ class Promotion:
         ]
 
 
-def describe(run: Run, platform: Platform, promotion: Promotion) -> list[str]:
+def describe(run: Run, platform: ReleaseReader, promotion: Promotion) -> list[str]:
     """Return the steps that `promote` would take, one line each."""
     history = platform.history(run.target)
-    before = PassedRevisions(platform.store).good_revision(run.target, history)
+    before = PassedRevisionsReader(platform.store).good_revision(run.target, history)
     if traffic_before(platform, run.policy, run.target):
         lines = describe_traffic_ramp(run.policy, run.target, promotion.build)
     else:
@@ -80,7 +80,7 @@ def promote(tools: RunTools, promotion: Promotion) -> RolloutResult:
     run, platform = tools.run, tools.releases.platform
     history = platform.history(run.target)
     others = [r for r in history if r.build != promotion.build]
-    good = PassedRevisions(platform.store).good_revision(run.target, others)
+    good = PassedRevisionsReader(platform.store).good_revision(run.target, others)
     before = good.number if good else None
     reached: tuple[JournalEntry, Revision] | Undo | RolloutResult
     if traffic := traffic_before(platform, run.policy, run.target):

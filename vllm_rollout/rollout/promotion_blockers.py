@@ -10,7 +10,7 @@ from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.calendar import events_between
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import OnCall, Policy, Windows
 from vllm_rollout.rollout.clock import Clock
 from vllm_rollout.rollout.soak_samples import soak_of, soak_remedy
@@ -23,7 +23,7 @@ _LONGEST_ANSWER = 200
 
 
 def reasons_to_wait(
-    platform: Platform,
+    platform: ReleaseReader,
     policy: Policy,
     source: Deployment,
     target: Deployment,

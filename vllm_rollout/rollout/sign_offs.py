@@ -14,7 +14,8 @@ from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key, from_json
 from vllm_rollout.model.units import format_duration
-from vllm_rollout.platform.base import Store
+from vllm_rollout.platform.reader import StoreReader
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 
@@ -47,10 +48,10 @@ class SignOff:
 _SIGN_OFFS: TypeAdapter[list[SignOff]] = TypeAdapter(list[SignOff])
 
 
-class SignOffs:
-    """Sign-offs of one model."""
+class SignOffsReader:
+    """Reads the sign-offs of one model, and the evidence they are about."""
 
-    def __init__(self, store: Store, model: str) -> None:
+    def __init__(self, store: StoreReader, model: str) -> None:
         self._store, self._model = store, model
 
     def evidence(self, prefix: str) -> tuple[str, Evidence]:
@@ -93,6 +94,43 @@ class SignOffs:
                 remedy="Run gate-and-promote again.",
             ) from error
 
+    def about(self, environment: str, revision: Revision) -> list[SignOff]:
+        """Return each evidence's latest sign-off for this revision and build, newest first."""
+        entry = self._store.read(self._key)
+        known = _SIGN_OFFS.validate_python(entry.value) if entry else []
+        last: dict[str, SignOff] = {}
+        for each in known:
+            if (each.environment, each.revision, each.build) == (
+                environment,
+                revision.number,
+                revision.build.digest,
+            ):
+                last.pop(each.evidence, None)
+                last[each.evidence] = each
+        return list(reversed(last.values()))
+
+    def asked(self, source: Deployment) -> str:
+        """Return the digest of the evidence that last waited for a sign-off, or empty."""
+        entry = self._store.read(self._asked(source))
+        return str(entry.value["evidence"]) if entry else ""
+
+    @property
+    def _key(self) -> str:
+        return f"sign-offs/{self._model}"
+
+    @staticmethod
+    def _asked(source: Deployment) -> str:
+        return f"sign-off-asked/{source.release}"
+
+
+class SignOffs(SignOffsReader):
+    """Sign-offs of one model."""
+
+    _store: Store
+
+    def __init__(self, store: Store, model: str) -> None:
+        super().__init__(store, model)
+
     def add(self, sign_off: SignOff, run_id: str) -> None:
         """Keep a sign-off; it is in the audit log before it has effect.
 
@@ -114,39 +152,11 @@ class SignOffs:
         value = _SIGN_OFFS.dump_python([*known, sign_off][-_MOST_KEPT:], mode="json")
         self._store.write(self._key, value, expect=entry.version if entry else None)
 
-    def about(self, environment: str, revision: Revision) -> list[SignOff]:
-        """Return each evidence's latest sign-off for this revision and build, newest first."""
-        entry = self._store.read(self._key)
-        known = _SIGN_OFFS.validate_python(entry.value) if entry else []
-        last: dict[str, SignOff] = {}
-        for each in known:
-            if (each.environment, each.revision, each.build) == (
-                environment,
-                revision.number,
-                revision.build.digest,
-            ):
-                last.pop(each.evidence, None)
-                last[each.evidence] = each
-        return list(reversed(last.values()))
-
     def ask(self, source: Deployment, digest: str) -> None:
         """Note that this evidence waits for a sign-off."""
         key = self._asked(source)
         known = self._store.read(key)
         self._store.write(key, {"evidence": digest}, expect=known.version if known else None)
-
-    def asked(self, source: Deployment) -> str:
-        """Return the digest of the evidence that last waited for a sign-off, or empty."""
-        entry = self._store.read(self._asked(source))
-        return str(entry.value["evidence"]) if entry else ""
-
-    @property
-    def _key(self) -> str:
-        return f"sign-offs/{self._model}"
-
-    @staticmethod
-    def _asked(source: Deployment) -> str:
-        return f"sign-off-asked/{source.release}"
 
 
 _MOST_KEPT = 500
@@ -205,12 +215,12 @@ def sign_off_command(model: str, digest: str) -> str:
 
 
 def what_sign_off_lacks(
-    store: Store, policy: Policy, source: Deployment, revision: Revision, now: datetime
+    store: StoreReader, policy: Policy, source: Deployment, revision: Revision, now: datetime
 ) -> str:
     """Return which sign-off `revision` lacks to leave `source`, and what to do; "" if none."""
     if policy.environments[source.environment].sign_off is None:
         return ""
-    known = SignOffs(store, source.model)
+    known = SignOffsReader(store, source.model)
     decided = known.about(source.environment, revision)
     for each in decided:
         if not each.approved:

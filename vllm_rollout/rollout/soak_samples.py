@@ -19,7 +19,9 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
-from vllm_rollout.platform.base import ConflictError, Platform, Store
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy, Soak
 
 _MOST_STRETCHES = 200
@@ -133,7 +135,7 @@ class Sampling:
 
 
 def soak_of(
-    platform: Platform,
+    platform: ReleaseReader,
     policy: Policy,
     deployment: Deployment,
     revision: Revision,
@@ -152,7 +154,7 @@ def soak_of(
 
 
 def judge_soak(
-    platform: Platform,
+    platform: ReleaseReader,
     policy: Policy,
     deployment: Deployment,
     revision: Revision,
@@ -194,7 +196,7 @@ def observed_by(policy: Policy, rules: Soak) -> str:
 
 
 def _observed(
-    platform: Platform,
+    platform: ReleaseReader,
     policy: Policy,
     deployment: Deployment,
     revision: Revision,

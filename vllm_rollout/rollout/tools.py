@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.evidence import GateRun
+from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.clock import Clock
 from vllm_rollout.rollout.gate_runner import GateRunner
@@ -50,7 +51,7 @@ def assemble(
 
     `notify` and `undelivered` are as in `RunLog`; `verifier` is `verify` by default.
     """
-    platform = settings.require_platform()
+    platform = writer_of(settings.reader())
     log = RunLog(
         run=run,
         clock=clock,

@@ -12,7 +12,8 @@ from typing import Self
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.units import format_share, format_value
-from vllm_rollout.platform.base import Platform, Weights
+from vllm_rollout.platform.base import Weights
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.journal import JournalEntry, TrafficBefore
 from vllm_rollout.rollout.leased_releases import LeasedReleases
@@ -28,7 +29,9 @@ class NotCarriedError(DeployError):
     """A side has too few ready replicas, or fails too many requests, for its new traffic."""
 
 
-def traffic_before(platform: Platform, policy: Policy, target: Deployment) -> TrafficBefore | None:
+def traffic_before(
+    platform: ReleaseReader, policy: Policy, target: Deployment
+) -> TrafficBefore | None:
     """Return the state from which a ramp by traffic starts; None if the target has no such ramp.
 
     It has none where the policy does not ask for it, the environment has no users, or nothing

@@ -20,7 +20,7 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.platform.base import Platform
+from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Gates
 from vllm_rollout.rollout.clock import Clock
 from vllm_rollout.serving import (
@@ -77,7 +77,7 @@ def _cannot_verify(deployment: Deployment, why: str) -> CannotVerifyError:
 
 
 def _run(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
-    platform = settings.require_platform()
+    platform = settings.reader()
     started, before = clock.now(), _identity(platform, deployment)
     with ExitStack() as clients:
         checks = _checks(settings, deployment, clients)
@@ -102,7 +102,7 @@ def _run(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
     )
 
 
-def _identity(platform: Platform, deployment: Deployment) -> dict[str, Any]:
+def _identity(platform: ReleaseReader, deployment: Deployment) -> dict[str, Any]:
     """As `identity`; any exception makes it unknown."""
     try:
         return identity(platform, deployment)
@@ -124,7 +124,7 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
     """Yield the checks of the gates that are on in the environment, cheap ones first."""
     policy = settings.policy.for_model(deployment.model)
     gates: Gates = policy.environments[deployment.environment].gates
-    cluster = Cluster(settings.require_platform(), deployment, policy)
+    cluster = Cluster(settings.reader(), deployment, policy)
 
     def client() -> InferenceClient:
         url = settings.url_of(deployment)

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_rollout.model.errors import DeployError, UsageError
-from vllm_rollout.platform.base import Guard
 from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError, run
+from vllm_rollout.platform.writer import Guard
 
 _QUICK_SECONDS = 60.0
 _DESCRIPTION_MAX = 256

@@ -10,7 +10,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.platform.base import Guard, PathErrors, Route, Weights
+from vllm_rollout.platform.base import PathErrors, Route, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import make_build
 from vllm_rollout.platform.kubernetes.changes import Changes
@@ -24,10 +24,11 @@ from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPrefligh
 from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles
+from vllm_rollout.platform.writer import Guard
 
 
 class KubernetesPlatform:
-    """The `Platform` of a cluster.
+    """The `ReleaseWriter` of a cluster.
 
     `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, RevisionStatus
 from vllm_rollout.model.errors import DeployError
-from vllm_rollout.platform.base import ConflictError, Guard, Weights, WeightsChangedError
+from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.release_logs import ReleaseLogs
@@ -15,6 +15,7 @@ from vllm_rollout.platform.local.replica import GIVEN_UP
 from vllm_rollout.platform.local.router_control import Routers
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State
 from vllm_rollout.platform.local.values import LocalValues
+from vllm_rollout.platform.writer import Guard
 
 _POLL_SECONDS = 0.05
 _ROUTER_STARTS = 3

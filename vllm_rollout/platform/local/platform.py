@@ -18,7 +18,7 @@ from vllm_rollout.model.deployment import (
 )
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.platform.base import Guard, PathErrors, Route, Weights
+from vllm_rollout.platform.base import PathErrors, Route, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.proxy import OWN_PATH
@@ -27,13 +27,14 @@ from vllm_rollout.platform.local.router_control import Routers
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
 from vllm_rollout.platform.local.values import LocalValues, parse_values
+from vllm_rollout.platform.writer import Guard
 from vllm_rollout.ports import LOOPBACK
 
 _SYMPTOM_LINES = 50
 
 
 class LocalPlatform:
-    """Releases as processes of this machine, kept under `state_dir` (see `Platform`).
+    """Releases as processes of this machine, kept under `state_dir` (see `ReleaseWriter`).
 
     Nothing is opened before the first question. `startup_timeout` is how long a replica may take
     to become healthy, or stay unhealthy, before it is restarted; after `max_restarts` it is given
