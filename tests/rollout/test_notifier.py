@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from vllm_rollout.policy.notifications import MessageKind, Notifications
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.notification_format import Message
 from vllm_rollout.rollout.notifier import Notifier
-from vllm_rollout.rollout.webhook_signature import HEADER, is_genuine, sign
+from vllm_rollout.rollout.webhook_signature import (
+    HEADER,
+    is_genuine,
+    sign,
+    signature_headers,
+    verify_webhook,
+)
 
 SECRET_PATH = "/services/T000/B000/very-secret-path"
 
@@ -156,6 +163,11 @@ def test_a_webhook_is_signed_over_body_and_time(receiver: Receiver) -> None:
     assert not is_genuine(sent, body + b" ", key, now_seconds=at)
     assert not is_genuine(sent, body, b"another key", now_seconds=at)
     assert not is_genuine(sent, body, key, now_seconds=at + 301)
+    standard, secret = partial(verify_webhook, headers), key.decode()
+    assert standard(body, secret, now_seconds=at + 10)
+    assert not standard(body + b" ", secret, now_seconds=at)
+    assert not standard(body, "another key", now_seconds=at)
+    assert not standard(body, secret, now_seconds=at + 301)
     told = json.loads(body)
     assert (told["kind"], told["model"], told["run_id"]) == (
         "rollback-failed",
@@ -169,6 +181,55 @@ def test_no_other_text_is_a_genuine_signature(header: str) -> None:
     right = sign(b"body", b"key", at_seconds=1000)
     assert is_genuine(right, b"body", b"key", now_seconds=1000)
     assert header == right or not is_genuine(header, b"body", b"key", now_seconds=1000)
+    signed = signature_headers(b"body", "key", message_id="msg_1", at_seconds=1000)
+    assert verify_webhook(signed, b"body", "key", now_seconds=1000)
+    for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
+        other = signed | {name: header}
+        assert other == signed or not verify_webhook(other, b"body", "key", now_seconds=1000)
+
+
+def test_signatures_are_those_of_the_standards_own_test_vector() -> None:
+    secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b'{"test": 2432232314}'
+    message_id, at = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330
+
+    headers = signature_headers(body, secret, message_id=message_id, at_seconds=at)
+
+    expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert headers["webhook-signature"] == expected
+    assert (headers["webhook-id"], headers["webhook-timestamp"]) == (message_id, str(at))
+    several = "v1,Ceo5qEr07ixe2NLpvHk3FH9bwy/WavXrAFQ/9tdO6mc= v2,x"
+    rotated = headers | {"webhook-signature": f"{several} {expected}"}
+    assert verify_webhook(rotated, body, secret, now_seconds=at)
+    assert not verify_webhook(
+        headers | {"webhook-signature": several}, body, secret, now_seconds=at
+    )
+
+
+@pytest.mark.usefixtures("url_in_environment")
+def test_each_attempt_to_deliver_has_the_same_message_id(receiver: Receiver) -> None:
+    receiver.statuses = [503, 200]
+    sender = notifier(rules(kind="webhook", url_env="TEAM_HOOK", secret_env="TEAM_SIGNATURE"))
+
+    sender.tell(MessageKind.ROLLBACK_FAILED, "it does not serve")
+
+    assert sender.close() == []
+    first, second = [headers["webhook-id"] for headers, _ in receiver.requests]
+    assert first == second
+
+
+@pytest.mark.usefixtures("url_in_environment")
+def test_a_signing_key_that_is_no_base64_sends_nothing(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEAM_SIGNATURE", "whsec_not*base64")
+    sender = notifier(rules(kind="webhook", url_env="TEAM_HOOK", secret_env="TEAM_SIGNATURE"))
+
+    sender.tell(MessageKind.ROLLBACK_FAILED, "it does not serve")
+
+    (failure,) = sender.close()
+    assert "no base64 follows" in failure
+    assert "not*base64" not in failure
+    assert receiver.requests == []
 
 
 @pytest.mark.usefixtures("url_in_environment")

@@ -1,5 +1,30 @@
-"""What follows: observations and policy in, verdicts out. Pure: no I/O, no clock."""
+"""What follows: observations and policy in, verdicts out. Pure: no I/O, no clock.
+
+What needs NumPy is imported when it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from vllm_rollout.model.verdict import Outcome, Verdict, check, worst
 
-__all__ = ["Outcome", "Verdict", "check", "worst"]
+if TYPE_CHECKING:
+    from vllm_rollout.judge.ordered_verdicts import (
+        percentile_verdict_in_order,
+        rate_verdict_in_order,
+    )
+
+__all__ = [
+    "Outcome",
+    "Verdict",
+    "check",
+    "percentile_verdict_in_order",
+    "rate_verdict_in_order",
+    "worst",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("vllm_rollout.judge.ordered_verdicts"), name)

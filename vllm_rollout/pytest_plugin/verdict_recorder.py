@@ -1,17 +1,22 @@
 """The `verdict` fixture: where a gate hands over what it found."""
 
-from _pytest.outcomes import Failed
+import pytest
 
 from vllm_rollout.judge import Outcome, Verdict, worst
 from vllm_rollout.model.evidence import Attachment
 from vllm_rollout.report.terminal import verdict_text
 
 
-class GateFailedError(Failed):
+# The public name is an attribute of an object, where mypy finds no class.
+class _GateEndedError(pytest.fail.Exception):  # type: ignore[name-defined, misc]
+    """Ends a gate as `pytest.fail` does."""
+
+
+class GateFailedError(_GateEndedError):
     """What must hold does not."""
 
 
-class GateInconclusiveError(Failed):
+class GateInconclusiveError(_GateEndedError):
     """Whether it holds cannot be known. Counted apart from failures; never a pass."""
 
 

@@ -1,6 +1,7 @@
 """Delivers one message to one channel: a few attempts, within a deadline."""
 
 import os
+import secrets
 import ssl
 import time
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.policy.notifications import Channel, Notifications
 from vllm_rollout.rollout.notification_format import Message, rendered
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
-from vllm_rollout.rollout.webhook_signature import HEADER, sign
+from vllm_rollout.rollout.webhook_signature import signature_headers
 
 _TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
@@ -38,6 +39,7 @@ def deliver(message: Message, channel: Channel, rules: Notifications) -> None:
     Raises:
         RolloutError: it is not known to have arrived. The message holds no URL and no key.
     """
+    message_id = f"msg_{secrets.token_hex(16)}"
     for attempt in Retrying(
         stop=stop_after_attempt(rules.attempts) | stop_before_delay(rules.deadline_seconds),
         wait=wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
@@ -48,7 +50,7 @@ def deliver(message: Message, channel: Channel, rules: Notifications) -> None:
             if channel.command is not None:
                 _run(message, channel, rules)
             else:
-                _post(message, channel, rules)
+                _post(message, channel, rules, message_id)
 
 
 def _run(message: Message, channel: Channel, rules: Notifications) -> None:
@@ -64,7 +66,7 @@ def _run(message: Message, channel: Channel, rules: Notifications) -> None:
         raise NotDeliveredError(f"its command ended with {status}: {last}")
 
 
-def _post(message: Message, channel: Channel, rules: Notifications) -> None:
+def _post(message: Message, channel: Channel, rules: Notifications, message_id: str) -> None:
     url = _secret(channel.url_env, channel.url_file, "URL")
     import httpx
 
@@ -75,8 +77,13 @@ def _post(message: Message, channel: Channel, rules: Notifications) -> None:
     body = rendered(message, template=_template(channel), kind=channel.kind)
     headers = {"Content-Type": "application/json"}
     if channel.secret_env or channel.secret_file:
-        key = _secret(channel.secret_env, channel.secret_file, "key").encode()
-        headers[HEADER] = sign(body, key, at_seconds=int(time.time()))
+        secret = _secret(channel.secret_env, channel.secret_file, "key")
+        try:
+            headers |= signature_headers(
+                body, secret, message_id=message_id, at_seconds=int(time.time())
+            )
+        except ValueError:
+            raise UsageError("its key begins with whsec_ and no base64 follows") from None
     try:
         with (
             httpx.Client(timeout=rules.timeout_seconds, verify=_trust(rules)) as client,

@@ -1,0 +1,88 @@
+"""What this suite uses of its dependencies that is no public API of theirs.
+
+| dependency       | tested         | part                         | used by                      |
+|------------------|----------------|------------------------------|------------------------------|
+| geventhttpclient | 2.6            | `_parser.HTTPResponseParser` | loadtests/connections.py     |
+| locust           | 2.43.4 to 2.47 | `runners.HEARTBEAT_LIVENESS` | loadtests/locustfile.py      |
+| kubernetes       | 37             | `V1ListMeta._continue`       | platform/kubernetes/store.py |
+| pytest           | 9              | `_pytest.mark.expression`    | tests/test_failures_table.py |
+
+`pyproject.toml` bounds the first two to the tested versions. A newer one is taken by moving the
+bound when these tests pass with it.
+"""
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+
+ADVICE = "see tests/test_private_parts.py before its bound in pyproject.toml is moved"
+
+
+@pytest.mark.parametrize("name", ["geventhttpclient", "locust"])
+def test_the_installed_version_is_one_that_was_tested(name: str) -> None:
+    declared = (Requirement(each) for each in metadata.requires("vllm-rollout") or ())
+    (bound,) = [each.specifier for each in declared if each.name == name]
+    assert any(each.operator == "<" for each in bound), f"{name} has no upper bound; {ADVICE}"
+    assert metadata.version(name) in bound, f"{name} is not a tested version; {ADVICE}"
+
+
+def test_geventhttpclient_still_calls_the_parsers_callbacks() -> None:
+    from geventhttpclient._parser import HTTPResponseParser
+
+    calls: list[str] = []
+
+    class Recorder(HTTPResponseParser):  # type: ignore[misc]
+        def _on_message_begin(self) -> None:
+            calls.append("begin")
+
+        def _on_status(self, text: str) -> None:
+            calls.append(f"status {text}")
+
+        def _on_header_field(self, text: str) -> None:
+            calls.append(f"field {text}")
+
+        def _on_header_value(self, text: str) -> None:
+            calls.append(f"value {text}")
+
+        def _on_headers_complete(self) -> None:
+            calls.append(f"headers {self.get_code()}")
+
+        def _on_body(self, part: bytearray) -> None:
+            calls.append(f"body {part.decode()}")
+
+        def _on_message_complete(self) -> None:
+            calls.append(f"complete {self.should_keep_alive()}")
+
+    Recorder().feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+    expected = [
+        "begin",
+        "status OK",
+        "field Content-Length",
+        "value 2",
+        "headers 200",
+        "body hi",
+        "complete True",
+    ]
+    assert calls == expected, f"geventhttpclient parses differently; {ADVICE}"
+
+
+def test_locust_still_reads_its_heartbeat_constant_when_a_worker_reports() -> None:
+    code = (
+        "from locust.runners import HEARTBEAT_LIVENESS, MasterRunner; "
+        "print(type(HEARTBEAT_LIVENESS), *MasterRunner.handle_message.__code__.co_names)"
+    )
+    # In a process of its own: importing Locust patches the standard library.
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "<class 'int'>" in run.stdout, f"locust has no such constant: {run.stderr}; {ADVICE}"
+    assert "HEARTBEAT_LIVENESS" in run.stdout, f"locust counts heartbeats otherwise; {ADVICE}"
+
+
+def test_kubernetes_still_calls_the_next_page_continue() -> None:
+    from kubernetes.client import V1ListMeta
+
+    found = V1ListMeta(_continue="next")
+    assert found._continue == "next", "kubernetes names the next page otherwise"
+    assert V1ListMeta.attribute_map["_continue"] == "continue", "kubernetes"
