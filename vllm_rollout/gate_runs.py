@@ -23,9 +23,9 @@ _BUILD: TypeAdapter[Build | None] = TypeAdapter(Build | None)
 
 
 def identity(platform: ReleaseReader | None, deployment: Deployment) -> dict[str, Any]:
-    """Revision, build and images that the deployment runs now, as JSON.
+    """Return revision, build and images that the deployment runs now, as JSON.
 
-    What cannot be read is said, and which address did not answer.
+    Names what cannot be read, and which address did not answer.
     """
     nothing: dict[str, Any] = {"revision": None, "build": None, "images": []}
     if platform is None:
@@ -81,7 +81,7 @@ def gate_run(
 
 
 def address_of(settings: Settings, deployment: Deployment) -> str:
-    """The deployment's address and how it is reached, for people; why it is unknown."""
+    """Return the deployment's address and how it is reached, for display, or why it is unknown."""
     try:
         return str(settings.route_to(deployment))
     except RolloutError as error:
@@ -98,7 +98,7 @@ def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResul
 
 
 def change(identities: Sequence[Mapping[str, Any]]) -> str:
-    """What changed while the gates ran, or could not be read; empty if nothing."""
+    """Return what changed while the gates ran, or could not be read; empty if nothing."""
     for earlier, after in pairwise(identities):
         both = earlier["images"] and after["images"]  # not known for a moment is no change
         before = earlier if both else {**earlier, "images": after["images"]}

@@ -28,7 +28,7 @@ _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a run works with. `platform` is None when only a URL is known, not a release.
+    """Settings of a run. `platform` is None when only a URL is known, not a release.
 
     `workers` and `load_in_cluster` are options that go over the policy's `load.workers` and
     `load.where`.
@@ -63,13 +63,13 @@ class Settings:
         return self.reader().base_url(deployment)
 
     def route_to(self, deployment: Deployment) -> Route:
-        """What the address is called and how it is reached, for people."""
+        """Return the address for display and how it is reached."""
         if self.base_url:
             return Route(url=self.base_url.rstrip("/"), how="by --base-url")
         return self.reader().route(deployment)
 
     def path_errors(self, deployment: Deployment) -> PathErrors:
-        """What has ailed the way to that address so far; nothing where there is only a URL."""
+        """Return the connectivity errors on the path to it; none where there is only a URL."""
         return self.platform.path_errors(deployment) if self.platform else PathErrors()
 
     def load_pods(self, deployment: Deployment) -> LoadPods | None:

@@ -89,7 +89,7 @@ def canonical_digest(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """What is being rolled out: four digests, the environment's overlay left out.
+    """Identity of what is rolled out: four digests, without the environment's overlay.
 
     A field is None where the platform has no such thing (the local platform has no chart).
     """
@@ -106,7 +106,7 @@ class Build:
 
     @property
     def short(self) -> str:
-        """The first twelve hex digits of `digest`, for people."""
+        """The first twelve hex digits of `digest`, for display."""
         return self.digest.removeprefix("sha256:")[:12]
 
     def differences(self, other: "Build") -> list[str]:
@@ -142,7 +142,7 @@ class Revision:
 
     @property
     def complete(self) -> bool:
-        """Whether every replica runs `build`: no ramp is half way."""
+        """True if every replica runs `build`, so no ramp is half way."""
         return self.replicas >= self.capacity
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by the exit code it ends in (see `ExitCode`).
+"""Errors of a rollout, sorted by the exit code they end in (see `ExitCode`).
 
 Every error carries what was wrong and what to do next; the command line prints both and
 never a traceback for these.

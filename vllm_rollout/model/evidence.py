@@ -41,7 +41,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """What one gate found about one deployment.
+    """Result of one gate for one deployment.
 
     `error` is the exception that kept the gate from a verdict, `unreachable` the address that did
     not answer, `skipped` why it was not run; each of them makes the outcome inconclusive.
@@ -106,7 +106,7 @@ class ClassSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSummary:
-    """What a report shows of a load run; the verdicts were reached on the exact records.
+    """Figures of a load run for a report; verdicts are reached on the exact records instead.
 
     `itl_…` are over every time between two tokens. `generator_cpu` is what the busiest of
     `workers` processes used of a core, `unsent` the requests that were due and not sent.
@@ -147,7 +147,7 @@ class GateRun:
     """The gates of one environment, about one build at one revision.
 
     `changed` is empty, or says what changed under the gates while they ran (another revision or
-    build appeared); the run is inconclusive then, whatever its gates said.
+    build appeared); the run is inconclusive then, whatever its gates reported.
     """
 
     deployment: Deployment

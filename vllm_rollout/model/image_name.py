@@ -30,7 +30,7 @@ class ImageName:
 
     @property
     def reference(self) -> str:
-        """What a registry is asked for: the digest, else the tag, else `latest`."""
+        """Reference to ask a registry for: the digest, else the tag, else `latest`."""
         return self.digest or self.tag or "latest"
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a load run is asked for: when requests are sent, and what each of them asks."""
+"""Plan of a load run: when requests are sent, and the content of each."""
 
 import json
 import math
@@ -138,7 +138,7 @@ class LoadPlan:
 
     @property
     def closed(self) -> bool:
-        """Whether users wait for each answer: then what a stall keeps from being sent is lost."""
+        """True if users wait for each answer: requests that a stall holds back are never sent."""
         return self.arrivals == "closed"
 
     @property

@@ -6,7 +6,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadTask:
-    """What the pods are to do: a load plan (JSON) against `base_url`, by so many workers."""
+    """Work for the pods: a load plan (JSON) against `base_url`, by so many workers."""
 
     plan: str
     base_url: str
@@ -17,7 +17,7 @@ class LoadTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodsSeen:
-    """What is known of the pods: texts that name each one and say why."""
+    """Observed state of the pods: texts that name each pod and say why."""
 
     master_ended: bool
     failed: str = ""

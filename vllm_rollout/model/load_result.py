@@ -1,4 +1,4 @@
-"""What a load run found.
+"""Result of a load run.
 
 A `LoadPlan` goes to `loadtests/` and a `LoadResult` comes back. Latency runs from the *intended*
 send time of the schedule, so a stall of the server or of the generator is never hidden
@@ -63,7 +63,7 @@ class RequestRecord:
 
     @property
     def ok(self) -> bool:
-        """Whether a whole, valid answer came."""
+        """True if a whole, valid answer came."""
         return self.outcome is RequestOutcome.OK
 
     @property

@@ -21,10 +21,10 @@ class ProbeSample:
     healthy: bool
     """Whether `/health` answered 200."""
     error: str = ""
-    """The first failure, for people."""
+    """The first failure, readable."""
     path_errors: str = ""
-    """What ailed the way to the deployment; then nothing is known of the deployment, and no probe
-    counts.
+    """Connectivity errors on the path to the deployment; then nothing is known of the deployment,
+    and no probe counts.
     """
 
     def unless(self, path_errors: UnreachableError | None) -> "ProbeSample":
@@ -38,10 +38,10 @@ class ProbeSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What the watch sees at one moment. `replicas` is None when the platform did not say; probes
-    with a trouble of the way there say nothing.
+    """Observation of a deployment by the watch at one moment.
 
-    `live` is what Prometheus says, None where it has said nothing new or nobody asks it.
+    `replicas` is None when the platform did not report it; probes with path errors show nothing.
+    `live` is what Prometheus reports, None where it has reported nothing new or nobody asks it.
     """
 
     probes: ProbeSample

@@ -1,4 +1,4 @@
-"""What is known before a build is deployed: facts, without an opinion whether they suffice."""
+"""Facts known before a build is deployed, without an opinion whether they suffice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Demand:
 
 
 def quota_use(requests: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
-    """What one pod counts for in a ResourceQuota, by the quota's own keys."""
+    """Return what one pod uses of a ResourceQuota, by the quota's own keys."""
     use = {"pods": 1.0, "count/pods": 1.0}
     use |= {f"requests.{name}": amount for name, amount in requests.items() if name != "pods"}
     use |= {name: requests[name] for name in ("cpu", "memory") if name in requests}
@@ -50,7 +50,7 @@ class NodeSpace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What a release shall run and where it may; `existing` pods of it run already."""
+    """Pods that a release will run and nodes they may run on; `existing` pods run already."""
 
     demands: tuple[Demand, ...]
     nodes: tuple[NodeSpace, ...] = ()
@@ -59,7 +59,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """What one ResourceQuota allows: `hard` and `used`, and how much of that is the release's own.
+    """Limits of one ResourceQuota: `hard`, `used`, and how much of that is the release's own.
 
     `unconsidered` names its scopes where they cannot be compared with the pods.
     """
@@ -84,7 +84,7 @@ class ModelSource:
     """Where the server loads its model from: a Hugging Face id, or a path in the container.
 
     `path` is empty where the values do not say. `token` is what the pods have; `offline` is
-    whether they are told to ask nobody.
+    true where they are configured to ask nobody.
     """
 
     path: str
@@ -94,7 +94,7 @@ class ModelSource:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a path inside the container."""
+        """True if it is a path inside the container."""
         return self.path.startswith(("/", "."))
 
 
@@ -117,19 +117,19 @@ class Preflight(Protocol):
     """
 
     def lint(self) -> str:
-        """What the chart's linter complains of; empty when it is content."""
+        """Complaints of the chart's linter; empty when there are none."""
 
     def rendering(self) -> Rendering:
         """The objects made of the values, the environment's overlay among them."""
 
     def values_problem(self) -> str:
-        """What is wrong with the values or the overlay; empty when nothing is."""
+        """Error in the values or the overlay; empty when there is none."""
 
     def room(self) -> Room:
-        """What the rollout needs of the nodes, and what they have."""
+        """Resources that the rollout needs of the nodes, and resources they have."""
 
     def demands(self) -> Sequence[Demand]:
-        """The pods that the rollout runs, without a look at the nodes."""
+        """The pods that the rollout runs, without reading the nodes."""
 
     def namespace(self) -> str:
         """The namespace's phase (Active, Terminating); empty when there is none."""

@@ -1,4 +1,4 @@
-"""What was counted of a deployment in a window of time. What is not known has no figure."""
+"""Requests of a deployment counted in a window of time. What is not known has no figure."""
 
 import math
 from collections.abc import Mapping
@@ -110,7 +110,7 @@ class LatencyCounts:
         )
 
     def percentile_above(self, percentile: float, limit_seconds: float) -> bool | None:
-        """Whether the percentile is above the limit; None where the buckets do not tell."""
+        """True if the percentile is above the limit; None where the buckets cannot decide."""
         share = self.above(limit_seconds)
         if share is None:
             return None
@@ -138,7 +138,7 @@ class LiveCounts:
 
     @property
     def unknown(self) -> str:
-        """What is not known of the window, and why; empty where all is known."""
+        """Gaps in what is known of the window, and why; empty where all is known."""
         rates, latency = self.rates.unknown, self.latency.unknown
         return rates if latency in rates else "; ".join(filter(None, (rates, latency)))
 

@@ -1,4 +1,4 @@
-"""What is known of replicas that do not serve: facts, without an opinion on the cause."""
+"""Facts about replicas that do not serve, without an opinion on the cause."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class NodeRoom:
 
     @property
     def free(self) -> float:
-        """What is left."""
+        """Resources left."""
         return self.allocatable - self.requested
 
 
@@ -39,9 +39,9 @@ class StartupProbe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symptoms:
-    """What is known of one replica, or of one that could not be made (`replica` None).
+    """Symptoms of one replica, or of one that could not be created (`replica` None).
 
-    `events` are (reason, message), oldest first; `ended` and `exit_code` tell of its last end;
+    `events` are (reason, message), oldest first; `ended` and `exit_code` describe its last end;
     `log` are the last lines of what ran last, secrets redacted. `rooms` has, for the resource
     `scarce` that a scheduler could not find, the room of each node; empty when it may not be read.
     """

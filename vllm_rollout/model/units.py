@@ -128,7 +128,7 @@ def format_rate(per_second: float) -> str:
 
 
 def format_value(value: float | None, unit: str) -> str:
-    """Write a verdict's figure for people, rounded: `1.234 s`, `0.12%`, `9.98/s`, `3`.
+    """Format a verdict's figure for display, rounded: `1.234 s`, `0.12%`, `9.98/s`, `3`.
 
     `unit` is a verdict's: "s", "ratio", "1/s", "count" or "". No value (None or NaN) reads
     `unknown`. A figure too small for its decimals keeps two significant digits, so that only

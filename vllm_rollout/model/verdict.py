@@ -22,7 +22,7 @@ class Verdict:
     `confidence` (one-sided each, a fraction) over `n` observations; a bound that does not exist
     for this n is None. `remedy` says what to do when the outcome is not a pass.
     `p_value` is the chance of figures as bad as these or worse if the truth were just at the
-    limit, by which fails among several gates are told from chance
+    limit, by which fails among several gates are distinguished from chance
     (`judge.multiple_testing`); None where it was not computed.
     """
 
@@ -40,7 +40,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the outcome is a pass."""
+        """True if the outcome is a pass."""
         return self.outcome is Outcome.PASS
 
     def inconclusive_because(self, reason: str, remedy: str = "") -> "Verdict":
