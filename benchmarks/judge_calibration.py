@@ -42,7 +42,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.binomial import percentile_ranks, share_bounds
 from vllm_rollout.judge.effective_sample_size import burst_length
-from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.judge.ordered_verdicts import percentile_verdict_in_order, rate_verdict_in_order
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
@@ -58,7 +58,7 @@ Row = dict[str, str | float]
 
 
 class Boundary:
-    """Where the bets on independent requests decide, worked out once for all runs.
+    """Where the e-processes on independent requests decide, worked out once for all runs.
 
     After k bad requests, `pass_at[k]` is the fewest requests that pass, `fail_until[k]` the most
     that fail.
@@ -66,14 +66,14 @@ class Boundary:
 
     def __init__(self, limit: float, good: float | None, bad: float | None, most: int) -> None:
         threshold, reach = -math.log(1 - CONFIDENCE), range(10**7)
-        below, above = bet_below(limit, good), bet_above(limit, bad)
+        below, above = e_process_below(limit, good), e_process_above(limit, bad)
 
         def passing(k: int) -> int:
-            return bisect_left(reach, threshold, lo=k, key=lambda n: below.log_stake(k, n, limit))
+            return bisect_left(reach, threshold, lo=k, key=lambda n: below.log_e_value(k, n, limit))
 
         def failing(k: int) -> int:
             after = bisect_right(
-                reach, -threshold, lo=k, key=lambda n: -above.log_stake(k, n, limit)
+                reach, -threshold, lo=k, key=lambda n: -above.log_e_value(k, n, limit)
             )
             return after - 1
 

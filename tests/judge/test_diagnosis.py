@@ -1,4 +1,4 @@
-"""Each kind of trouble has its own cause and resolution; what serves has none."""
+"""Each kind of problem has its own cause and resolution; what serves has none."""
 
 import pytest
 

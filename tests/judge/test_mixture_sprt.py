@@ -1,4 +1,4 @@
-"""The bets behind the sequential tests: fair at the limit, and exact where they decide."""
+"""The e-processes behind the sequential tests: fair at the limit, and exact where they decide."""
 
 import math
 
@@ -8,28 +8,28 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from support.stopping import LIMITS, stop_at
 
-from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 
-BETS = (bet_below, bet_above)
-NEAREST_RATES = {bet_below: 0, bet_above: 1}
+PROCESSES = (e_process_below, e_process_above)
+NEAREST_RATES = {e_process_below: 0, e_process_above: 1}
 
 
-@pytest.mark.parametrize("bet", BETS)
+@pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("n", [1, 7, 60])
-def test_a_bet_is_fair_at_the_limit_and_loses_on_the_other_side(bet, named, n):
+def test_an_e_value_is_fair_at_the_limit_and_falls_on_the_other_side(process, named, n):
     for limit, rates in LIMITS.items():
-        mixture = bet(limit, rates[NEAREST_RATES[bet]] if named else None)
+        mixture = process(limit, rates[NEAREST_RATES[process]] if named else None)
 
-        def mean_stake(share, limit=limit, mixture=mixture):
+        def mean_e_value(share, limit=limit, mixture=mixture):
             return math.fsum(
-                binom.pmf(bad, n, share) * math.exp(mixture.log_stake(bad, n, limit))
+                binom.pmf(bad, n, share) * math.exp(mixture.log_e_value(bad, n, limit))
                 for bad in range(n + 1)
             )
 
-        assert mean_stake(limit) == pytest.approx(1, abs=1e-9)
-        other_side = limit * (1.5 if bet is bet_below else 0.5)
-        assert mean_stake(other_side) < 1
+        assert mean_e_value(limit) == pytest.approx(1, abs=1e-9)
+        other_side = limit * (1.5 if process is e_process_below else 0.5)
+        assert mean_e_value(other_side) < 1
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -45,22 +45,22 @@ def test_looking_after_every_request_is_wrong_no_more_often_than_stated(limit, n
     assert inside.failed < at_limit.failed
 
 
-@given(st.integers(1, 10**7), st.floats(0, 1), st.sampled_from(BETS))
-def test_the_bound_is_where_the_stake_reaches_the_threshold(n, part, bet):
-    mixture, bad, threshold = bet(0.05), math.floor(part * n), math.log(20)
+@given(st.integers(1, 10**7), st.floats(0, 1), st.sampled_from(PROCESSES))
+def test_the_bound_is_where_the_e_value_reaches_the_threshold(n, part, process):
+    mixture, bad, threshold = process(0.05), math.floor(part * n), math.log(20)
     bound = mixture.bound(bad, n, threshold)
     assert 0 <= bound <= 1
-    beyond, within = (1.001, 0.999) if bet is bet_below else (0.999, 1.001)
+    beyond, within = (1.001, 0.999) if process is e_process_below else (0.999, 1.001)
     if 0 < bound < 1 / 1.001:
-        assert mixture.log_stake(bad, n, bound * beyond) > threshold
-        assert mixture.log_stake(bad, n, bound * within) < threshold
+        assert mixture.log_e_value(bad, n, bound * beyond) > threshold
+        assert mixture.log_e_value(bad, n, bound * within) < threshold
 
 
 @pytest.mark.parametrize(
-    ("bet", "named"),
-    [(bet_below, named) for named in (0, -0.1, 0.05, 1, math.nan)]
-    + [(bet_above, named) for named in (0.04, 0.05, 1, math.nan)],
+    ("process", "named"),
+    [(e_process_below, named) for named in (0, -0.1, 0.05, 1, math.nan)]
+    + [(e_process_above, named) for named in (0.04, 0.05, 1, math.nan)],
 )
-def test_a_named_rate_lies_on_the_side_that_is_bet_on(bet, named):
+def test_a_named_rate_lies_on_the_side_of_the_alternative(process, named):
     with pytest.raises(ValueError, match="must lie between"):
-        bet(0.05, named)
+        process(0.05, named)

@@ -11,7 +11,7 @@ from support.stopping import LIMITS, stop_at, wald_at
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.anytime_valid import percentile_rank_at_most
 from vllm_rollout.judge.effective_sample_size import BadRequests
-from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
 
 ORDER = [Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL]
@@ -20,7 +20,7 @@ P95 = {"percentile": 95, "limit_seconds": 3.0, "confidence": 0.95}
 
 
 def rate_after(bad, **claim):
-    """The verdict after the last of `bad`, requests told one at a time."""
+    """The verdict after the last of `bad`, given one request at a time."""
     test = SequentialRate(**(CLAIM | claim))
     for one in bad:
         verdict = test.update(int(one), 1)
@@ -40,18 +40,19 @@ def test_it_is_nearly_as_sharp_as_the_sharpest_test_there_is(limit):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_it_decides_at_the_first_request_at_which_a_bet_is_won(named):
+def test_it_decides_at_the_first_request_at_which_an_e_value_is_high_enough(named):
     rng = np.random.default_rng(21)
     good, bad = LIMITS[0.05] if named else (None, None)
-    below, above, won = bet_below(0.05, good), bet_above(0.05, bad), math.log(20)
+    below, above = e_process_below(0.05, good), e_process_above(0.05, bad)
+    enough = math.log(20)
     for share in (0.005, 0.03, 0.05, 0.08, 0.2) * 4:
         test, failures = SequentialRate(**CLAIM, good=good, bad=bad), 0
         for n, failed in enumerate(rng.random(600) < share, 1):
             failures += int(failed)
             expected = Outcome.INCONCLUSIVE
-            if below.log_stake(failures, n, 0.05) >= won:
+            if below.log_e_value(failures, n, 0.05) >= enough:
                 expected = Outcome.PASS
-            elif above.log_stake(failures, n, 0.05) >= won:
+            elif above.log_e_value(failures, n, 0.05) >= enough:
                 expected = Outcome.FAIL
             verdict = test.update(int(failed), 1)
             assert (verdict.outcome, verdict.n) == (expected, n)
@@ -61,17 +62,17 @@ def test_it_decides_at_the_first_request_at_which_a_bet_is_won(named):
 
 
 @pytest.mark.parametrize("percentile", [50, 95, 99])
-def test_a_rank_bounds_a_percentile_only_if_the_bet_says_so(percentile):
-    """As many may be slower as leave the bet won; of too few requests no rank is a bound."""
+def test_a_rank_bounds_a_percentile_only_if_the_e_process_says_so(percentile):
+    """As many may be slower as leave the e-value high enough; too few requests bound nothing."""
     slower = 1 - percentile / 100
-    bet, won = bet_below(slower), math.log(20)
+    process, enough = e_process_below(slower), math.log(20)
     for n in (0, 1, 10, 100, 1000):
         rank = percentile_rank_at_most(n, percentile, 0.95)
         if rank is None:
-            assert bet.log_stake(0, n, slower) < won
+            assert process.log_e_value(0, n, slower) < enough
             continue
-        assert bet.log_stake(n - rank, n, slower) >= won
-        assert bet.log_stake(n - rank + 1, n, slower) < won
+        assert process.log_e_value(n - rank, n, slower) >= enough
+        assert process.log_e_value(n - rank + 1, n, slower) < enough
         assert percentile / 100 < rank / n <= 1
     assert rank is not None
 
@@ -248,7 +249,7 @@ def test_bursts_longer_than_told_hold_a_verdict_back_and_it_says_so(monkeypatch)
         assert rate_after(bad, burst=2).outcome is not Outcome.INCONCLUSIVE
 
 
-def test_between_two_looks_the_figures_are_those_of_now():
+def test_between_two_updates_the_figures_are_those_of_now():
     test = SequentialRate(**CLAIM)
     test.update(3, 100)
     verdict = test.update(1, 5)

@@ -39,15 +39,15 @@ MINUTE = 1 / 60
 @pytest.mark.parametrize(
     ("stretches", "now", "hours"),
     [
-        pytest.param((), 25, 0, id="nobody looked"),
+        pytest.param((), 25, 0, id="not observed"),
         pytest.param((well(0, 25),), 25, 25, id="watched"),
-        pytest.param((well(0.1, 24.9),), 25, 25, id="sights near enough to both ends"),
+        pytest.param((well(0.1, 24.9),), 25, 25, id="observations near enough to both ends"),
         pytest.param((well(0, 10), well(13, 25)), 25, 22, id="a gap does not count"),
         pytest.param((well(0, 20),), 30, 20, id="nobody has looked since"),
         pytest.param((well(0, 10), ill(10, 10 + MINUTE), well(10 + 2 * MINUTE, 25)), 25, 25,
                      id="a spell within the grace breaks nothing"),
         pytest.param((well(0, 10), ill(10, 10.1), well(10.2, 25)), 25, 14.8,
-                     id="longer, and it begins anew"),
+                     id="longer, and it restarts"),
         pytest.param((well(0, 10), ill(10, 10), well(10.2, 25)), 25, 14.8,
                      id="ill until it is seen to be well"),
         pytest.param((well(0, 10), well(10, 25, restarted=True)), 25, 15, id="a restart"),
@@ -76,5 +76,5 @@ def test_the_verdict_names_the_value_the_limit_the_gaps_and_what_is_left() -> No
     assert (verdict.outcome, verdict.remedy) == (Outcome.INCONCLUSIVE, "watch it")
     assert (verdict.measured, verdict.limit) == (22 * 3600, 24 * 3600)
     assert "2h are left" in verdict.reason
-    assert "nobody looked from 2026-11-17 19:00 to 2026-11-17 22:00" in verdict.reason
+    assert "not observed from 2026-11-17 19:00 to 2026-11-17 22:00" in verdict.reason
     assert soak_verdict(state(well(0, 25), now=25), remedy="").outcome is Outcome.PASS

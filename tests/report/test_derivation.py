@@ -92,7 +92,7 @@ def test_every_kind_of_verdict_says_what_its_bounds_rest_on(verdict, said):
 
 
 @pytest.mark.parametrize("burst", [1, 10])
-def test_a_watched_fail_shows_the_bet_that_decided_it(burst: int):
+def test_a_watched_fail_shows_the_e_value_that_decided_it(burst: int):
     spending = AlphaSpending(confidence=0.95, early=0.2, gates=3)
     confidences = {
         "confidence": spending.early_pass_confidence,
@@ -111,15 +111,15 @@ def test_a_watched_fail_shows_the_bet_that_decided_it(burst: int):
         early = early_verdict(verdict, None, spending)
         shown = text(early)
         assert f"with {early.n} bad of {early.n}" in shown
-        stake = float(re.search(r"had grown to ([\d.]+) times", shown)[1])
-        assert stake >= 300, "5% times 20%, shared among three gates"
+        e_value = float(re.search(r"the e-value for a share above \S+ is ([\d.]+),", shown)[1])
+        assert e_value >= 300, "5% times 20%, shared among three gates"
         assert f"{early.p_value:.4g} over the part of the risk" in shown
-        assert early.p_value == pytest.approx(5 / stake, rel=1e-4)
+        assert early.p_value == pytest.approx(5 / e_value, rel=1e-4)
 
 
-def test_a_watched_pass_shows_the_bet_that_decided_it():
+def test_a_watched_pass_shows_the_e_value_that_decided_it():
     shown = text(SequentialRate(**RATE).update(0, 600))
-    assert "with 0 bad of 600, that is 0 of 600 runs, the bet that the share is below 1%" in shown
+    assert "with 0 bad of 600, that is 0 of 600 runs, the e-value for a share below 1%" in shown
 
 
 def test_a_fail_that_the_family_took_back_is_not_shown_as_the_bounds_have_it():

@@ -16,7 +16,7 @@ MakeEvidence = Callable[..., Evidence]
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "problem",
     [
         {"error": "Traceback (most recent call last):\n  File\nValueError: no such model"},
         {"unreachable": "http://127.0.0.1:1"},
@@ -25,16 +25,16 @@ MakeEvidence = Callable[..., Evidence]
     ],
 )
 def test_a_gate_that_could_not_know_has_an_inconclusive_finding(
-    trouble: dict[str, str], make_gate: Make, passing: Verdict
+    problem: dict[str, str], make_gate: Make, passing: Verdict
 ) -> None:
     """An exception, no answer, a skip or no verdict at all: each is said, beside any verdict."""
-    bare = findings(make_gate("latency", **trouble))
+    bare = findings(make_gate("latency", **problem))
     assert [v.outcome for v in bare] == [Outcome.INCONCLUSIVE]
     assert bare[0].remedy
-    judged = make_gate("latency", passing, **trouble)
+    judged = make_gate("latency", passing, **problem)
     assert worst([v.outcome for v in findings(judged)]) is judged.outcome
-    if trouble:
-        said = next(iter(trouble.values())).rpartition("\n")[2]
+    if problem:
+        said = next(iter(problem.values())).rpartition("\n")[2]
         assert any(said in v.reason for v in findings(judged))
 
 

@@ -10,7 +10,7 @@ from scipy.signal import lfilter
 
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.alpha_spending import last_verdict
-from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.judge.rate import rate_verdict
 
 # A limit, with the rates that are expected of a good service and of a bad one.
@@ -76,18 +76,18 @@ def wald_at(good, bad, *, share, horizon, risk=0.05):
 
 @cache
 def _decided(limit, good, bad, *, to_pass, to_fail, horizon):
-    """After how many requests, by bad ones, the bets pass at the earliest and fail at the latest.
+    """After how many requests, by bad ones, the e-processes pass (earliest) and fail (latest).
 
-    The stakes rise with each good request, and fall with it: they are bisected.
+    The e-values rise with each good request, and fall with it: they are bisected.
     """
-    below, above = bet_below(limit, good), bet_above(limit, bad)
+    below, above = e_process_below(limit, good), e_process_above(limit, bad)
     counts = range(horizon + 1)
     pass_from = [
-        bisect_left(counts, to_pass, lo=k, key=lambda n, k=k: below.log_stake(k, n, limit))
+        bisect_left(counts, to_pass, lo=k, key=lambda n, k=k: below.log_e_value(k, n, limit))
         for k in range(_MOST_BAD)
     ]
     fail_until = [
-        bisect_right(counts, -to_fail, lo=k, key=lambda n, k=k: -above.log_stake(k, n, limit)) - 1
+        bisect_right(counts, -to_fail, lo=k, key=lambda n, k=k: -above.log_e_value(k, n, limit)) - 1
         for k in range(_MOST_BAD)
     ]
     return np.array(pass_from), np.array(fail_until)

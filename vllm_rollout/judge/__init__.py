@@ -1,6 +1,6 @@
-"""What follows: observations and policy in, verdicts out. Pure: no I/O, no clock.
+"""Verdicts from observations and policy. Pure: no I/O, no clock.
 
-What needs NumPy is imported when it is asked for.
+Modules that need NumPy are imported when they are asked for.
 """
 
 from importlib import import_module

@@ -10,8 +10,8 @@ is spent).
 whole risk for the end, unless they may be reached early too (`passes`): a pass at the end is then
 what it would be without any watching, for to stop at a fail only takes passes away.
 
-A fail's p-value, by which it has to stand among several (`judge.family`), is the smaller of those
-of the two occasions, each over its part (Bonferroni's rule with weights).
+A fail's p-value, by which it has to stand among several (`judge.multiple_testing`), is the smaller
+of those of the two occasions, each over its part (Bonferroni's rule with weights).
 """
 
 from collections.abc import Callable
@@ -47,32 +47,32 @@ class AlphaSpending:
 
     @property
     def early_pass_confidence(self) -> float:
-        """What a pass before the end takes."""
+        """Confidence of a pass before the end."""
         return 1 - (1 - self.confidence) * self.early
 
     @property
     def early_fail_confidence(self) -> float:
-        """What a fail before the end takes."""
+        """Confidence of a fail before the end."""
         alone = family_confidence(self.confidence, self.gates, self.method)
         return 1 - (1 - alone) * self.early
 
     @property
     def last_pass_confidence(self) -> float:
-        """What a pass at the end takes."""
+        """Confidence of a pass at the end."""
         return self.last_fail_confidence if self.passes else self.confidence
 
     @property
     def last_fail_confidence(self) -> float:
-        """What a fail at the end takes, if it is the only one."""
+        """Confidence of a fail at the end, if it is the only one."""
         return 1 - (1 - self.confidence) * (1 - self.early)
 
 
 def early_verdict(failing: Verdict, passing: Verdict | None, spending: AlphaSpending) -> Verdict:
-    """What a watched load shows before its end.
+    """Return the verdict of a watched load before its end.
 
-    `failing` and `passing` are of two tests of the same requests, of which the one is asked for
-    fails and the other for passes (None where passes are not reached early). Where each has
-    what it is asked for, the fail stands.
+    `failing` and `passing` are of two sequential tests of the same requests, one for fails and one
+    for passes (None where passes are not reached early). Where both have decided, the fail
+    stands.
     """
     if failing.outcome is Outcome.FAIL:
         p = 1 - failing.confidence if failing.confidence is not None else 1.0
@@ -87,7 +87,7 @@ def early_verdict(failing: Verdict, passing: Verdict | None, spending: AlphaSpen
 def last_verdict(
     early: Verdict, at_confidence: Callable[[float], Verdict], spending: AlphaSpending
 ) -> Verdict:
-    """What a watched load shows at its end: what was decided `early`, or else the fixed sample.
+    """Return the verdict at the end: the `early` one if it decided, else that of the fixed sample.
 
     `at_confidence` judges the whole load at a confidence.
     """
@@ -102,7 +102,7 @@ def last_verdict(
 
 
 def stopped_verdict(early: Verdict, why: str) -> Verdict:
-    """What a load shows that was stopped early because of `why`: nothing but what was decided.
+    """Return the verdict of a load stopped early because of `why`: only an early decision counts.
 
     The fixed sample may not judge it: when it was stopped depends on what it showed.
     """
@@ -110,6 +110,6 @@ def stopped_verdict(early: Verdict, why: str) -> Verdict:
         return early
     return early.inconclusive_because(
         f"not decided when the load was stopped ({why}): {early.reason}",
-        "Mend what failed and run the gates again, or let the load run to its end with "
+        "Fix the failed gate and run the gates again, or let the load run to its end with "
         "`load.early_stop: off`.",
     )

@@ -1,4 +1,4 @@
-"""One question to a stream of requests, asked as often as one likes: is the bad share below?"""
+"""A sequential test of one question, valid however often it is read: is the bad share below?"""
 
 import math
 from bisect import bisect_left
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_rollout.judge.effective_sample_size import BadRequests, check_burst
-from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.judge.sample_size import check_confidence, check_percentile
 from vllm_rollout.model.verdict import Outcome
 
-# While bursts hold a verdict back, they are measured anew with so many more requests.
+# While bursts prevent a verdict, they are measured again with so many more requests.
 _MORE_REQUESTS = 1.25
 
 
@@ -28,26 +28,26 @@ def percentile_rank_at_most(n: int, percentile: float, confidence: float) -> int
     check_percentile(percentile)
     check_confidence(confidence)
     slower = 1 - percentile / 100
-    bet, threshold = bet_below(slower), -math.log1p(-confidence)
-    # How many may be as slow as the bound or slower: the stake falls as they grow.
+    process, threshold = e_process_below(slower), -math.log1p(-confidence)
+    # How many may be as slow as the bound or slower: the e-value falls as they grow.
     allowed = bisect_left(
-        range(n + 1), True, key=lambda bad: bet.log_stake(bad, n, slower) < threshold
+        range(n + 1), True, key=lambda bad: process.log_e_value(bad, n, slower) < threshold
     )
     return n - allowed + 1 if allowed else None
 
 
 class AnytimeShare:
-    """Two bets against `limit`, that the bad share is below it and that it is above it.
+    """Two e-processes against `limit`: one shows that the bad share is below it, one above.
 
     The first to reach 1 / (1 - confidence) decides, once and for good. Over the whole life of the
     stream the chance of a pass, the share being `limit` or more, is at most 1 - confidence, and so
     is the chance of a fail, the share being `limit` or less; where `fail_confidence` is given, a
     fail takes that one.
 
-    Up to `burst` requests in a row may share one fate. A run of that many counts as one: the stake
-    of a bet is taken to the power 1 / burst. That is never more than betting on each run's mean
+    Up to `burst` requests in a row may be fully correlated. A run of that many counts as one: the
+    e-value is taken to the power 1 / burst. That is never more than an e-process on each run's mean
     would bring, log(1 + m (r - 1)) >= m log(r) being concave in the mean m from 0 to 1
-    (Waudby-Smith & Ramdas 2024, JRSS B 86:1, section 4, for bets on bounded means). A run that
+    (Waudby-Smith & Ramdas 2024, JRSS B 86:1, section 4, on bounded means). A run that
     has only begun counts as none for a pass and as a whole one for a fail. Before anything is
     decided, and while longer bursts are found, `block` is what is found: among the bad requests,
     and by `dependence`, which says how many requests count as one for any other reason.
@@ -79,10 +79,10 @@ class AnytimeShare:
         self._worse = 0
         self._where = BadRequests()
         self._dependence = dependence
-        self._below, self._above = bet_below(limit, good), bet_above(limit, bad)
+        self._below, self._above = e_process_below(limit, good), e_process_above(limit, bad)
         self._threshold = -math.log1p(-confidence)
         self._fail_threshold = -math.log1p(-self.fail_confidence)
-        # The most by which a good run, and a bad one, can raise the logarithm of a stake.
+        # The most by which a good run, and a bad one, can raise the logarithm of an e-value.
         self._good_growth = -math.log1p(math.expm1(min(self._below.log_odds)) * limit)
         self._bad_growth = max(self._above.log_odds)
         self._next_search: float = math.inf
@@ -105,7 +105,7 @@ class AnytimeShare:
         self._take(len(bad), len(places), worse)
 
     def bounds(self) -> tuple[float, float]:
-        """Lower and upper bound of the bad share: the limits that the bets would decide for.
+        """Lower and upper bound of the bad share: the limits that the e-processes would decide for.
 
         They belong to a confidence sequence: each holds for all times at once.
         """
@@ -117,14 +117,14 @@ class AnytimeShare:
 
     @property
     def fail_p_value(self) -> float:
-        """1 / the stake of the bet for a fail: valid whenever it is read, by Ville's inequality."""
+        """1 / the e-value for a fail: valid whenever it is read, by Ville's inequality."""
         _, (worse, begun) = self._runs()
-        return min(1.0, math.exp(-self._above.log_stake(worse, begun, self.limit)))
+        return min(1.0, math.exp(-self._above.log_e_value(worse, begun, self.limit)))
 
     def pass_needs(self) -> int:
         """Fewest requests in all that a pass takes, if no more of them are bad."""
         bad, whole = self.bad / self.block, self.n // self.block
-        while (short := self._threshold - self._below.log_stake(bad, whole, self.limit)) > 0:
+        while (short := self._threshold - self._below.log_e_value(bad, whole, self.limit)) > 0:
             whole += max(1, math.floor(short / self._good_growth))
         return whole * self.block
 
@@ -141,7 +141,7 @@ class AnytimeShare:
             self._weigh()
 
     def _weigh(self) -> None:
-        """Decide, if a stake is high enough and stays so after a search for bursts."""
+        """Decide, if an e-value is high enough and stays so after a search for bursts."""
         to_pass, to_fail = self._distances()
         if min(to_pass, to_fail) <= 0 or self.n >= self._next_search:
             self.block = max(self.burst, self._where.block_length(self.n), self._dependence())
@@ -155,11 +155,11 @@ class AnytimeShare:
         self._plan(to_pass, to_fail)
 
     def _distances(self) -> tuple[float, float]:
-        """How far the logarithms of the two stakes are from deciding."""
+        """How far the logarithms of the two e-values are from deciding."""
         (bad, whole), (worse, begun) = self._runs()
         return (
-            self._threshold - self._below.log_stake(bad, whole, self.limit),
-            self._fail_threshold - self._above.log_stake(worse, begun, self.limit),
+            self._threshold - self._below.log_e_value(bad, whole, self.limit),
+            self._fail_threshold - self._above.log_e_value(worse, begun, self.limit),
         )
 
     def _runs(self) -> tuple[tuple[float, int], tuple[float, int]]:
@@ -170,7 +170,7 @@ class AnytimeShare:
         )
 
     def _plan(self, to_pass: float, to_fail: float) -> None:
-        """When to look next, going by the most that a stake can grow."""
+        """Plan the next evaluation, by the most that an e-value can grow."""
         runs = self.n // self.block + math.floor(to_pass / self._good_growth)
         self._first_pass = max(self.n + 1, runs * self.block)
         more = math.floor(to_fail / self._bad_growth * self.block)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
-from vllm_rollout.judge.messages import MEND_SLOWNESS
+from vllm_rollout.judge.messages import FIX_SLOWNESS
 from vllm_rollout.judge.sample_size import (
     check_confidence,
     check_limit_seconds,
@@ -26,7 +26,7 @@ from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 _OBSERVE_LONGER = "observe for longer, or under more load"
-_MEND_SCRAPE = "Read the counters again, and take plain differences of them: no rate, no increase."
+_FIX_SCRAPE = "Read the counters again, and take plain differences of them: no rate, no increase."
 
 
 def bucket_verdict(
@@ -72,8 +72,8 @@ def bucket_verdict(
     counts = [float(count) for _, count in pairs]
     histogram = _Histogram(bounds, counts, percentile, limit_seconds, confidence)
     gaps = _gaps(resets, missing_scrapes)
-    if trouble := _unusable(bounds, counts):
-        return histogram.inconclusive(f"{trouble}{gaps}", _MEND_SCRAPE)
+    if problem := _unusable(bounds, counts):
+        return histogram.inconclusive(f"{problem}{gaps}", _FIX_SCRAPE)
     if counts[-1] == 0:
         enough = requests_needed_for_percentile(percentile, confidence)
         return histogram.inconclusive(
@@ -118,7 +118,7 @@ class _Histogram:
             return self._verdict(Outcome.PASS, reason, "", n, figures)
         if lower is not None and lower >= self.limit:
             reason = f"{self.name} is above {_seconds(lower)}, {against}{gaps}"
-            return self._verdict(Outcome.FAIL, reason, MEND_SLOWNESS, n, figures)
+            return self._verdict(Outcome.FAIL, reason, FIX_SLOWNESS, n, figures)
         span = f"{self.name} is above {_seconds(lower or 0.0)}"
         if upper is not None and upper < math.inf:
             span += f" and at most {_seconds(upper)}"
@@ -195,7 +195,7 @@ def _unusable(bounds: Sequence[float], counts: Sequence[float]) -> str:
 
 
 def _gaps(resets: int, missing_scrapes: int) -> str:
-    """What may have kept requests from being counted, in words."""
+    """Name what may have kept requests from being counted."""
     named = [
         f"{count:,} {one if count == 1 else many}"
         for count, one, many in (

@@ -19,13 +19,13 @@ _MOST_TIMES = 1000
 """A verdict that takes more times as many requests as were sent is called out of reach."""
 
 _SEND_BOTH = "Check that the load reaches both the baseline and the canary."
-_MEND_COUNTER = "Find out why the counter reads no finite number, and measure again."
-_MEND_MEASUREMENT = (
-    "Mend the clock or the parser that measured them, and measure again; a request without an "
+_FIX_COUNTER = "Find out why the counter reads no finite number, and measure again."
+_FIX_MEASUREMENT = (
+    "Fix the clock or the parser that measured them, and measure again; a request without an "
     "answer belongs in the censored ones."
 )
-_MEND_CANARY = (
-    "See what differs between the two builds and what the canary's replicas logged; mend that "
+_FIX_CANARY = (
+    "See what differs between the two builds and what the canary's replicas logged; fix that "
     "before the next attempt."
 )
 _TOO_NEAR = (
@@ -72,7 +72,7 @@ def compare_latency(
         return unknown.empty(baseline.size, canary.size)
     if not (_all_times(baseline, baseline_censored) and _all_times(canary, canary_censored)):
         reason = "some latencies are not a time (NaN, infinite or negative)"
-        return unknown.verdict(reason, _MEND_MEASUREMENT)
+        return unknown.verdict(reason, _FIX_MEASUREMENT)
 
     slow, fast = _percentile(canary, percentile), _percentile(baseline, percentile)
     measured = slow / fast if 0 < fast < math.inf else None
@@ -83,7 +83,7 @@ def compare_latency(
         if min(baseline.size, canary.size) < enough:
             return f"At least {enough:,} requests are needed of each to compare P{percentile:g}."
         if measured is None or math.isinf(measured):
-            return f"P{percentile:g} lies among requests without an answer: mend those first."
+            return f"P{percentile:g} lies among requests without an answer: fix those first."
         return _more_of_both(_times_to_decide(measured, lower, upper, largest_ratio))
 
     found = (
@@ -125,7 +125,7 @@ def compare_rate(
     ):
         if not (math.isfinite(failures) and math.isfinite(total)):
             reason = f"the counts cannot be used: {failures} failures of {total} requests"
-            return _Unknown(largest_difference, confidence, 0).verdict(reason, _MEND_COUNTER)
+            return _Unknown(largest_difference, confidence, 0).verdict(reason, _FIX_COUNTER)
         if not 0 <= failures <= total or failures != int(failures) or total != int(total):
             raise ValueError(f"not a count of failures among requests: {failures} of {total}")
     counts = int(baseline_failures), int(baseline_total), int(canary_failures), int(canary_total)
@@ -179,15 +179,15 @@ class _Unknown:
             f"(limit: below {_figure(self.limit)})"
         )
         if upper < self.limit:
-            outcome, mend = Outcome.PASS, ""
+            outcome, remedy_text = Outcome.PASS, ""
             reason = f"{found} is at most {_figure(upper)}, {against}"
         elif lower > self.limit:
-            outcome, mend = Outcome.FAIL, _MEND_CANARY
+            outcome, remedy_text = Outcome.FAIL, _FIX_CANARY
             reason = f"{found} is at least {_figure(lower)}, {against}"
         else:
-            outcome, mend = Outcome.INCONCLUSIVE, remedy()
+            outcome, remedy_text = Outcome.INCONCLUSIVE, remedy()
             reason = f"{found} is between {_figure(lower)} and {_figure(upper)}, {against}"
-        return self._with(outcome, reason, mend, measured, lower, upper)
+        return self._with(outcome, reason, remedy_text, measured, lower, upper)
 
     def _with(
         self,
@@ -225,7 +225,7 @@ def _with_censored(
 
 
 def _all_times(times: NDArray[np.float64], censored: int) -> bool:
-    """Whether none is NaN or negative, and none infinite but those that were censored."""
+    """Return True if none is NaN or negative, and only censored ones are infinite."""
     return bool(np.all(times >= 0)) and int(np.isinf(times).sum()) == censored
 
 

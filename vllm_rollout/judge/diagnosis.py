@@ -19,7 +19,7 @@ _VOLUME = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "Provisioning
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The likely cause of one replica's trouble, the lines that show it, and what to do."""
+    """The likely cause of one replica's failure, the lines that show it, and what to do."""
 
     replica: str
     cause: str
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _LogSign:
-    """What a log line tells of a process that ended."""
+    """A log line that indicates why a process ended."""
 
     pattern: re.Pattern[str]
     cause: str
@@ -117,26 +117,26 @@ def _finding(symptoms: Symptoms, failure_threshold: int | None) -> Finding:
 
 
 def _quota(symptoms: Symptoms) -> Finding | None:
-    told = _events(symptoms, "FailedCreate", "exceeded quota")
-    if not told:
+    events = _events(symptoms, "FailedCreate", "exceeded quota")
+    if not events:
         return None
     return _found(
         symptoms,
         "the namespace's resource quota leaves no room",
-        told,
+        events,
         "Raise the ResourceQuota, scale something down in the namespace, or lower the requests.",
     )
 
 
 def _unschedulable(symptoms: Symptoms) -> Finding | None:
-    told = _events(symptoms, "FailedScheduling")
-    if not told or symptoms.node:
+    events = _events(symptoms, "FailedScheduling")
+    if not events or symptoms.node:
         return None
     if not symptoms.scarce:
         return _found(
             symptoms,
             "no node may run it",
-            told,
+            events,
             "Compare nodeSelector, affinity and tolerations with the nodes' labels and taints.",
         )
     wanted = symptoms.requests.get(symptoms.scarce, 0.0)
@@ -152,7 +152,7 @@ def _unschedulable(symptoms: Symptoms) -> Finding | None:
     return _found(
         symptoms,
         f"it waits for {wanted:g} {symptoms.scarce}{by}",
-        [*lines, *told],
+        [*lines, *events],
         "Scale down workloads that are less critical and hold GPUs, add GPU nodes, or wait: "
         "kubectl describe nodes | grep -A 5 'Allocated resources'."
         if gpus
@@ -173,13 +173,13 @@ def _image(symptoms: Symptoms) -> Finding | None:
 
 
 def _volume(symptoms: Symptoms) -> Finding | None:
-    told = [line for reason in _VOLUME for line in _events(symptoms, reason)]
-    if not told:
+    events = [line for reason in _VOLUME for line in _events(symptoms, reason)]
+    if not events:
         return None
     return _found(
         symptoms,
         "a volume cannot be mounted",
-        told,
+        events,
         "Check that the claim exists and is bound, and that it may be mounted by several nodes.",
     )
 
@@ -196,9 +196,9 @@ def _out_of_memory(symptoms: Symptoms) -> Finding | None:
 
 
 def _slow_start(symptoms: Symptoms, failure_threshold: int | None) -> Finding | None:
-    told = _events(symptoms, "Unhealthy", "Startup probe failed")
+    events = _events(symptoms, "Unhealthy", "Startup probe failed")
     killed = _events(symptoms, "Killing", "failed startup probe")
-    if not told and not killed:
+    if not events and not killed:
         return None
     probe = symptoms.startup_probe
     if probe is None:
@@ -215,7 +215,7 @@ def _slow_start(symptoms: Symptoms, failure_threshold: int | None) -> Finding | 
     return _found(
         symptoms,
         f"the model was not loaded within the start-up probe's time{allowed}",
-        [*told, *killed, *_log(symptoms)],
+        [*events, *killed, *_log(symptoms)],
         f"Set startupProbe.failureThreshold{value} in the values (7B-13B: 20, 70B: 40), if the "
         "log shows that loading goes on; else see what it waits for.",
     )
@@ -252,13 +252,13 @@ def _evicted(symptoms: Symptoms) -> Finding | None:
 
 
 def _unready(symptoms: Symptoms) -> Finding | None:
-    told = _events(symptoms, "Unhealthy")
-    if not told:
+    events = _events(symptoms, "Unhealthy")
+    if not events:
         return None
     return _found(
         symptoms,
         "it runs, and its health probe fails",
-        [*told, *_log(symptoms)],
+        [*events, *_log(symptoms)],
         "The engine may hang or be dead while the process lives: see the log, restart the pod.",
     )
 
@@ -266,11 +266,11 @@ def _unready(symptoms: Symptoms) -> Finding | None:
 def _unknown(symptoms: Symptoms) -> Finding:
     replica = symptoms.replica
     state = f"{replica.phase} {replica.reason} {replica.message}".strip() if replica else ""
-    told = [f"{reason}: {message}" for reason, message in symptoms.events]
+    events = [f"{reason}: {message}" for reason, message in symptoms.events]
     return _found(
         symptoms,
         "it is not ready, and nothing says why",
-        [state, *told, *_log(symptoms)],
+        [state, *events, *_log(symptoms)],
         "It may still be starting. Else look at it with kubectl describe.",
     )
 
@@ -283,8 +283,8 @@ def _found(symptoms: Symptoms, cause: str, shown_by: Sequence[str], resolution: 
 
 def _events(symptoms: Symptoms, reason: str, words: str = "") -> list[str]:
     """The newest event of that reason whose message holds `words`, as a line; or nothing."""
-    told = [text for kind, text in symptoms.events if kind == reason and words in text]
-    return [f"{reason}: {told[-1]}"] if told else []
+    events = [text for kind, text in symptoms.events if kind == reason and words in text]
+    return [f"{reason}: {events[-1]}"] if events else []
 
 
 def _log(symptoms: Symptoms) -> list[str]:

@@ -1,8 +1,8 @@
-"""Requests that share one fate: how many of them count as one.
+"""Effective sample size of autocorrelated requests: how many of them count as one.
 
 A stall makes all requests late that meet it. Ten late ones from one stall are one piece of
-evidence, and a bound that takes them for ten is too sure of itself. What n dependent requests are
-worth is n divided by
+evidence, and a bound that counts them as ten is too narrow. The effective size of n dependent
+requests is n divided by
 
     D = 1 + 2 (rho_1 + rho_2 + …)
 
@@ -95,7 +95,7 @@ def burst_length(
 
 
 def check_burst(burst: int) -> int:
-    """How many requests may share one fate, as told.
+    """Return `burst`, the number of requests in a row that may be correlated, if it is valid.
 
     Raises:
         ValueError: not a whole number from 1.

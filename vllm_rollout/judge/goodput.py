@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vllm_rollout.judge.binomial import fail_p_value, share_bounds
-from vllm_rollout.judge.messages import MEND_MISSES, bound_text
+from vllm_rollout.judge.messages import FIX_MISSES, bound_text
 from vllm_rollout.judge.sample_size import (
     check_confidence,
     format_confidence,
@@ -27,7 +27,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodputLimits:
-    """What a good request stays below, in seconds; None is not asked.
+    """Limits that a good request stays below, in seconds; None is not asked.
 
     Time to first token, time between tokens (the mean of a request), and end to end.
 
@@ -127,7 +127,7 @@ def goodput_verdict(
         )
     if any(np.any(row < 0) for row in times.values()):
         return unknown.inconclusive_because(
-            "some times are negative", "Mend the clock that measured them, and measure again."
+            "some times are negative", "Fix the clock that measured them, and measure again."
         )
 
     lower, upper = share_bounds(good, n, confidence)
@@ -147,7 +147,7 @@ def goodput_verdict(
             seen,
             outcome=Outcome.FAIL,
             reason=reason,
-            remedy=MEND_MISSES,
+            remedy=FIX_MISSES,
         )
     return seen.inconclusive_because(
         f"{counted}: between {bound_text(lower)} and {bound_text(upper)} do, {against}",

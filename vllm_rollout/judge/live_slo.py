@@ -15,7 +15,7 @@ class CountedRequests(Protocol):
 
     @property
     def source(self) -> str:
-        """What counted them."""
+        """The source of the counts."""
 
     @property
     def total(self) -> int:

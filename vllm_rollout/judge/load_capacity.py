@@ -1,4 +1,4 @@
-"""Whether a deployment carries the traffic that production expects."""
+"""Verdict on whether a deployment carries the traffic that production expects."""
 
 import math
 from dataclasses import replace

@@ -2,15 +2,15 @@
 
 from vllm_rollout.model.units import format_share
 
-MEND_FAILURES = (
-    "See how the requests failed and what the replicas logged at that time; mend that before the "
+FIX_FAILURES = (
+    "See how the requests failed and what the replicas logged at that time; fix that before the "
     "next attempt."
 )
-MEND_SLOWNESS = (
+FIX_SLOWNESS = (
     "See whether the time goes into waiting (the server's queue) or into generating, and give the "
     "deployment more replicas or faster ones."
 )
-MEND_MISSES = (
+FIX_MISSES = (
     "Begin with the limit that most requests missed: a late first token is waiting, slow tokens "
     "are a batch too large for the GPUs."
 )

@@ -1,24 +1,22 @@
-"""Evidence against a share, that may be looked at after every request.
+"""Evidence against a share, valid whenever it is read: a mixture SPRT, which is an e-process.
 
-A bet on each request: money is put on the share of bad requests being another than `share`, at
-odds that are fair if it is `share`. The stake multiplies by
+For an alternative share q, each request multiplies the e-value against `share` by
 
     (q / share) if the request is bad, ((1 - q) / (1 - share)) if not,
 
-the likelihood ratio of the alternative q. If the true share is `share`, or lies on the side of
-it that the bet is against, the stake is a nonnegative supermartingale that begins at 1, and
+the likelihood ratio of q. If the true share is `share`, or lies on the other side of it than q,
+the e-value is a nonnegative supermartingale that begins at 1, and
 
-    P(the stake ever reaches 1 / alpha) <= alpha        (Ville 1939; Robbins 1970, Ann. Math. Stat.
+    P(the e-value ever reaches 1 / alpha) <= alpha      (Ville 1939; Robbins 1970, Ann. Math. Stat.
                                                          41:1397, eq. 1)
 
-so it may be looked at as often as one likes. A single q is Wald's one-sided sequential test
-(Wald 1945, Ann. Math. Stat. 16:117); a weighted sum over several is again such a stake (the
-method of mixtures, Robbins 1970; Howard et al. 2021, Ann. Stat. 49:1055, arXiv 1810.08240,
+so it may be read as often as one likes. A single q is Wald's one-sided sequential test
+(Wald 1945, Ann. Math. Stat. 16:117); a weighted sum over several is again an e-process (the
 section 3) and does nearly as well as the best of them, at the price of log(1 / weight).
 
 The alternatives are written as odds ratios r to `share`, so one mixture serves every share: the
-stake after `bad` of `n` is sum of w r^bad / (1 + (r - 1) share)^n. That is monotone in `share`,
-and solving it for the share at which the stake is 1 / alpha gives a confidence sequence: bounds
+e-value after `bad` of `n` is sum of w r^bad / (1 + (r - 1) share)^n. That is monotone in `share`,
+and solving it for the share at which the e-value is 1 / alpha gives a confidence sequence: bounds
 that hold at all times at once.
 """
 
@@ -30,12 +28,12 @@ from collections.abc import Sequence
 _STRONGEST = 3.0
 _ALTERNATIVES = 11
 _DECAY = 0.6
-# What is bet on the rate that the policy names; the rest still finds any other.
+# Weight of the rate that the policy names; the rest still finds any other.
 _NAMED = 0.8
 
 
 class Mixture:
-    """A weighted bet, all on shares below the one judged or all on shares above it."""
+    """A weighted e-process; its alternatives are all below the share judged, or all above it."""
 
     def __init__(self, weights: Sequence[float], log_odds: Sequence[float]) -> None:
         whole = sum(weights)
@@ -45,8 +43,8 @@ class Mixture:
             for weight, odds in zip(weights, log_odds, strict=True)
         ]
 
-    def log_stake(self, bad: float, n: float, share: float) -> float:
-        """Natural logarithm of the stake after `bad` of `n`, betting against `share`.
+    def log_e_value(self, bad: float, n: float, share: float) -> float:
+        """Natural logarithm of the e-value after `bad` of `n`, against `share`.
 
         Computed from logarithms throughout: no count is too large. `share` lies from 0 to 1.
         """
@@ -58,9 +56,9 @@ class Mixture:
         return most + math.log(sum([exp(term - most) for term in terms]))
 
     def bound(self, bad: float, n: float, log_threshold: float) -> float:
-        """The share at which the stake is at the threshold: all beyond it are refuted.
+        """The share at which the e-value is at the threshold: all beyond it are refuted.
 
-        An upper bound if the bet is on shares below, a lower bound if it is on shares above.
+        An upper bound if the alternatives are shares below, a lower bound if they are above.
         """
         from scipy.optimize import brentq
 
@@ -68,15 +66,15 @@ class Mixture:
         nothing = 1.0 if below else 0.0  # what every count agrees with
 
         def excess(share: float) -> float:
-            return self.log_stake(bad, n, share) - log_threshold
+            return self.log_e_value(bad, n, share) - log_threshold
 
         if excess(nothing) <= 0:
             return nothing
         return float(brentq(excess, 0.0, 1.0, xtol=1e-15, rtol=1e-9))
 
 
-def bet_below(limit: float, named: float | None = None) -> Mixture:
-    """A bet that the share is below `limit`; most of it on the share `named`, if one is.
+def e_process_below(limit: float, named: float | None = None) -> Mixture:
+    """E-process for a share below `limit`; most weight is on the share `named`, if one is.
 
     Raises:
         ValueError: `named` is not between 0 and `limit`.
@@ -86,8 +84,8 @@ def bet_below(limit: float, named: float | None = None) -> Mixture:
     return _mixture(-1.0, limit, named)
 
 
-def bet_above(limit: float, named: float | None = None) -> Mixture:
-    """A bet that the share is above `limit`; most of it on the share `named`, if one is.
+def e_process_above(limit: float, named: float | None = None) -> Mixture:
+    """E-process for a share above `limit`; most weight is on the share `named`, if one is.
 
     Raises:
         ValueError: `named` is not between `limit` and 1.

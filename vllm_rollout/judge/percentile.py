@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks
-from vllm_rollout.judge.messages import MEND_FAILURES, MEND_SLOWNESS
+from vllm_rollout.judge.messages import FIX_FAILURES, FIX_SLOWNESS
 from vllm_rollout.judge.sample_size import (
     check_confidence,
     check_limit_seconds,
@@ -22,8 +22,8 @@ from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 
-_MEND_MEASUREMENT = (
-    "Mend the clock or the parser that measured them, and measure again; a request without an "
+_FIX_MEASUREMENT = (
+    "Fix the clock or the parser that measured them, and measure again; a request without an "
     "answer belongs in `censored`."
 )
 
@@ -103,8 +103,8 @@ class _Sample:
             n=self.n,
             unit="s",
         )
-        if trouble := self._unusable():
-            return blank.inconclusive_because(*trouble)
+        if problem := self._unusable():
+            return blank.inconclusive_because(*problem)
         measured, lower, upper = self._figures()
         seen = replace(blank, measured=measured, lower=lower, upper=upper, p_value=self._p_value())
         against = f"{self.sure} (limit: below {_seconds(self.limit)})"
@@ -116,7 +116,7 @@ class _Sample:
             return replace(seen, outcome=Outcome.PASS, reason=reason)
         if lower is not None and lower > self.limit:
             reason = f"{self.name} is {_at_least(lower)}, {against}"
-            remedy = MEND_FAILURES if math.isinf(lower) else MEND_SLOWNESS
+            remedy = FIX_FAILURES if math.isinf(lower) else FIX_SLOWNESS
             return replace(seen, outcome=Outcome.FAIL, reason=reason, remedy=remedy)
         if upper is None:
             minimum = requests_needed_for_percentile(self.percentile, self.confidence)
@@ -142,7 +142,7 @@ class _Sample:
             )
         # One NaN makes both extremes NaN, and no comparison with NaN holds.
         if self.values.size and not (self.values.min() >= 0 and self.values.max() < math.inf):
-            return "some latencies are not a time (NaN, infinite or negative)", _MEND_MEASUREMENT
+            return "some latencies are not a time (NaN, infinite or negative)", _FIX_MEASUREMENT
         return None
 
     def _figures(self) -> tuple[float, float | None, float | None]:

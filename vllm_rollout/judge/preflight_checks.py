@@ -1,4 +1,4 @@
-"""Whether what a rollout needs is there before it begins: room on nodes, quotas, claims."""
+"""Preflight checks of what a rollout needs before it begins: room on nodes, quotas, claims."""
 
 from collections.abc import Mapping, Sequence
 
@@ -68,28 +68,28 @@ def quota_verdict(demands: Sequence[Demand], quotas: Sequence[Quota]) -> Verdict
     if not quotas:
         return check(True, "the namespace has no ResourceQuota")
     unknown = [f"{quota.name} ({quota.unconsidered})" for quota in quotas if quota.unconsidered]
-    troubles: list[str] = []
+    problems: list[str] = []
     words: list[str] = []
     for quota in (each for each in quotas if not each.unconsidered):
         for key in sorted(quota.hard):
             needed, unstated = _needed(demands, key, rolling=bool(quota.own.get("pods")))
             if unstated:
-                troubles.append(f"{quota.name} limits {key}, and {unstated} does not state it")
+                problems.append(f"{quota.name} limits {key}, and {unstated} does not state it")
             if needed is None:
                 continue
             left = quota.hard[key] - quota.used.get(key, 0) + quota.own.get(key, 0)
             text = f"{quota.name}: {key} needs {needed:g}, {left:g} of {quota.hard[key]:g} are left"
-            (words if needed <= left + _ONE_BILLIONTH else troubles).append(text)
-    if troubles:
+            (words if needed <= left + _ONE_BILLIONTH else problems).append(text)
+    if problems:
         return check(
             False,
-            "; ".join(troubles),
+            "; ".join(problems),
             remedy="Raise the quota, or ask for less: fewer replicas, a smaller surge.",
         )
     if unknown:
         return check(
             None,
-            f"whether these apply cannot be told: {', '.join(unknown)}",
+            f"cannot decide whether these apply: {', '.join(unknown)}",
             remedy="Look at them yourself, and switch this check off with "
             "`preflight: {quota: off}`.",
         )
@@ -142,7 +142,7 @@ def _fits(pod: Demand, space: Mapping[str, float]) -> bool:
 
 
 def _scarce(demands: Sequence[Demand]) -> str:
-    """What rollouts run out of: the device that pods ask for, else places for pods."""
+    """Return the resource that runs out first: the device that pods ask for, else pod slots."""
     asked = {name for demand in demands for name, amount in demand.requests.items() if amount}
     return next((name for name in sorted(asked) if "/" in name), "pods")
 
@@ -163,7 +163,7 @@ def _amounts(demand: Demand) -> str:
 
 
 def _needed(demands: Sequence[Demand], key: str, *, rolling: bool) -> tuple[float | None, str]:
-    """What the rollout counts for under the quota's `key`, and a workload that does not state it.
+    """Return what the rollout uses of `key`, and a workload that does not state it.
 
     None where the key counts something else than what pods use.
     """

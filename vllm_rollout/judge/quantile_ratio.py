@@ -99,7 +99,7 @@ def _upper(first: _Floats, second: _Floats, share: float, confidence: float) -> 
         return math.inf
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = second[ranks[1] - 1] / first[ranks[0] - 1]
-    # Nothing can be said of 0/0, nor of two times that never came.
+    # Nothing follows from 0/0, nor from two times that never came.
     return float(np.where(np.isnan(ratios), math.inf, ratios).max())
 
 
@@ -137,5 +137,5 @@ def _pairs_of_ranks(
     needed = contour.second_given(-ndtri(binom.cdf(firsts, n_first, share)))
     seconds = np.arange(second_rank(float(needed.min())), last + 1)
     chosen = np.searchsorted(-binom.sf(seconds - 1, n_second, share), -ndtr(-needed))
-    # Two ways to the same sum may differ in the last digit, and the last rank is always enough.
+    # Two methods for the same sum may differ in the last digit, and the last rank is always enough.
     return firsts, seconds[np.minimum(chosen, seconds.size - 1)]

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from vllm_rollout.judge.binomial import fail_p_value, share_bounds
-from vllm_rollout.judge.messages import MEND_FAILURES, bound_text
+from vllm_rollout.judge.messages import FIX_FAILURES, bound_text
 from vllm_rollout.judge.sample_size import (
     check_confidence,
     format_confidence,
@@ -83,7 +83,7 @@ def rate_verdict(
             seen,
             outcome=Outcome.FAIL,
             reason=f"{counted}: at least {bound_text(lower)} fail, {sure} {against}",
-            remedy=MEND_FAILURES,
+            remedy=FIX_FAILURES,
         )
     needed = requests_needed(limit, confidence, failures)
     return seen.inconclusive_because(
@@ -112,7 +112,7 @@ def rate_verdict_between(
 
 
 def _needs(limit: float, confidence: float, failures: int) -> str:
-    """What a pass takes: "2,995 error-free requests are needed to claim < 0.1% at 95%"."""
+    """Return what a pass takes: "2,995 error-free requests are needed to claim < 0.1% at 95%"."""
     needed = f"{requests_needed(limit, confidence, failures):,}"
     if failures == 0:
         requests = f"{needed} error-free requests"

@@ -1,4 +1,4 @@
-"""Whether a deployment's replicas are all running and ready."""
+"""Verdict on whether a deployment's replicas are all running and ready."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def replicas_verdict(
 
 
 def _remedy(findings: Sequence[Finding]) -> str:
-    """What to do about each cause, once."""
+    """Return the remedy for each cause, once."""
     if not findings:
         return "Read the log of the replicas named: the last lines say why."
     advice = {finding.cause: finding.resolution for finding in findings}

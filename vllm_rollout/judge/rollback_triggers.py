@@ -1,7 +1,7 @@
-"""The policy's rollback triggers over sights: by probes, by the platform, by Prometheus.
+"""The policy's rollback triggers over observations: probes, platform, Prometheus.
 
-Each source has triggers of its own, and any of them that fires is a reason to roll back. What a
-source does not say is no data, and not health.
+Each source has triggers of its own, and any of them that fires is a reason to roll back. A silent
+source is no data, and not health.
 """
 
 import math
@@ -21,7 +21,7 @@ _LIVE = " by Prometheus"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What the triggers say after a sight.
+    """State of the triggers after an observation.
 
     `fired` is why to roll back, or empty. `blind` names triggers that had no data from probes or
     platform, `unseen` those that had none from Prometheus.
@@ -86,10 +86,10 @@ class Triggers:
                 self._latency + _LIVE: rate(self._slow, rules.latency.for_seconds),
             }
 
-    def step(self, at: float, sight: Observation) -> Found:
+    def step(self, at: float, observation: Observation) -> Found:
         """Feed what was seen at `at` seconds."""
-        fired, blind = self._feed(self._triggers, at, self._probed(at, sight))
-        fired_live, unseen = self._feed(self._by_prometheus, at, self._counted(sight.live))
+        fired, blind = self._feed(self._triggers, at, self._probed(at, observation))
+        fired_live, unseen = self._feed(self._by_prometheus, at, self._counted(observation.live))
         return Found(fired=fired or fired_live, blind=blind, unseen=unseen)
 
     def _feed(
@@ -108,9 +108,9 @@ class Triggers:
                 blind.append(name)
         return fired, tuple(blind)
 
-    def _probed(self, at: float, sight: Observation) -> dict[str, float | None]:
-        now = sight.probes
-        crashing = _share_crashing(sight.replicas, self._rules.crash_loop.restarts)
+    def _probed(self, at: float, observation: Observation) -> dict[str, float | None]:
+        now = observation.probes
+        crashing = _share_crashing(observation.replicas, self._rules.crash_loop.restarts)
         if now.path_errors:
             return {"crash loop": crashing}
         self._window.append((at, now))

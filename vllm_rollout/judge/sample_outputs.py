@@ -1,4 +1,4 @@
-"""Is a sample output as the policy says? What cannot be said by rule is for QA to read."""
+"""Rules for sample outputs. What no rule can decide is for QA to read."""
 
 import json
 import re

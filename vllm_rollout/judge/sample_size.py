@@ -62,7 +62,7 @@ def requests_to_decide(bad_share: float, limit: float, confidence: float) -> int
 
 
 def more_load(requests: int, rate_per_second: float | None) -> str:
-    """What to change in the policy to make `requests` requests: "raise `load.duration` to 5m …".
+    """Return how to get `requests` requests: "raise `load.duration` to 5m …".
 
     Without a rate (requests per second), or with one of 0, the duration stays open. Where it
     would take more than a week, the rate is what to raise.

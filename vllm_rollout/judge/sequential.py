@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.effective_sample_size import LatestLatencies
-from vllm_rollout.judge.messages import MEND_FAILURES, MEND_MISSES, MEND_SLOWNESS
+from vllm_rollout.judge.messages import FIX_FAILURES, FIX_MISSES, FIX_SLOWNESS
 from vllm_rollout.judge.sample_size import check_limit_seconds, check_percentile
 from vllm_rollout.judge.sequential_verdict import VerdictFormatter
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Verdict
 
 _BURST_OF_LATENCIES = 10
-"""Requests that one stall may delay unless told otherwise: a second of the workflow's 10/s."""
+"""Requests that one stall may delay unless given otherwise: a second of the workflow's 10/s."""
 
 
 class SequentialRate:
@@ -29,8 +29,8 @@ class SequentialRate:
     `update` returns it as it was, and its counts are left out. A new question takes a new test.
 
     Where the policy names the share expected of a `good` service or of a `bad` one, services like
-    them are told apart in the fewest requests; any other share is still found, a little later. A
-    fail that has to stand among several (`judge.family`) takes a `fail_confidence` of its own.
+    them are distinguished in the fewest requests; any other share is still found, a little later. A
+    fail that has to stand among several (`judge.multiple_testing`) takes its own `fail_confidence`.
 
     Requests are taken to be independent, up to `burst` of them in a row excepted, which may fail
     together for one cause. Where failures are seen to come in longer bursts, as many requests as
@@ -71,14 +71,14 @@ class SequentialRate:
             seen="failed",
             are="fail",
             against=f"(limit: below {format_share(float(limit))})",
-            mend=MEND_FAILURES,
+            remedy=FIX_FAILURES,
         )
 
     def update(self, failures: int, total: int) -> Verdict:
         """Take in a batch, `failures` of `total` more requests, and say what follows.
 
-        A count that is not a finite number leaves the test inconclusive for good: what it should
-        have said is lost.
+        A count that is not a finite number leaves the test inconclusive for good: its evidence is
+        lost.
 
         Raises:
             ValueError: more failures than requests, or a negative or fractional count.
@@ -149,7 +149,7 @@ class SequentialPercentile:
             seen=f"took {time} or longer",
             are="do",
             against=f"(limit: P{percentile:g} below {time}, so below {format_share(share)})",
-            mend=MEND_SLOWNESS,
+            remedy=FIX_SLOWNESS,
         )
 
     def update(
@@ -182,7 +182,7 @@ class SequentialPercentile:
         if values.size and not (values.min() >= 0 and values.max() < math.inf):
             return speaker.give_up(
                 "some latencies are not a time (NaN, infinite or negative)",
-                "Mend the clock or the parser that measured them, and begin a new test; a request "
+                "Fix the clock or the parser that measured them, and begin a new test; a request "
                 "without an answer belongs in `censored`.",
             )
         if censored:
@@ -228,7 +228,7 @@ class SequentialGoodput:
             seen=f"missed a limit ({limits})",
             are="do",
             against=f"(limit: more than {format_share(target)} meet all)",
-            mend=MEND_MISSES,
+            remedy=FIX_MISSES,
         )
 
     def update(self, met: bool) -> Verdict:

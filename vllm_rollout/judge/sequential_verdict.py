@@ -1,20 +1,20 @@
-"""What a test of a stream has found, in words and figures."""
+"""Verdicts of sequential tests, in words and figures."""
 
 from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.messages import bound_text
 from vllm_rollout.judge.sample_size import format_confidence, more_load
 from vllm_rollout.model.verdict import Outcome, Verdict
 
-# Bounds are worked out anew with so many more requests than at the last look, and when they
+# Bounds are computed again with so many more requests than at the last update, and when they
 # decide: often enough to be of use, and seldom enough to cost nothing.
 _MORE_REQUESTS, _MORE_AT_LEAST = 0.25, 16
 
 
 class VerdictFormatter:
-    """Puts what a test has found into verdicts, and keeps the one that is final.
+    """Turns the state of a sequential test into verdicts, and keeps the final one.
 
     Read with `test`'s counts in them, its verdicts say that `seen` happened to so many requests,
-    that so many `are` it (a verb), and what that is held `against`; `mend` is a fail's remedy.
+    that so many `are` it (a verb), and what that is held `against`; `remedy` is that of a fail.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class VerdictFormatter:
         seen: str,
         are: str,
         against: str,
-        mend: str,
+        remedy: str,
     ) -> None:
         self.test = test
         self.final: Verdict | None = None
         self._rate_per_second = rate_per_second
-        self._seen, self._are, self._against, self._mend = seen, are, against, mend
-        self._next_look = 1
+        self._seen, self._are, self._against, self._fail_remedy = seen, are, against, remedy
+        self._next_update = 1
         self._lower, self._upper = 0.0, 1.0
         self._tail = self._remedy = ""
         self._nothing = Verdict(
@@ -44,13 +44,13 @@ class VerdictFormatter:
         )
 
     def verdict(self) -> Verdict:
-        """What follows from the requests so far."""
+        """Return the verdict on the requests so far."""
         test = self.test
         if test.n == 0:
             return self._nothing
-        if test.n >= self._next_look or test.outcome is not Outcome.INCONCLUSIVE:
-            self._next_look = test.n + _MORE_AT_LEAST + int(test.n * _MORE_REQUESTS)
-            self._look()
+        if test.n >= self._next_update or test.outcome is not Outcome.INCONCLUSIVE:
+            self._next_update = test.n + _MORE_AT_LEAST + int(test.n * _MORE_REQUESTS)
+            self._update()
         verdict = Verdict(
             outcome=test.outcome,
             reason=f"{test.bad:,} of {test.n:,} requests {self._seen}{self._tail}",
@@ -69,18 +69,19 @@ class VerdictFormatter:
         return verdict
 
     def give_up(self, reason: str, remedy: str) -> Verdict:
-        """The final word on a stream of which a part cannot be read."""
+        """End the test of a stream of which a part cannot be read: the final verdict."""
         self.final = self.verdict().inconclusive_because(reason, remedy)
         return self.final
 
-    def _look(self) -> None:
-        """Work out the bounds and word them; between two looks only the counts change."""
+    def _update(self) -> None:
+        """Compute the bounds and their text; between two updates only the counts change."""
         test = self.test
         self._lower, self._upper = test.bounds()
         if test.outcome is Outcome.PASS:
             bound, self._remedy = f"at most {bound_text(self._upper)} {self._are}", ""
         elif test.outcome is Outcome.FAIL:
-            bound, self._remedy = f"at least {bound_text(self._lower)} {self._are}", self._mend
+            bound = f"at least {bound_text(self._lower)} {self._are}"
+            self._remedy = self._fail_remedy
         else:
             bound = f"{bound_text(self._lower)} to {bound_text(self._upper)} may {self._are}"
             self._remedy = self._needs()
@@ -88,7 +89,7 @@ class VerdictFormatter:
         self._tail = f": {bound}, {sure} {self._against}{self._bursts()}"
 
     def _confidence(self) -> float:
-        """Of a fail its own, by which its bound is computed; else that of a pass."""
+        """Confidence of the outcome; a fail has its own, by which its bound is computed."""
         test = self.test
         return test.fail_confidence if test.outcome is Outcome.FAIL else test.confidence
 

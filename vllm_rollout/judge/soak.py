@@ -1,4 +1,4 @@
-"""Has a revision been unchanged and healthy for long enough? Judged by when it was seen how."""
+"""Soak verdict: has a revision been unchanged and healthy for long enough, as observed?"""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ _MOST_GAPS_NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """Sights that found the same, from the first to the last of them, never far apart.
+    """Observations with the same result, from the first to the last of them, never far apart.
 
-    `why` says what was wrong where it was not healthy. `restarted`: its first sight found a server
-    started anew.
+    `why` says what was wrong where it was not healthy. `restarted`: its first observation found a
+    restarted server.
     """
 
     first: datetime
@@ -29,18 +29,18 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakState:
-    """What is known of a soak. `soaked` is the time seen healthy since `since`.
+    """State of a soak. `soaked` is the time observed healthy since `since`.
 
-    `gaps` are the stretches since then in which nobody looked, `began_anew` why it does not count
-    from the revision's beginning (or empty), `trouble` what is wrong at this moment (or empty).
+    `gaps` are the stretches since then without an observation, `restarted` why it does not count
+    from the revision's beginning (or empty), `problem` what is wrong at this moment (or empty).
     """
 
     since: datetime
     soaked: timedelta
     minimum: timedelta
     gaps: tuple[tuple[datetime, datetime], ...] = ()
-    began_anew: str = ""
-    trouble: str = ""
+    restarted: str = ""
+    problem: str = ""
     seen: bool = True
 
     @property
@@ -51,18 +51,18 @@ class SoakState:
 
     @property
     def over(self) -> bool:
-        """Whether it has soaked long enough and is healthy now."""
-        return not self.left and not self.trouble
+        """True if it has soaked long enough and is healthy now."""
+        return not self.left and not self.problem
 
 
 def soak_state(
     stretches: Sequence[Stretch], *, began: datetime, now: datetime, rules: Soak
 ) -> SoakState:
-    """What `stretches`, in order of time, show of a revision that `began` then.
+    """Return the soak after `stretches`, in order of time, of a revision that `began` then.
 
-    Time counts between sights at most `rules.max_gap` apart that both found it healthy. Unhealthy
-    for longer than `rules.grace`, or a restart, and it begins anew; a shorter spell does not count
-    and breaks nothing. Sights from after `now` (a clock was set back) are not believed.
+    Time counts between observations at most `rules.max_gap` apart that both found it healthy.
+    Unhealthy for longer than `rules.grace`, or a restart, and the soak restarts; a shorter illness
+    does not count and breaks nothing. Observations after `now` (a clock was set back) are ignored.
     """
     count = _Count(began, rules)
     known = [s for s in stretches if began <= s.first <= now]
@@ -74,14 +74,14 @@ def soak_state(
         soaked=count.soaked,
         minimum=rules.minimum,
         gaps=tuple(count.gaps),
-        began_anew=count.began_anew,
-        trouble=count.trouble,
+        restarted=count.restarted,
+        problem=count.problem,
         seen=bool(known),
     )
 
 
 class _Count:
-    """The walk over the stretches."""
+    """Counts the soaked time over the stretches."""
 
     def __init__(self, began: datetime, rules: Soak) -> None:
         self._rules = rules
@@ -89,45 +89,45 @@ class _Count:
         self._ill_since: datetime | None = None
         self.since, self.soaked = began, timedelta()
         self.gaps: list[tuple[datetime, datetime]] = []
-        self.began_anew = self.trouble = ""
+        self.restarted = self.problem = ""
 
     def take(self, stretch: Stretch, last: datetime) -> None:
-        """The next stretch, which ends at `last`."""
+        """Count the next stretch, which ends at `last`."""
         self._pass_to(stretch.first, stretch.healthy)
         if stretch.restarted:
-            self._anew(stretch.first, stretch.why or "a server was started anew")
+            self._restart(stretch.first, stretch.why or "a server was restarted")
         if stretch.healthy:
-            self._ill_since, self.trouble = None, ""
+            self._ill_since, self.problem = None, ""
             self.soaked += last - stretch.first
         else:
             self._ill_since = self._ill_since or stretch.first
-            self.trouble = stretch.why or "it is not healthy"
+            self.problem = stretch.why or "it is not healthy"
             if last - self._ill_since > self._rules.grace:
-                self._anew(last, self.trouble)
+                self._restart(last, self.problem)
         self._at, self._well = last, stretch.healthy
 
     def until(self, now: datetime) -> None:
-        """Nothing more was seen up to `now`."""
+        """Count up to `now`, without another observation."""
         if now - self._at > self._rules.max_gap:
             self.gaps.append((self._at, now))
         elif self._well:
             self.soaked += now - self._at
         if self._ill_since is not None and now - self._ill_since > self._rules.grace:
-            self._anew(now, self.trouble)
+            self._restart(now, self.problem)
 
     def _pass_to(self, moment: datetime, healthy: bool) -> None:
         apart = moment - self._at
         # An illness lasts until it is seen to be over.
         if self._ill_since is not None and moment - self._ill_since > self._rules.grace:
-            self._anew(moment, self.trouble)
+            self._restart(moment, self.problem)
         elif apart > self._rules.max_gap:
             self.gaps.append((self._at, moment))
         elif self._well and healthy:
             self.soaked += apart
 
-    def _anew(self, moment: datetime, why: str) -> None:
+    def _restart(self, moment: datetime, why: str) -> None:
         self.since, self.soaked, self.gaps = moment, timedelta(), []
-        self.began_anew = f"{why} ({moment:%Y-%m-%d %H:%M:%S %Z})"
+        self.restarted = f"{why} ({moment:%Y-%m-%d %H:%M:%S %Z})"
 
 
 def soak_verdict(state: SoakState, *, remedy: str) -> Verdict:
@@ -145,17 +145,17 @@ def soak_verdict(state: SoakState, *, remedy: str) -> Verdict:
 
 
 def soak_text(state: SoakState) -> str:
-    """What is known, in one line: how long, how much is left, what broke it, what nobody saw."""
+    """Return the soak in one line: how long, how much is left, what restarted it, its gaps."""
     seen = f"seen healthy for {_time(state.soaked)} of {format_duration(state.minimum)}"
     words = [f"{seen} since {state.since:%Y-%m-%d %H:%M:%S %Z}"]
     if state.left:
         words.append(f"{format_duration(state.left)} are left")
-    if state.trouble:
-        words.append(f"it is not healthy now: {state.trouble}")
-    if state.began_anew:
-        words.append(f"it began anew: {state.began_anew}")
+    if state.problem:
+        words.append(f"it is not healthy now: {state.problem}")
+    if state.restarted:
+        words.append(f"it restarted: {state.restarted}")
     for start, end in state.gaps[:_MOST_GAPS_NAMED]:
-        words.append(f"nobody looked from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M %Z}")
+        words.append(f"not observed from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M %Z}")
     if len(state.gaps) > _MOST_GAPS_NAMED:
         words.append(f"and {len(state.gaps) - _MOST_GAPS_NAMED} gaps more")
     return ", ".join(words)

@@ -18,7 +18,7 @@ _CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerState:
-    """What a trigger knows after an observation. Times are seconds on the caller's clock.
+    """State of a trigger after an observation. Times are seconds on the caller's clock.
 
     `fired` never goes back. `observable` is False when there has been no data for longer than
     the rule's gap, or none yet: then not having fired says nothing about health. `since` is when

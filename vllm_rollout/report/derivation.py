@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most, percentile_ranks, share_bounds
-from vllm_rollout.judge.mixture_sprt import bet_above, bet_below
+from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.formatting import NONE
@@ -66,8 +66,8 @@ def _bounds(verdict: Verdict, confidence: float) -> Iterator[str]:
 
 def _block(verdict: Verdict) -> int:
     """How many requests in a row counted as one: the reason says so where it is not 1."""
-    said = _BLOCK.search(verdict.reason)
-    return int(said[1].replace(",", "")) if said else 1
+    block = _BLOCK.search(verdict.reason)
+    return int(block[1].replace(",", "")) if block else 1
 
 
 def _in_blocks(n: int, block: int) -> Iterator[str]:
@@ -82,40 +82,40 @@ def _sequence(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
     yield f"Measured: {_percent(verdict.measured or 0.0)} of {verdict.n:,}."
     yield from _in_blocks(verdict.n, block)
     yield (
-        "Bounds: a confidence sequence, of which each share p is left out at which a bet against "
-        f"it has grown to 1 / {_percent(1 - confidence)} = {1 / (1 - confidence):.6g} times its "
-        "stake. After x bad of n, a bet at odds ratio r has grown to r^x / (1 + (r - 1) p)^n; "
-        "the bets and their weights are in vllm_rollout/judge/mixture_sprt.py."
+        "Bounds: a confidence sequence, which leaves out each share p against which the e-value "
+        f"has reached 1 / {_percent(1 - confidence)} = {1 / (1 - confidence):.6g}. After x bad of "
+        "n, the e-value at odds ratio r is r^x / (1 + (r - 1) p)^n; the odds ratios and their "
+        "weights are in vllm_rollout/judge/mixture_sprt.py."
     )
-    yield from _stake(verdict, block, confidence)
+    yield from _e_value(verdict, block, confidence)
 
 
-def _stake(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
-    """What the deciding bet had grown to, if it can be computed again from the figures."""
+def _e_value(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
+    """Yield the e-value that decided, if it can be computed again from the figures."""
     measured, limit = verdict.measured, verdict.limit
     failed = verdict.outcome is Outcome.FAIL
     if measured is None or limit is None or verdict.outcome is Outcome.INCONCLUSIVE:
         return
     bound = verdict.lower if failed else verdict.upper
-    if _MISSES in verdict.reason:  # it was the misses that were bet on
+    if _MISSES in verdict.reason:  # the e-process was on the misses
         bound = verdict.upper if failed else verdict.lower
         measured, limit, bound = 1 - measured, 1 - limit, None if bound is None else 1 - bound
     bad = round(measured * verdict.n)
     runs = -(-verdict.n // block) if failed else verdict.n // block
-    bet = bet_above(limit) if failed else bet_below(limit)
-    again = bet.bound(bad / block, runs, -math.log1p(-confidence))
+    process = e_process_above(limit) if failed else e_process_below(limit)
+    again = process.bound(bad / block, runs, -math.log1p(-confidence))
     if bound is None or not math.isclose(again, bound, rel_tol=_SAME_BOUND, abs_tol=_SAME):
         return
     side = "above" if failed else "below"
-    stake = math.exp(min(bet.log_stake(bad / block, runs, limit), _LARGEST_LOGARITHM))
+    value = math.exp(min(process.log_e_value(bad / block, runs, limit), _LARGEST_LOGARITHM))
     yield (
         f"Decided: with {bad:,} bad of {verdict.n:,}, that is {bad / block:g} of {runs:,} runs, "
-        f"the bet that the share is {side} {_percent(limit)} had grown to {stake:.6g} times its "
-        f"stake, so the bound is {_percent(again)}."
+        f"the e-value for a share {side} {_percent(limit)} is {value:.6g}, so the bound is "
+        f"{_percent(again)}."
     )
     if verdict.p_value is not None:
         yield (
-            f"Of chance: 1 / {stake:.6g} = {1 / stake:.4g}, and {verdict.p_value:.4g} over the "
+            f"P-value: 1 / {value:.6g} = {1 / value:.4g}, and {verdict.p_value:.4g} over the "
             "part of the risk that was for verdicts before the end."
         )
 

@@ -47,7 +47,7 @@ class Observation(Protocol):
 
     @property
     def live(self) -> LiveCounts | None:
-        """What Prometheus has said since the sight before."""
+        """What Prometheus has said since the observation before."""
 
 
 def verdict_line(result: GateResult) -> str:
@@ -150,16 +150,16 @@ def _generator(progress: LoadProgress) -> str:
 
 
 def observation_line(
-    elapsed_seconds: float, duration: timedelta | None, sight: Observation | None
+    elapsed_seconds: float, duration: timedelta | None, observation: Observation | None
 ) -> str:
-    """What a watch sees now, on one line; `sight` is None when nothing could be observed.
+    """What a watch sees now, on one line; `observation` is None when nothing could be observed.
 
     `duration` is None for a watch without end.
     """
     when = _clock(elapsed_seconds) + (f" of {format_duration(duration)}" if duration else "")
-    if sight is None:
+    if observation is None:
         return f"{when}: cannot observe"
-    probes = sight.probes
+    probes = observation.probes
     if probes.path_errors:
         return f"{when}: not seen: {one_line(probes.path_errors)}"
     parts = [
@@ -168,13 +168,13 @@ def observation_line(
     ]
     if probes.latencies_seconds:
         parts.append(f"slowest {format_value(max(probes.latencies_seconds), 's')}")
-    if sight.replicas is None:
+    if observation.replicas is None:
         parts.append("replicas unknown")
     else:
-        ready = sum(replica.ready for replica in sight.replicas)
-        parts.append(f"{ready} of {len(sight.replicas)} replicas ready")
-    if sight.live is not None:
-        parts.append(f"Prometheus: {_live_text(sight.live)}")
+        ready = sum(replica.ready for replica in observation.replicas)
+        parts.append(f"{ready} of {len(observation.replicas)} replicas ready")
+    if observation.live is not None:
+        parts.append(f"Prometheus: {_live_text(observation.live)}")
     if probes.error:
         parts.append(one_line(probes.error))
     return f"{when}: {', '.join(parts)}"
