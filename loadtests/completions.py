@@ -1,6 +1,6 @@
-"""Requests for completions: each sent when told to, and ended by its deadline at the latest.
+"""Requests for completions: each sent when due, and ended by its deadline at the latest.
 
-Nothing here waits: what comes, and what does not come in time, is told by gevent's event loop.
+Nothing here waits: gevent's event loop reports what comes, and what does not come in time.
 """
 
 import time
@@ -118,13 +118,13 @@ class Completions:
     def _ended(self, exchange: Exchange, record: RequestRecord) -> None:
         self._under_way.pop(exchange.number, None)
         if record.error:
-            record = replace(record, error=self._told(record.error))
+            record = replace(record, error=self._redacted(record.error))
         elif exchange.intended >= self._plan.warmup_seconds:
             self.gaps.add(exchange.gaps)
         self._done(exchange.number, record, exchange.bytes_received)
 
-    def _told(self, error: str) -> str:
-        """The error as it may be written down: a server may say the key back."""
+    def _redacted(self, error: str) -> str:
+        """Return the error as it may be written down: a server may send the key back."""
         return (error.replace(self._secret, "***") if self._secret else error)[:_LONGEST_ERROR]
 
     def _arm(self, deadline: float) -> None:

@@ -22,7 +22,7 @@ from geventhttpclient.connectionpool import SSLConnectionPool
 from geventhttpclient.response import HTTPParseError
 
 _LONGEST_IDLE_SECONDS = 1.0
-"""Servers close a connection that idles (uvicorn after 5 s); a request on its way at that moment
+"""Servers close a connection that idles (uvicorn after 5 s); a request in transit at that moment
 would be lost and look like the server's failure, so an older connection is not used again."""
 _ADDRESSES_FOR_SECONDS = 1.0
 _RECEIVE_BYTES = 1 << 16
@@ -34,7 +34,7 @@ _getaddrinfo = get_original("socket", "getaddrinfo")
 
 
 class Receiver(Protocol):
-    """Who has sent a request on a connection and is told what comes of it. Neither may block."""
+    """Sender of a request on a connection, called with the response. No method may block."""
 
     def received(self, status: int, body: bytes | bytearray, *, ended: bool) -> None:
         """Take the next bytes of the response's body; `ended` with its last.
@@ -49,8 +49,8 @@ class Receiver(Protocol):
 class Connection(HTTPResponseParser):
     """An open connection, and the parser of the responses on it.
 
-    The receiver of a request is told of everything that comes, until its response has ended or it
-    calls `close`. What comes unasked (the server closes an idle connection) closes it.
+    The receiver of a request is called with everything that comes, until its response has ended or
+    it calls `close`. What comes unasked (the server closes an idle connection) closes it.
     """
 
     # What is of no use here goes into a queue without room: no Python code is run for it.
@@ -76,23 +76,23 @@ class Connection(HTTPResponseParser):
         self._begun = self._ended = self._interim = False
 
     def is_fresh(self) -> bool:
-        """Whether a request may be sent: it has not idled long, and nothing waits to be read."""
+        """Return True if a request may be sent: not idle for long, and nothing waits to be read."""
         return (
             self._sock is not None
             and time.monotonic() - self.idle_since < _LONGEST_IDLE_SECONDS
-            # One that is readable was closed, which the event loop may not have told yet.
+            # One that is readable was closed, which the event loop may not have reported yet.
             and not self._poll.poll(0)
         )
 
     def send(self, request: bytes, receiver: Receiver) -> None:
-        """Send a request; its receiver will be told of the response."""
+        """Send a request; its receiver is called with the response."""
         self._receiver = receiver
         self._begun = self._ended = False
         self._unsent = memoryview(request)
         self._write()
 
     def close(self) -> None:
-        """Close it; nobody is told anything more. May be called again."""
+        """Close it; its receiver is not called again. May be called again."""
         sock, self._sock, self._receiver = self._sock, None, None
         if sock is not None:
             # A watcher must go before its file descriptor does.
@@ -108,7 +108,7 @@ class Connection(HTTPResponseParser):
         except _AGAIN:
             pass
         except OSError as error:
-            # What the server said before it closed tells more than that it did.
+            # What the server sent before it closed tells more than that it did.
             self._unsent = memoryview(b"")
             self._read(otherwise=error)
         if not self._unsent:
@@ -244,7 +244,7 @@ class Connections:
         raise error or OSError(f"{self._host} has no address")
 
     def _addresses(self) -> list[Any]:
-        """What `getaddrinfo` says. A lookup takes a thread, so many connections share one."""
+        """Return the answer of `getaddrinfo`, looked up in a thread that many connections share."""
         old = time.monotonic() - self._lookup_at > _ADDRESSES_FOR_SECONDS
         if self._lookup is None or (self._lookup.ready() and old):
             self._lookup_at = time.monotonic()

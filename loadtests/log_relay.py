@@ -51,7 +51,7 @@ class WorkerRelay:
         self._asking = gevent.spawn(self._ask_the_time)
 
     def node(self) -> WorkerNode:
-        """What is known of this worker; it is not asked for any further."""
+        """Return this worker's node as it is known; it is not asked for any further."""
         self._asking.kill()
         return self._node
 
@@ -138,7 +138,7 @@ class MasterRelay:
         self._runner.send_message(_STOP)
 
     def awaited(self, patience_seconds: float) -> bool:
-        """Whether a log is not whole and its worker was heard of not long ago."""
+        """Return True if a log is not whole and its worker was heard of not long ago."""
         heard = time.monotonic() - patience_seconds
         return any(not log.sha256 and log.heard > heard for log in self._logs.values())
 

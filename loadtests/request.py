@@ -15,7 +15,7 @@ _LONGEST_BODY = 64 * 1024 * 1024
 
 
 class Exchange:
-    """What is known so far of request `number`; times in seconds since the schedule's zero (`now`).
+    """State of request `number`; times in seconds since the schedule's zero (`now`).
 
     Calls `on_end` with itself and its record, once, when the answer has ended or `failed` or
     `expire` was called.

@@ -36,7 +36,7 @@ class _Sum:
         self.tokens = 0
 
     def row(self, name: str, seconds: float) -> dict[str, object]:
-        """What the page shows; times in milliseconds."""
+        """Return the page's row; times in milliseconds."""
         row: dict[str, object] = {"name": name, "answers": self.times["latency"].get_total_count()}
         for kind, histogram in self.times.items():
             some = histogram.get_total_count() > 0

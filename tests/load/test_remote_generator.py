@@ -87,7 +87,7 @@ class Processes:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
-    def look(self) -> PodsSeen:
+    def observe(self) -> PodsSeen:
         assert self.master
         dead = [str(i) for i, worker in enumerate(self.workers) if _crashed(worker)]
         return PodsSeen(

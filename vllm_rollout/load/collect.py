@@ -16,7 +16,7 @@ from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import ItlSummary, LoadResult, RequestOutcome, RequestRecord
 
 _CLOCK_WITHIN_SECONDS = 0.25
-"""How exactly the workers' clocks must be known for them to be said to start together."""
+"""Accuracy to which the workers' clocks must be known for their starts to count as simultaneous."""
 
 
 class LoadCollector:
@@ -43,8 +43,8 @@ class LoadCollector:
     @property
     def started_at(self) -> float | None:
         """Unix time of the schedule's zero, by the clock here; None until a worker logged it."""
-        told = next((log.started_at for log in self._logs if log.started_at is not None), None)
-        return None if told is None else told - self.clock_ahead_seconds
+        started = next((log.started_at for log in self._logs if log.started_at is not None), None)
+        return None if started is None else started - self.clock_ahead_seconds
 
     def read(self, *, to_the_end: bool = False) -> None:
         """Take in what was logged since the last call; `to_the_end` when nobody logs any more."""
@@ -61,7 +61,7 @@ class LoadCollector:
                 yield record
 
     def stop(self) -> None:
-        """Tell the workers to send no more. What was sent is waited for as ever."""
+        """Stop the workers from sending more. Requests already sent are waited for as usual."""
         self._stop_file.touch()
 
     def progress(self, *, elapsed_seconds: float) -> LoadProgress:
@@ -134,5 +134,5 @@ class LoadCollector:
 
 
 def _name(index: int, log: LogReader) -> str:
-    """What a worker is called in messages."""
+    """Return a worker's name in messages."""
     return f"worker {index} ({log.node.name or 'which sent nothing'})"

@@ -56,7 +56,7 @@ class RunningTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """One look at a running load; counts include the warm-up, times do not.
+    """Progress of a running load; counts include the warm-up, times do not.
 
     Rates are those of the last ten seconds: what the schedule asked for, and what was sent.
     `generator_cpu` is what the busiest worker used of a core so far; NaN before it is known.

@@ -1,4 +1,4 @@
-"""A load generator on this machine: Locust's processes, in a group that is surely ended."""
+"""A load generator on this machine: Locust's processes, in a group that always ends."""
 
 import os
 from pathlib import Path
@@ -48,7 +48,7 @@ class LocalGenerator:
         return self._locust.wait(seconds)
 
     def problem(self) -> str:
-        """What was wrong with how Locust ended, or ""."""
+        """Return what was wrong with how Locust ended, or ""."""
         code = self._locust.exit_code
         if not code:
             return ""
@@ -57,7 +57,7 @@ class LocalGenerator:
         return f"the load generator ended with exit code {code}"
 
     def not_started(self, reason: str) -> UnreachableError:
-        """The error to raise when no request was sent: `reason` and what Locust said last."""
+        """Return the error for a load without requests: `reason` and the end of Locust's log."""
         text = self._log.read_text(encoding="utf-8", errors="replace")
         return UnreachableError(
             "\n".join([reason, *text.splitlines()[-_LAST_LINES:]]),

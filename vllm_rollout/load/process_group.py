@@ -1,4 +1,4 @@
-"""A command and everything it starts, in a process group that is surely ended."""
+"""A command and everything it starts, in a process group that always ends."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ class ProcessGroup:
 
     @property
     def running(self) -> bool:
-        """Whether the first process has not exited."""
+        """True if the first process has not exited."""
         return self._process.returncode is None and self._status() != psutil.STATUS_ZOMBIE
 
     @property

@@ -1,8 +1,8 @@
-"""A load generator somewhere else: Locust's master and workers in pods, their logs fetched from it.
+"""A load generator in pods: Locust's master and workers, whose logs are fetched from the master.
 
-The master gives out the workers' logs (`loadtests/log_server.py`); they are copied here, byte for
-byte, while the load runs, and held against the digests that the workers made of them. What does not
-arrive whole is said and makes the result incomplete.
+The master serves the workers' logs (`loadtests/log_server.py`); they are copied here, byte for
+byte, while the load runs, and compared with the digests that the workers made of them. A log that
+does not arrive whole is reported and makes the result incomplete.
 """
 
 import logging
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 10.0
 _LOST_SECONDS = 30.0
 """The master ends when it is not asked for this long; then nothing more is to be had."""
-_LOOK_SECONDS = 3.0
+_ASK_SECONDS = 3.0
 _MOST_BYTES = 1 << 32
 
 
@@ -68,11 +68,11 @@ class RemoteGenerator:
         self._results = results
         self._http = httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False)
         self._heard: float | None = None
-        self._looked = 0.0
+        self._asked_at = 0.0
         self._seen = PodsSeen(master_ended=False)
         self._problem = ""
         self._ended = False
-        self._stop_told = False
+        self._stop_sent = False
 
     def __enter__(self) -> Self:
         return self
@@ -89,20 +89,20 @@ class RemoteGenerator:
         until = time.monotonic() + seconds
         if not self._ended:
             self._fetch()
-        if not self._ended and time.monotonic() - self._looked > _LOOK_SECONDS:
-            self._look()
+        if not self._ended and time.monotonic() - self._asked_at > _ASK_SECONDS:
+            self._ask_pods()
             if self._seen.failed and not self._path(0).exists():
-                self._finish("")  # they are waited for in vain
+                self._finish("")  # they will never come
         time.sleep(max(0.0, until - time.monotonic()) if not self._ended else 0.0)
         return self._ended
 
     def problem(self) -> str:
-        """What went wrong until now: pods that failed, logs that did not arrive whole; or ""."""
+        """Return what went wrong until now: failed pods, logs that did not arrive whole; or ""."""
         return "; ".join(filter(None, [self._seen.failed, self._problem]))
 
     def not_started(self, reason: str) -> UnreachableError:
         """The error for a generator that sent nothing, with what keeps its pods."""
-        self._look()
+        self._ask_pods()
         lines = [reason, self._seen.failed, self._seen.waiting, self._problem]
         return UnreachableError(
             "\n".join(filter(None, lines)),
@@ -117,9 +117,9 @@ class RemoteGenerator:
             logs = state["logs"]
             for index, log in enumerate(logs):
                 self._copy(index, int(log["size"]))
-            if not self._stop_told and (self._results / STOP_NAME).exists():
+            if not self._stop_sent and (self._results / STOP_NAME).exists():
                 self._post("/stop")
-                self._stop_told = True
+                self._stop_sent = True
             self._heard = time.monotonic()
             if state["state"] == "ended":
                 self._end(logs)
@@ -163,7 +163,7 @@ class RemoteGenerator:
                 problems.append(f"{silent}: it crashed, or the network between them is cut")
             elif not path.exists() or log_digest(path) != log["sha256"]:
                 problems.append(f"the log of {name} did not arrive as it was written")
-        self._look()
+        self._ask_pods()
         self._finish("; ".join(problems))
         self._post("/fetched")
 
@@ -171,8 +171,8 @@ class RemoteGenerator:
         if self._ended:  # the master went as soon as it was let go
             return
         since = None if self._heard is None else time.monotonic() - self._heard
-        if since is None or since > _LOOK_SECONDS:
-            self._look()
+        if since is None or since > _ASK_SECONDS:
+            self._ask_pods()
         if self._seen.master_ended or (since is None and self._seen.failed):
             self._finish("the load generator's master ended before its logs were fetched")
         elif since is not None and since > _LOST_SECONDS:
@@ -182,10 +182,10 @@ class RemoteGenerator:
         self._problem = problem
         self._ended = True
 
-    def _look(self) -> None:
-        self._looked = time.monotonic()
+    def _ask_pods(self) -> None:
+        self._asked_at = time.monotonic()
         try:
-            self._seen = self._pods.look()
+            self._seen = self._pods.observe()
         except RolloutError as error:
             # The API server may be away for a moment; what was seen before stays true enough.
             _log.warning("how the load generator's pods are is not known: %s", error)

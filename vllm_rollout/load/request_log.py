@@ -83,10 +83,10 @@ class LogWriter:
     def end(self, *, stopped_at: float = math.inf, gaps: str = "") -> None:
         """Write that the worker ended by itself, and close the log.
 
-        `stopped_at` is when it was told to send no more, infinite if it was not.
+        `stopped_at` is when it was stopped early, infinite if it was not.
         """
-        told = _finite(stopped_at)
-        self._write({"end": {"stopped_at": told, "gaps": gaps, "requests": self._requests}})
+        stopped = _finite(stopped_at)
+        self._write({"end": {"stopped_at": stopped, "gaps": gaps, "requests": self._requests}})
         self._file.close()
 
     def _write(self, line: Any) -> None:
@@ -98,7 +98,7 @@ class LogReader:
 
     `started_at` is None until the worker has started, and `node` says little; `sent` and
     `busy_seconds` (NaN before the first) come from the latest tick; `stopped_at` (infinite where it
-    was not told to stop), `gaps`, and how many requests were `lost` on the way, from the end;
+    was not stopped early), `gaps`, and how many requests were `lost` in transit, from the end;
     `unparsable` counts the lines that are none of the four.
     """
 
@@ -163,8 +163,8 @@ class LogReader:
                 self.sent = int(fields["sent"])
                 self.busy_seconds = _from_json(fields["busy"])
             case "end":
-                told = fields["stopped_at"]
-                self.stopped_at = math.inf if told is None else float(told)
+                stopped = fields["stopped_at"]
+                self.stopped_at = math.inf if stopped is None else float(stopped)
                 self.gaps = str(fields["gaps"])
                 self.lost = int(fields["requests"]) - self._requests
                 self.ended = True

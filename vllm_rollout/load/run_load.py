@@ -37,10 +37,10 @@ class Generator(Protocol):
         """Wait until it has ended and its logs are here, `seconds` at most; return whether so."""
 
     def problem(self) -> str:
-        """What went wrong with it until now, or ""."""
+        """Return what went wrong with it until now, or ""."""
 
     def not_started(self, reason: str) -> UnreachableError:
-        """The error for a generator that sent nothing, for `reason`; with what it said itself."""
+        """Return the error for a generator that sent nothing: `reason` and its output."""
 
 
 Start = Callable[[LoadPlan, Path], AbstractContextManager[Generator]]
@@ -73,7 +73,7 @@ def run_load(
 
     Raises:
         UsageError: the plan has no end.
-        UnreachableError: the generator did not start; the message ends with what it said.
+        UnreachableError: the generator did not start; the message ends with its output.
     """
     if not math.isfinite(plan.duration_seconds):
         raise UsageError(

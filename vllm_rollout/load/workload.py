@@ -1,4 +1,4 @@
-"""What each request of a load asks: prompts by class and lengths by distribution, all seeded.
+"""Content of a load's requests: prompts by class and lengths by distribution, all seeded.
 
 Request `number` asks the same whatever the number of workers. Prompts are made of common words,
 about a token each. Those of one class differ in their first words (the request's number), so that
@@ -120,13 +120,13 @@ class Workload:
                 yield f"{_NUMBER_MARK} {self._words(words)}".rstrip()
 
     def _conversation(self, words: int, turns: int) -> Iterator[list[Message]]:
-        """The requests of one conversation: each has what was said before it, and one question."""
-        said: list[Message] = []
+        """Yield the requests of one conversation: each has the messages before and one question."""
+        messages: list[Message] = []
         per_message = max(1, words // (2 * turns - 1))
         for _ in range(turns):
-            said.append({"role": "user", "content": self._words(per_message)})
-            yield list(said)
-            said.append({"role": "assistant", "content": self._words(per_message)})
+            messages.append({"role": "user", "content": self._words(per_message)})
+            yield list(messages)
+            messages.append({"role": "assistant", "content": self._words(per_message)})
 
     def _words(self, count: int) -> str:
         return " ".join(self._random.choices(_WORDS, k=max(0, count)))

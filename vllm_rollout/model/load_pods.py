@@ -43,8 +43,8 @@ class LoadPods(Protocol):
     def url(self) -> str:
         """Where the master gives out the logs; there need not be an answer yet."""
 
-    def look(self) -> PodsSeen:
-        """How the pods are.
+    def observe(self) -> PodsSeen:
+        """Return the state of the pods.
 
         Raises:
             RolloutError: that cannot be found out.

@@ -210,7 +210,7 @@ def test_the_role_for_it_allows_this_and_no_more(
     plan = a_plan(seconds=300).to_json()
     pods.start(LoadTask(plan=plan, base_url=URL, workers=2, longest_seconds=310))
     eventually(lambda: _answers(pods))
-    assert not pods.look().failed
+    assert not pods.observe().failed
     pods.remove()
     eventually(lambda: site.left() == [])
     own = f"/api/v1/namespaces/{namespace.name}"

@@ -88,7 +88,7 @@ class KubernetesLoadPods:
             )
         return self._tunnel.url
 
-    def look(self) -> PodsSeen:
+    def observe(self) -> PodsSeen:
         """How the pods are; each that failed or waits is named, with the reason."""
         pods = list_instance(self._api, self._namespace, self._name)
         failed = [replica_of(pod) for pod in pods if pod.status.phase == "Failed"]
