@@ -1,4 +1,4 @@
-"""What a model server's answer says: pure parsing of completions and chat completions.
+"""A model server's answer: pure parsing of completions and chat completions.
 
 Both shapes of OpenAI's wire format, whole and streamed, as vLLM writes them. Everything here is
 untrusted input: what does not parse, or parses and is not a whole answer, raises `AnswerError`
@@ -90,11 +90,11 @@ def parse_completion(body: bytes) -> Answer:
 def error_of(status: int, body: bytes) -> AnswerError:
     """The error that a response with a status other than 200 stands for, in the server's words."""
     try:
-        told = _decoded(body).error
+        reported = _decoded(body).error
     except AnswerError:
-        told = None
-    if told is not None:
-        return AnswerError(RequestOutcome.HTTP_ERROR, f"{status} {_error(told)}", status=status)
+        reported = None
+    if reported is not None:
+        return AnswerError(RequestOutcome.HTTP_ERROR, f"{status} {_error(reported)}", status=status)
     text = body[: 4 * _LONGEST_ERROR].decode("utf-8", "replace")
     return AnswerError(RequestOutcome.HTTP_ERROR, _cut(f"{status} {text}"), status=status)
 
@@ -205,12 +205,12 @@ def _decoded(body: bytes) -> _Wire:
         raise _malformed(f"not an answer ({error}): {body[:_LONGEST_ERROR]!r}") from error
 
 
-def _error(told: Any) -> AnswerError:
+def _error(reported: Any) -> AnswerError:
     """vLLM: `{"error": {"message", "type", "param", "code"}}`, or `{"error": "Unauthorized"}`."""
-    message: Any = told
+    message: Any = reported
     code: Any = 0
-    if isinstance(told, dict):
-        message, code = told.get("message"), told.get("code")
+    if isinstance(reported, dict):
+        message, code = reported.get("message"), reported.get("code")
     return AnswerError(
         RequestOutcome.HTTP_ERROR, _cut(str(message)), status=code if isinstance(code, int) else 0
     )
@@ -218,10 +218,10 @@ def _error(told: Any) -> AnswerError:
 
 def _text(choice: _Choice) -> str:
     """The text of a choice: a completion's `text`, a chat's `message` or, streamed, its `delta`."""
-    said = choice.message or choice.delta
-    if said is not None:
+    message = choice.message or choice.delta
+    if message is not None:
         # A reasoning model's first tokens come beside the content, and a tool call has none.
-        return said.content or said.reasoning or ""
+        return message.content or message.reasoning or ""
     if choice.text is None:
         raise _malformed("a choice without text")
     return choice.text

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What `/health` answered: the HTTP status, or 0 and the error when no answer came in time."""
+    """Answer of `/health`: the HTTP status, or 0 and the error when no answer came in time."""
 
     status: int
     seconds: float
@@ -42,7 +42,7 @@ class Inference:
 
     @property
     def ok(self) -> bool:
-        """Whether a whole, valid answer came."""
+        """True if a whole, valid answer came."""
         return self.outcome is RequestOutcome.OK
 
 

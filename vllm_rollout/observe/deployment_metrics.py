@@ -1,4 +1,4 @@
-"""What Prometheus knows of one deployment: requests, latency, whether its servers were up.
+"""Metrics of one deployment in Prometheus: requests, latency, whether its servers were up.
 
 Where several series answer a question they are added up. Where it was not scraped, or has no such
 series, an observation says so in `unknown` and has no figure: absence of data is never health.
@@ -68,7 +68,7 @@ class DeploymentMetrics:
         self._prometheus.close()
 
     def now(self) -> datetime:
-        """What time it is where Prometheus runs."""
+        """Return the time where Prometheus runs."""
         return self._prometheus.now()
 
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
@@ -119,7 +119,7 @@ class DeploymentMetrics:
         return sum(values) if values else None
 
     def uptime(self, start: datetime, end: datetime) -> Uptime:
-        """How many servers were up at each scrape, and when their counters began anew."""
+        """Return how many servers were up at each scrape, and when their counters were reset."""
         scrapes = self._scrapes(start, end)
         longest = self._rules.max_gap_seconds
         scraped = sorted(
@@ -223,7 +223,7 @@ def _sum(scrapes: Scrapes, found: Iterable[Series]) -> tuple[int, int]:
 
 
 def _up_at(seen: Iterable[tuple[float, float]], at: float) -> int:
-    """Whether a target's latest scrape up to `at` succeeded."""
+    """Return 1 if a target's latest scrape up to `at` succeeded, else 0."""
     value = 0.0
     for when, up in seen:
         if when > at:

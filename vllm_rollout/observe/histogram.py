@@ -28,11 +28,11 @@ class _Reading:
 
 @dataclass(slots=True)
 class HistogramIncrease:
-    """What was counted from the first scrape that could be read to the last.
+    """Increase of a histogram from the first scrape that could be read to the last.
 
     `cumulative` has the requests at or below each upper bound in seconds, infinity included, as
     `bucket_verdict` takes them; empty until two scrapes could be read. `resets` is how often a
-    server's counters began anew, `missing_scrapes` how many scrapes failed or had no such
+    server's counters were reset, `missing_scrapes` how many scrapes failed or had no such
     histogram.
     """
 

@@ -1,4 +1,4 @@
-"""Whether a model exists on Hugging Face and may be read: asked of its API as the pods would."""
+"""Access to a model on Hugging Face: does it exist, and may the pods read it? Asks its API."""
 
 import os
 import re
@@ -27,12 +27,12 @@ class ModelAccess:
 
 
 def is_model_id(text: str) -> bool:
-    """Whether `text` has the form of a model's id, `organisation/name` or `name`."""
+    """Return True if `text` has the form of a model's id, `organisation/name` or `name`."""
     return bool(_MODEL_ID.fullmatch(text)) and ".." not in text and "--" not in text
 
 
 def is_offline() -> bool:
-    """Whether this process was told to ask Hugging Face nothing (HF_HUB_OFFLINE)."""
+    """Return True if this process may ask Hugging Face nothing (HF_HUB_OFFLINE)."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in _SWITCHED_ON
 
 

@@ -1,4 +1,4 @@
-"""Whether an image is in its registry, and its digest: the OCI distribution protocol's pull side.
+"""Image registries: is an image there, and what is its digest? The OCI protocol's pull side.
 
 Specification: github.com/opencontainers/distribution-spec, "Pulling manifests"; the bearer tokens
 are Docker's ("Token Authentication Specification").
@@ -36,7 +36,7 @@ Credentials = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundImage:
-    """What the registry says: the manifest's digest, or why there is none."""
+    """Answer of a registry: the manifest's digest, or why there is none."""
 
     digest: str = ""
     problem: str = ""
@@ -85,8 +85,8 @@ def _read(image: ImageName, host: str, answer: httpx.Response) -> FoundImage:
     if len(body) > _LONGEST_MANIFEST or b'"schemaVersion"' not in body:
         raise _unreachable(host, "what it answers is no manifest")
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    told = answer.headers.get("Docker-Content-Digest", digest)
-    for expected in (image.digest, told):
+    header = answer.headers.get("Docker-Content-Digest", digest)
+    for expected in (image.digest, header):
         if expected.startswith("sha256:") and expected != digest:
             return FoundImage(problem=f"{host} gives {digest} for {expected}")
     return FoundImage(digest=digest)

@@ -1,4 +1,4 @@
-"""Probes: a handful of real inference requests at once, and one look at `/health`."""
+"""Probes: a handful of real inference requests at once, and one request to `/health`."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def probe(client: InferenceClient, *, count: int, timeout_seconds: float) -> Pro
         failures=count - len(good),
         latencies_seconds=tuple(a.seconds for a in good),
         healthy=not isinstance(healthy, UnreachableError) and healthy.status == 200,
-        error=next((_trouble(a) for a in answers if a not in good), ""),
+        error=next((_error_text(a) for a in answers if a not in good), ""),
     )
 
 
@@ -41,7 +41,7 @@ def _or_error(ask: Callable[[], T]) -> T | UnreachableError:
         return error
 
 
-def _trouble(answer: Inference | UnreachableError) -> str:
+def _error_text(answer: Inference | UnreachableError) -> str:
     if isinstance(answer, UnreachableError):
         return str(answer)
     return f"HTTP {answer.status} {answer.outcome}: {answer.error}"

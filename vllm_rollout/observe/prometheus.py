@@ -37,7 +37,7 @@ class Prometheus:
     Args:
         url: its address, without `/api/v1`.
         token: bearer token; shown nowhere.
-        token_file: file with the token, read anew for each question (such tokens are rotated).
+        token_file: file with the token, read again for each question (such tokens are rotated).
         ca_file: certificates its own must come from.
         timeout_seconds: for each answer.
         transport: for tests.
@@ -63,7 +63,7 @@ class Prometheus:
         try:
             verify = True if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
         except OSError as error:  # an SSLError is one
-            raise self._trouble(f"its CA file {ca_file} cannot be used: {error}") from error
+            raise self._error(f"its CA file {ca_file} cannot be used: {error}") from error
         self._http = httpx.Client(
             timeout=timeout_seconds, transport=transport, trust_env=False, verify=verify
         )
@@ -88,7 +88,7 @@ class Prometheus:
         """
         found = self._asked("query", {"query": "vector(time())"})
         if not found or not found[0].samples:
-            raise self._trouble("it does not say what time it is")
+            raise self._error("it does not say what time it is")
         return datetime.fromtimestamp(found[0].samples[0][1], UTC)
 
     def scraped(self, selector: str, start: datetime, end: datetime) -> list[Series]:
@@ -130,18 +130,18 @@ class Prometheus:
             )
             answer = response.json()
         except httpx.TransportError as error:
-            raise self._trouble(f"{type(error).__name__}: {error}") from error
+            raise self._error(f"{type(error).__name__}: {error}") from error
         except ValueError as error:
-            raise self._trouble(f"HTTP {response.status_code}, and no JSON") from error
+            raise self._error(f"HTTP {response.status_code}, and no JSON") from error
         if not isinstance(answer, dict) or answer.get("status") != "success":
-            said = answer.get("error") if isinstance(answer, dict) else answer
-            raise self._trouble(f"HTTP {response.status_code}: {said}")
+            error_text = answer.get("error") if isinstance(answer, dict) else answer
+            raise self._error(f"HTTP {response.status_code}: {error_text}")
         if answer.get("warnings"):
-            raise self._trouble(f"the answer may be partial: {answer['warnings']}")
+            raise self._error(f"the answer may be partial: {answer['warnings']}")
         try:
             return [_series(entry) for entry in answer["data"]["result"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise self._trouble(f"its answer cannot be read: {error!r}") from error
+            raise self._error(f"its answer cannot be read: {error!r}") from error
 
     def _headers(self) -> dict[str, str]:
         token = self._token
@@ -149,10 +149,10 @@ class Prometheus:
             try:
                 token = self._token_file.read_text(encoding="utf-8").strip()
             except (OSError, ValueError) as error:
-                raise self._trouble(f"the token file {self._token_file}: {error}") from error
+                raise self._error(f"the token file {self._token_file}: {error}") from error
         return {"Authorization": f"Bearer {token}"} if token else {}
 
-    def _trouble(self, why: str) -> UnreachableError:
+    def _error(self, why: str) -> UnreachableError:
         return UnreachableError(
             f"Prometheus at {self.url} gave no answer: {why[:_LONGEST_COMPLAINT]}",
             address=self.url,

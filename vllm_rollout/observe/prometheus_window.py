@@ -1,4 +1,4 @@
-"""What Prometheus says of a deployment while somebody watches it, and never makes the watcher wait.
+"""Prometheus metrics of a deployment during a watch, asked without making the watch wait.
 
 Each question is asked in a thread of its own: a Prometheus that hangs holds no probe up.
 """
@@ -50,7 +50,7 @@ class LiveMetrics:
         return answer
 
     def since_the_first(self) -> LiveCounts:
-        """What is known of the time since the first question; this waits for the answer."""
+        """Return the counts since the first question; this waits for the answer."""
         return self._counts(None)
 
     def _ask(self) -> None:
@@ -95,7 +95,7 @@ class NoMetrics:
 
 
 def live_metrics(policy: Policy, deployment: Deployment) -> LiveMetrics | NoMetrics:
-    """What to ask during a watch over `deployment`, by the policy's triggers. It does not raise."""
+    """Return what to ask during a watch, by the policy's triggers. Does not raise."""
     try:
         metrics = DeploymentMetrics.of(policy, deployment)
     except UnreachableError as error:

@@ -1,7 +1,7 @@
-"""What scraped samples show of a stretch of time: increases of counters, and what was not seen.
+"""Scraped samples over a stretch of time: increases of counters, and gaps.
 
-Nothing is extrapolated. A counter that falls, or was missing from a scrape that succeeded, began
-anew; time without a scrape is a gap and is named.
+Nothing is extrapolated. A counter that falls, or was missing from a scrape that succeeded, was
+reset; time without a scrape is a gap and is named.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ Target = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Increase:
-    """How much a counter grew, and how often it began anew meanwhile."""
+    """How much a counter grew, and how often it was reset meanwhile."""
 
     amount: float
     resets: int
