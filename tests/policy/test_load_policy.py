@@ -146,8 +146,8 @@ def test_a_mistake_is_named_with_its_place_and_the_way_out(
             STAGING + "load: {timeout: 2s}",
             (
                 "rollout.yaml:3:21: environments.staging.load.timeout: load.timeout (2s) must be "
-                "longer than gates.latency.limit (3s): a request given up earlier cannot be told "
-                "from one that would have met it"
+                "longer than gates.latency.limit (3s): a request given up earlier cannot be "
+                "distinguished from one that would have met it"
             ),
         ),
         ("confidence: 50%", "rollout.yaml:1:13: confidence: must be above 50% and below 100%"),

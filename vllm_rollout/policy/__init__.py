@@ -1,4 +1,4 @@
-"""What must hold: YAML to a typed, validated `Policy`; the defaults are the workflow's numbers."""
+"""The policy: YAML to a typed, validated `Policy`; the defaults are the workflow's numbers."""
 
 from vllm_rollout.policy.dump import dump_policy
 from vllm_rollout.policy.gates import (

@@ -31,9 +31,9 @@ class Canary(Block):
     error_rate: Annotated[CanaryErrors | None, MayBeOff()]
     """Failed requests against the baseline, in a ramp by traffic."""
     extend: Duration
-    """How much longer a step is held where they cannot be told apart yet; then it is undone."""
+    """How much longer a step is held where the two do not differ clearly yet; then it is undone."""
 
     @property
     def compares(self) -> bool:
-        """Whether the canary is held against the baseline."""
+        """True if the canary is held against the baseline."""
         return self.latency is not None or self.error_rate is not None

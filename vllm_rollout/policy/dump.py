@@ -57,7 +57,7 @@ def _written(value: Any) -> Any:
 
 
 def _difference(whole: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `own` is not in `whole`, mappings key by key."""
+    """Return the part of `own` that is not in `whole`, mappings key by key."""
     found: dict[str, Any] = {}
     for key, value in own.items():
         other = whole.get(key)

@@ -1,4 +1,4 @@
-"""What the policy's fields are made of: units as people write them, and rules that teach.
+"""Field types of the policy: units as people write them, and rules that teach.
 
 A field is given as text (`15m`, `0.1%`, `10/s`) and holds SI units and fractions.
 """
@@ -253,7 +253,7 @@ def once_each(values: tuple[_H, ...]) -> tuple[_H, ...]:
 
 
 def ascending(values: Iterable[Any]) -> bool:
-    """Whether each value is greater than the one before it."""
+    """Return True if each value is greater than the one before it."""
     return all(earlier < later for earlier, later in pairwise(values))
 
 

@@ -1,4 +1,4 @@
-"""What an environment asks of a deployment: its gates, the load they judge, the soak."""
+"""Gates of an environment, the load they judge, and the soak."""
 
 from typing import Annotated, Literal, Self
 
@@ -282,7 +282,7 @@ class Environment(Block):
             raise broken_rule(
                 f"load.timeout ({format_duration(self.load.timeout)}) must be longer than "
                 f"gates.latency.limit ({format_duration(latency.limit)}): a request given up "
-                "earlier cannot be told from one that would have met it",
+                "earlier cannot be distinguished from one that would have met it",
                 "load.timeout",
                 "gates.latency.limit",
             )

@@ -44,7 +44,7 @@ def _over(shared: dict[str, Node | None], block: Node) -> Node:
 
 
 def _names(order: Node | None) -> list[str]:
-    """What `order` lists; empty when it is no list of text."""
+    """Return the names that `order` lists; empty when it is no list of text."""
     if order is None or not isinstance(order.value, list):
         return []
     return [name.value for name in order.value if isinstance(name.value, str)]

@@ -1,4 +1,4 @@
-"""What a load is made of where one rate and one prompt are not enough, and when it may end."""
+"""Load profiles of more than one rate and one prompt, and when a load may end early."""
 
 from datetime import timedelta
 from typing import Annotated, Literal, Self
@@ -23,7 +23,7 @@ class EarlyStop(Block):
     """The load is watched, and ends before its time when enough is known."""
 
     when: Literal["failed", "decided"]
-    """failed: a gate has failed, surely enough to stand; decided: every gate passed or failed."""
+    """failed: a gate has failed with enough confidence to stand; decided: all passed or failed."""
     risk: Annotated[Limit, Field(lt=1)]
     """Part of a verdict's risk that is spent before the end, the rest being for the end."""
     stall: Span

@@ -105,14 +105,14 @@ class Rules(Block):
 
 
 class ModelRules(Rules):
-    """What holds for one model: the policy with the model's own block merged over it."""
+    """Rules for one model: the policy with the model's own block merged over it."""
 
     parameters: Annotated[Number, Field(gt=0)] | None = None
     """Billions of parameters; guessed from the model's name when not given."""
 
 
 class Policy(Rules):
-    """What must hold before a deployment takes its next step. Made by `load_policy`."""
+    """Rules for a deployment's next step. Made by `load_policy`."""
 
     platform: Literal["kubernetes", "local"]
     """Where releases run."""
@@ -149,7 +149,7 @@ class Policy(Rules):
         return self.order[at - 1] if at else None
 
     def ramps_by_traffic(self, environment: str) -> bool:
-        """Whether users' traffic is moved to a build that comes there; users have the last one."""
+        """Return True if a ramp there moves users' traffic; users have the last environment."""
         return self.canary.by == "traffic" and environment == self.order[-1]
 
     def gates_of(self, environment: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from vllm_rollout.policy.fields import (
 
 
 class MessageKind(StrEnum):
-    """What a message is about; where it is a decision, by the decision's own name."""
+    """Subject of a message; where it is a decision, the decision's own name."""
 
     PROMOTION = "promotion"
     """A promotion of a gated build begins: before anything is changed."""
@@ -74,7 +74,7 @@ class Channel(Block):
     messages: Annotated[tuple[Kind, ...], Field(min_length=1), AfterValidator(once_each)] = tuple(
         MessageKind
     )
-    """What it is told of; everything by default."""
+    """Messages it receives; all by default."""
     template: Text | None = None
     """File with a Jinja template of the message's text, instead of the suite's own."""
 

@@ -1,4 +1,4 @@
-"""What one platform needs to know and the other does not."""
+"""Settings that only one platform needs."""
 
 from typing import Annotated, Literal, Self
 

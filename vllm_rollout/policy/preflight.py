@@ -1,4 +1,4 @@
-"""What is looked at before a build is deployed to an environment."""
+"""Checks before a build is deployed to an environment."""
 
 from vllm_rollout.policy.fields import Block, Switch
 

@@ -75,7 +75,7 @@ class Prometheus(Block):
     token_env: VariableName
     """Name of the environment variable that holds a bearer token, if one is needed."""
     token_file: Annotated[Text | None, MayBeOff()]
-    """File that holds it instead, read anew for every question."""
+    """File that holds it instead, read again for every question."""
     ca_file: Annotated[Text | None, MayBeOff()]
     """Certificates that its own must come from; off means those that the machine trusts."""
     timeout: Span
@@ -104,7 +104,7 @@ class LiveMetrics(Block):
     """By Prometheus, the requests of users are within the SLO; not run where there is none."""
 
     window: Span
-    """How far back it looks; no further than the revision is old."""
+    """How far back the window reaches; no further than the revision is old."""
     percentile: Percentile
     """Percentile of latency."""
     limit: Span

@@ -71,7 +71,7 @@ Ramp = Annotated[tuple[RampStep, ...], AfterValidator(_climbs_to_all)]
 
 
 def falling_step(ramp: tuple[RampStep, ...], capacity: int, *, by_traffic: bool = False) -> str:
-    """How a ramp would take replicas of `capacity` (or traffic) away on its way up, or ""."""
+    """Return where a ramp would take replicas of `capacity` (or traffic) away, or ""."""
     reached: float = 0
     before = ""
     for number, step in enumerate(ramp, start=1):

@@ -1,4 +1,4 @@
-"""What a build must do in an environment besides pass its gates: stay a while, and please QA."""
+"""Soak and sign-off requirements."""
 
 from typing import Literal, Self
 
@@ -18,7 +18,7 @@ class Soak(Block):
     observed_by: Literal["auto", "prometheus", "samples", "age"]
     """Who sees it: Prometheus, samples (`vllm-rollout soak`, `watch`), nobody (age), or auto."""
     grace: Duration
-    """Unhealthy for longer, and the soak begins anew, as it does after a restart."""
+    """Unhealthy for longer, and the soak restarts, as it does after a restart."""
     max_gap: Span
     """Not observed for longer, and that time does not count."""
 

@@ -1,4 +1,4 @@
-"""What is wrong with a policy, and where: from pydantic's errors to lines that teach."""
+"""Errors in a policy, with their place: from pydantic's errors to lines that teach."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -64,7 +64,7 @@ def refusal(problems: Iterable[Problem]) -> PolicyError:
 
 
 def problems_of(error: ValidationError, root: Node, model: type[BaseModel]) -> list[Problem]:
-    """What `error`, raised when `model` was made of `root`, means to who wrote the policy."""
+    """Return what `error`, raised when `model` was made of `root`, means to the policy's author."""
     return [
         _problem(details, root, model)
         for details in error.errors(include_url=False)
@@ -138,7 +138,7 @@ def _keys_at(model: type[BaseModel], steps: tuple[str | int, ...]) -> list[str]:
 
 
 def _types_by_key(model: type[BaseModel]) -> dict[str, Any]:
-    """What each key of a block holds, `| None` and what annotates it taken off."""
+    """Return the type of each key of a block, without `| None` and annotations."""
     types = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
     return {key: _bare(of) for key, of in types.items()}
 

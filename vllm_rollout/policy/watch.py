@@ -9,7 +9,7 @@ from vllm_rollout.policy.fields import Block, Count, Duration, Limit, Percentile
 
 
 class WatchSlo(Block):
-    """What must hold right after promotion."""
+    """SLOs right after promotion."""
 
     within: Span
     """How long after promotion it is judged."""

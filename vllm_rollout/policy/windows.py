@@ -81,7 +81,7 @@ class Freeze(Block):
     to: Date
     """Its last day."""
     reason: Text
-    """Why, for people."""
+    """Why, for display."""
 
     @model_validator(mode="after")
     def _forward(self) -> Self:
