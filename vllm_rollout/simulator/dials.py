@@ -76,10 +76,10 @@ class Dials(BaseModel):
         try:
             return Dials.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
-            raise DialError("; ".join(_told(dict(one)) for one in error.errors())) from None
+            raise DialError("; ".join(_text(dict(one)) for one in error.errors())) from None
 
 
-def _told(error: dict[str, Any]) -> str:
+def _text(error: dict[str, Any]) -> str:
     name = ".".join(map(str, error["loc"])) or "dials"
     if error["type"] == "extra_forbidden":
         return f"{name}: no such dial"

@@ -29,7 +29,7 @@ class EngineDeadError(Exception):
 
 
 class Listener(Protocol):
-    """Who asked for a sequence."""
+    """Receives the tokens of a sequence."""
 
     def on_token(self, sequence: "Sequence", *, last: bool) -> None:
         """Token number `sequence.produced` has come."""
@@ -63,7 +63,7 @@ class Sequence:
 
 
 class Observer(Protocol):
-    """Who keeps the engine's metrics."""
+    """Keeps the engine's metrics."""
 
     def first_token(self, sequence: Sequence) -> None:
         """The sequence's first token has come."""
@@ -107,7 +107,7 @@ class Engine:
 
     @property
     def dead(self) -> bool:
-        """Whether the engine is dead."""
+        """True if the engine is dead."""
         return self._dials.dead
 
     def turn(self, dials: Dials) -> None:

@@ -31,7 +31,7 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 @dataclass(slots=True, kw_only=True)
 class _Exchange:
-    """One request on its way. An outcome that nobody sets is a client that went away."""
+    """One request in progress. An outcome that nobody sets is a client that went away."""
 
     request: web.Request
     request_id: str
@@ -55,7 +55,7 @@ class InferenceDesk:
         self._fingerprint = f"vllm-{answers.VERSION}-{zlib.crc32(model.encode()):08x}"
 
     def turn(self, dials: Dials, changes: Mapping[str, Any]) -> None:
-        """Follow `dials`. A turned `seed` or `crash_after` begins its count anew."""
+        """Follow `dials`. A changed `seed` or `crash_after` restarts its count."""
         self._dials = dials
         if "seed" in changes:
             self._number = 0

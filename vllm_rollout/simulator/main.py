@@ -1,4 +1,4 @@
-"""The command `simulate`: serves from this process until it is told to end."""
+"""The command `simulate`: serves from this process until it is stopped."""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""What really happened to each request, by the server's clock, for benchmarks to compare with."""
+"""Recorded times of each request by the server's clock, for benchmarks to compare with."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What comes in: request bodies, checked as vLLM 0.32 checks them, refused in its words."""
+"""Request bodies, checked as vLLM 0.32 checks them, refused in its words."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What shall become of one valid request: everything that is drawn or decided before it runs."""
+"""Plan of the response to one valid request: everything drawn or decided before it runs."""
 
 import random
 from typing import Any
@@ -11,7 +11,7 @@ from vllm_rollout.simulator.text import Speech, speech
 
 
 class Plan:
-    """The fate of request number `number`.
+    """Plan of request number `number`.
 
     All draws come from the dials' seed and the number, so the same seed and the same sequence of
     requests give the same outcomes, times and texts, however long each takes.
@@ -54,7 +54,7 @@ class Plan:
         )
 
     def sequences(self, listener: Listener, *, arrived: float) -> list[Sequence]:
-        """What the engine shall run."""
+        """Return the sequences for the engine to run."""
         inference = self.inference
         return [
             Sequence(

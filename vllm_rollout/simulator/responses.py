@@ -1,4 +1,4 @@
-"""What goes out: bodies and server-sent events as vLLM 0.32 writes them."""
+"""Response bodies and server-sent events as vLLM 0.32 writes them."""
 
 import json
 import time
@@ -66,7 +66,7 @@ class Frames:
         self._templates: dict[int, tuple[bytes, bytes]] = {}
 
     def opening(self, index: int) -> bytes:
-        """What comes before a choice's first token: in a chat, who speaks."""
+        """Return the bytes before a choice's first token: in a chat, the role."""
         if not self._chat:
             return b""
         delta = {"role": "assistant", "content": ""}
@@ -128,14 +128,14 @@ def choice(
             "function_call": None,
             "reasoning": None,
         }
-        said: dict[str, Any] = {"message": message}
+        content: dict[str, Any] = {"message": message}
         prompt = {}
     else:
-        said = {"text": text}
+        content = {"text": text}
         prompt = {"prompt_logprobs": None, "prompt_token_ids": None}
     return {
         "index": index,
-        **said,
+        **content,
         "logprobs": logprobs,
         "finish_reason": reason,
         "stop_reason": None,

@@ -87,10 +87,10 @@ class RunningSimulator:
             if not line.startswith(_READY):
                 self.close()
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip()
+                output = errors.read().decode(errors="replace").strip()
                 raise DeployError(
                     f"the simulator was not listening within {self._ready_timeout_seconds:g} s"
-                    f" (exit code {self.process.returncode}): {said or line}",
+                    f" (exit code {self.process.returncode}): {output or line}",
                     remedy="Check its options with python -m vllm_rollout.simulator --help.",
                 )
         self._url = line.removeprefix(_READY).strip()
@@ -106,7 +106,7 @@ class RunningSimulator:
         return dict(answer)
 
     def truth(self) -> dict[str, Any]:
-        """What really happened to each request (`GET /simulator/truth`)."""
+        """Return the recorded times of each request (`GET /simulator/truth`)."""
         return dict(self.request("GET", "/simulator/truth"))
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -118,9 +118,9 @@ class RunningSimulator:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - likewise
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            told = json.loads(error.read())
-            remedy = f"The dials are {', '.join(told.get('valid', ()))}."
-            raise UsageError(f"wrong dial: {told.get('error')}", remedy=remedy) from None
+            answered = json.loads(error.read())
+            remedy = f"The dials are {', '.join(answered.get('valid', ()))}."
+            raise UsageError(f"wrong dial: {answered.get('error')}", remedy=remedy) from None
         except OSError as error:
             raise UnreachableError(
                 f"the simulator does not answer: {error}", address=self.url + path

@@ -1,4 +1,4 @@
-"""Serves the simulator from this process until it is told to end."""
+"""Serves the simulator from this process until it is stopped."""
 
 import asyncio
 import gc

@@ -25,7 +25,7 @@ def token_count(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """Words said in a circle, from `start` on."""
+    """Words repeated in a circle, from `start` on."""
 
     words: tuple[str, ...]
     start: int = 0
@@ -37,7 +37,7 @@ class Speech:
 
 
 def speech(output: str | None, prompt: str, *, temperature: float, rng: random.Random) -> Speech:
-    """What the model says to `prompt`: `output`, or else a text that greedy sampling repeats."""
+    """Return the model's answer to `prompt`: `output`, or a text that greedy sampling repeats."""
     if output is not None:
         return Speech(tuple(output.split(" ")))
     words = tuple(_DEFAULT_OUTPUT.split(" "))
