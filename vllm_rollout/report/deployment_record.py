@@ -48,7 +48,7 @@ def write_record(
         report_path: the HTML report; the record links to it, and to the evidence beside it,
             relative to `folder`.
         version: what was deployed; the build when empty.
-        previous: what served before, for people.
+        previous: what served before, for display.
         environment: where it was deployed to.
 
     Raises:

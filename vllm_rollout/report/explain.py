@@ -59,7 +59,7 @@ def _explain_item(item: ReportItem) -> Group:
 
 
 def _load(load: LoadSummary) -> str:
-    """What the verdicts were reached on."""
+    """Return the load that the verdicts were reached on."""
     kinds = ", ".join(f"{one_line(kind)} {n:,}" for kind, n in load.failures_by_kind.items())
     return (
         f"Load: {load.total:,} requests at {format_value(load.rate_per_second, '1/s')} for "

@@ -128,7 +128,7 @@ def table_row(item: ReportItem) -> list[str]:
 
 
 def details_html(item: ReportItem) -> str:
-    """What a row shows when it is opened: verdicts, its load run's plots, attachments."""
+    """Return the content of an opened row: verdicts, its load run's plots, attachments."""
     plots = []
     if item.load is not None:
         made = (

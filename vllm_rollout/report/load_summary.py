@@ -1,4 +1,4 @@
-"""What a report shows of a load run: percentiles, a histogram and the course over time."""
+"""Summary of a load run for a report: percentiles, a histogram and the course over time."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ _ALIKE = 1e-9
 def summarize_load(
     result: LoadResult, *, stopped: str = "", requests_file: str = ""
 ) -> LoadSummary:
-    """Sum up `result` for people; no verdict is reached on this.
+    """Sum up `result` for display; no verdict is reached on this.
 
     Percentiles are exact (nearest rank) and over the answered requests alone; the others are in
     `failures`. A figure nobody could measure is None. Tokens per second are those of answered

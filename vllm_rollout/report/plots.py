@@ -1,7 +1,7 @@
 """Plots as inline SVG: no script, no font and no file is fetched to show them.
 
 Text and lines take the page's own colour (`currentColor`), so a plot reads on light and dark
-pages and on paper; what matters is told by shape and label too, never by colour alone. The same
+pages and on paper; meaning is in shape and label too, never in colour alone. The same
 figures always give the same text.
 """
 

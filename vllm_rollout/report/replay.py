@@ -82,7 +82,7 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
-    """Exit with 0 once all reports are written: a replayed fail is no trouble of the replay."""
+    """Exit with 0 once all reports are written: a replayed fail is no error of the replay."""
     yield
     if session.exitstatus == pytest.ExitCode.TESTS_FAILED:
         session.exitstatus = pytest.ExitCode.OK
@@ -137,7 +137,7 @@ def _evidence(config: pytest.Config) -> Evidence:
 
 
 def _explanation(recorded: ReportItem) -> str:
-    """What JUnit shows: the outcome and the deciding reason first, then every verdict."""
+    """Return the JUnit text: the outcome and the deciding reason first, then every verdict."""
     deciding = next(v for v in recorded.verdicts if v.outcome is recorded.outcome)
     lines = [f"{recorded.outcome}: {one_line(deciding.reason)}"]
     for verdict in recorded.verdicts:

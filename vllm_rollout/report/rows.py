@@ -1,4 +1,4 @@
-"""What a report has a row for, drawn from evidence: gates, gates that never ran, steps, the end."""
+"""Rows of a report, drawn from evidence: gates, gates that never ran, steps, the end."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What plots are drawn with: axes, lines, labels, as inline SVG.
+"""SVG elements of plots, inline: axes, lines, labels.
 
 Text and lines take the page's own colour (`currentColor`), so a plot reads on light and dark
 pages and on paper.

@@ -35,7 +35,7 @@ _TITLE_WIDTH = 40
 
 
 class Observation(Protocol):
-    """What a watch saw at one moment; `replicas` is None when the platform did not say."""
+    """Observation at one moment; `replicas` is None when the platform did not report it."""
 
     @property
     def probes(self) -> ProbeSample:
@@ -47,7 +47,7 @@ class Observation(Protocol):
 
     @property
     def live(self) -> LiveCounts | None:
-        """What Prometheus has said since the observation before."""
+        """Counts from Prometheus since the observation before."""
 
 
 def verdict_line(result: GateResult) -> str:
@@ -131,7 +131,7 @@ def _both(times: RunningTimes, confidence: float) -> str:
 
 
 def _percentile(times: RunningTimes, percentile: float, confidence: float) -> str:
-    """`1.2 s (≤ 1.4 s)`: the bound holds however often one looks."""
+    """`1.2 s (≤ 1.4 s)`: the bound holds however often it is read."""
     text = format_value(times.percentile(percentile), "s")
     from vllm_rollout.judge.anytime_valid import percentile_rank_at_most
 
@@ -152,7 +152,7 @@ def _generator(progress: LoadProgress) -> str:
 def observation_line(
     elapsed_seconds: float, duration: timedelta | None, observation: Observation | None
 ) -> str:
-    """What a watch sees now, on one line; `observation` is None when nothing could be observed.
+    """Return an observation of a watch on one line; None when nothing could be observed.
 
     `duration` is None for a watch without end.
     """
