@@ -184,7 +184,7 @@ def test_a_killed_rollback_is_finished_by_the_next_run(site: Site, at: int, when
     indirect=["site"],
 )
 def test_a_run_killed_while_helm_works_is_finished_by_the_next(site: Site, more: int) -> None:
-    """The run alone; its leash too, so that nobody ends Helm; Helm as well, a power cut."""
+    """The run alone; its supervisor too, so that nobody ends Helm; Helm as well, a power cut."""
     version = site.new()
     killed = site.runs.start(version)
     children = helm_of(killed)
@@ -205,14 +205,14 @@ def test_a_run_killed_while_helm_works_is_finished_by_the_next(site: Site, more:
 
 
 def helm_of(run: Run) -> list[int]:
-    """The leash of a Helm upgrade that the run has begun, and that Helm."""
+    """The lease supervisor of a Helm upgrade that the run has begun, and that Helm."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for leash in children_of(run.pid):
-            helm = children_of(leash)
+        for supervisor in children_of(run.pid):
+            helm = children_of(supervisor)
             with suppress(OSError):  # another of its commands, which has ended
-                if b"\0upgrade\0" in Path(f"/proc/{leash}/cmdline").read_bytes() and helm:
-                    return [leash, *helm]
+                if b"\0upgrade\0" in Path(f"/proc/{supervisor}/cmdline").read_bytes() and helm:
+                    return [supervisor, *helm]
         time.sleep(0.01)
     raise AssertionError(f"no helm upgrade: {run.said}")
 

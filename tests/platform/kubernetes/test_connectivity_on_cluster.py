@@ -17,7 +17,7 @@ from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import DeployError, UnreachableError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.kubernetes.api import connect
-from vllm_rollout.platform.kubernetes.connectivity import Reach, Ways
+from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.release_port_forward import release_port_forward
 
@@ -135,13 +135,13 @@ def test_a_service_that_is_not_there_is_said(
     ],
 )
 def test_the_way_is_chosen_and_said(reach: Reach, url: str, *, tunnelled: bool) -> None:
-    route = Ways(url, reach).route(Deployment(MODEL, "production"))
+    route = Paths(url, reach).route(Deployment(MODEL, "production"))
     assert ("tunnel" in str(route)) is tunnelled
 
 
 def test_inside_the_cluster_the_service_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert Ways(SERVICE, "auto").route(Deployment(MODEL, "production")).how == ""
+    assert Paths(SERVICE, "auto").route(Deployment(MODEL, "production")).how == ""
 
 
 def test_a_service_whose_name_resolves_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_service_whose_name_resolves_is_asked_itself(monkeypatch: pytest.Monke
         return [host]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolves)
-    assert Ways(SERVICE, "auto").route(Deployment(MODEL, "production")).how == ""
+    assert Paths(SERVICE, "auto").route(Deployment(MODEL, "production")).how == ""
 
 
 def test_a_tunnel_without_a_cluster_is_unreachable(

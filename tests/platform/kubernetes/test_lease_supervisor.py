@@ -1,4 +1,4 @@
-"""A command on a leash ends with its owner's right to run it, whatever happens to the owner."""
+"""A supervised command ends with its owner's right to run it, whatever happens to the owner."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ time.sleep(600)
 OWNER = f"""
 import sys, time
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
-from test_leash import COMMAND, Guarding
+from test_lease_supervisor import COMMAND, Guarding
 from vllm_rollout.platform.kubernetes.command import run
 guard = Guarding(float(sys.argv[2]))
 try:

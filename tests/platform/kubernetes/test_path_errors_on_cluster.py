@@ -34,12 +34,12 @@ def platform(
     values = {"model": {"name": MODEL}}
     target = Target(build=platform.build(production, values), values=values, replicas=2, capacity=2)
     platform.apply(production, target, description="one", timeout=timedelta(seconds=60))
-    eventually(lambda: sight(platform, production) == (0, None))
+    eventually(lambda: probed(platform, production) == (0, None))
     yield platform
     platform.close()
 
 
-def sight(
+def probed(
     platform: KubernetesPlatform, deployment: Deployment
 ) -> tuple[int, UnreachableError | None]:
     """How many of four probes failed, and what ailed the way meanwhile."""
@@ -49,22 +49,22 @@ def sight(
         return seen.failures, platform.path_errors(deployment).since(before)
 
 
-def test_an_api_server_that_is_away_is_the_ways_trouble(
+def test_an_api_server_that_is_away_is_the_paths_error(
     namespace: Namespace, platform: KubernetesPlatform, production: Deployment
 ) -> None:
     control_plane = namespace.cluster.control_plane
     control_plane.stop_api_server()
     try:
-        failures, trouble = sight(platform, production)
+        failures, error = probed(platform, production)
     finally:
         control_plane.start_api_server()
     assert failures == 4
-    assert trouble is not None
-    assert trouble.address == control_plane.url
-    eventually(lambda: sight(platform, production)[0] == 0)
+    assert error is not None
+    assert error.address == control_plane.url
+    eventually(lambda: probed(platform, production)[0] == 0)
 
 
-def test_an_answer_that_the_api_server_cuts_is_the_ways_trouble(
+def test_an_answer_that_the_api_server_cuts_is_the_paths_error(
     namespace: Namespace, platform: KubernetesPlatform, production: Deployment
 ) -> None:
     control_plane = namespace.cluster.control_plane
@@ -78,9 +78,9 @@ def test_an_answer_that_the_api_server_cuts_is_the_ways_trouble(
         with pytest.raises(httpx.TransportError):
             list(lines)
     control_plane.start_api_server()
-    trouble = platform.path_errors(production).since(before)
-    assert trouble is not None
-    assert "cut a connection" in str(trouble)
+    error = platform.path_errors(production).since(before)
+    assert error is not None
+    assert "cut a connection" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_an_answer_that_the_api_server_cuts_is_the_ways_trouble(
     [(401, "log in again"), (403, "verb 'create' on 'pods/portforward"), (429, "overloaded")],
 )
 @pytest.mark.usefixtures("platform")
-def test_a_refusal_is_the_ways_trouble_and_says_what_to_do(
+def test_a_refusal_is_the_paths_error_and_says_what_to_do(
     namespace: Namespace,
     production: Deployment,
     helm_binary: str,
@@ -104,12 +104,12 @@ def test_a_refusal_is_the_ways_trouble_and_says_what_to_do(
         path = control_plane.kubeconfig("door", server=door.url, namespace=namespace.name)
         monkeypatch.setenv("KUBECONFIG", str(path))
         refused = namespace.platform(helm_binary)
-        failures, trouble = sight(refused, production)
+        failures, error = probed(refused, production)
         refused.close()
     assert failures == 4
-    assert trouble is not None
-    assert said in str(trouble)
-    assert trouble.address == door.url
+    assert error is not None
+    assert said in str(error)
+    assert error.address == door.url
 
 
 def test_a_dead_pod_behind_a_healthy_api_server_is_the_deployments_own(
@@ -117,7 +117,7 @@ def test_a_dead_pod_behind_a_healthy_api_server_is_the_deployments_own(
 ) -> None:
     for server in namespace.cluster.kubelet.serving(namespace.name, production.release):
         server.close()
-    assert sight(platform, production) == (4, None)
+    assert probed(platform, production) == (4, None)
 
 
 def test_a_pod_that_dies_in_mid_answer_is_the_deployments_own(
@@ -137,4 +137,4 @@ def test_pods_that_are_not_ready_are_the_deployments_own(
 ) -> None:
     namespace.behave(unready())
     eventually(lambda: not any(r.ready for r in platform.replicas(production)))
-    eventually(lambda: sight(platform, production) == (4, None))
+    eventually(lambda: probed(platform, production) == (4, None))

@@ -80,7 +80,7 @@ class KubernetesApi:
         if status == _GONE:
             return ExpiredError(message, remedy="List again from the beginning.")
         if status == _CONFLICT:
-            return ConflictError(message, remedy="Read it again and decide anew.")
+            return ConflictError(message, remedy="Read it again and decide again.")
         if status == _TOO_MANY or status >= _SERVER:
             return UnreachableError(
                 message, address=self.address, remedy="The API server is overloaded: try again."

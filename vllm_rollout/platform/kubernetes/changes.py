@@ -1,4 +1,4 @@
-"""What changes releases, by Helm: to a target, back to a revision, out of what is half done."""
+"""Changes of releases by Helm: to a target, back to a revision, out of what is half done."""
 
 import tempfile
 import time
@@ -234,7 +234,7 @@ class Changes:
         )
 
     def _known(self, deployment: Deployment) -> Sequence[Symptoms]:
-        """The symptoms of the pods; none where they cannot be read: the error itself is told."""
+        """Return the pods' symptoms; none where they cannot be read, as the error is reported."""
         try:
             return self.symptoms(deployment)
         except RolloutError:

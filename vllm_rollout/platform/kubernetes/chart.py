@@ -18,7 +18,7 @@ _OF_THE_BUILD = ("image", "model", "rollout", "canary")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What the suite needs to know of a chart.
+    """Facts about a chart.
 
     `ramps` is whether it understands `canary.replicaCount` and `canary.stablePodTemplate`.
     """

@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from typing import Self
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
-from vllm_rollout.platform.kubernetes import lease_supervisor as leash_program
+from vllm_rollout.platform.kubernetes import lease_supervisor
 from vllm_rollout.platform.kubernetes.lease_supervisor import ELAPSED
 from vllm_rollout.platform.redact import redact, secrets_in
 from vllm_rollout.platform.writer import Guard
@@ -19,7 +19,7 @@ from vllm_rollout.platform.writer import Guard
 _GRACE_SECONDS = 30.0
 """For Helm to mark the release failed after SIGTERM, before it is killed."""
 
-_LEASH = str(leash_program.__file__)
+_SUPERVISOR = str(lease_supervisor.__file__)
 _TELL_SECONDS = 1.0
 
 _NO_CLUSTER = re.compile(
@@ -62,10 +62,10 @@ def run(
         RolloutError: as `guard.ensure`.
     """
     verb = f"helm {arguments[0]}"
-    with _Leash(guard) if guard else nullcontext() as leash:
-        process = _start(binary, arguments, leash)
+    with _Supervisor(guard) if guard else nullcontext() as supervisor:
+        process = _start(binary, arguments, supervisor)
         try:
-            out, err = _output(process, timeout_seconds, leash)
+            out, err = _output(process, timeout_seconds, supervisor)
         except subprocess.TimeoutExpired as error:
             message = f"{verb} did not return within {timeout_seconds:g} s and was ended"
             raise DeployError(
@@ -83,8 +83,8 @@ def run(
     return out.decode(errors="replace")
 
 
-class _Leash:
-    """This process's end of a leash (see the module `leash`)."""
+class _Supervisor:
+    """This process's end of a lease supervisor (see the module `lease_supervisor`)."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -101,20 +101,20 @@ class _Leash:
         os.close(self.pipe)
 
     def tell(self) -> None:
-        """Tell the leash until when the command may run."""
+        """Send the supervisor the time until which the command may run."""
         now = time.clock_gettime(ELAPSED)  # first, so that a pause here makes it earlier
-        with suppress(BlockingIOError):  # a leash that is frozen reads what was said before
+        with suppress(BlockingIOError):  # a supervisor that is frozen reads what was sent before
             os.write(self._ours, f"{now + self._guard.seconds_left()}\n".encode())
 
 
 def _start(
-    binary: str, arguments: Sequence[str], leash: _Leash | None
+    binary: str, arguments: Sequence[str], supervisor: _Supervisor | None
 ) -> "subprocess.Popen[bytes]":
     # Helm forgets all but 10 revisions by default, and with them the last good one.
     environment = os.environ | {"HELM_MAX_HISTORY": "0"}
     command = [binary, *arguments]
-    if leash:
-        command = [sys.executable, "-I", "-S", _LEASH, str(leash.pipe), *command]
+    if supervisor:
+        command = [sys.executable, "-I", "-S", _SUPERVISOR, str(supervisor.pipe), *command]
     try:
         return subprocess.Popen(  # noqa: S603 - an argv list, no shell
             command,
@@ -122,7 +122,7 @@ def _start(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            pass_fds=[leash.pipe] if leash else [],
+            pass_fds=[supervisor.pipe] if supervisor else [],
             # Ctrl-C reaches us alone, and we end the child in order.
             start_new_session=True,
         )
@@ -135,9 +135,9 @@ def _start(
 
 
 def _output(
-    process: "subprocess.Popen[bytes]", seconds: float, leash: _Leash | None
+    process: "subprocess.Popen[bytes]", seconds: float, supervisor: _Supervisor | None
 ) -> tuple[bytes, bytes]:
-    if leash is None:
+    if supervisor is None:
         return process.communicate(timeout=seconds)
     deadline = time.monotonic() + seconds
     while True:
@@ -146,7 +146,7 @@ def _output(
         except subprocess.TimeoutExpired:
             if time.monotonic() >= deadline:
                 raise
-        leash.tell()
+        supervisor.tell()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -154,12 +154,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.communicate(timeout=_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # a leash and what it holds
+        os.killpg(process.pid, signal.SIGKILL)  # the supervisor and its command
         process.communicate()
 
 
 def _findings(stdout: bytes) -> list[str]:
-    """What `helm lint` found, which it says on its standard output."""
+    """Return the findings of `helm lint`, which it prints on its standard output."""
     lines = stdout.decode(errors="replace").splitlines()
     return [line for line in lines if line.startswith(("[ERROR]", "[WARNING]"))]
 

@@ -1,4 +1,4 @@
-"""What a revision runs, kept in the release's own values under `rollout`.
+"""Composition of a revision, kept in the release's own values under `rollout`.
 
 So the history of a release can be read from Helm alone, by any client, after any crash.
 """
@@ -40,7 +40,7 @@ class Rollout(BaseModel):
 
 
 def next_rollout(target: Target, before: Rollout | None) -> Rollout:
-    """What a release that runs `before` shall run to reach `target`.
+    """Return the rollout with which a release that runs `before` reaches `target`.
 
     The pods outside the target keep the build that wholly served before: one that was itself half
     way is dropped. Where they already run the target's build, the whole capacity does.
@@ -61,7 +61,7 @@ def next_rollout(target: Target, before: Rollout | None) -> Rollout:
 
 
 def _whole(rollout: Rollout) -> bool:
-    """Whether all of the capacity is filled, by one build or by two."""
+    """Return True if all of the capacity is filled, by one build or by two."""
     return rollout.previous is not None or rollout.replicas >= rollout.capacity
 
 
@@ -106,9 +106,9 @@ def read_pods(values: Mapping[str, Any], rollout: Rollout) -> Pods:
 
 
 def read_rollout(values: Mapping[str, Any], *, chart: str) -> Rollout:
-    """The rollout that a revision's values tell of.
+    """Return the rollout that a revision's values describe.
 
-    A revision made by other hands has none. Its build is then known by its values and its chart's
+    A revision made manually has none. Its build is then known by its values and its chart's
     name alone, and is equal to no build that was made from a folder: it cannot be promoted.
     """
     try:
@@ -118,7 +118,7 @@ def read_rollout(values: Mapping[str, Any], *, chart: str) -> Rollout:
 
 
 def is_ours(rollout: Rollout) -> bool:
-    """Whether the revision was made by this suite, so that its build can be made again."""
+    """Return True if this suite made the revision, so that its build can be made again."""
     return rollout.build.chart_digest is not None
 
 

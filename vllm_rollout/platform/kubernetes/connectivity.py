@@ -18,8 +18,8 @@ _IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
-class Ways:
-    """Finds the way to each deployment, once, and keeps tunnels open until this process ends.
+class Paths:
+    """Finds the path to each deployment, once, and keeps tunnels open until this process ends.
 
     `service_url` may name `{model}`, `{environment}`, `{namespace}` and `{release}`. With `auto` a
     tunnel is taken where the URL is a Service's name (`….svc…`) that means nothing here.
@@ -57,15 +57,15 @@ class Ways:
             )
         return self._tunnels[deployment].url + urlsplit(url).path
 
-    def trouble(self, deployment: Deployment) -> PathErrors:
-        """What has ailed the tunnel to the deployment; nothing where there is none."""
+    def path_errors(self, deployment: Deployment) -> PathErrors:
+        """Return the errors of the tunnel to the deployment; none where there is no tunnel."""
         tunnel = self._tunnels.get(deployment)
-        return tunnel.trouble if tunnel else PathErrors()
+        return tunnel.errors if tunnel else PathErrors()
 
-    def suffered(self, deployment: Deployment, what: str) -> None:
-        """Note that the API server failed elsewhere: no tunnel through it is any better."""
+    def record_error(self, deployment: Deployment, what: str) -> None:
+        """Record that the API server failed elsewhere: no tunnel through it is any better."""
         if tunnel := self._tunnels.get(deployment):
-            tunnel.suffered(what)
+            tunnel.record_error(what)
 
     def close(self) -> None:
         """Close every tunnel."""
@@ -87,7 +87,7 @@ class Ways:
         return "svc" in host.split(".") and _IN_CLUSTER not in os.environ and not self._has(host)
 
     def _has(self, host: str) -> bool:
-        """Whether the name means anything here; asked once."""
+        """Return True if the name resolves here; asked once."""
         if host not in self._resolved:
             try:
                 self._resolved[host] = bool(socket.getaddrinfo(host, None))

@@ -150,7 +150,7 @@ class Helm:
         return _objects(self._run(*arguments, *_files(values)))
 
     def lint(self, chart: Path, *, values: Sequence[Path] = ()) -> str:
-        """What `helm lint --strict` says of a chart that passes.
+        """Return the output of `helm lint --strict` for a chart that passes.
 
         Raises:
             UsageError: it does not pass.

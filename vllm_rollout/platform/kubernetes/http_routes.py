@@ -79,22 +79,22 @@ class HttpRoutes:
                 raise WeightsChangedError(
                     f"the weights of {self._named(deployment)} are {now}, not {expect}"
                 )
-            trouble = "somebody else goes on changing it"
+            problem = "somebody else goes on changing it"
             if now == weights:
-                trouble = not_in_force(route)
-                if not trouble:
+                problem = not_in_force(route)
+                if not problem:
                     return
             elif self._write(deployment, route, weights):
                 continue
             if time.monotonic() > until:
                 raise WeightsChangedError(
                     f"the weights {weights} of {self._named(deployment)} are not in force after "
-                    f"{timeout}: {trouble}"
+                    f"{timeout}: {problem}"
                 )
             time.sleep(_POLL_SECONDS)
 
     def _write(self, deployment: Deployment, route: Json, weights: Weights) -> bool:
-        """Whether they were written; not where the route was changed since it was read."""
+        """Return True if they were written; False if the route was changed since it was read."""
         self._ensure()
         body = {
             "metadata": {"resourceVersion": route["metadata"]["resourceVersion"]},

@@ -1,6 +1,6 @@
-"""A leash: runs a command for an owner who may die, freeze, or lose the right to have it run.
+"""Runs a command only while its parent is alive and holds the lease.
 
-    python -I -S leash.py PIPE COMMAND [ARGUMENT …]
+    python -I -S lease_supervisor.py PIPE COMMAND [ARGUMENT …]
 
 The owner writes into the pipe, a line at a time, until when the command may run: seconds of the
 clock `ELAPSED`. When the owner is gone (the pipe ends) the command is asked to end (SIGTERM, which
@@ -47,7 +47,7 @@ def main(pipe: int, command: list[str]) -> int:
 
 
 def _heard(pipe: int, before: float) -> float | None:
-    """The newest time told, `before` if none was; None when the owner is gone."""
+    """Return the newest time received, `before` if none was; None when the owner is gone."""
     text = os.read(pipe, 65536)
     lines = text.decode().splitlines()
     return (float(lines[-1]) if lines else before) if text else None

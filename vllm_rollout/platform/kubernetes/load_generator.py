@@ -84,7 +84,7 @@ class KubernetesLoadPods:
                 self._api,
                 namespace=self._namespace,
                 choose=self._master,
-                whither=f"the load generator of {self._deployment}",
+                destination=f"the load generator of {self._deployment}",
             )
         return self._tunnel.url
 
@@ -97,8 +97,8 @@ class KubernetesLoadPods:
             master_ended=any(
                 pod.status.phase in _ENDED for pod in pods if not self._is_worker(pod)
             ),
-            failed="; ".join(map(_told, failed)),
-            waiting="; ".join([*map(_told, waiting), *self._not_made()]),
+            failed="; ".join(map(_text, failed)),
+            waiting="; ".join([*map(_text, waiting), *self._not_made()]),
         )
 
     def remove(self) -> None:
@@ -152,7 +152,7 @@ class KubernetesLoadPods:
         self._remove()
 
     def _left(self, age_seconds: float) -> bool:
-        """Whether nobody asks the running master for its logs any more."""
+        """Return True if nobody asks the running master for its logs any more."""
         until = time.monotonic() + _UNATTENDED_SECONDS + 2
         try:
             while time.monotonic() < until:
@@ -231,6 +231,6 @@ def _is(each: dict[str, Any], kind: str, name: str) -> bool:
     return bool(each["kind"] == kind and each["metadata"]["name"] == name)
 
 
-def _told(replica: Replica) -> str:
+def _text(replica: Replica) -> str:
     why = ": ".join(filter(None, [replica.reason, replica.message]))
     return f"pod {replica.name} is {replica.phase}" + (f" ({why})" if why else "")

@@ -34,7 +34,7 @@ class LoadSettings:
 
 
 def generator_name(release: str) -> str:
-    """What the generator of a release is called."""
+    """Return the name of a release's generator."""
     name = f"{release}-load"
     if len(name) <= _LONGEST_NAME:
         return name
@@ -43,7 +43,7 @@ def generator_name(release: str) -> str:
 
 
 def generator_values(api: KubernetesApi, settings: LoadSettings, task: LoadTask) -> dict[str, Any]:
-    """What is laid over the chart's values and over `settings.values`.
+    """Return the values that go over the chart's and over `settings.values`.
 
     Raises:
         UsageError: the plan is too large, a key or the image is missing, or the address means

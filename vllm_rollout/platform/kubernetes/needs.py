@@ -1,4 +1,4 @@
-"""What pods need that a chart does not make: claims, Secrets, ConfigMaps, pull credentials."""
+"""Objects that pods need and a chart does not make: claims, Secrets, ConfigMaps, credentials."""
 
 import base64
 import binascii
@@ -101,7 +101,7 @@ def _claim_problem(api: KubernetesApi, namespace: str, name: str) -> str:
 
 
 def _binds_late(api: KubernetesApi, claim: Any) -> bool:
-    """Whether the claim's storage class waits for the first pod before it binds."""
+    """Return True if the claim's storage class waits for the first pod before it binds."""
     name = claim.spec.storage_class_name
     if not name:
         return False

@@ -54,7 +54,7 @@ class Nodes:
     def requested(
         self, of: Callable[[Json], bool] = lambda _pod: True
     ) -> defaultdict[str, defaultdict[str, float]]:
-        """What the pods that `of` accepts ask of each node, by node and resource."""
+        """Return the requests of the pods that `of` accepts, by node and resource."""
         total: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         for pod in filter(of, self.pods):
             on_node = total[pod["spec"].get("nodeName", "")]
@@ -65,7 +65,7 @@ class Nodes:
 
 
 def requests_of(pod_spec: Json) -> dict[str, float]:
-    """What the scheduler counts for a pod, in base units; a limit alone is a request too."""
+    """Return a pod's requests as the scheduler counts them, in base units; a limit alone counts."""
     return _counted(pod_spec, ("limits", "requests"))
 
 

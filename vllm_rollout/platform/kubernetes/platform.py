@@ -15,7 +15,7 @@ from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
 from vllm_rollout.platform.kubernetes.build import make_build
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
-from vllm_rollout.platform.kubernetes.connectivity import Reach, Ways
+from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
@@ -32,7 +32,7 @@ class KubernetesPlatform:
 
     `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
-    `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Ways`).
+    `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Paths`).
     `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
     `start_up` how long models may load (None leaves it to the chart). `http_route` is the name of
     the HTTPRoute that divides a release's traffic (`HttpRoutes`).
@@ -60,8 +60,8 @@ class KubernetesPlatform:
         self._chart = chart
         self._files = ValueFiles(overlays=overlays or chart, start_up=start_up)
         self._reach: Reach = reach
-        self._ways = Ways(service_url, reach)
-        self._own_ways: dict[int, Ways] = {}
+        self._paths = Paths(service_url, reach)
+        self._own_paths: dict[int, Paths] = {}
         self._http_route = http_route
         self._helm = Helm(helm, context=context)
         self._releases = Releases(self._helm)
@@ -96,27 +96,27 @@ class KubernetesPlatform:
             UnreachableError: a tunnel is needed, and the Service cannot be read.
             NotFoundError: there is no such Service.
         """
-        return self._ways.url(deployment, self._api)
+        return self._paths.url(deployment, self._api)
 
     def route(self, deployment: Deployment) -> Route:
         """The Service's URL, and whether it is reached directly or by a tunnel."""
-        return self._ways.route(deployment)
+        return self._paths.route(deployment)
 
     def path_errors(self, deployment: Deployment) -> PathErrors:
-        """What was the API server's doing, where tunnels through it are the way."""
-        return sum((ways.trouble(deployment) for ways in self._all_ways()), PathErrors())
+        """Return the API server's errors, where the path is a tunnel through it."""
+        return sum((paths.path_errors(deployment) for paths in self._all_paths()), PathErrors())
 
-    def _all_ways(self) -> tuple[Ways, ...]:
-        return self._ways, *self._own_ways.values()
+    def _all_paths(self) -> tuple[Paths, ...]:
+        return self._paths, *self._own_paths.values()
 
     def own_url(self, deployment: Deployment) -> str:
         """The URL of the release's own Service, whatever `service_url` says. Raises: as
         `base_url`."""
         port = service_port(self._api, deployment)
-        if port not in self._own_ways:
+        if port not in self._own_paths:
             name = f"http://{{release}}.{{namespace}}.svc.cluster.local:{port}"
-            self._own_ways[port] = Ways(name, "tunnel" if self._reach == "tunnel" else "auto")
-        return self._own_ways[port].url(deployment, self._api)
+            self._own_paths[port] = Paths(name, "tunnel" if self._reach == "tunnel" else "auto")
+        return self._own_paths[port].url(deployment, self._api)
 
     def weights(self, deployment: Deployment) -> Weights:
         """How the HTTPRoute divides the deployment's traffic. Raises: as `HttpRoutes.weights`."""
@@ -146,8 +146,8 @@ class KubernetesPlatform:
 
     def close(self) -> None:
         """Close the tunnels; otherwise they end with this process."""
-        for ways in self._all_ways():
-            ways.close()
+        for paths in self._all_paths():
+            paths.close()
 
     def history(self, deployment: Deployment) -> list[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""
@@ -160,8 +160,8 @@ class KubernetesPlatform:
         """The values the revision's build was made of, the environment's overlay left out.
 
         Raises:
-            UsageError: there is no such revision, or other hands made it: its own values and its
-                environment's cannot be told apart then.
+            UsageError: there is no such revision, or it was made manually: its own values and
+                its environment's cannot be separated then.
         """
         for entry in self._releases.entries(deployment):
             if entry.revision == revision:
@@ -240,8 +240,8 @@ class KubernetesPlatform:
         try:
             return [replica_of(pod) for pod in list_pods(self._api, deployment)]
         except UnreachableError as error:
-            for ways in self._all_ways():
-                ways.suffered(deployment, str(error))
+            for paths in self._all_paths():
+                paths.record_error(deployment, str(error))
             raise
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
@@ -252,5 +252,5 @@ class KubernetesPlatform:
         )
 
     def symptoms(self, deployment: Deployment) -> list[Symptoms]:
-        """What is known of each pod, and of pods that could not be made."""
+        """Return the symptoms of each pod, and of pods that could not be made."""
         return symptoms_of(self._api, deployment)

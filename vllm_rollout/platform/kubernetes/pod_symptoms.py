@@ -1,4 +1,4 @@
-"""What the API server knows of a release's pods that do not serve: state, events, room, log."""
+"""Symptoms of a release's pods that do not serve: state, events, room on nodes, log."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def symptoms_of(api: KubernetesApi, deployment: Deployment) -> list[Symptoms]:
     """The symptoms of every pod that is meant to serve, and of pods that could not be made.
 
     Events and nodes may be out of bounds for these credentials: then they are missing, and the
-    rest is still told.
+    rest is still reported.
 
     Raises: as `KubernetesApi.doing`, of the pods themselves.
     """

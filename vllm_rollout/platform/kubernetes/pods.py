@@ -106,7 +106,7 @@ class Pod(_Wire):
 
     @property
     def serves(self) -> bool:
-        """Whether it is meant to serve: not on its way out, no Helm hook and no Job's pod."""
+        """True if it is meant to serve: not being deleted, no Helm hook and no Job's pod."""
         return (
             self.metadata.deletion_timestamp is None
             and _HOOK_ANNOTATION not in self.metadata.annotations
@@ -129,7 +129,7 @@ def parse_pod(document: Mapping[str, Any]) -> Pod:
 def replica_of(pod: Pod) -> Replica:
     """The replica that `pod` is. It is ready only if its Ready condition says True."""
     status = pod.status
-    reason, message = _trouble(status)
+    reason, message = _problem(status)
     return Replica(
         name=pod.metadata.name,
         phase=status.phase,
@@ -153,7 +153,7 @@ def _image(pod: Pod) -> str:
     return found[0] if found else ""
 
 
-def _trouble(status: _Status) -> tuple[str, str]:
+def _problem(status: _Status) -> tuple[str, str]:
     """Why the pod is not ready, the cause nearest to its root; empty when nothing is wrong."""
     if status.reason:
         return status.reason, status.message
@@ -206,7 +206,7 @@ def list_instance(api: KubernetesApi, namespace: str, instance: str) -> list[Pod
 
 
 def anything_left(api: KubernetesApi, deployment: Deployment) -> bool:
-    """Whether a release that is being removed still has Deployments or pods.
+    """Return True if a release that is being removed still has Deployments or pods.
 
     Raises: as `KubernetesApi.doing`.
     """
@@ -223,9 +223,9 @@ def anything_left(api: KubernetesApi, deployment: Deployment) -> bool:
 def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:
     """The last `tail` lines of the pod's first container, secrets redacted.
 
-    Of a container that waits to be started again it is what the one before said; empty where
-    nothing has run yet. A log that cannot be had is said in its place: one lost node must not
-    hide what the other pods say.
+    Of a container that waits to be restarted it is the log of the one before; empty where
+    nothing has run yet. A log that cannot be read is replaced by the reason: one lost node must
+    not hide the other pods' logs.
     """
     first = next(iter(pod.status.container_statuses), None)
     if first is None:

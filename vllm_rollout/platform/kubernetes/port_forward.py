@@ -50,18 +50,20 @@ class PortForward:
     """Listens on 127.0.0.1 until `close`, or until this process ends.
 
     A connection for which there is no pod, or that the API server refuses, is closed at once: the
-    client sees an error and never another pod's answer. `whither` is for people.
+    client sees an error and never another pod's answer. `destination` is its name in messages.
 
-    `trouble` is what was the API server's doing. That no pod is ready, that the pod is gone or lets
-    nobody connect, is not: a Service would be no better off.
+    `errors` are the API server's. That no pod is ready, that the pod is gone or refuses to
+    connect, is none of them: a Service would be no better off.
     """
 
-    def __init__(self, api: KubernetesApi, *, namespace: str, choose: Choose, whither: str) -> None:
+    def __init__(
+        self, api: KubernetesApi, *, namespace: str, choose: Choose, destination: str
+    ) -> None:
         self._api = api
         self._namespace = namespace
         self._choose = choose
-        self._whither = whither
-        self.trouble = PathErrors(address=api.address)
+        self._destination = destination
+        self.errors = PathErrors(address=api.address)
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -69,7 +71,7 @@ class PortForward:
         self._thread = threading.Thread(
             target=lambda: self._loop.run_until_complete(self._serve(started)),
             daemon=True,
-            name=f"tunnel to {whither}",
+            name=f"tunnel to {destination}",
         )
         self._thread.start()
         self.url = f"http://127.0.0.1:{started.result(_START_SECONDS)}"
@@ -123,11 +125,11 @@ class PortForward:
                     each.shutdown(socket.SHUT_RDWR)
             await asyncio.sleep(_CUT_PAUSE_SECONDS)
 
-    def suffered(self, what: str) -> None:
-        """Note a trouble of the API server's."""
-        _log.warning("the way to %s: %s", self._whither, what)
-        self.trouble = PathErrors(
-            count=self.trouble.count + 1, what=what, address=self.trouble.address
+    def record_error(self, what: str) -> None:
+        """Record an error of the API server."""
+        _log.warning("the path to %s: %s", self._destination, what)
+        self.errors = PathErrors(
+            count=self.errors.count + 1, what=what, address=self.errors.address
         )
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,11 +137,11 @@ class PortForward:
             async with await self._open() as websocket:
                 await _pass_on(reader, writer, websocket, self._api.address)
         except UnreachableError as error:
-            self.suffered(f"{error}. {error.remedy}".rstrip())
+            self.record_error(f"{error}. {error.remedy}".rstrip())
         except RolloutError as error:
-            _log.warning("tunnel to %s: %s", self._whither, error)
+            _log.warning("tunnel to %s: %s", self._destination, error)
         finally:
-            # Only now: who sees the end of the connection finds the trouble noted.
+            # Only now: who sees the end of the connection finds the error recorded.
             writer.close()
 
     async def _open(self) -> aiohttp.ClientWebSocketResponse:
@@ -151,7 +153,7 @@ class PortForward:
         """
         address = self._api.address
         late = f"{address} has made no connection to a pod within {_SLOW_SECONDS:g} s"
-        slow = self._loop.call_later(_SLOW_SECONDS, self.suffered, late)
+        slow = self._loop.call_later(_SLOW_SECONDS, self.record_error, late)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 pod, port = await self._loop.run_in_executor(None, self._choose)
@@ -243,7 +245,7 @@ def _credentials(api: KubernetesApi) -> dict[str, str]:
 
 
 def _ssl_context(api: KubernetesApi) -> Any:
-    """What the kubeconfig says of certificates; True is the system's way, for plain HTTP too."""
+    """Return the kubeconfig's TLS settings; True is the system's default, for plain HTTP too."""
     configuration = api.core.api_client.configuration
     if not api.address.startswith("https"):
         return True

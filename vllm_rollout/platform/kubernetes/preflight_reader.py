@@ -65,7 +65,7 @@ class KubernetesPreflight:
         self._nodes = Nodes(api)
 
     def lint(self) -> str:
-        """What `helm lint --strict` complains of; empty when it is content."""
+        """Return the complaints of `helm lint --strict`; empty when there are none."""
         return self._rendered.complaint()
 
     def rendering(self) -> Rendering:
@@ -73,7 +73,7 @@ class KubernetesPreflight:
         return self._rendered.rendering
 
     def values_problem(self) -> str:
-        """What is wrong with the values or the overlay; empty when nothing is."""
+        """Return the error in the values or the overlay; empty when there is none."""
         try:
             make_build(self._chart, self._deployment, self._values)
             overlay(self._overlays, self._deployment.environment)
@@ -82,7 +82,7 @@ class KubernetesPreflight:
         return self._rendered.count_problem()
 
     def room(self) -> Room:
-        """What the rollout needs of the nodes, and what they have."""
+        """Return the resources that the rollout needs of the nodes, and those that they have."""
         everything = self._nodes.requested()
         own = self._nodes.requested(self._is_own)
         return Room(
@@ -95,7 +95,7 @@ class KubernetesPreflight:
         )
 
     def demands(self) -> list[Demand]:
-        """The pods that the rollout runs, without a look at the nodes."""
+        """Return the pods that the rollout runs, without reading the nodes."""
         return list(map(demand_of, self._rendered.workloads))
 
     def namespace(self) -> str:
@@ -211,7 +211,7 @@ class KubernetesPreflight:
         )
 
     def _own_use(self) -> dict[str, float]:
-        """What a quota counts of the pods that the release runs now."""
+        """Return what a quota counts of the pods that the release runs now."""
         namespace = self._deployment.namespace
         with self._api.doing("list", f"pods in namespace {namespace}"):
             found = self._api.core.list_namespaced_pod(

@@ -25,7 +25,7 @@ def release_port_forward(
         api,
         namespace=deployment.namespace,
         choose=_ReadyPods(api, deployment, target).choose,
-        whither=str(deployment),
+        destination=str(deployment),
     )
 
 

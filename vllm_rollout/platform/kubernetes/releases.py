@@ -24,7 +24,7 @@ class Releases:
         return self._helm.history(deployment.release, namespace=deployment.namespace)
 
     def rollout(self, deployment: Deployment, entry: HelmRevision) -> Rollout:
-        """What that revision runs."""
+        """Return the rollout of that revision."""
         return self._known(deployment, entry)[0]
 
     def pods(self, deployment: Deployment, entry: HelmRevision) -> Pods:

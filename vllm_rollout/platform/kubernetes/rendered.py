@@ -1,4 +1,4 @@
-"""What a chart makes of the values of a release, before anything is deployed."""
+"""Objects that a chart makes of a release's values, before anything is deployed."""
 
 import math
 import tempfile
@@ -34,7 +34,7 @@ class Rendered:
     helm: Helm
 
     def complaint(self) -> str:
-        """What `helm lint --strict` complains of; empty when it is content."""
+        """Return the complaints of `helm lint --strict`; empty when there are none."""
         try:
             with self._written() as (chart, files):
                 self.helm.lint(chart, values=files)
@@ -59,7 +59,7 @@ class Rendered:
 
     @property
     def workloads(self) -> list[Mapping[str, Any]]:
-        """What runs pods for as long as the release stands.
+        """The objects that run pods for as long as the release stands.
 
         Raises:
             UsageError: the chart does not render, or runs nothing.
@@ -77,7 +77,7 @@ class Rendered:
     def count_problem(self) -> str:
         """Where the chart makes another number of pods than the policy has; empty if it does not.
 
-        Nothing is said of a chart that renders no pods, nor where an autoscaler owns the number.
+        Empty for a chart that renders no pods, and where an autoscaler owns the number.
         """
         kinds = {each.get("kind") for each in self.rendering.objects}
         pods = sum(int(each["spec"].get("replicas", 1)) for each in self._running)

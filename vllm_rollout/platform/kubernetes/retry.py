@@ -1,4 +1,4 @@
-"""When a request to the API server is sent once more: as urllib3 does, and whenever it is told to.
+"""Retry policy for the API server: urllib3's, plus any 429 with Retry-After, also for POST.
 
 In a module of its own, because urllib3 is only loaded with the Kubernetes client.
 """
@@ -15,7 +15,7 @@ class ThrottlingRetry(Retry):
     come back: then any request is sent again, one that creates something too."""
 
     def is_retry(self, method: str, status_code: int, has_retry_after: bool = False) -> bool:
-        """Whether the answer asks for that."""
+        """Return True if the answer asks for a retry."""
         if status_code == _TOO_MANY and has_retry_after and self.total:
             return True
         return super().is_retry(method, status_code, has_retry_after)

@@ -39,7 +39,7 @@ def utc_now() -> datetime:
 
 
 class KubernetesStore:
-    """The `Store` in one namespace. `now` is the clock that dates leases, for people.
+    """The `Store` in one namespace. `now` is the clock that dates leases, for display.
 
     Every method raises as `KubernetesApi.doing`, besides what it names itself.
     """
@@ -56,7 +56,7 @@ class KubernetesStore:
         """The entry, or None.
 
         Raises:
-            DeployError: the object was edited by other hands and cannot be read.
+            DeployError: the object was edited manually and cannot be read.
         """
         name = object_name(key)
         try:
@@ -235,7 +235,7 @@ class KubernetesStore:
     def _put(
         self, kind: str, resource: str, name: str, body: dict[str, Any], *, new: bool, what: str
     ) -> Any:
-        """Create or replace; a conflict is told in terms of `what` was to be written."""
+        """Create or replace; a conflict is reported in terms of `what` was to be written."""
         group = self._api.coordination if kind == "lease" else self._api.core
         where = f"{resource} in namespace {self._namespace}"
         try:
@@ -260,12 +260,12 @@ class KubernetesStore:
 def _written_first(what: str) -> ConflictError:
     return ConflictError(
         f"{what} is not at the version expected: someone else wrote it",
-        remedy="Read it again and decide anew.",
+        remedy="Read it again and decide again.",
     )
 
 
 def _owner(held: Any) -> str:
-    """Who holds a Lease as it was read; empty where it is nobody's, or there is none."""
+    """Return the holder of a Lease as it was read; empty where it has none, or does not exist."""
     return str(held.spec.holder_identity or "") if held else ""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class Pods:
     """Pods of each track.
 
-    With `handover` the stable ones run the canary's build too, and the canary is on its way out.
+    With `handover` the stable ones run the canary's build too, and the canary is being removed.
     """
 
     stable: int

@@ -1,4 +1,4 @@
-"""Who gets the next request: smooth weighted round robin, so shares are exact and repeatable."""
+"""Smooth weighted round robin between replicas: shares are exact and repeatable."""
 
 from collections.abc import Mapping
 from typing import Generic, TypeVar

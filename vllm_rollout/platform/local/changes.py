@@ -221,7 +221,7 @@ class Changes:
         return [each for each in replicas if each.build in builds and each.phase != LEAVING]
 
     def _cannot_come(self, name: str, row: RevisionRow, replaced: set[str]) -> bool:
-        """Whether a part has lost, for good, replicas that it needs."""
+        """Return True if a part has lost, for good, replicas that it needs."""
         members = self._members(name, row)
         for part in row.composition.parts:
             mine = [each for each in members if each.build == part.build]

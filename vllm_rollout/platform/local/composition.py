@@ -19,7 +19,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """What a revision runs: `head`, its build, and during a ramp `base`, the build before."""
+    """Composition of a revision: `head`, its build, and during a ramp `base`, the build before."""
 
     head: Part
     base: Part | None = None
@@ -32,7 +32,7 @@ class Composition:
 
     @property
     def complete(self) -> bool:
-        """Whether every replica runs the head's build."""
+        """True if every replica runs the head's build."""
         return self.head.replicas >= self.capacity
 
     def to_json(self) -> dict[str, Any]:

@@ -295,7 +295,7 @@ class LocalPlatform:
         return "\n".join(self._logs.read(row, lines=tail) for row in self._members(deployment))
 
     def symptoms(self, deployment: Deployment) -> Sequence[Symptoms]:
-        """What is known of each replica: its state, and the last lines of its log."""
+        """Return the symptoms of each replica: its state, and the last lines of its log."""
         return [
             Symptoms(replica=replica, node=LOOPBACK, log=self._logs.read(row, lines=_SYMPTOM_LINES))
             for replica, row in zip(

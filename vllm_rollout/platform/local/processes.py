@@ -102,7 +102,7 @@ def how_ended(identity: Identity) -> str | None:
 
 
 def is_running(identity: Identity | None) -> bool:
-    """Whether there is an identity and its process runs."""
+    """Return True if there is an identity and its process runs."""
     return identity is not None and how_ended(identity) is None
 
 
@@ -175,7 +175,7 @@ def end_replica(replica_id: str, *, grace_seconds: float) -> None:
     _wait(first, grace_seconds)
     deadline = time.monotonic() + _KILL_SECONDS
     while members := carrying(replica_id):
-        # Asked anew each time: what is being killed may fork once more.
+        # Asked again each time: what is being killed may fork once more.
         _kill(members, f"replica {replica_id}")
         if time.monotonic() > deadline:
             raise DeployError(

@@ -151,7 +151,7 @@ class Reconciler:
         return keeper
 
     def _weight(self, keeper: ReplicaKeeper) -> float:
-        """A replica's share. One of a build that is on its way out counts as an average one."""
+        """Return a replica's share. One of a build being removed counts as an average one."""
         parts = () if self._desired is None else self._desired.composition.parts
         for part in parts:
             if part.build == keeper.row.build:

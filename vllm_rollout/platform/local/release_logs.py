@@ -1,4 +1,4 @@
-"""What the replicas of a release have said lately, without the secrets they were given."""
+"""Recent log lines of a release's replicas, without the secrets they were given."""
 
 import os
 from pathlib import Path

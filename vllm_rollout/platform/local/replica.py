@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Surroundings:
-    """What all replicas of a release share. `release` is brought up to date as its row changes."""
+    """Settings and state shared by all replicas of a release. `release` follows its row."""
 
     release: ReleaseRow
     state: State
@@ -53,7 +53,7 @@ class _Ending:
 
 
 class ReplicaKeeper:
-    """Keeps one replica alive until it is told to leave.
+    """Keeps one replica alive until it is stopped.
 
     Like a pod's kubelet: ready while `/health` answers 200 (three misses in a row end that);
     restarted with growing pauses when its process ends or was not healthy for the startup
@@ -91,12 +91,12 @@ class ReplicaKeeper:
 
     @property
     def ready(self) -> bool:
-        """Whether it may be given requests."""
+        """True if it may be given requests."""
         return self.row.ready and not self.leaving
 
     @property
     def leaving(self) -> bool:
-        """Whether it was told to leave."""
+        """True if it was asked to stop."""
         return self._leave.is_set()
 
     @property

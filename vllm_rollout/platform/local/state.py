@@ -148,7 +148,7 @@ class State:
         )
 
     def weights_in_force(self, name: str) -> bool:
-        """Whether the router has said that it divides traffic as it was last asked to, if ever."""
+        """Return True if the router has confirmed the latest weights, or was never given any."""
         row = self.database.row("SELECT in_force FROM traffic WHERE release = ?", (name,))
         return row is None or bool(row["in_force"])
 

@@ -40,7 +40,7 @@ class SqliteStore:
             if current != expect:
                 raise ConflictError(
                     f"{key} is {_at(current)}, not {_at(expect)}: someone else wrote it",
-                    remedy="Read it again and decide anew.",
+                    remedy="Read it again and decide again.",
                 )
             version = 1 if row is None else int(row["version"]) + 1
             self._database.execute(

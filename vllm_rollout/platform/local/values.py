@@ -61,7 +61,7 @@ class LocalValues(BaseModel):
 
 
 def is_secret(variable: str) -> bool:
-    """Whether an environment variable's name says that it holds a secret."""
+    """Return True if an environment variable's name says that it holds a secret."""
     return not _SECRET_WORDS.isdisjoint(variable.upper().split("_"))
 
 
