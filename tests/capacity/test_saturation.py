@@ -16,7 +16,7 @@ def seen_at(queue: Queue, rate: float, seed: int, *, seconds: float = 60.0) -> f
     backlog = Backlog(limit_seconds=LIMIT, risk=0.002)
     for at in np.arange(1.0, seconds):
         sent, done = (int(np.searchsorted(times, at)) for times in (arrivals, ended))
-        if backlog.look(at=float(at), sent=sent, ended=done):
+        if backlog.add(at=float(at), sent=sent, ended=done):
             return float(at)
     return None
 
@@ -40,15 +40,15 @@ def test_twice_too_much_is_seen_when_the_backlog_reaches_the_limit() -> None:
 def test_a_server_that_answers_nothing_is_over_saturated() -> None:
     """Without an end of any request there is no rate to work the backlog off."""
     backlog = Backlog(limit_seconds=3, risk=0.002)
-    said = [backlog.look(at=float(at), sent=10 * at, ended=0) for at in range(1, 8)]
+    said = [backlog.add(at=float(at), sent=10 * at, ended=0) for at in range(1, 8)]
     assert said[:3] == ["", "", ""]
     assert "is not answered at all" in said[3]
 
 
-def test_no_load_and_looks_that_go_backwards_say_nothing() -> None:
+def test_no_load_and_samples_that_go_backwards_say_nothing() -> None:
     backlog = Backlog(limit_seconds=1, risk=0.002)
-    assert not any(backlog.look(at=float(at), sent=0, ended=0) for at in range(1, 30))
-    assert backlog.look(at=5.0, sent=1_000, ended=0) == ""
+    assert not any(backlog.add(at=float(at), sent=0, ended=0) for at in range(1, 30))
+    assert backlog.add(at=5.0, sent=1_000, ended=0) == ""
 
 
 @pytest.mark.parametrize(("limit", "risk"), [(0, 0.1), (float("inf"), 0.1), (1, 0), (1, 0.5)])

@@ -104,7 +104,7 @@ def send(queue: Queue, slos: Slos, ask: NextProbe, rng: np.random.Generator) -> 
         )
         told = until
         sent = int(np.searchsorted(arrivals, at))
-        why = judge.failed or backlog.look(
+        why = judge.failed or backlog.add(
             at=at, sent=sent, ended=int(np.searchsorted(ended_at, at))
         )
         saturated = bool(why) and not judge.failed

@@ -29,7 +29,7 @@ class KnownCapacity:
 
 
 def capacity_found(capacity: Capacity, *, expected_per_second: float, requests: int) -> Verdict:
-    """Whether the capacity is at least the traffic expected, in requests per second.
+    """Return the verdict whether the capacity is at least the expected traffic, per second.
 
     Passes when the lower end of the interval is not below it, fails when the upper end is, and is
     inconclusive between; and whenever the search could not go on as it should have.
@@ -151,7 +151,7 @@ def _remedy(capacity: Capacity) -> str:
         StopReason.UNPROVED: "Raise `capacity.proof`.",
         StopReason.AT_LEAST: "Allow a higher rate: --max-rate.",
         StopReason.UNSTEADY: "Find out what else uses the server, and search again.",
-        StopReason.UNMEASURED: "Mend what is named, and search again.",
+        StopReason.UNMEASURED: "Fix what is named, and search again.",
         StopReason.NOT_RECOVERED: "See the replicas' logs; restart what hangs, and search again.",
         StopReason.CHANGED: "Search again while the deployment stands still.",
         StopReason.INTERRUPTED: "Search again; what is known by now is in the report.",

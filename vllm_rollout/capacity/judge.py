@@ -1,8 +1,8 @@
 """The highest rate at which the SLOs hold, from short loads at one rate each.
 
 It is taken that more load never makes the SLOs easier to hold: they hold up to some rate, the
-capacity, and not above it. So one rate that surely holds and one that surely does not are an
-interval for the capacity. The search first looks for the place with probes that are too short to
+capacity, and not above it. So one rate at which they hold with confidence and one at which they do
+not are an interval for the capacity. The search first explores with probes that are too short to
 prove that the SLOs hold, then proves the rate below it; a rate above shows by itself, as a rule.
 
 Of the risk 1 - confidence, that the capacity is outside the interval, half is for its upper end,
@@ -43,7 +43,7 @@ _MOST_UNPROVED = 4
 
 
 def next_step(goal: SearchConfig, probes: Sequence[Probe]) -> NextProbe | Capacity:
-    """What follows from the probes so far: the next one, or the end."""
+    """Return the next probe after the probes so far, or the end."""
     if probes and probes[-1].unmeasured:
         return conclude(goal, probes, StopReason.UNMEASURED, probes[-1].unmeasured)
     seen = _Seen(goal, probes)
@@ -120,12 +120,12 @@ class _Seen:
             [goal.max_per_second]
             + [p.per_second / math.sqrt(_STEP_UP) for p in probes if p.generator_limited]
         )
-        told = [p for p in probes if not p.generator_limited]
-        decided = [p for p in told if p.outcome is not Outcome.INCONCLUSIVE]
-        latest = {p.per_second: p for p in [*told, *decided]}
-        self.proved = max((p.per_second for p in told if p.outcome is Outcome.PASS), default=0.0)
+        usable = [p for p in probes if not p.generator_limited]
+        decided = [p for p in usable if p.outcome is not Outcome.INCONCLUSIVE]
+        latest = {p.per_second: p for p in [*usable, *decided]}
+        self.proved = max((p.per_second for p in usable if p.outcome is Outcome.PASS), default=0.0)
         self.refuted = min(
-            (p.per_second for p in told if p.outcome is Outcome.FAIL), default=math.inf
+            (p.per_second for p in usable if p.outcome is Outcome.FAIL), default=math.inf
         )
         self.bad = min(
             (p.per_second for p in latest.values() if not p.good and p.per_second > self.proved),
@@ -135,19 +135,21 @@ class _Seen:
             [self.proved]
             + [p.per_second for p in latest.values() if p.good and p.per_second < self.bad]
         )
-        self._told = told
+        self._usable = usable
         self._unproved = [
-            p.per_second for p in told if p.aim is Purpose.PROVE and p.outcome is not Outcome.PASS
+            p.per_second for p in usable if p.aim is Purpose.PROVE and p.outcome is not Outcome.PASS
         ]
         self._unrefuted = [
-            p.per_second for p in told if p.aim is Purpose.REFUTE and p.outcome is not Outcome.FAIL
+            p.per_second
+            for p in usable
+            if p.aim is Purpose.REFUTE and p.outcome is not Outcome.FAIL
         ]
 
     @property
     def hopeless(self) -> bool:
-        """Whether too many attempts to prove a rate were undecided."""
+        """True if too many attempts to prove a rate were undecided."""
         undecided = [
-            p for p in self._told if p.aim is Purpose.PROVE and p.outcome is Outcome.INCONCLUSIVE
+            p for p in self._usable if p.aim is Purpose.PROVE and p.outcome is Outcome.INCONCLUSIVE
         ]
         return not self.proved and len(undecided) >= _MOST_UNPROVED
 
@@ -186,7 +188,7 @@ class _Seen:
         if missed:
             rate = max(missed) * self._stride(missed)
         else:
-            bad = (p.per_second for p in self._told if not p.good and p.per_second > beyond)
+            bad = (p.per_second for p in self._usable if not p.good and p.per_second > beyond)
             rate = min(bad, default=math.inf)
         return rate if rate * (1 + 1e-9) < self.refuted else None
 

@@ -1,4 +1,4 @@
-"""What a capacity search is about: its goal, the loads it asks for, what they show, and its end."""
+"""Model of a capacity search: its goal, the loads it asks for, what they show, and its end."""
 
 import math
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """What is searched. Rates are per second, `precision` and `confidence` fractions.
+    """Configuration of a search. Rates are per second, `precision` and `confidence` fractions.
 
     `limit_seconds` is the time beyond which a request is late by the `slos`, or given up;
     `probe_seconds` is how long the shortest probe lasts, `proof_seconds` the longest.
@@ -101,7 +101,7 @@ class SearchConfig:
 
 
 class Purpose(StrEnum):
-    """What a probe is for."""
+    """Purpose of a probe."""
 
     EXPLORE = "explore"
     """To find the place; it cannot pass."""
@@ -125,7 +125,7 @@ class NextProbe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What was found at one rate. `holds` is what an inconclusive probe leans to.
+    """Result of a load at one rate. `holds` is the tendency of an inconclusive probe.
 
     `seconds` is how long it was judged, `reason` why it ended as it did. `p95_seconds` is infinite
     where more than one in twenty got no answer, `good_per_second` the requests within every limit.
@@ -147,11 +147,11 @@ class Probe:
     generator_limited: str = ""
     """How the generator fell behind, or empty; such a probe says nothing of the server."""
     unmeasured: str = ""
-    """Why nothing can be said of the rate at all, or empty."""
+    """Why nothing is known of the rate at all, or empty."""
 
     @property
     def good(self) -> bool:
-        """Whether the SLOs hold by this probe, surely or so far."""
+        """True if the SLOs hold by this probe, with confidence or as a tendency."""
         return self.outcome is Outcome.PASS or (self.outcome is not Outcome.FAIL and self.holds)
 
     def unless(self, why: str) -> "Probe":

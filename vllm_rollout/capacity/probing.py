@@ -42,15 +42,15 @@ def send_probe(
     """
     watch = _Watch(ask, slos, late_after_seconds)
 
-    def look(progress: LoadProgress) -> None:
-        watch.look(progress)
+    def sample(progress: LoadProgress) -> None:
+        watch.sample(progress)
         on_progress(progress)
 
     result = run_load(
         replace(plan, rate_per_second=ask.per_second, duration_seconds=ask.most_seconds),
         work_dir=work_dir,
         api_key=api_key,
-        on_progress=look,
+        on_progress=sample,
         enough=watch.enough,
         start=start,
     )
@@ -64,21 +64,21 @@ def send_probe(
 
 
 class _Watch:
-    """Judges a load that is under way."""
+    """Judges a load while it runs."""
 
     def __init__(self, ask: NextProbe, slos: Slos, late_after_seconds: float) -> None:
         self._ask, self._slos = ask, slos
         self._judge = RateProbe(slos, pass_risk=ask.pass_risk, fail_risk=ask.fail_risk)
         self._backlog = Backlog(limit_seconds=late_after_seconds, risk=ask.fail_risk)
-        self._told = 0
+        self._taken = 0
         self._elapsed_seconds = 0.0
         self._saturated = ""
 
-    def look(self, progress: LoadProgress) -> None:
-        """See how many requests are under way."""
+    def sample(self, progress: LoadProgress) -> None:
+        """Take in how many requests are under way."""
         self._elapsed_seconds = progress.elapsed_seconds
         if not self._saturated and progress.elapsed_seconds <= self._ask.most_seconds:
-            self._saturated = self._backlog.look(
+            self._saturated = self._backlog.add(
                 at=progress.elapsed_seconds, sent=progress.sent, ended=progress.done
             )
 
@@ -88,8 +88,8 @@ class _Watch:
         return bool(self._judge.failed or self._saturated or self._proved(self._elapsed_seconds))
 
     def end(self, result: LoadResult, generator: Verdict) -> Probe:
-        """What was found, all requests considered."""
-        self._take(result.requests[self._told :])
+        """Return the probe, all requests considered."""
+        self._take(result.requests[self._taken :])
         answers = answers_of(result.requests)
         seconds = result.judged_seconds
         latencies = np.sort(np.where(answers.failed, math.inf, answers.latency_seconds)).tolist()
@@ -122,7 +122,7 @@ class _Watch:
         )
 
     def _take(self, records: Sequence[RequestRecord]) -> None:
-        self._told += len(records)
+        self._taken += len(records)
         self._judge.add(answers_of(records))
 
     def _proved(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""What a capacity search asks, from the policy: which SLOs, of which traffic, how precisely."""
+"""Question of a capacity search, from the policy: SLOs, traffic, precision."""
 
 from dataclasses import replace
 

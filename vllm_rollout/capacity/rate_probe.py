@@ -27,7 +27,7 @@ _USUAL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slos:
-    """What must hold at a rate, as the policy's gates say it; None is not asked.
+    """SLOs to hold at a rate, from the policy's gates; None is not asked.
 
     `error_limit` is a share of requests that may fail, `goodput_target` the share that must meet
     all of `goodput`.
@@ -68,7 +68,7 @@ class Slos:
 
     @property
     def fewest_requests(self) -> int:
-        """Requests without which nothing can be said of latencies, or of goodput."""
+        """Requests below which nothing is known of latencies, or of goodput."""
         if self.latency_seconds is not None:
             return requests_needed_for_percentile(self.percentile, _USUAL)
         return requests_needed(1 - self.goodput_target, _USUAL) if self.goodput else 1
@@ -153,7 +153,7 @@ class _Question:
         return f"{self.words}: {bad:,} of {total:,} requests miss it"
 
     def plausible(self) -> bool:
-        """Whether neither all requests nor the later half of them speak against the SLO."""
+        """Return True if neither all requests nor the later half of them speak against the SLO."""
         bad = np.concatenate(self.bad) if self.bad else np.zeros(0, dtype=np.bool_)
         return bool(bad.size) and self._likely(bad) and self._likely(bad[bad.size // 2 :])
 
@@ -219,17 +219,17 @@ class RateProbe:
 
     @property
     def failed(self) -> str:
-        """Why an SLO surely does not hold, or ""."""
+        """Why an SLO does not hold, with confidence, or ""."""
         return "; ".join(q.figures for q in self._questions if q.failed)
 
     @property
     def passed(self) -> bool:
-        """Whether every SLO surely holds, by all that was seen so far."""
+        """True if every SLO holds with confidence, by all requests so far."""
         return all(q.passed for q in self._questions) and self.holds_so_far and not self.failed
 
     @property
     def holds_so_far(self) -> bool:
-        """Whether nothing speaks against any SLO. False of no request."""
+        """True if nothing speaks against any SLO; False without requests."""
         return all(q.plausible() for q in self._questions)
 
     @property

@@ -55,7 +55,7 @@ def capacity_on_record(
             replicas=history[-1].capacity,
         )
     except RolloutError:
-        return None  # headroom is said beside a verdict, and decides nothing
+        return None  # headroom is shown beside a verdict, and decides nothing
 
 
 def known_capacity(

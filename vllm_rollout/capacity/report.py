@@ -1,4 +1,4 @@
-"""What a capacity search leaves behind: `capacity.json`, and a page drawn from the same figures."""
+"""Files of a capacity search: `capacity.json`, and a page drawn from the same figures."""
 
 import json
 import math

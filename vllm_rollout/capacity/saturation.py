@@ -21,8 +21,8 @@ ends requests at the rate at which they came, but for the few that it may be lat
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What had been sent and had ended `at` seconds after the first request was due."""
+class BacklogSample:
+    """Requests sent and ended by `at` seconds after the first request was due."""
 
     at: float
     sent: int
@@ -54,20 +54,20 @@ class Backlog:
             raise ValueError(f"risk must lie between 0 and 0.5, not {risk}")
         self._limit_seconds = limit_seconds
         self._deviations = -float(ndtri(risk ** (1 / (_PARTS - 1))))
-        self._looks = [Look(0.0, 0, 0)]
+        self._samples = [BacklogSample(0.0, 0, 0)]
 
-    def look(self, *, at: float, sent: int, ended: int) -> str:
-        """Take in one more look; why the service is over-saturated, or "".
+    def add(self, *, at: float, sent: int, ended: int) -> str:
+        """Take in one more sample; return why the service is over-saturated, or "".
 
-        A look that is no later than the one before is left out.
+        A sample that is no later than the one before is left out.
         """
-        last = self._looks[-1]
+        last = self._samples[-1]
         if not at > last.at or sent < last.sent or ended < last.ended:
             return ""
-        self._looks.append(Look(at, sent, ended))
+        self._samples.append(BacklogSample(at, sent, ended))
         if at < _SETTLED * self._limit_seconds or not self._grows():
             return ""
-        before, now = self._at(at * (1 - 1 / _PARTS)), self._looks[-1]
+        before, now = self._at(at * (1 - 1 / _PARTS)), self._samples[-1]
         per_second = (now.ended - before.ended) / (now.at - before.at)
         wait = now.under_way / per_second if per_second else math.inf
         if not wait >= self._limit_seconds:
@@ -82,14 +82,14 @@ class Backlog:
         )
 
     def _grows(self) -> bool:
-        """Whether more came than ended in each part of the time but the first."""
-        edges = [self._at(self._looks[-1].at * part / _PARTS) for part in range(1, _PARTS + 1)]
+        """Return True if more came than ended in each part of the time but the first."""
+        edges = [self._at(self._samples[-1].at * part / _PARTS) for part in range(1, _PARTS + 1)]
         for before, after in pairwise(edges):
             came, ended = after.sent - before.sent, after.ended - before.ended
             if not came - ended > self._deviations * math.sqrt(came + ended):
                 return False
         return True
 
-    def _at(self, seconds: float) -> Look:
-        """The last look at or before `seconds`."""
-        return self._looks[bisect_right(self._looks, seconds, key=lambda look: look.at) - 1]
+    def _at(self, seconds: float) -> BacklogSample:
+        """Return the last sample at or before `seconds`."""
+        return self._samples[bisect_right(self._samples, seconds, key=lambda each: each.at) - 1]

@@ -10,7 +10,7 @@ from vllm_rollout.model.errors import RolloutError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """What a search does to the world.
+    """Actions of a search.
 
     `send` sends a load and judges it. `settle` waits until the server is idle again and says why
     it is not, or "". `changed` says what has become of the build that is searched, or "".
