@@ -47,7 +47,7 @@ OUTCOMES = pytest.StashKey[dict[Deployment, dict[str, Outcome]]]()
 
 @pytest.fixture(scope="session")
 def settings(request: pytest.FixtureRequest) -> Settings:
-    """What the run works with."""
+    """Settings of the run."""
     return request.config.stash[SETTINGS]
 
 
@@ -91,7 +91,7 @@ def cluster(settings: Settings, deployment: Deployment, policy: Policy) -> Clust
 
 @pytest.fixture(scope="session")
 def metrics(policy: Policy, deployment: Deployment) -> Iterator[DeploymentMetrics]:
-    """What Prometheus knows of the deployment; skips where the policy names no Prometheus, and a
+    """Metrics of the deployment in Prometheus; skips where the policy names no Prometheus, and a
     skip never promotes.
     """
     found = DeploymentMetrics.of(policy, deployment)
@@ -136,7 +136,7 @@ def preflight(
 def known_capacity(
     settings: Settings, deployment: Deployment, policy: Policy
 ) -> KnownCapacity | None:
-    """What `vllm-rollout capacity` found for the build under test; None where it did not search."""
+    """Capacity that `vllm-rollout capacity` found for the build under test; None without one."""
     return capacity_on_record(settings.platform, deployment, policy)
 
 
@@ -187,7 +187,7 @@ def judged_load(
     """The load run of the deployment, to ask for verdicts; inconclusive when it shows none.
 
     Raises:
-        UnreachableError: requests failed, and it may be the doing of the way there.
+        UnreachableError: requests failed, and the path to the deployment may be the cause.
     """
     if _load_run.path_errors is not None:
         raise _load_run.path_errors
@@ -202,7 +202,7 @@ def load(request: pytest.FixtureRequest, judged_load: JudgedLoad) -> LoadResult:
     """The whole load run of the deployment; inconclusive when it does not show all of it."""
     if judged_load.stopped:
         reason = f"the load was stopped early ({judged_load.stopped}): this gate judges whole ones"
-        remedy = "Mend what failed, or let the load run to its end with `load.early_stop: off`."
+        remedy = "Fix the failed gate, or let the load run to its end with `load.early_stop: off`."
         _end_with(request, check(None, reason, remedy=remedy, n=judged_load.result.total))
     return judged_load.result
 

@@ -41,8 +41,8 @@ from vllm_rollout.settings import Settings
 BEFORE = pytest.StashKey[dict[str, Any]]()
 """What the deployment ran before the gate, as `identity` gives it."""
 
-WAY = pytest.StashKey[PathErrors]()
-"""What had ailed the way to the deployment before the gate."""
+PATH_ERRORS = pytest.StashKey[PathErrors]()
+"""Connectivity errors on the path to the deployment before the gate."""
 
 _LOAD_NAME = "load"
 _LOAD: TypeAdapter[LoadSummary] = TypeAdapter(LoadSummary)
@@ -62,9 +62,9 @@ def record_result(
     verdicts = list(recorder.verdicts)
     raised = call.excinfo.value if call.excinfo else None
     if raised is not None and "client" in getattr(item, "fixturenames", ()):
-        trouble = settings.path_errors(deployment).since(item.stash[WAY])
-        if trouble is not None:
-            raised, verdicts = trouble, [v for v in verdicts if v.passed]
+        problem = settings.path_errors(deployment).since(item.stash[PATH_ERRORS])
+        if problem is not None:
+            raised, verdicts = problem, [v for v in verdicts if v.passed]
     unreachable = raised.address if isinstance(raised, UnreachableError) else ""
     error = _error(item, raised, report, judged=bool(verdicts))
     after = identity(settings.platform, deployment)
@@ -110,7 +110,7 @@ def record_result(
 def _error(
     item: pytest.Item, raised: BaseException | None, report: pytest.TestReport, *, judged: bool
 ) -> str:
-    """What kept the gate from a verdict; empty where it has one, or was skipped."""
+    """Return what kept the gate from a verdict; empty where it has one, or was skipped."""
     if isinstance(raised, UnreachableError):
         return str(raised)
     if isinstance(raised, GateInconclusiveError):

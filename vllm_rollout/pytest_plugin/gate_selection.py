@@ -28,7 +28,7 @@ _ASK_THE_PLATFORM = ("pods", PREFLIGHT, SOAK)
 def expected_gates(policy: Policy, environment: str, *, of_release: bool) -> tuple[str, ...]:
     """The gates the policy asks for, cheap ones first.
 
-    Of a mere URL (not `of_release`) those that ask the platform are not expected.
+    With a URL alone (not `of_release`) those that ask the platform are not expected.
     """
     gates = policy.gates_of(environment)
     return tuple(g for g in gates if of_release or g not in _ASK_THE_PLATFORM)
@@ -81,7 +81,7 @@ def on_demand_left_out(
 
 
 def is_bundled(path: Path) -> bool:
-    """Whether the module is one of the suite's own gates."""
+    """Return True if the module is one of the suite's own gates."""
     return path.resolve().parent == GATES.resolve()
 
 
@@ -145,7 +145,7 @@ def in_order(items: list[pytest.Item], policy: Policy) -> list[pytest.Item]:
 
 
 def without_release(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """The suite's own gates among `items` that cannot be asked of a mere URL."""
+    """Return the suite's own gates among `items` that need a release, not just a URL."""
     return [
         item
         for item in items
@@ -156,7 +156,7 @@ def without_release(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 def selection_problem(
     items: Sequence[pytest.Item], *, marker_expression: str, arguments: Sequence[str]
 ) -> str:
-    """What is wrong with the selection of gates, in words that say what to type; "" if nothing.
+    """Return the error in the selection of gates, with what to type; "" if there is none.
 
     Each selected gate's environment must have been named, in `-m` or in a test id: production is
     never gated because somebody left something out.

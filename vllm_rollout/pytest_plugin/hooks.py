@@ -14,7 +14,7 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateResult, result_from_json, write_evidence
 from vllm_rollout.pytest_plugin import fixtures
 from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
-from vllm_rollout.pytest_plugin.gate_results import BEFORE, WAY, Results, record_result
+from vllm_rollout.pytest_plugin.gate_results import BEFORE, PATH_ERRORS, Results, record_result
 from vllm_rollout.pytest_plugin.gate_selection import (
     deployment_of,
     in_order,
@@ -108,12 +108,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Note which revision and build the gate starts on, and by what way."""
+    """Note which revision and build the gate starts on, and the path errors before it."""
     deployment = deployment_of(item)
     if deployment is not None:
         settings = item.config.stash[SETTINGS]
         item.stash[BEFORE] = identity(settings.platform, deployment)
-        item.stash[WAY] = settings.path_errors(deployment)
+        item.stash[PATH_ERRORS] = settings.path_errors(deployment)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -151,7 +151,7 @@ def pytest_report_teststatus(
 
 
 class _Controller:
-    """What only the controlling process does: gather results, write reports, say where they are."""
+    """Tasks of the controlling process: gather results, write reports, say where they are."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._settings: Settings = config.stash[SETTINGS]

@@ -1,7 +1,7 @@
 """A load watched while it runs, and judged by what was found.
 
-The very tests that may stop a load judge it afterwards, so what is said of a stopped load is what
-was said while it ran.
+The very tests that may stop a load judge it afterwards, so the verdict on a stopped load is the one
+that stopped it.
 """
 
 import math
@@ -60,7 +60,7 @@ class WatchedQuestion:
 
     @property
     def decided(self) -> bool:
-        """Whether it has passed or failed."""
+        """True if it has passed or failed."""
         return self.verdict is not None and self.verdict.outcome is not Outcome.INCONCLUSIVE
 
 
@@ -102,7 +102,7 @@ class JudgedLoad:
     `stopped` says why it was stopped before its end; empty where it was not. `requests_file` is
     where a line for each request was written; empty where the policy asks for none. `cores` are
     those of the machine that made the load; None where pods made it, wherever they were.
-    `path_errors` is what ailed the way there meanwhile, where requests failed.
+    `path_errors` are the connectivity errors meanwhile, where requests failed.
     """
 
     result: LoadResult

@@ -58,7 +58,7 @@ def end_with_parent() -> None:
 class Progress:
     """Shows the progress of one deployment's load run, with bounds at `confidence`.
 
-    A listening parent gets each look; on a terminal a few lines change in place; elsewhere there
+    A listening parent gets each update; on a terminal a few lines change in place; elsewhere there
     is a plain line every few seconds.
     """
 

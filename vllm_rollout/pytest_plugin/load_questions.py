@@ -1,4 +1,4 @@
-"""What is asked of a load, by the gates' blocks in the policy.
+"""Questions that the gates' blocks in the policy ask of a load.
 
 Each question can be asked of a load that ran to its end, and of one that is watched request by
 request while it runs (`vllm_rollout.pytest_plugin.judged_load`).
@@ -31,11 +31,11 @@ class LoadQuestion(Protocol):
 
     @property
     def name(self) -> str:
-        """What a reader calls it."""
+        """Name for the reader."""
 
     @property
     def of_time(self) -> bool:
-        """Whether it is about how long requests take, which a stall makes long for many at once."""
+        """True if it is about how long requests take, which a stall makes long for many at once."""
 
     def whole(self, load: LoadResult, *, confidence: float) -> Verdict:
         """The verdict on a load that ran to its end."""
@@ -43,7 +43,7 @@ class LoadQuestion(Protocol):
     def test(
         self, plan: LoadPlan, *, confidence: float, fail_confidence: float, burst: int
     ) -> OneMore:
-        """A sequential test of a load of `plan`; up to `burst` requests in a row share one fate."""
+        """Return a sequential test for `plan`; `burst` requests in a row may be correlated."""
 
 
 def load_questions(gates: Gates) -> tuple[LoadQuestion, ...]:

@@ -59,7 +59,7 @@ def run_judged_load(
             enough=watch.enough if watch else None,
             start=remotely(pods) if pods else None,
         )
-    trouble = settings.path_errors(deployment).since(before) if pods is None else None
+    problem = settings.path_errors(deployment).since(before) if pods is None else None
     kept = _keep(result, deployment) if environment.load.keep_requests else ""
     return JudgedLoad(
         result=result,
@@ -68,7 +68,7 @@ def run_judged_load(
         cores=None if pods else len(os.sched_getaffinity(0)),
         stopped=stop_reason(result, watch) if watch else "",
         requests_file=kept,
-        path_errors=trouble if result.failures else None,
+        path_errors=problem if result.failures else None,
     )
 
 
@@ -100,7 +100,7 @@ def _watching(
 
 
 def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
-    """Whether anything may be judged by it: it is complete, and the generator kept up.
+    """Return the verdict whether the load can be judged: complete, and the generator kept up.
 
     Never a fail: what is wrong here is not the server's doing.
     """

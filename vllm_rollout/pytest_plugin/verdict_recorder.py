@@ -13,11 +13,11 @@ class _GateEndedError(pytest.fail.Exception):  # type: ignore[name-defined, misc
 
 
 class GateFailedError(_GateEndedError):
-    """What must hold does not."""
+    """A gate does not hold."""
 
 
 class GateInconclusiveError(_GateEndedError):
-    """Whether it holds cannot be known. Counted apart from failures; never a pass."""
+    """A gate cannot be decided. Counted apart from failures; never a pass."""
 
 
 class VerdictRecorder:
