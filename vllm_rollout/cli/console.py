@@ -1,4 +1,4 @@
-"""What the command line shows: live on a terminal, plain lines everywhere else."""
+"""Output of the command line: live on a terminal, plain lines everywhere else."""
 
 import time
 from typing import TYPE_CHECKING, Self

@@ -45,7 +45,7 @@ _COMMANDS = {
     "soak": _Lazy(
         "vllm_rollout.cli.soak",
         "soak_command",
-        "Look at MODEL's health again and again until its soak is over, and keep what was seen.",
+        "Probe MODEL's health until its soak is over, and keep the samples.",
     ),
     "capacity": _Lazy(
         "vllm_rollout.capacity.command",

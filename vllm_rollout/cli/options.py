@@ -1,4 +1,4 @@
-"""Options that several commands share, and the way every command meets an expected error."""
+"""Options that several commands share, and how every command handles an expected error."""
 
 import functools
 import getpass
@@ -56,7 +56,7 @@ PolicyChanges = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What every command about releases lets the user choose; each field is an option."""
+    """Options of every command about releases; each field is one."""
 
     policy: PolicyFile = None
     changes: PolicyChanges = None
@@ -79,7 +79,7 @@ class Choice:
         load_in_cluster: bool = False,
         needs_platform: bool = True,
     ) -> "Settings":
-        """The settings that follow; they have a platform, unless a mere URL is enough."""
+        """The settings that follow; they have a platform, unless a URL alone is enough."""
         from vllm_rollout.settings import load_settings
 
         return load_settings(
@@ -114,7 +114,7 @@ def for_load(workers: int | None, *, in_cluster: bool) -> list[str]:
 
 
 def user_name() -> str:
-    """Who runs this: the CI's user, else this machine's."""
+    """Return who runs this: the CI's user, else this machine's."""
     return (
         os.environ.get("GITLAB_USER_LOGIN") or os.environ.get("GITHUB_ACTOR") or getpass.getuser()
     )

@@ -73,8 +73,8 @@ def deploy_command(
             except NotReadyError as error:
                 show_findings(findings_of(error.symptoms, rules, model))
                 raise
-        if said := register(rules, where, deployment, revision):
-            options.say(f"registered {deployment}: {said}")
+        if registered := register(rules, where, deployment, revision):
+            options.say(f"registered {deployment}: {registered}")
     options.console.print(
         f"{deployment}: revision {revision.number}, build {build.short}, {capacity} replicas "
         f"ready at {where.route(deployment)}",

@@ -1,4 +1,4 @@
-"""What the commands that change releases share: a run's tools, and what is left when it ends."""
+"""Tools of the commands that change releases, and the output when a run ends."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ def new_run_tools(
 def show_end(evidence: Evidence, tools: RunTools) -> None:
     """Print the gates, write report and record, and say where they are.
 
-    The rollout is over: a report that cannot be written is said, and changes no exit code.
+    The rollout is over: a report that cannot be written is named, and changes no exit code.
     """
     for gate_run in evidence.runs:
         options.console.print(gates_table(gate_run))
@@ -108,7 +108,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
 
 
 def _rollback_command(target: Deployment, before: int | None) -> str:
-    """What to type to return to the revision that served before the run."""
+    """Return the command that returns to the revision that served before the run."""
     if before is None:
         return "none: nothing was deployed there before"
     return f"vllm-rollout rollback {target.model} -e {target.environment} --to {before}"

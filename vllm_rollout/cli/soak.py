@@ -22,16 +22,16 @@ from vllm_rollout.settings import Settings
 def soak_command(
     model: options.Model,
     environment: options.Environment = None,
-    every: Annotated[str, typer.Option("--every", help="time between looks")] = "1m",
+    every: Annotated[str, typer.Option("--every", help="time between probes")] = "1m",
     once: Annotated[
-        bool, typer.Option("--once", help="look once and end, for a CronJob or a CI schedule")
+        bool, typer.Option("--once", help="probe once and exit, for a CronJob or a CI schedule")
     ] = False,
     *,
     choice: options.Choice,
 ) -> None:
-    """Look at MODEL's health again and again until its soak is over, and keep what was seen.
+    """Probe MODEL's health until its soak is over, and keep the samples.
 
-    For where no Prometheus is configured: a soak counts only time in which somebody looked. A look
+    Use it where no Prometheus is configured: a soak counts only observed time. Each probe
     asks the platform for ready replicas and restarts, /health, and for a token. --environment is
     by default the one before the last. It may be stopped and started: a pause longer than the
     policy's soak.max_gap does not count.
@@ -45,29 +45,29 @@ def soak_command(
         raise UsageError(f"{deployment.environment} has no soak in the policy")
     if (how := observed_by(policy, rules)) != "samples":
         raise UsageError(
-            f"the soak of {deployment} is observed by {how}: there is nothing to look for",
+            f"the soak of {deployment} is observed by {how}: it takes no samples",
             remedy="vllm-rollout status shows it; soak.observed_by in the policy changes it.",
         )
     pause = max(parse_duration(every), timedelta(seconds=1))
-    clock, told = SystemClock(), ""
+    clock, shown = SystemClock(), ""
     while True:
         try:
-            state = _look(settings, deployment)
+            state = _take_sample(settings, deployment)
             text = soak_text(state)
         except RolloutError as error:
             if once:
                 raise
-            state, text = None, f"not seen, which does not count: {error}"
-        if once or text.partition(",")[0] != told:
+            state, text = None, f"not observed, which does not count: {error}"
+        if once or text.partition(",")[0] != shown:
             options.say(f"{clock.now():%H:%M:%S}  {deployment}: {text}")
-            told = text.partition(",")[0]
+            shown = text.partition(",")[0]
         if once or (state is not None and state.over):
             return
         clock.sleep(pause)
 
 
-def _look(settings: Settings, deployment: Deployment) -> SoakState:
-    """Take one sample and keep it; what is known of the soak then."""
+def _take_sample(settings: Settings, deployment: Deployment) -> SoakState:
+    """Take one sample and keep it; return the soak then."""
     platform, policy = settings.reader(), settings.policy.for_model(deployment.model)
     revision = _serving(settings, deployment)
     with InferenceClient(
@@ -76,9 +76,9 @@ def _look(settings: Settings, deployment: Deployment) -> SoakState:
         seconds = policy.watch.probe_timeout_seconds
         before = platform.path_errors(deployment)
         probes = probe(client, count=1, timeout_seconds=seconds)
-        trouble = platform.path_errors(deployment).since(before)
-    if trouble and probes.unless(trouble).path_errors:
-        raise trouble
+        problem = platform.path_errors(deployment).since(before)
+    if problem and probes.unless(problem).path_errors:
+        raise problem
     now = SystemClock().now()
     sample = sample_of(now, platform.replicas(deployment), revision.capacity, probes)
     rules = policy.environments[deployment.environment].soak
