@@ -28,7 +28,7 @@ class CutWire:
         self._dead = True
         self._reset_all()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """New connections go through again."""
         self._dead = False
 

@@ -89,7 +89,7 @@ def test_a_decision_whose_answer_is_lost_leaves_the_chain_whole(
     assert list(dict.fromkeys(reasons)) == ["first", "second", "third"]
 
 
-def test_a_cut_wire_is_unreachable_and_a_mended_one_goes_on(
+def test_a_cut_wire_is_unreachable_and_a_repaired_one_goes_on(
     wire: CutWire, store: KubernetesStore
 ) -> None:
     version = store.write("evidence/a", {"n": 1}, expect=None)
@@ -104,7 +104,7 @@ def test_a_cut_wire_is_unreachable_and_a_mended_one_goes_on(
             act()
         assert raised.value.exit_code is ExitCode.UNREACHABLE
         assert wire.url.removeprefix("https://") in raised.value.address
-    wire.mend()
+    wire.repair()
 
     entry = store.read("evidence/a")
     assert entry is not None
