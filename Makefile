@@ -47,11 +47,12 @@ test-exhaustive: parts ## these, every crash cell on real processes, and both He
 parts: .venv/installed ## build that control plane and both Helms with Go, once, in some 15 minutes
 	$(BIN)/python tests/cluster/build_tools.py
 
-lint: .venv/installed ## style, types and the layers of the house
+lint: .venv/installed ## style, types, the layers of the house and its plain words
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/lint/plain_words.py
 
 format: .venv/installed ## put the code into shape
 	$(BIN)/ruff check --fix
