@@ -14,7 +14,7 @@ def test_chart(preflight: Preflight, verdict: VerdictRecorder) -> None:
     verdict(
         check(
             not complaint,
-            complaint or "helm lint --strict has nothing to say",
+            complaint or "helm lint --strict reports nothing",
             remedy="Correct the chart's file that is named.",
         )
     )

@@ -108,7 +108,7 @@ def test_a_canary_that_fails_more_by_more_than_matters_fails():
         "baseline is between -0.7511% and 0.7511%, at 95% confidence (limit: below 0.5%)"
     )
     assert "About 2 times as many requests to both" in open_still.remedy
-    assert "may never tell" in compare_rate(0, 1000, 5, 1000, **RATE).remedy
+    assert "may never decide" in compare_rate(0, 1000, 5, 1000, **RATE).remedy
 
 
 @settings(deadline=None, max_examples=40)

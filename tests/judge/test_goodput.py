@@ -70,7 +70,7 @@ def test_too_few_requests_say_how_many_would_do():
     assert "About 29 requests would decide" in verdict.remedy
     assert "raise `load.duration` to 29s at 1/s" in verdict.remedy
     at_target = goodput_verdict(LATENCY, latency_seconds=[1.0] * 90 + [4.0] * 10, **CLAIM)
-    assert "may never tell" in at_target.remedy
+    assert "may never decide" in at_target.remedy
 
 
 @settings(deadline=None)

@@ -113,7 +113,7 @@ def capacity_command(
     if deployment.environment == settings.policy.order[-1] and not overload_live_traffic:
         raise UsageError(
             f"{deployment.environment} serves users, and a capacity search overloads the server",
-            remedy="Search in the environment before it, or say --overload-live-traffic.",
+            remedy="Search in the environment before it, or pass --overload-live-traffic.",
         )
     policy = settings.policy.for_model(model)
     goal = goal_of(

@@ -41,8 +41,8 @@ def promote_command(
         bool,
         typer.Option(
             "--emergency",
-            help="pass over soak, windows, on-call, pending sign-off and missing evidence of "
-            "earlier stages; demands --reason and --as. The gates still must pass, a rejection "
+            help="skip soak, windows, on-call, pending sign-off and missing evidence of "
+            "earlier stages; requires --reason and --as. The gates still must pass, a rejection "
             "stands, and production is watched",
         ),
     ] = False,
@@ -107,7 +107,7 @@ def _emergency(wanted: bool, name: str | None, reason: str) -> "Emergency | None
         return None
     if not (name or "").strip() or reason == _NO_REASON or not reason.strip():
         raise UsageError(
-            "--emergency demands a name and a reason",
+            "--emergency requires a name and a reason",
             remedy="Add --as NAME and --reason TEXT; both are recorded with the override.",
         )
     return Emergency(by=str(name).strip(), reason=reason.strip())

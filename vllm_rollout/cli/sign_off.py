@@ -25,7 +25,7 @@ def sign_off_command(
     ],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="who decides")],
     reject: Annotated[
-        bool, typer.Option("--reject", help="reject it: this revision is promoted on nothing")
+        bool, typer.Option("--reject", help="reject it: this revision is refused")
     ] = False,
     note: Annotated[str, typer.Option("--note", help="why, for the record")] = "",
     *,

@@ -145,7 +145,7 @@ class _Histogram:
         needed = requests_to_decide(slow, allowed, self.confidence)
         if needed is None:
             return "", (
-                f"{self.name} is so near the limit that more requests may never tell: make the "
+                f"{self.name} is so near the limit that more requests may never decide: make the "
                 "service faster, or change the limit in the policy."
             )
         return "", (

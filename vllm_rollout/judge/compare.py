@@ -29,7 +29,7 @@ _FIX_CANARY = (
     "before the next attempt."
 )
 _TOO_NEAR = (
-    "The two differ so nearly by the limit that more requests may never tell: make the canary "
+    "The difference is so near the limit that more requests may never decide: make the canary "
     "better, or change in the policy how much worse it may be."
 )
 

@@ -196,7 +196,7 @@ def _what_would_decide(
     needed = requests_to_decide(misses / n, 1 - target, confidence)
     if needed is None:
         return (
-            "The share is so near the target that more requests may never tell: make the service "
+            "The share is so near the target that more requests may never decide: make the service "
             "faster, or change the target in the policy."
         )
     needed = max(needed, n + 1)

@@ -189,7 +189,7 @@ class _Sample:
 
     def _too_near(self) -> str:
         return (
-            f"{self.name} is so near the limit that more requests may never tell: make the "
+            f"{self.name} is so near the limit that more requests may never decide: make the "
             "service faster, or change the limit in the policy."
         )
 

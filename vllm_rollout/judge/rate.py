@@ -107,7 +107,7 @@ def rate_verdict_between(
     return least.inconclusive_because(
         f"between {failures:,} and {failures_at_most:,} of {total:,} requests failed "
         f"(limit: below {format_share(float(limit))})",
-        "The counters do not tell failures apart that well: judge them by a load of your own.",
+        "These counters are too coarse for the limit: measure failures by a load of your own.",
     )
 
 

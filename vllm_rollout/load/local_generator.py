@@ -62,7 +62,7 @@ class LocalGenerator:
         return UnreachableError(
             "\n".join([reason, *text.splitlines()[-_LAST_LINES:]]),
             address="python -m locust",
-            remedy="Correct what its last lines say. On a busy machine use fewer `load.workers`.",
+            remedy="Fix the error in its last lines. On a busy machine use fewer `load.workers`.",
         )
 
 

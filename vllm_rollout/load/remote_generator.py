@@ -188,7 +188,7 @@ class RemoteGenerator:
             self._seen = self._pods.observe()
         except RolloutError as error:
             # The API server may be away for a moment; what was seen before stays true enough.
-            _log.warning("how the load generator's pods are is not known: %s", error)
+            _log.warning("the state of the load generator's pods is unknown: %s", error)
 
     def _path(self, index: int) -> Path:
         return self._results / LOG_NAME.format(index=index)

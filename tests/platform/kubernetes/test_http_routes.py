@@ -84,9 +84,9 @@ def test_only_the_weights_of_the_two_are_written() -> None:
     ("parents", "said"),
     [
         ([[condition("Accepted"), condition("ResolvedRefs")]], ""),
-        ([], "no gateway has taken it"),
-        ([[condition("Accepted")]], "has not looked at it yet"),
-        ([[condition("Accepted", generation=2), condition("ResolvedRefs")]], "not looked at it"),
+        ([], "no gateway has accepted it"),
+        ([[condition("Accepted")]], "has not processed it yet"),
+        ([[condition("Accepted", generation=2), condition("ResolvedRefs")]], "not processed it"),
         ([[condition("Accepted"), condition("ResolvedRefs", "False")]], "ResolvedRefs is False"),
         (
             [[condition("Accepted"), condition("ResolvedRefs")], [condition("Accepted", "False")]],

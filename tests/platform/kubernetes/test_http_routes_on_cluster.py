@@ -129,7 +129,7 @@ def test_weights_that_no_gateway_accepts_are_not_in_force(
     gateway.add_route(RELEASE)
     gateway.accept()
     gateway.on = False
-    with pytest.raises(WeightsChangedError, match=r"example\.test/gateway has not looked at it"):
+    with pytest.raises(WeightsChangedError, match=r"example\.test/gateway has not processed it"):
         platform.set_weights(production, HALF, expect=ALL_STABLE, timeout=SHORT)
 
 
@@ -141,7 +141,7 @@ def test_without_a_route_that_a_gateway_has_taken_there_is_nothing_to_divide_by(
     assert "canary.by" in told.value.remedy
     gateway.on = False
     gateway.add_route(RELEASE)
-    with pytest.raises(UsageError, match="no gateway has taken the HTTPRoute"):
+    with pytest.raises(UsageError, match="no gateway has accepted the HTTPRoute"):
         platform.weights(production)
 
 

@@ -45,13 +45,13 @@ class HttpRoutes:
         """How the deployment's traffic is divided now.
 
         Raises:
-            UsageError: there is no such route, no gateway has taken it, or it divides otherwise.
+            UsageError: there is no such route, no gateway has accepted it, or it divides otherwise.
             UnreachableError: the API server does not say.
         """
         route = self._read(deployment)
         if not route.get("status", {}).get("parents"):
             raise UsageError(
-                f"no gateway has taken the HTTPRoute {self._named(deployment)}, so its weights "
+                f"no gateway has accepted the HTTPRoute {self._named(deployment)}, so its weights "
                 "divide nothing",
                 remedy="Check its parentRefs, and that the gateway's controller runs.",
             )
@@ -204,10 +204,10 @@ def not_in_force(route: Json) -> str:
         for kind in ("Accepted", "ResolvedRefs"):
             condition = conditions.get(kind, {})
             if condition.get("observedGeneration", 0) < generation:
-                return f"{parent.get('controllerName', 'a gateway')} has not looked at it yet"
+                return f"{parent.get('controllerName', 'a gateway')} has not processed it yet"
             if condition.get("status") != "True":
                 return f"{kind} is {condition.get('status')}: {condition.get('message', '')}"
-    return "" if parents else "no gateway has taken it"
+    return "" if parents else "no gateway has accepted it"
 
 
 def service_port(api: KubernetesApi, deployment: Deployment) -> int:

@@ -147,7 +147,7 @@ class KubernetesLoadPods:
                 f"{owner} has loaded {self._deployment} for {age.total_seconds():.0f} s, by the "
                 f"Job {self._name} in namespace {self._namespace}",
                 remedy="Two loads on one deployment measure neither: wait until it has ended. If "
-                f"nobody is at it: kubectl delete job {self._name} -n {self._namespace}",
+                f"nobody uses it: kubectl delete job {self._name} -n {self._namespace}",
             )
         self._remove()
 

@@ -150,7 +150,7 @@ class KubernetesStore:
     def _is_held(self, name: str, lease: Lease) -> LeaseHeldError:
         delete = f"kubectl delete lease {object_name(name)} -n {self._namespace}"
         return LeaseHeldError(
-            lease, remedy=f"Wait for it to end. If that holder is gone for sure: {delete}."
+            lease, remedy=f"Wait for it to end. If that holder is certainly gone: {delete}."
         )
 
     def renew(self, name: str, holder: str, *, ttl: timedelta) -> Lease:

@@ -180,7 +180,7 @@ def end_replica(replica_id: str, *, grace_seconds: float) -> None:
         if time.monotonic() > deadline:
             raise DeployError(
                 f"replica {replica_id} keeps starting processes while it is being ended",
-                remedy=f"Look at process {members[0].pid}.",
+                remedy=f"Check process {members[0].pid}.",
             )
 
 
@@ -204,5 +204,5 @@ def _kill(processes: Sequence[psutil.Process], what: str) -> None:
     if stuck := _wait(processes, _KILL_SECONDS):
         raise DeployError(
             f"{what}: process {stuck[0].pid} does not end",
-            remedy="It may be stuck in the kernel (a device or a network disk); look at it.",
+            remedy="It may be stuck in the kernel (a device or a network disk); check it.",
         )
