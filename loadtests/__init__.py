@@ -1,1 +1,1 @@
-"""How load is made: an open-loop generator on Locust (`locust -f loadtests/locustfile.py`)."""
+"""Open-loop load generator on Locust (`locust -f loadtests/locustfile.py`)."""

@@ -1,4 +1,4 @@
-"""Where the machine that judges fetches the logs from the master, and tells it to stop.
+"""Log server of the master: the judging machine fetches the logs here, and stops the load.
 
 HTTP on loopback: in a cluster only those reach it whom the API server lets forward a port.
 

@@ -1,4 +1,4 @@
-"""One request under way: its answer is read and checked as it comes, its times are taken."""
+"""One request in flight: its answer is read and checked as it comes, its times are taken."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How much more than the expected traffic a deployment carries, by what is known of it."""
+"""Headroom of a deployment over the expected traffic, by its known capacity."""
 
 import math
 from dataclasses import dataclass, replace

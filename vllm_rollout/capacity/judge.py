@@ -108,7 +108,7 @@ def conclude(
 
 
 class _Seen:
-    """The probes' story: which rates hold, which do not, and what is tried already.
+    """Summary of the probes: which rates hold, which do not, and which were tried.
 
     Of several probes at one rate the one that decided counts, else the latest.
     """

@@ -14,7 +14,7 @@ UNSETTLED = 2.0
 
 
 class StopReason(StrEnum):
-    """Why a search ended."""
+    """Reason for the end of a search."""
 
     FOUND = "found"
     """Both ends of the interval were shown."""

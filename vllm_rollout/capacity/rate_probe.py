@@ -1,4 +1,4 @@
-"""Do the SLOs hold at one rate? Judged request by request while a short load is sent."""
+"""Test of the SLOs at one rate, request by request while a short load is sent."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Between two loads: wait until the server answers as it did before the first."""
+"""Settling between two loads: waits until the server answers as it did before the first."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Verdicts on a load that is watched while it runs: how the risk is spent on two occasions.
+"""Alpha spending: verdicts on a load that is watched while it runs, and judged again at its end.
 
 A verdict that may be reached before the end, by a sequential test, and again at the end, by a
 fixed sample, has two chances to be wrong. So each occasion gets a part of the risk, and by the
@@ -24,7 +24,7 @@ from vllm_rollout.model.verdict import Outcome, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlphaSpending:
-    """A verdict's risk, 1 - `confidence`: the part `early` of it is for verdicts before the end.
+    """Split of a verdict's risk, 1 - `confidence`: the part `early` is for verdicts before the end.
 
     A fail stops the load for all, so it has to stand among `gates` at once, by `method`.
 

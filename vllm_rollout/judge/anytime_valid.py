@@ -1,4 +1,4 @@
-"""A sequential test of one question, valid however often it is read: is the bad share below?"""
+"""Sequential test of a share of bad requests, valid however often it is read."""
 
 import math
 from bisect import bisect_left

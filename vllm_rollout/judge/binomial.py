@@ -1,4 +1,4 @@
-"""Exact one-sided bounds for counts and for percentiles, from the binomial law.
+"""Exact one-sided bounds for counts and for percentiles, from the binomial distribution.
 
 Both questions are one: of n independent requests, how many may fall on the bad side by chance?
 Every function takes `confidence` as a fraction, meant for each side on its own.

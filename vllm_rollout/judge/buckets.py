@@ -1,4 +1,4 @@
-"""Is a percentile of latency within a limit? Judged by a Prometheus histogram's buckets.
+"""Verdict on a percentile of latency, from the buckets of a Prometheus histogram.
 
 A histogram tells how many requests took at most each of a few bounds and nothing in between. The
 order statistics that bound the percentile (see `percentile_verdict`) are known to lie in a bucket,
@@ -85,7 +85,7 @@ def bucket_verdict(
 
 @dataclass(frozen=True, slots=True)
 class _Histogram:
-    """The question and its data: counts of requests at or below bounds, in ascending order."""
+    """Input of the verdict: counts of requests at or below bounds, in ascending order."""
 
     bounds: Sequence[float]
     counts: Sequence[float]

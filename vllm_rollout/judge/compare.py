@@ -1,4 +1,4 @@
-"""Is a canary worse than the baseline beside it, by more than matters? Both with exact bounds."""
+"""Verdicts on a canary against the baseline beside it, with exact bounds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -148,7 +148,7 @@ def compare_rate(
 
 @dataclass(frozen=True, slots=True)
 class _Unknown:
-    """The question, before anything is known: the verdicts that it can end in."""
+    """Limits of a comparison, and the verdicts that it can end in."""
 
     limit: float
     confidence: float

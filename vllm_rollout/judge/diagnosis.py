@@ -1,4 +1,4 @@
-"""Why a replica does not serve, from what is known of it, and what to do about it.
+"""Diagnosis of a replica that does not serve: likely cause and resolution, from its symptoms.
 
 The resolutions are the workflow's ("Common Issues and Resolutions") where it has one.
 """

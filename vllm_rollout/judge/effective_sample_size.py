@@ -106,7 +106,7 @@ def check_burst(burst: int) -> int:
 
 
 class BadRequests:
-    """Where in a stream the bad requests were, as it grows."""
+    """Positions of the bad requests in a stream, as it grows."""
 
     def __init__(self) -> None:
         self._positions = array("q")

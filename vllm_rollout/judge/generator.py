@@ -1,4 +1,4 @@
-"""Was the load generator the bottleneck? Then what it measured says nothing of the server."""
+"""Verdict on the load generator: if it was the bottleneck, its load shows nothing of the server."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Do enough requests meet every latency limit at once? Judged by exact confidence bounds."""
+"""Goodput verdict: enough requests meet every latency limit at once, by exact bounds."""
 
 import math
 from dataclasses import dataclass, fields, replace

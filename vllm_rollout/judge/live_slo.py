@@ -1,4 +1,4 @@
-"""Verdicts on what users' own requests were counted to be: one for each source, one for latency."""
+"""SLO verdicts on users' own requests: one for each source that counts them, one for latency."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Sentences and figures that verdicts of several kinds have in common."""
+"""Sentences and figures shared by verdicts of several kinds."""
 
 from vllm_rollout.model.units import format_share
 

@@ -1,4 +1,4 @@
-"""Several gates, one decision: what the verdicts of a run risk together.
+"""Multiple testing: the family-wise error rate of a run's gates.
 
 Two mistakes are possible, and only one of them grows with the number of gates.
 

@@ -1,4 +1,4 @@
-"""Verdicts on a finished load whose order in time is known: bursts do not make them too sure.
+"""Verdicts on a finished load in order of time, corrected for bursts.
 
 `rate_verdict` and `percentile_verdict` know no order and take requests to be independent. These
 look for bursts first. Where there are any, n requests are worth n / block independent ones

@@ -1,4 +1,4 @@
-"""Is a percentile of latency below a limit? Judged by order statistics, no law assumed."""
+"""Verdict on a percentile of latency, by order statistics; no distribution is assumed."""
 
 import math
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def percentile_verdict(
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The question and its data, arguments as `percentile_verdict` checked them."""
+    """Input of the verdict, as `percentile_verdict` checked it."""
 
     values: NDArray[np.float64]
     censored: int

@@ -1,4 +1,4 @@
-"""Exact bounds for the ratio of one quantile of two samples; no law is assumed for either.
+"""Exact bounds for the ratio of one quantile of two samples; no distribution is assumed.
 
 A ratio r is ruled out as too high when, whatever time t the first sample's quantile is, the two
 samples together speak against it: so few of the first are at or below t that its quantile must

@@ -1,4 +1,4 @@
-"""Is the share of failed requests below a limit? Judged by its exact confidence bounds."""
+"""Verdict on the share of failed requests, by exact confidence bounds."""
 
 import math
 from dataclasses import replace

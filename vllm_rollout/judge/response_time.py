@@ -1,4 +1,4 @@
-"""A plain check of a few samples: every one of them within the limit. No statistics are claimed."""
+"""Plain check of a few samples: each one within the limit, without statistics."""
 
 import math
 from collections.abc import Sequence

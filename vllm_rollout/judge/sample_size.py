@@ -1,4 +1,4 @@
-"""How many requests a claim takes, and how to say it."""
+"""Sample sizes: how many requests a claim takes, and the text for it."""
 
 import math
 from bisect import bisect_left

@@ -1,4 +1,4 @@
-"""Verdicts while the load still runs: look after every request, at the risk of a single look."""
+"""Sequential verdicts while the load runs, after every request, at the risk of a single test."""
 
 import math
 from collections.abc import Sequence

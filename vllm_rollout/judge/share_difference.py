@@ -1,4 +1,4 @@
-"""Exact bounds for the difference of two shares, each counted among requests of its own.
+"""Exact bounds for the difference of two shares of independent samples.
 
 How likely the two counts are depends not only on the difference but also on the share of the one
 side, which nobody knows. So a difference is ruled out only where counts like these would be too

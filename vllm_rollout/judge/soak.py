@@ -1,4 +1,4 @@
-"""Soak verdict: has a revision been unchanged and healthy for long enough, as observed?"""
+"""Soak verdict: a revision was observed unchanged and healthy for long enough."""
 
 import math
 from collections.abc import Sequence

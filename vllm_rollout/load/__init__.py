@@ -1,1 +1,1 @@
-"""How load is planned, run here or in the cluster, logged and collected."""
+"""Load: planned, run here or in the cluster, logged and collected."""

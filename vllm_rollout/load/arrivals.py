@@ -1,4 +1,4 @@
-"""When requests shall be sent: open-loop schedules, decided before the first one is sent.
+"""Open-loop schedules of requests, decided before the first one is sent.
 
 A schedule depends on the plan alone, never on how the server answers, so every worker and the
 reader of the results can compute the same one.

@@ -1,4 +1,4 @@
-"""How the clock that tells the date stands to the one that only goes forward."""
+"""Offset between the wall clock and the monotonic clock."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Where a load run stands while it runs.
+"""Progress of a load run.
 
 Running percentiles come from HDR histograms (3 significant digits), because they are asked for
 again every second; the result's own figures are exact.

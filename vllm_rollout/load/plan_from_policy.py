@@ -1,4 +1,4 @@
-"""From the policy's load block to a load plan; files it names are read here."""
+"""Load plan from the policy's load block; files that it names are read here."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The log in which one load worker writes down every request: JSON lines, readable while it grows.
+"""Request log of one load worker: JSON lines, readable while it grows.
 
     {"start": {"at": <unix time of the schedule's zero>, "worker": <its name>,
                "ahead": <seconds of its clock before the master's>, "within": <± seconds, or null>}}
@@ -30,7 +30,7 @@ _MICROSECONDS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerNode:
-    """Where a worker runs, and what is known of its clock.
+    """Machine of a worker, and the offset of its clock.
 
     It is `clock_ahead_seconds` before that of the master, give or take `clock_within_seconds`,
     which is infinite where nothing is known.

@@ -1,4 +1,4 @@
-"""A recorded trace of requests: when each came, and how many tokens went in and came out.
+"""Recorded trace of requests: arrival times, and tokens in and out.
 
 CSV with a header, or JSON lines. The columns are those of the Azure LLM inference traces
 (`TIMESTAMP`, `ContextTokens`, `GeneratedTokens`) or `timestamp`, `prompt_tokens`,

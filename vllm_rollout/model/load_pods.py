@@ -1,4 +1,4 @@
-"""The seam between a load run and the pods that make its load."""
+"""Interface between a load run and the pods that make its load."""
 
 from dataclasses import dataclass
 from typing import Protocol

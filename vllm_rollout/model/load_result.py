@@ -26,7 +26,7 @@ class ItlSummary:
 
 
 class RequestOutcome(StrEnum):
-    """How one request ended."""
+    """Outcome of one request."""
 
     OK = "ok"
     HTTP_ERROR = "http_error"
@@ -91,7 +91,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorFigures:
-    """How a load generator did, named as `judge.generator.generator_verdict` takes it."""
+    """Figures of a load generator, named as `judge.generator.generator_verdict` takes them."""
 
     lag_seconds: float
     cpu: float

@@ -8,7 +8,7 @@ from vllm_rollout.model.deployment import Replica
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRoom:
-    """How much of a resource a node has: what pods may have of it, and what they asked for.
+    """Room for a resource on a node: allocatable and requested.
 
     `refused` says why the replica may not run there whatever the room (a taint, a selector).
     """
@@ -26,7 +26,7 @@ class NodeRoom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartupProbe:
-    """How long a replica may take to start: a probe each `period_seconds`, so many may fail."""
+    """Start-up probe: one each `period_seconds`, of which so many may fail."""
 
     period_seconds: float
     failure_threshold: int

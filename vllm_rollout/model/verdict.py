@@ -1,4 +1,4 @@
-"""The verdict: what every gate ends in."""
+"""The verdict, the result of every gate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -22,7 +22,7 @@ _UNFINISHED = ("abort", "error")
 
 
 class AnswerError(Exception):
-    """An answer that is no success: what it counts as, why, and the status it names, if any."""
+    """Unsuccessful answer: its outcome, the reason, and the status it names, if any."""
 
     def __init__(self, outcome: RequestOutcome, message: str, *, status: int = 0) -> None:
         super().__init__(message)

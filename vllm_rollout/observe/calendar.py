@@ -1,4 +1,4 @@
-"""An iCalendar of holidays and freezes: while any of its events lasts, production is left alone.
+"""iCalendar of holidays and freezes: production is closed during each of its events.
 
 Recurring events are expanded; cancelled ones are none. Events that are marked as free time count
 too: public calendars of holidays mark theirs so.

@@ -1,4 +1,4 @@
-"""The inference client: asks one model server questions over httpx and reports what came back.
+"""Inference client: sends requests to one model server over httpx and reports the answers.
 
 It observes and has no opinion. A server that answers badly gives an `Inference` whose outcome
 says how; only a server that cannot be reached at all raises.

@@ -1,4 +1,4 @@
-"""How many requests fell into a server's histogram buckets between scrapes of its `/metrics`.
+"""Increase of a server's histogram between scrapes of its `/metrics`.
 
 Counters begin at 0 again when a server restarts, and a scrape may fail: both are counted, so that
 a verdict can say what it may have missed.

@@ -1,4 +1,4 @@
-"""Access to a model on Hugging Face: does it exist, and may the pods read it? Asks its API."""
+"""Access to a model on Hugging Face: whether it exists and the pods may read it, by its API."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _NO_ACCESS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelAccess:
-    """The commit that the revision is now, or why the model cannot be had."""
+    """Commit of the revision, or why the model cannot be read."""
 
     commit: str = ""
     problem: str = ""

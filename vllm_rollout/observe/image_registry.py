@@ -1,4 +1,4 @@
-"""Image registries: is an image there, and what is its digest? The OCI protocol's pull side.
+"""Images in a registry and their digests, by the pull side of the OCI distribution protocol.
 
 Specification: github.com/opencontainers/distribution-spec, "Pulling manifests"; the bearer tokens
 are Docker's ("Token Authentication Specification").

@@ -1,4 +1,4 @@
-"""Asks a Prometheus server questions over its HTTP API.
+"""Client of a Prometheus server's HTTP API.
 
 What it does not know it must not make up: an error, a warning that the answer is partial, or an
 answer that cannot be read raises `UnreachableError`.

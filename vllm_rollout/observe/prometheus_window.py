@@ -18,7 +18,7 @@ from vllm_rollout.policy import Policy
 
 
 class LiveMetrics:
-    """Asks Prometheus about one deployment again and again; a context manager.
+    """Polls Prometheus about one deployment; a context manager.
 
     The time is Prometheus' own, so that no clock here has to agree with it.
     """

@@ -18,7 +18,7 @@ Target = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Increase:
-    """How much a counter grew, and how often it was reset meanwhile."""
+    """Increase of a counter, and how often it was reset meanwhile."""
 
     amount: float
     resets: int
@@ -26,7 +26,7 @@ class Increase:
 
 @dataclass(frozen=True, slots=True)
 class Scrapes:
-    """When each target was scraped, by its `up`: the times in Unix seconds, with 1 or 0."""
+    """Scrapes of each target, by its `up`: the times in Unix seconds, with 1 or 0."""
 
     up: Mapping[Target, tuple[tuple[float, float], ...]]
     start: float

@@ -1,4 +1,4 @@
-"""How the ramp's steps are made, and how much worse than the baseline a canary may be."""
+"""Canary rules: the kind of ramp, and how much worse than the baseline a canary may be."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""How the highest rate at which the SLOs hold is searched for."""
+"""Rules of the search for the highest rate at which the SLOs hold."""
 
 from typing import Annotated, Self
 

@@ -1,4 +1,4 @@
-"""Inheritance: from what was written to what holds in each environment and for each model."""
+"""Inheritance between environments and models."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Where a policy comes from: the defaults, a rollout.yaml over them, options over both."""
+"""Loads a policy: the defaults, a rollout.yaml over them, options over both."""
 
 import json
 import os

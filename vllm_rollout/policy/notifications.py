@@ -1,4 +1,4 @@
-"""Whom a rollout tells what, and how."""
+"""Notification channels, and the messages that each receives."""
 
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -55,7 +55,7 @@ Kind = Annotated[
 
 
 class Channel(Block):
-    """One way to people, or to a program."""
+    """A channel to people, or to a program."""
 
     name: Name
     """What evidence and messages call it."""

@@ -1,4 +1,4 @@
-"""The registry by which routers find models: commands of the team's own."""
+"""Model registry of the routers, by commands of the team's own."""
 
 import string
 from typing import Annotated
@@ -30,7 +30,7 @@ Command = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_comma
 
 
 class ModelRegistry(Block):
-    """Commands that tell the registry of a deployment, and that ask it."""
+    """Commands that register a deployment, and that query the registry."""
 
     register_command: Annotated[Command | None, MayBeOff()]
     """Registers a deployment once it serves; run again after a rollback. It must end with 0."""

@@ -1,4 +1,4 @@
-"""How long a replica may take to start: by model size."""
+"""Start-up time of a replica, by model size."""
 
 import re
 from typing import Annotated, Self

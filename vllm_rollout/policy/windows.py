@@ -91,7 +91,7 @@ class Freeze(Block):
 
 
 class OnCall(Block):
-    """How it is found out whether somebody is on call; asked before production is changed."""
+    """Check whether somebody is on call; asked before production is changed."""
 
     command: Annotated[tuple[Text, ...] | None, MayBeOff()]
     """A command, word by word, without a shell: it ends with 0 if somebody is."""

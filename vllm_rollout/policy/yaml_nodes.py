@@ -1,4 +1,4 @@
-"""A policy source as a tree whose every value knows where it was written.
+"""Policy source as a tree of values with their places.
 
 Trees are merged before anything is validated; an error in a merged value can then name the very
 file, line and column it came from.
@@ -13,7 +13,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value was written.
+    """Place where a value was written.
 
     `source` is a file's name or an option; `line` and `column` count from 1 and are 0 for an
     option. `rank` grows from the defaults to the options: the greater one was written over the

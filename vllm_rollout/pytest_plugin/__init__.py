@@ -1,4 +1,4 @@
-"""The door to pytest: options, and the gates' hooks in runs that ask for gates.
+"""Entry point of the pytest plugin: options, and the gates' hooks in runs that ask for gates.
 
 Every pytest run where the suite is installed imports this module: it stays light, and leaves a run
 that asks for no gate as it is. What gates need is in `vllm_rollout.pytest_plugin`.

@@ -1,4 +1,4 @@
-"""From pytest reports to evidence.
+"""Evidence from pytest reports.
 
 Each gate's report carries its result as plain JSON (`report.gate_result`), so it crosses from
 xdist workers to the controller, which alone writes evidence and reports.

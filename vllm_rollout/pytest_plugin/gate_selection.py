@@ -1,4 +1,4 @@
-"""Which gates run against which deployments.
+"""Selection of gates and of the deployments that they run against.
 
 A test that uses the `deployment` fixture is a gate. It is parametrized over environment × model,
 and each parameter carries its environment's marker, so `-m staging` selects by ordinary marker

@@ -23,7 +23,7 @@ from vllm_rollout.pytest_plugin.load_questions import LoadQuestion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watching:
-    """How a load is watched.
+    """Settings of a watched load.
 
     `burst` requests in a row may share one cause. `wholes` is whether gates judge the whole load
     that cannot judge a part of it: then passes alone do not stop it.

@@ -1,4 +1,4 @@
-"""The `verdict` fixture: where a gate hands over what it found."""
+"""The `verdict` fixture, which records a gate's verdicts."""
 
 import pytest
 

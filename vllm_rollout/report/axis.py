@@ -1,4 +1,4 @@
-"""Axes of a plot: where values fall on it and where its ticks are."""
+"""Axes of a plot: positions of values and ticks."""
 
 import math
 from collections.abc import Callable

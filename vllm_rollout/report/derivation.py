@@ -1,4 +1,4 @@
-"""The working of a verdict: its formula with the numbers put in, to check with a calculator.
+"""Derivation of a verdict: its formula with the numbers put in, to check with a calculator.
 
 It uses what a verdict holds: measured value, n, bounds, limit, confidence. Of a share, the bounds
 are computed again and compared; of a percentile, whose latencies are not in evidence, the ranks

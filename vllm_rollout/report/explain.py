@@ -1,4 +1,4 @@
-"""Evidence explained on a terminal: each verdict as a sentence, its figures and its working."""
+"""Evidence explained on a terminal: each verdict with its figures and derivation."""
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding

@@ -1,4 +1,4 @@
-"""A verdict's figures and an evidence's end in the words every report uses."""
+"""Formatting shared by all reports: a verdict's figures and a run's conclusion."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ _END_WORDS: dict[int | None, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """How a run ended: the word of the banner, its outcome (the colour) and one sentence."""
+    """Conclusion of a run: the word of the banner, its outcome (the colour) and one sentence."""
 
     word: str
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""The parts of the HTML report that are ours: the top, the cells of a row and its details.
+"""Own parts of the HTML report: the top, the cells of a row and its details.
 
 Everything goes through Jinja2 with autoescape on, and control characters are made visible first,
 so text from a model, a log or an address is only ever text.

@@ -43,7 +43,7 @@ class _Exchange:
 
 
 class InferenceDesk:
-    """Answers inference requests by running them on the engine, and records the truth."""
+    """Answers inference requests by running them on the engine, and records their times."""
 
     def __init__(self, model: str, engine: Engine, truth: Truth, dials: Dials) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""How the engine's tokens reach the client: awaited for one body, or written as they come."""
+"""Delivery of the engine's tokens: awaited for one body, or written as they come."""
 
 import asyncio
 import math

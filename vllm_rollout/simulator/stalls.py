@@ -1,4 +1,4 @@
-"""The stall dial: everything stands still for a while, again and again."""
+"""The stall dial: periodic freezes of the engine."""
 
 import asyncio
 

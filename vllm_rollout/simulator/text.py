@@ -1,4 +1,4 @@
-"""Texts in and out: how many tokens a prompt has, and what the model says.
+"""Token counts of prompts, and the model's answers.
 
 A token is a word with the space before it. That is coarser than a tokenizer and enough: nothing
 here depends on which tokens there are, only on how many.

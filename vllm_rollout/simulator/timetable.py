@@ -1,4 +1,4 @@
-"""When tokens are due: one heap and one timer for all sequences, on a clock that can be stopped.
+"""Timetable of due tokens: one heap and one timer for all sequences, on a stoppable clock.
 
 Due times are absolute, so lateness never adds up from token to token.
 """

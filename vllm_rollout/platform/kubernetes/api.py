@@ -21,7 +21,7 @@ class NotFoundError(DeployError):
 
 
 class ExpiredError(DeployError):
-    """A listing was given up by the API server between two pages."""
+    """The API server dropped a listing between two pages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A chart folder: what it is, its digest, and how values files lie over one another."""
+"""Chart folder: its facts, its digest, and the order of its values files."""
 
 import hashlib
 import json

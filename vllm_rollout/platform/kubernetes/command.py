@@ -1,4 +1,4 @@
-"""Run the `helm` command line and sort what it says into errors."""
+"""Runs the `helm` command line and sorts its output into errors."""
 
 import os
 import re

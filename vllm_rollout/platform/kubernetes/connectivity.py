@@ -1,4 +1,4 @@
-"""How a deployment is reached from here: by its Service's name, or by a tunnel to its pods."""
+"""Paths to deployments from here: by the Service's name, or by a tunnel to the pods."""
 
 import os
 import socket

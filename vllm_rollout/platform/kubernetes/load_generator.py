@@ -1,4 +1,4 @@
-"""The chart load-generator as the pods of one load run: made, looked at, reached, removed.
+"""Pods of one load run, made from the chart load-generator: created, observed, removed.
 
 Helm renders the chart and the API makes its objects, so that nothing of a run is kept in Helm's
 history. All of them are owned by the master's Job: with it they go, when it is deleted, or by

@@ -1,4 +1,4 @@
-"""From a load task to the values of the chart load-generator."""
+"""Values of the chart load-generator for a load task."""
 
 import hashlib
 import ipaddress
@@ -23,7 +23,7 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSettings:
-    """Where pods make load, and of what: `values` is a file for the chart, or None."""
+    """Settings of load pods; `values` is a file for the chart, or None."""
 
     namespace: str
     image: str

@@ -1,4 +1,4 @@
-"""Where a pod may run: what it asks for, what nodes have left, and why a node refuses it."""
+"""Scheduling of pods: their requests, the room on nodes, and why a node refuses a pod."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping

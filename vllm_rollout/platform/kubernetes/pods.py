@@ -1,4 +1,4 @@
-"""Pods as replicas: what the API server says of a pod, and what that means."""
+"""Pods as replicas, from the API server's JSON."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The facts about a build before Helm deploys it: its chart, the cluster's room, what it needs."""
+"""Preflight facts about a build before Helm deploys it: chart, room in the cluster, needs."""
 
 from collections.abc import Mapping
 from dataclasses import replace

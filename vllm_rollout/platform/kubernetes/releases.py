@@ -1,4 +1,4 @@
-"""The history of a release, as Helm keeps it and as the suite reads it."""
+"""History of a release, read from Helm."""
 
 from collections.abc import Sequence
 from typing import Any

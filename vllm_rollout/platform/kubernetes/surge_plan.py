@@ -1,4 +1,4 @@
-"""From one split of pods to the next, in moves that take nothing away before its place is filled.
+"""Moves from one split of pods to the next; none removes a pod before its replacement is ready.
 
 Helm changes both Deployments of a release at the same moment: pods that are too many leave at
 once, those that are missing come up later. One upgrade from 1 canary of 8 to 4 would leave 5

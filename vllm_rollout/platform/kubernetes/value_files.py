@@ -18,7 +18,7 @@ from vllm_rollout.platform.kubernetes.chart import Chart, overlay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartUp:
-    """How long a model may load, and its size in billions of parameters; None where unknown."""
+    """Start-up time of a model, and its size in billions of parameters; None where unknown."""
 
     parameters: float | None
     period_seconds: float

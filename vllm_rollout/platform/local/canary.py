@@ -1,4 +1,4 @@
-"""The canary as a router of another release sees it: one more place to send requests to."""
+"""The canary as one more upstream of another release's router."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which builds run how many replicas, and how a ramp step follows from the one before."""
+"""Composition of a release by builds and replicas, and the next ramp step's."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The local platform: what a command asks for is written down, and the routers bring it about."""
+"""The local platform: commands write the desired state, and the routers reconcile it."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

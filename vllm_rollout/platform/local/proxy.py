@@ -40,7 +40,7 @@ _ADDED_BY_CLIENT = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.U
 
 
 class Upstream(Protocol):
-    """Where requests go: `url` has no trailing slash, `open_requests` is counted here."""
+    """Target of requests: `url` has no trailing slash, `open_requests` is counted here."""
 
     open_requests: int
 

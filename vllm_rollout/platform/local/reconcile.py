@@ -1,4 +1,4 @@
-"""Makes the replicas that run those that are desired: new ones first, then the old ones leave."""
+"""Reconciles the running replicas with the desired ones: starts new ones, then stops old ones."""
 
 import asyncio
 import itertools

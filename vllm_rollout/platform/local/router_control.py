@@ -1,4 +1,4 @@
-"""The routers, seen from a command: is there one, start it, stop it with all it runs."""
+"""Control of routers by a command: find, start, and stop one with all it runs."""
 
 import os
 import signal

@@ -23,7 +23,7 @@ LEAVING = "Terminating"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseRow:
-    """A release: its router shall bring about revision `desired`; `settled` is what it has."""
+    """A release. `desired`: revision to run. `settled`: revision fully in place."""
 
     name: str
     model: str

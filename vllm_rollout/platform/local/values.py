@@ -26,7 +26,7 @@ _SECRET_OPTION = re.compile(r"--(api[-_]?key|password|token)(=|$)")
 
 
 class LocalValues(BaseModel):
-    """How one replica is started."""
+    """Values that start one replica."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
