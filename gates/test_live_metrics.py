@@ -14,7 +14,7 @@ from vllm_rollout.settings import Settings
 
 @pytest.fixture
 def window(settings: Settings, deployment: Deployment, slo: Gates) -> tuple[timedelta, datetime]:
-    """How far back from which moment: never to before the revision under test was there."""
+    """Window of the gate; it never reaches back before the revision under test."""
     now = datetime.now(UTC)
     history = settings.platform.history(deployment) if settings.platform else []
     serving = newest_served(history)

@@ -51,7 +51,7 @@ class Completions:
 
     @property
     def under_way(self) -> int:
-        """How many requests were sent and have not ended."""
+        """Number of requests that were sent and have not ended."""
         return len(self._under_way)
 
     def now(self) -> float:

@@ -143,7 +143,7 @@ class MasterRelay:
         return any(not log.sha256 and log.heard > heard for log in self._logs.values())
 
     def state(self) -> list[dict[str, Any]]:
-        """For each worker its name, bytes fetched, digest of the whole log, and its silence."""
+        """Return each worker's name, bytes fetched, digest of the whole log, and silence."""
         now = time.monotonic()
         return [
             {

@@ -38,7 +38,7 @@ class Cluster:
         return history[-1] if history else None
 
     def findings(self) -> tuple[Finding, ...]:
-        """Why each replica that is not ready is not."""
+        """Return why each replica that is not ready is not."""
         symptoms = self.platform.symptoms(self.deployment)
         return findings_of(symptoms, self.policy, self.deployment.model)
 

@@ -57,7 +57,7 @@ class Settings:
         return Deployment(model, environment, self.policy.namespace)
 
     def url_of(self, deployment: Deployment) -> str:
-        """Where the deployment answers: `--base-url`, or what the platform says."""
+        """Return the deployment's URL: `--base-url`, or the platform's."""
         if self.base_url:
             return self.base_url.rstrip("/")
         return self.reader().base_url(deployment)
@@ -95,7 +95,7 @@ class Settings:
         )
 
     def load_url_of(self, deployment: Deployment, pods: LoadPods | None) -> str:
-        """Where load is sent to: as `url_of` says, or by the name that `pods` know it by."""
+        """Return the URL for load: `url_of`'s, or the name that `pods` know it by."""
         return self.url_of(deployment) if pods is None else self.route_to(deployment).url
 
     def reader(self) -> ReleaseReader:
@@ -236,7 +236,7 @@ def make_load_pods(
 
 
 def start_up_by(policy: Policy) -> "StartUpOf":
-    """How long models may load, by the policy's table."""
+    """Return how long models may load, by the policy's table."""
     from vllm_rollout.platform.kubernetes import StartUp
 
     def start_up(model: str, stated: float | None) -> StartUp:

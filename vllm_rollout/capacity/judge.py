@@ -230,7 +230,7 @@ def _prove(
 
 
 def _too_short(goal: SearchConfig, proof: NextProbe) -> str:
-    """Why no load at the rate can prove it, or ""."""
+    """Return why no load at the rate can prove it, or ""."""
     if proof.pass_risk is None:
         return ""
     needed = goal.slos.requests_to_pass(proof.pass_risk)

@@ -97,7 +97,7 @@ class Answers:
     inter_token_seconds: NDArray[np.float64]
 
     def good(self, slos: Slos) -> NDArray[np.bool_]:
-        """Which requests were answered within every limit on their time."""
+        """Return which requests were answered within every limit on their time."""
         good = ~self.failed
         if slos.latency_seconds is not None:
             good &= self.latency_seconds < slos.latency_seconds
@@ -106,7 +106,7 @@ class Answers:
         return good
 
     def meets(self, limits: GoodputLimits) -> NDArray[np.bool_]:
-        """Which requests meet the limits of goodput; one without an answer does not."""
+        """Return which requests meet the limits of goodput; one without an answer does not."""
         return ~self.failed & meets_limits(
             limits,
             ttft_seconds=self.ttft_seconds,

@@ -86,7 +86,7 @@ def capacity_html(report: CapacityReport) -> str:
 
 
 def probe_line(probe: Probe) -> str:
-    """How one probe ended, on one line: `PASS  40/s  prove  P95 0.21 s  39.9/s good  …`."""
+    """Return how one probe ended, on one line: `PASS  40/s  prove  P95 0.21 s  39.9/s good  …`."""
     return (
         f"{_word(probe)} {format_value(probe.per_second, '1/s')} ({probe.aim}, "
         f"{format_value(probe.seconds, 's')}): P95 {format_value(probe.p95_seconds, 's')}, "

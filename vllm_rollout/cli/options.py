@@ -108,7 +108,7 @@ class Choice:
 
 
 def for_load(workers: int | None, *, in_cluster: bool) -> list[str]:
-    """How load is made, as the gates' own pytest options."""
+    """Return the options of load, as the gates' own pytest options."""
     words = ["--workers", str(workers)] if workers else []
     return [*words, "--load-in-cluster"] if in_cluster else words
 

@@ -155,7 +155,7 @@ class AnytimeShare:
         self._plan(to_pass, to_fail)
 
     def _distances(self) -> tuple[float, float]:
-        """How far the logarithms of the two e-values are from deciding."""
+        """Return how far the logarithms of the two e-values are from deciding."""
         (bad, whole), (worse, begun) = self._runs()
         return (
             self._threshold - self._below.log_e_value(bad, whole, self.limit),

@@ -133,7 +133,7 @@ class _Histogram:
         return (self.bounds[at - 1] if at else 0.0), self.bounds[at]
 
     def _undecided(self, n: int) -> tuple[str, str]:
-        """Why neither bound decides, and what would."""
+        """Return why neither bound decides, and what would."""
         allowed = 1 - self.percentile / 100
         below = max((b for b in self.bounds if b <= self.limit), default=None)
         above = min(b for b in self.bounds if b >= self.limit)
@@ -182,7 +182,7 @@ class _Histogram:
 
 
 def _unusable(bounds: Sequence[float], counts: Sequence[float]) -> str:
-    """Why these are no histogram, or nothing."""
+    """Return why these are no histogram, or nothing."""
     if not bounds or bounds[-1] != math.inf:
         return "the histogram has no bucket up to infinity, so its total is unknown"
     if any(not lower < upper for lower, upper in pairwise((-math.inf, *bounds))):
@@ -208,7 +208,7 @@ def _gaps(resets: int, missing_scrapes: int) -> str:
 
 
 def _decidable(below: float | None, above: float, limit: float) -> str:
-    """Which limits the bounds around `limit` can decide."""
+    """Return which limits the bounds around `limit` can decide."""
     if below is None:
         can = f"the lowest limit they can decide is {_seconds(above)}"
     elif math.isinf(above):

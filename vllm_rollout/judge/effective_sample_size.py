@@ -31,7 +31,7 @@ _REMEMBERED = 2**20
 
 
 def block_length(bad: NDArray[np.bool_]) -> int:
-    """How many requests count as one, from which of them were bad, in order of time.
+    """Return how many requests count as one, from which of them were bad, in order of time.
 
     1 where no dependence is found: the requests look independent, or too few are bad to tell.
     """
@@ -80,7 +80,7 @@ def block_length_at(positions: NDArray[np.int64], n: int) -> int:
 def burst_length(
     latencies_seconds: NDArray[np.float64], *percentiles: float, limit_seconds: float
 ) -> int:
-    """How many requests count as one, from latencies in order of time.
+    """Return how many requests count as one, from latencies in order of time.
 
     Looked at are those at the limit or above, and, once any came near it, those above each of
     `percentiles` of them: a service that slows down and recovers shows it there before it does
@@ -129,7 +129,7 @@ class BadRequests:
         self.add(places.astype(np.int64))
 
     def block_length(self, n: int) -> int:
-        """How many of the `n` requests so far count as one."""
+        """Return how many of the `n` requests so far count as one."""
         positions = np.array(self._positions, dtype=np.int64)
         begin = int(positions[0]) if len(positions) >= _REMEMBERED else 0
         return block_length_at(positions - begin, n - begin)
@@ -151,7 +151,7 @@ class LatestLatencies:
         _remember(self._seconds, seconds)
 
     def block_length(self, percentile: float, limit_seconds: float) -> int:
-        """How many requests count as one: `burst_length`, of the median as well.
+        """Return how many requests count as one: `burst_length`, of the median as well.
 
         The few that are slow among the first requests do not show yet how they hang together;
         those above the median do.

@@ -66,7 +66,7 @@ def meets_limits(
     inter_token_seconds: ArrayLike | None = None,
     latency_seconds: ArrayLike | None = None,
 ) -> NDArray[np.bool_]:
-    """Which requests meet every limit asked; one value for each request.
+    """Return which requests meet every limit asked; one value for each request.
 
     Each row holds seconds, one for each request in the same order. A time that is missing (NaN),
     infinite, negative or equal to the limit does not meet it.
@@ -179,7 +179,7 @@ def _meets(limits: GoodputLimits, times: dict[str, NDArray[np.float64]]) -> NDAr
 
 
 def _misses(limits: GoodputLimits, times: dict[str, NDArray[np.float64]], censored: int) -> str:
-    """How many requests missed which limit; one request may have missed several."""
+    """Return how many requests missed which limit; one request may have missed several."""
     counts = {
         _WORDS[name]: int(np.count_nonzero(~(row < limits.asked[name])))
         for name, row in times.items()

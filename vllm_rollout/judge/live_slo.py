@@ -31,7 +31,7 @@ class CountedRequests(Protocol):
 
     @property
     def unknown(self) -> str:
-        """Why there is no figure."""
+        """Reason for a missing figure."""
 
 
 class CountedLatency(Protocol):
@@ -43,11 +43,11 @@ class CountedLatency(Protocol):
 
     @property
     def resets(self) -> int:
-        """Of the counters."""
+        """Resets of the counters."""
 
     @property
     def unknown(self) -> str:
-        """Why there is no figure."""
+        """Reason for a missing figure."""
 
 
 def error_rate_verdicts(

@@ -132,7 +132,7 @@ class _Sample:
         )
 
     def _unusable(self) -> tuple[str, str] | None:
-        """Why nothing can be judged, and what to do; None when it can."""
+        """Return why nothing can be judged, and what to do; None when it can."""
         if self.n == 0:
             minimum = requests_needed_for_percentile(self.percentile, self.confidence)
             reach = "Check that the load reaches the server."

@@ -42,7 +42,7 @@ def quantile_ratio_bounds(
 
 
 def times_needed(share: float, confidence: float) -> int:
-    """How many times in each of two samples of equal size let both bounds exist."""
+    """Return how many times in each of two samples of equal size let both bounds exist."""
     from scipy.special import ndtr
 
     alone = float(ndtr(_Contour.of(1, 1, confidence).second_alone))

@@ -95,7 +95,7 @@ class Triggers:
     def _feed(
         self, triggers: dict[str, Trigger], at: float, seen: dict[str, float | None]
     ) -> tuple[str, tuple[str, ...]]:
-        """Why to roll back, or empty; which triggers had no data."""
+        """Return why to roll back, or empty, and which triggers had no data."""
         fired, blind = "", []
         for name, trigger in triggers.items():
             spike = name.startswith("error spike")

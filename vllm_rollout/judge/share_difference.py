@@ -108,7 +108,7 @@ def _evenly(lowest: float, highest: float, tries: int) -> _Floats:
 def _most_alike(
     firsts: _Floats, n_first: int, n_second: int, seen: float, confidence: float
 ) -> _Floats:
-    """For each count of the first, the highest of the second whose closed bound is within `seen`.
+    """Return, for each first count, the highest second one whose closed bound is within `seen`.
 
     -1 where there is none. The closed bound grows with the second count, so it is bisected.
     """

@@ -45,7 +45,7 @@ class SoakState:
 
     @property
     def left(self) -> timedelta:
-        """How much longer it must be seen healthy, in whole seconds; 0 if no longer."""
+        """Time it must still be seen healthy, in whole seconds; 0 if none."""
         seconds = (self.minimum - self.soaked).total_seconds()
         return timedelta(seconds=max(0, math.ceil(seconds)))
 

@@ -15,7 +15,7 @@ _MONTHS_OF_A_QUARTER = 3
 
 
 def closed_because(windows: Windows, now: datetime, events: Iterable[Event] = ()) -> str:
-    """Why production may not be deployed to at `now`; "" when it may.
+    """Return why production may not be deployed to at `now`; "" when it may.
 
     `events` are those of the windows' calendar around `now`.
     """

@@ -65,7 +65,7 @@ class LoadCollector:
         self._stop_file.touch()
 
     def progress(self, *, elapsed_seconds: float) -> LoadProgress:
-        """How things stand `elapsed_seconds` after the schedule's zero."""
+        """Return the progress `elapsed_seconds` after the schedule's zero."""
         return self._meter.progress(
             elapsed_seconds=elapsed_seconds,
             sent=sum(log.sent for log in self._logs),

@@ -39,7 +39,7 @@ class RunningTimes:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of times."""
         return int(self._histogram.get_total_count())
 
     def percentile(self, percentile: float) -> float:
@@ -107,7 +107,7 @@ class ProgressMeter:
     def progress(
         self, *, elapsed_seconds: float, sent: int, busy_seconds: float = math.nan
     ) -> LoadProgress:
-        """How things stand at `elapsed_seconds` into the schedule.
+        """Return the progress at `elapsed_seconds` into the schedule.
 
         Args:
             elapsed_seconds: since the schedule's zero; negative before it.

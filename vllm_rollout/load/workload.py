@@ -173,7 +173,7 @@ def _template(name: str, api: str, fields: dict[str, object], *, stream: bool) -
 
 
 def _places(classes: Sequence[RequestClass]) -> list[int]:
-    """How many of the pool's places each class gets: by weight, and one at least."""
+    """Return how many of the pool's places each class gets: by weight, and one at least."""
     whole = sum(each.weight for each in classes)
     return [max(1, round(_POOL * each.weight / whole)) for each in classes]
 

@@ -27,7 +27,7 @@ def new_run_id(now: datetime) -> str:
 
 
 def evidence_key(model: str, digest: str) -> str:
-    """Where a platform's store keeps the evidence of that digest."""
+    """Return where a platform's store keeps the evidence of that digest."""
     return f"evidence/{model}/{digest.removeprefix('sha256:')}"
 
 
@@ -230,7 +230,7 @@ class Evidence:
 
     @property
     def outcome(self) -> Outcome:
-        """Of the rollout, by its exit code, if it was one; else of its gate runs."""
+        """Outcome of the rollout, by its exit code, if it was one; else of its gate runs."""
         if self.exit_code is None:
             return worst([run.outcome for run in self.runs])
         if self.exit_code == ExitCode.OK:

@@ -196,7 +196,7 @@ class LoadPlan:
 
 
 def shaped_seconds(shape: Sequence[RateSegment]) -> float:
-    """How long a shape lasts."""
+    """Return the length of a shape."""
     return sum(segment.seconds for segment in shape)
 
 

@@ -41,7 +41,7 @@ class LoadPods(Protocol):
         """
 
     def url(self) -> str:
-        """Where the master gives out the logs; there need not be an answer yet."""
+        """Return the URL of the master's logs; it need not answer yet."""
 
     def observe(self) -> PodsSeen:
         """Return the state of the pods.

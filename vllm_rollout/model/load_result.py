@@ -85,7 +85,7 @@ class RequestRecord:
 
     @property
     def lag_seconds(self) -> float:
-        """How late the generator sent it: schedule lag."""
+        """Schedule lag: how late the generator sent it."""
         return self.sent - self.intended
 
 
@@ -131,7 +131,7 @@ class LoadResult:
 
     @property
     def judged_seconds(self) -> float:
-        """How long arrivals were judged."""
+        """Length of the judged part of the schedule."""
         return min(self.plan.duration_seconds, self.stopped_after_seconds)
 
     @property
@@ -153,7 +153,7 @@ class LoadResult:
 
     @property
     def generator(self) -> GeneratorFigures:
-        """How the generator did."""
+        """Figures of the load generator."""
         return GeneratorFigures(
             lag_seconds=self.lag_percentile(99),
             cpu=self.generator_cpu,

@@ -141,7 +141,7 @@ class Preflight(Protocol):
         """Every image that the pods run."""
 
     def model(self) -> ModelSource:
-        """Where the model comes from."""
+        """Return where the model comes from."""
 
     def references(self) -> Sequence[Reference]:
         """Claims, Secrets and ConfigMaps that the pods need."""

@@ -16,7 +16,7 @@ class Gap:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Its length."""
         return (self.end - self.start).total_seconds()
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class ErrorRates:
 
     @property
     def unknown(self) -> str:
-        """Why a source has no figure, or empty."""
+        """Reason for a source without a figure, or empty."""
         return "; ".join(
             f"{each.source}: {each.unknown or 'no request'}"
             for each in self.sources
@@ -92,7 +92,7 @@ class LatencyCounts:
 
     @property
     def total(self) -> int:
-        """How many requests it holds."""
+        """Number of requests."""
         return self.cumulative.get(math.inf, 0)
 
     def above(self, limit_seconds: float) -> tuple[float, float] | None:

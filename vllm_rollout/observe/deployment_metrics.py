@@ -90,7 +90,7 @@ class DeploymentMetrics:
     def latency(
         self, window: timedelta, *, end: datetime, histogram: tuple[str, ...] = E2E_LATENCY
     ) -> LatencyCounts:
-        """How a histogram grew in the `window` up to `end`, all series added up.
+        """Return a histogram's increase in the `window` up to `end`, all series added up.
 
         `histogram` has its names, newest first; of each server the newest that it has is taken.
         """
@@ -140,7 +140,7 @@ class DeploymentMetrics:
         )
 
     def _restarts(self, scrapes: Scrapes, start: datetime, end: datetime) -> set[float]:
-        """When a server's process was seen to be another one."""
+        """Return when a server's process was seen to be another one."""
         found: set[float] = set()
         for series in self._series(selector(_STARTED, self._labels), start, end):
             found |= {now[0] for was, now in pairwise(series.samples) if now[1] != was[1]}

@@ -34,7 +34,7 @@ class Scrapes:
 
     @property
     def targets(self) -> int:
-        """How many were known in this time."""
+        """Number of targets known in this time."""
         return sum(any(at > self.start for at, _ in seen) for seen in self.up.values())
 
     def gaps(self, longest_seconds: float) -> tuple[Gap, ...]:
@@ -68,7 +68,7 @@ class Scrapes:
                 )
 
     def increase(self, series: Series) -> Increase:
-        """How much `series` grew from `start` to `end`.
+        """Return the increase of `series` from `start` to `end`.
 
         A series that comes up on a target which was scraped before has counted from 0 (the first
         failure makes the series of failures). Of a target that is itself new only what came after

@@ -154,7 +154,7 @@ class Results:
         self._records[Deployment(*record["deployment"])].append(record)
 
     def requests_files(self, model: str) -> set[Path]:
-        """Where the gates left a line for each request of the model's loads."""
+        """Return where the gates left a line for each request of the model's loads."""
         return {
             Path(record["requests"])
             for deployment, records in self._records.items()

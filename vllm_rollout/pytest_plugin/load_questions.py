@@ -85,7 +85,7 @@ class LatencyQuestion:
     def test(
         self, plan: LoadPlan, *, confidence: float, fail_confidence: float, burst: int
     ) -> OneMore:
-        """Of the share of late requests."""
+        """Return a sequential test of the share of late requests."""
         test = SequentialPercentile(
             percentile=self.gate.percentile,
             limit_seconds=self.gate.limit_seconds,
@@ -117,7 +117,7 @@ class ErrorRateQuestion:
     def test(
         self, plan: LoadPlan, *, confidence: float, fail_confidence: float, burst: int
     ) -> OneMore:
-        """Of the share of failed requests."""
+        """Return a sequential test of the share of failed requests."""
         test = SequentialRate(
             limit=self.gate.limit,
             confidence=confidence,
@@ -151,7 +151,7 @@ class GoodputQuestion:
     def test(
         self, plan: LoadPlan, *, confidence: float, fail_confidence: float, burst: int
     ) -> OneMore:
-        """Of the share of requests that miss a limit."""
+        """Return a sequential test of the share of requests that miss a limit."""
         limits = self._limits()
         test = SequentialGoodput(
             target=self.gate.target,
@@ -206,7 +206,7 @@ class CapacityQuestion:
     def test(
         self, plan: LoadPlan, *, confidence: float, fail_confidence: float, burst: int
     ) -> OneMore:
-        """Of the share left unserved, if the expected rate was offered so far."""
+        """Return a sequential test of the unserved share, if the expected rate was sent so far."""
         test = SequentialRate(
             limit=self.gate.unserved,
             confidence=confidence,

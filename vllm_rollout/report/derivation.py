@@ -49,7 +49,7 @@ def exact(value: float | None, unit: str) -> str:
 
 
 def _bounds(verdict: Verdict, confidence: float) -> Iterator[str]:
-    """How the bounds come from the figures, by the kind of verdict it is."""
+    """Yield how the bounds come from the figures, by the kind of verdict."""
     percentile, block = _PERCENTILE.search(verdict.reason), _block(verdict)
     if _WHENEVER in verdict.reason:
         yield from _sequence(verdict, block, confidence)
@@ -65,7 +65,7 @@ def _bounds(verdict: Verdict, confidence: float) -> Iterator[str]:
 
 
 def _block(verdict: Verdict) -> int:
-    """How many requests in a row counted as one: the reason says so where it is not 1."""
+    """Return how many requests in a row counted as one: the reason says so where it is not 1."""
     block = _BLOCK.search(verdict.reason)
     return int(block[1].replace(",", "")) if block else 1
 
@@ -146,7 +146,7 @@ class _Share:
 
     @property
     def runs(self) -> int:
-        """How many independent requests they are worth."""
+        """Number of independent requests they are worth."""
         return self.n // self.block
 
     @property
@@ -195,7 +195,7 @@ def _share(verdict: Verdict, share: _Share, confidence: float) -> Iterator[str]:
 
 
 def _counts_that_decide(n: int, limit: float, confidence: float) -> str:
-    """Which counts of `n` put both bounds on one side of `limit`."""
+    """Return which counts of `n` put both bounds on one side of `limit`."""
     too_many = bisect_left(
         range(n + 1), True, key=lambda count: share_bounds(count, n, confidence)[1] >= limit
     )
@@ -257,12 +257,12 @@ def _ranks(verdict: Verdict, percentile: str, block: int, confidence: float) -> 
 
 
 def _run(rank: int, runs: int, block: int) -> str:
-    """Which run of sorted latencies it is whose slowest, or fastest, is the bound."""
+    """Return which run of sorted latencies it is whose slowest, or fastest, is the bound."""
     return f" (of run {rank:,} of {runs:,})" if block > 1 else ""
 
 
 def _beside_the_limit(verdict: Verdict) -> str:
-    """Where the bounds lie beside the limit, and what outcome follows."""
+    """Yield where the bounds lie beside the limit, and the outcome."""
     lower, upper, limit = verdict.lower, verdict.upper, verdict.limit
     if limit is None:
         return f"There is no limit to compare with; the outcome is {verdict.outcome}."

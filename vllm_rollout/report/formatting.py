@@ -69,7 +69,7 @@ def limit_text(verdict: Verdict) -> str:
 
 
 def count_text(verdict: Verdict) -> str:
-    """How many observations, with thousands set apart."""
+    """Return how many observations, with thousands set apart."""
     return f"{verdict.n:,}"
 
 
@@ -113,7 +113,7 @@ def time_text(at: datetime) -> str:
 
 
 def outcome_counts(evidence: Evidence) -> str:
-    """How many gates ended how: `9 gates: 7 pass, 1 fail, 1 inconclusive`."""
+    """Return how many gates ended how: `9 gates: 7 pass, 1 fail, 1 inconclusive`."""
     counts = Counter(gate.outcome for run in evidence.runs for gate in run.gates)
     counts[Outcome.INCONCLUSIVE] += sum(len(run.missing) for run in evidence.runs)
     total = counts.total()
@@ -123,7 +123,7 @@ def outcome_counts(evidence: Evidence) -> str:
 
 
 def risk_text(run: GateRun) -> str:
-    """How often a pass or a fail of the whole run may be wrong; empty if chance has no part."""
+    """Return the risk of a wrong pass or fail of the whole run; empty if chance has no part."""
     members = sum(v.confidence is not None for gate in run.gates for v in gate.verdicts)
     if run.confidence is None or not members:
         return ""
@@ -136,7 +136,7 @@ def risk_text(run: GateRun) -> str:
 
 
 def headline(evidence: Evidence) -> Headline:
-    """How `evidence` ended. A gate that did not pass outweighs exit code 0."""
+    """Return how `evidence` ended. A gate that did not pass outweighs exit code 0."""
     outcome = evidence.outcome
     if evidence.exit_code == ExitCode.OK:
         outcome = worst([outcome, *(run.outcome for run in evidence.runs)])

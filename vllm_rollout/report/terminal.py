@@ -86,7 +86,7 @@ def gates_table(run: GateRun) -> Table:
 
 
 def progress_line(progress: LoadProgress, *, confidence: float) -> str:
-    """Where a load run stands, on one line: the plain form of `progress_lines`."""
+    """Return a load run's progress on one line: the plain form of `progress_lines`."""
     parts = [
         _rates(progress),
         f"{progress.done:,} of {progress.planned:,} done",
@@ -100,7 +100,7 @@ def progress_line(progress: LoadProgress, *, confidence: float) -> str:
 
 
 def progress_lines(progress: LoadProgress, title: str, *, confidence: float) -> Group:
-    """Where a load run stands, for a terminal: a bar, and the figures below it."""
+    """Return a load run's progress for a terminal: a bar, and the figures below it."""
     whole = progress.elapsed_seconds + progress.remaining_seconds
     head = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=max(whole, 1e-9), completed=progress.elapsed_seconds, width=30)
@@ -140,7 +140,7 @@ def _percentile(times: RunningTimes, percentile: float, confidence: float) -> st
 
 
 def _generator(progress: LoadProgress) -> str:
-    """How well the generator keeps up."""
+    """Return how well the generator keeps up."""
     parts = [f"lag P99 {format_value(progress.lag_p99_seconds, 's')}"]
     if not math.isnan(progress.generator_cpu):
         parts.append(f"CPU {progress.generator_cpu:.0%}")

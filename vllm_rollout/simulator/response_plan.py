@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def choices(self) -> int:
-        """How many texts there will be."""
+        """Number of texts."""
         return len(self._speeches)
 
     @property

@@ -42,7 +42,7 @@ class HttpRoutes:
         self._ensure = ensure
 
     def weights(self, deployment: Deployment) -> Weights:
-        """How the deployment's traffic is divided now.
+        """Return how the deployment's traffic is divided now.
 
         Raises:
             UsageError: there is no such route, no gateway has accepted it, or it divides otherwise.
@@ -196,7 +196,7 @@ def divided_rules(route: Json, deployment: Deployment, weights: Weights) -> list
 
 
 def not_in_force(route: Json) -> str:
-    """Why the route, as it is now, is not what the gateways go by; empty if they do."""
+    """Return why the route, as it is now, is not what the gateways go by; empty if they do."""
     generation = route["metadata"].get("generation", 0)
     parents = route.get("status", {}).get("parents") or ()
     for parent in parents:
@@ -225,7 +225,7 @@ def service_port(api: KubernetesApi, deployment: Deployment) -> int:
 
 
 def _side(reference: Json, deployment: Deployment) -> str | None:
-    """Which side a backendRef is; None where it is neither."""
+    """Return which side a backendRef is; None where it is neither."""
     kind = (reference.get("group", ""), reference.get("kind", "Service"))
     if kind != ("", "Service"):
         return None

@@ -78,7 +78,7 @@ class KubernetesLoadPods:
             self._create(each)
 
     def url(self) -> str:
-        """Where the master gives out the logs, through the API server."""
+        """Return the URL of the master's logs, through the API server."""
         if self._tunnel is None:
             self._tunnel = PortForward(
                 self._api,
@@ -89,7 +89,7 @@ class KubernetesLoadPods:
         return self._tunnel.url
 
     def observe(self) -> PodsSeen:
-        """How the pods are; each that failed or waits is named, with the reason."""
+        """Return the state of the pods; each that failed or waits is named, with the reason."""
         pods = list_instance(self._api, self._namespace, self._name)
         failed = [replica_of(pod) for pod in pods if pod.status.phase == "Failed"]
         waiting = [replica_of(pod) for pod in pods if pod.status.phase == "Pending"]
@@ -204,7 +204,7 @@ class KubernetesLoadPods:
             return None
 
     def _not_made(self) -> list[str]:
-        """Why pods could not even be made, as a quota would have it."""
+        """Return why pods could not even be made, as a quota would have it."""
         with self._api.doing("list", f"events in namespace {self._namespace}"):
             found = self._api.core.list_namespaced_event(
                 self._namespace,

@@ -104,7 +104,7 @@ def quantity(text: Any) -> float:
 
 
 def refusal(node: Json, pod_spec: Json) -> str:
-    """Why the node takes no such pod, whatever its room; empty when it does."""
+    """Return why the node takes no such pod, whatever its room; empty when it does."""
     labels = node["metadata"].get("labels") or {}
     for key, value in (pod_spec.get("nodeSelector") or {}).items():
         if labels.get(key) != value:

@@ -119,7 +119,7 @@ class KubernetesPlatform:
         return self._own_paths[port].url(deployment, self._api)
 
     def weights(self, deployment: Deployment) -> Weights:
-        """How the HTTPRoute divides the deployment's traffic. Raises: as `HttpRoutes.weights`."""
+        """Return the weights of the deployment's HTTPRoute. Raises: as `HttpRoutes.weights`."""
         return self._routes.weights(deployment)
 
     def set_weights(

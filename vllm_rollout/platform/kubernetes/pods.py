@@ -154,7 +154,7 @@ def _image(pod: Pod) -> str:
 
 
 def _problem(status: _Status) -> tuple[str, str]:
-    """Why the pod is not ready, the cause nearest to its root; empty when nothing is wrong."""
+    """Return the root cause of a pod that is not ready; empty when nothing is wrong."""
     if status.reason:
         return status.reason, status.message
     for container in (*status.init_container_statuses, *status.container_statuses):

@@ -182,7 +182,7 @@ class KubernetesPreflight:
         return needed_by(self._api, self._deployment.namespace, specs, made=made)
 
     def _refusals(self, workload: Mapping[str, Any]) -> dict[str, str]:
-        """Why nodes, by name, take no pod of the workload; those that take it are left out."""
+        """Return why nodes, by name, refuse the workload's pods."""
         spec = workload["spec"]["template"]["spec"]
         found = {node["metadata"]["name"]: refusal(node, spec) for node in self._nodes.nodes}
         return {name: why for name, why in found.items() if why}

@@ -28,7 +28,7 @@ class Releases:
         return self._known(deployment, entry)[0]
 
     def pods(self, deployment: Deployment, entry: HelmRevision) -> Pods:
-        """How many pods of each track that revision asks for."""
+        """Return how many pods of each track that revision asks for."""
         return self._known(deployment, entry)[1]
 
     def _known(self, deployment: Deployment, entry: HelmRevision) -> tuple[Rollout, Pods]:

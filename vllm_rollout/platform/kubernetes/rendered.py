@@ -75,7 +75,7 @@ class Rendered:
         return found
 
     def count_problem(self) -> str:
-        """Where the chart makes another number of pods than the policy has; empty if it does not.
+        """Return where the chart and the policy differ in the number of pods; empty if they agree.
 
         Empty for a chart that renders no pods, and where an autoscaler owns the number.
         """
@@ -125,7 +125,7 @@ def demand_of(workload: Mapping[str, Any]) -> Demand:
 
 
 def _surge(workload: Mapping[str, Any], pods: int) -> int:
-    """How many pods a rolling update runs beyond `pods`; Kubernetes rounds shares up."""
+    """Return how many pods a rolling update runs beyond `pods`; Kubernetes rounds shares up."""
     if workload["kind"] != "Deployment":
         return 0
     strategy = workload["spec"].get("strategy") or {}

@@ -282,7 +282,7 @@ def _lease(name: str, found: Any) -> Lease:
 
 
 def _transitions(spec: Any, *, renews: bool) -> int:
-    """How often the lease has changed hands, this time included."""
+    """Return how often the lease has changed hands, this time included."""
     if spec is None:
         return 0
     return int(spec.lease_transitions or 0) + (0 if renews else 1)

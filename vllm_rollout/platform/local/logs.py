@@ -11,7 +11,7 @@ _KEPT_FILES = 40
 
 
 def log_folder(state_dir: Path, release: str) -> Path:
-    """Where the logs of a release are."""
+    """Return the folder of a release's logs."""
     return state_dir / "logs" / release
 
 

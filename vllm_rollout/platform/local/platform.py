@@ -72,7 +72,7 @@ class LocalPlatform:
 
     @cached_property
     def store(self) -> SqliteStore:
-        """Where evidence, journal and lock are kept: the same file as the releases."""
+        """Store of evidence, journal and lock: the same file as the releases."""
         return SqliteStore(self._state.database, now=self._now)
 
     @property
@@ -112,11 +112,11 @@ class LocalPlatform:
         return PathErrors()
 
     def own_url(self, deployment: Deployment) -> str:
-        """Where the router answers from the release's own replicas. Raises: as `base_url`."""
+        """Return the router's URL of the release's own replicas. Raises: as `base_url`."""
         return self.base_url(deployment) + OWN_PATH
 
     def weights(self, deployment: Deployment) -> Weights:
-        """How the router divides the release's traffic; it can always be divided here."""
+        """Return how the router divides the release's traffic; it can always be divided here."""
         return self._state.weights(_key(deployment))
 
     def set_weights(

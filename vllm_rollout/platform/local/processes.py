@@ -52,7 +52,7 @@ def _let_go() -> None:
 
 
 def _started(process: psutil.Process) -> float:
-    """When the process started: since boot where /proc tells, for no step of the clock moves that.
+    """Return the start time in seconds since boot (from /proc), immune to clock changes.
 
     Raises:
         psutil.NoSuchProcess: it is gone.

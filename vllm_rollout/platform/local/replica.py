@@ -101,7 +101,7 @@ class ReplicaKeeper:
 
     @property
     def url(self) -> str:
-        """Where the replica listens, without a trailing slash."""
+        """Address of the replica, without a trailing slash."""
         return self.row.address
 
     def leave(self) -> None:

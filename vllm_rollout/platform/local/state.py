@@ -135,7 +135,7 @@ class State:
         return {row["port"] for row in self.database.rows(sql)}
 
     def weights(self, name: str) -> Weights:
-        """How the release's traffic is to be divided; all of it is its own until somebody says."""
+        """Return the desired weights of the release's traffic; by default all of it is its own."""
         row = self.database.row("SELECT stable, canary FROM traffic WHERE release = ?", (name,))
         return ALL_STABLE if row is None else Weights(stable=row["stable"], canary=row["canary"])
 
