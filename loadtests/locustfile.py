@@ -27,7 +27,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from loadtests.generator import Generator
 from loadtests.log_relay import MasterRelay, WorkerRelay
-from loadtests.log_server import Handover
+from loadtests.log_server import LogServer
 from loadtests.options import add_options, plan_of
 from loadtests.tokens import TokensPage
 from vllm_rollout.load.request_log import WorkerNode
@@ -92,14 +92,14 @@ class LoadRun:
             self._to_master = WorkerRelay(self._runner, folder)
             return
         self._from_workers = MasterRelay(self._runner, folder)
-        handover = Handover(
+        log_server = LogServer(
             self._from_workers,
             folder,
             port=self._options.relay_port,
             unattended_seconds=self._options.unattended,
             on_unattended=self._runner.quit,
         )
-        self._environment.events.quitting.add_listener(handover.wait)
+        self._environment.events.quitting.add_listener(log_server.wait)
 
     def _limit_run_time(self) -> None:
         """Let the schedule end the run: Locust's own limit cuts off the requests under way."""

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _Answer = tuple[str, bytes]
 
 
-class Handover:
+class LogServer:
     """Serves what `relay` has put into `folder`, on 127.0.0.1:`port`.
 
     `on_unattended` is called once when nobody has asked for `unattended_seconds`.

@@ -6,12 +6,12 @@ import statistics
 import pytest
 
 from vllm_rollout.simulator.dials import DialError, Dials
-from vllm_rollout.simulator.distributions import LAWS, parse_law
+from vllm_rollout.simulator.distributions import DISTRIBUTIONS, parse_distribution
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_half_of_a_laws_draws_are_below_its_median(name: str) -> None:
-    law = parse_law(f"{name}(median=0.2)")
+    law = parse_distribution(f"{name}(median=0.2)")
     rng = random.Random(1)
     draws = [law.draw(rng) for _ in range(20_000)]
     assert statistics.median(draws) == pytest.approx(0.2, rel=0.03)
@@ -20,11 +20,11 @@ def test_half_of_a_laws_draws_are_below_its_median(name: str) -> None:
 
 def test_a_laws_parameters_shape_its_tail() -> None:
     rng = random.Random(1)
-    bimodal = parse_law("bimodal(median=1, slow_share=0.1, slow_factor=7)")
+    bimodal = parse_distribution("bimodal(median=1, slow_share=0.1, slow_factor=7)")
     draws = [bimodal.draw(rng) for _ in range(10_000)]
     assert set(draws) == {1.0, 7.0}
     assert draws.count(7.0) / len(draws) == pytest.approx(0.1, abs=0.01)
-    pareto = parse_law("pareto(median=1, alpha=2)")
+    pareto = parse_distribution("pareto(median=1, alpha=2)")
     # P(T > t) = (scale / t) ** 2 with scale = 1 / 2 ** 0.5
     beyond = sum(pareto.draw(rng) > 5 for _ in range(20_000)) / 20_000
     assert beyond == pytest.approx(0.02, abs=0.004)
@@ -34,14 +34,14 @@ def test_a_laws_parameters_shape_its_tail() -> None:
     "text", ["0.05", "lognormal(median=0.2, sigma=0.5)", "pareto(median=1, alpha=3)"]
 )
 def test_a_law_is_written_as_it_is_read(text: str) -> None:
-    assert str(parse_law(text)) == text
-    assert parse_law(parse_law(text)) == parse_law(text)
+    assert str(parse_distribution(text)) == text
+    assert parse_distribution(parse_distribution(text)) == parse_distribution(text)
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("fast", "'fast' is not a latency law"),
+        ("fast", "'fast' is not a latency distribution"),
         ("weibull(median=1)", "lognormal"),
         ("lognormal(sigma=1)", "needs median"),
         ("lognormal(median=1, alpha=2)", "takes median, sigma, not 'alpha=2'"),
@@ -55,7 +55,7 @@ def test_a_law_is_written_as_it_is_read(text: str) -> None:
 )
 def test_a_wrong_law_says_what_is_wrong(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=r".") as error:
-        parse_law(text)
+        parse_distribution(text)
     assert told in str(error.value)
 
 

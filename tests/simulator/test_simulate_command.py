@@ -124,7 +124,7 @@ def test_a_wrong_command_line_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--ttft-seconds", "slow"], "is not a latency law"),
+        (["--ttft-seconds", "slow"], "is not a latency distribution"),
         (["--api-key-file", "no-such-file"], "API key file no-such-file cannot be read"),
         (["--no-such-dial", "1"], "No such option"),
     ],

@@ -49,7 +49,7 @@ def compare_latency(
     The figure is the ratio canary / baseline, 1 where they are alike; `largest_ratio` is what it
     has to stay below, 1.1 for "less than 10% slower". Passes when the ratio's upper bound is below
     it, fails when the lower bound is above it, and is inconclusive between. Either is wrong with
-    a chance of at most 1 - `confidence`, all requests being independent and whatever the two laws
+    a chance of at most 1 - `confidence`, all requests being independent, for any two distributions
     (`quantile_ratio_bounds`, which says why not by ranks and not by bootstrap).
 
     Censored requests had no answer: they rank above every measured one. `n` counts both sides.

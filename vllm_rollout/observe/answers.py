@@ -30,7 +30,7 @@ class AnswerError(Exception):
         self.status = status
 
 
-class _Said(msgspec.Struct):
+class _Message(msgspec.Struct):
     """A chat's `message` or, streamed, its `delta`; `role` is there in the one that opens it."""
 
     role: Any = msgspec.UNSET
@@ -43,8 +43,8 @@ class _Choice(msgspec.Struct):
 
     index: int = 0
     text: str | None = None
-    message: _Said | None = None
-    delta: _Said | None = None
+    message: _Message | None = None
+    delta: _Message | None = None
     finish_reason: Any = None
 
 

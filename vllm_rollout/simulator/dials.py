@@ -13,9 +13,14 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_rollout.simulator.distributions import Constant, LatencyLaw, Lognormal, parse_law
+from vllm_rollout.simulator.distributions import (
+    Constant,
+    Distribution,
+    Lognormal,
+    parse_distribution,
+)
 
-Law = Annotated[LatencyLaw, BeforeValidator(parse_law), PlainSerializer(str)]
+Times = Annotated[Distribution, BeforeValidator(parse_distribution), PlainSerializer(str)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,11 +36,11 @@ class Dials(BaseModel):
     )
 
     seed: int = Field(1, description="fixes every draw: times, outcomes, texts")
-    ttft_seconds: Law = Field(
+    ttft_seconds: Times = Field(
         Lognormal(0.05, 0.25),
         description="time to first token: seconds, or lognormal|pareto|bimodal(median=…, …)",
     )
-    inter_token_seconds: Law = Field(
+    inter_token_seconds: Times = Field(
         Constant(0.01), description="time from a token to the next, written as --ttft-seconds"
     )
     max_num_seqs: int = Field(256, ge=1, description="sequences that run at once; the rest wait")

@@ -1,4 +1,4 @@
-"""Latency laws: how a time is drawn. Written `0.05` or `lognormal(median=0.2, sigma=0.5)`."""
+"""Latency distributions, written `0.05` or `lognormal(median=0.2, sigma=0.5)`."""
 
 import math
 import random
@@ -10,7 +10,7 @@ _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class LatencyLaw(ABC):
+class Distribution(ABC):
     """A distribution of times in seconds with the given `median`."""
 
     median: float
@@ -31,7 +31,7 @@ class LatencyLaw(ABC):
 
 
 @dataclass(frozen=True)
-class Constant(LatencyLaw):
+class Constant(Distribution):
     """Always the median."""
 
     def draw(self, rng: random.Random) -> float:  # noqa: ARG002 - the others need it
@@ -43,7 +43,7 @@ class Constant(LatencyLaw):
 
 
 @dataclass(frozen=True)
-class Lognormal(LatencyLaw):
+class Lognormal(Distribution):
     """`median · exp(sigma · Z)`, Z standard normal: what most services look like."""
 
     sigma: float = 0.5
@@ -54,7 +54,7 @@ class Lognormal(LatencyLaw):
 
 
 @dataclass(frozen=True)
-class Pareto(LatencyLaw):
+class Pareto(Distribution):
     """A heavy tail: P(T > t) falls as `t ** -alpha`."""
 
     alpha: float = 2.5
@@ -71,7 +71,7 @@ class Pareto(LatencyLaw):
 
 
 @dataclass(frozen=True)
-class Bimodal(LatencyLaw):
+class Bimodal(Distribution):
     """`slow_share` of the draws take `slow_factor` times the median."""
 
     slow_share: float = 0.05
@@ -87,18 +87,18 @@ class Bimodal(LatencyLaw):
         return self.median * (self.slow_factor if rng.random() < self.slow_share else 1.0)
 
 
-LAWS: dict[str, type[LatencyLaw]] = {
-    law.__name__.lower(): law for law in (Constant, Lognormal, Pareto, Bimodal)
+DISTRIBUTIONS: dict[str, type[Distribution]] = {
+    kind.__name__.lower(): kind for kind in (Constant, Lognormal, Pareto, Bimodal)
 }
 
 
-def parse_law(value: object) -> LatencyLaw:
-    """The law that `value` writes: a law, a number of seconds, or `name(median=…, …)`.
+def parse_distribution(value: object) -> Distribution:
+    """Return the distribution for a distribution, a number of seconds or `name(median=…, …)`.
 
     Raises:
-        ValueError: it writes none; the message says what would.
+        ValueError: it is none; the message says how to write one.
     """
-    if isinstance(value, LatencyLaw):
+    if isinstance(value, Distribution):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Constant(float(value))
@@ -107,13 +107,13 @@ def parse_law(value: object) -> LatencyLaw:
     if seconds is not None:
         return Constant(seconds)
     call = _CALL.fullmatch(text)
-    if call is None or call[1] not in LAWS:
+    if call is None or call[1] not in DISTRIBUTIONS:
         raise ValueError(
-            f"{text!r} is not a latency law; write seconds (0.05) or "
-            f"one of {', '.join(LAWS)}, as lognormal(median=0.2, sigma=0.5)"
+            f"{text!r} is not a latency distribution; write seconds (0.05) or "
+            f"one of {', '.join(DISTRIBUTIONS)}, as lognormal(median=0.2, sigma=0.5)"
         )
-    law = LAWS[call[1]]
-    names = [field.name for field in fields(law)]
+    kind = DISTRIBUTIONS[call[1]]
+    names = [field.name for field in fields(kind)]
     arguments: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in call[2].split(","))):
         name, _, number = (piece.strip() for piece in part.partition("="))
@@ -122,7 +122,7 @@ def parse_law(value: object) -> LatencyLaw:
         arguments[name] = float(number)
     if "median" not in arguments:
         raise ValueError(f"{call[1]} needs median=SECONDS")
-    return law(**arguments)
+    return kind(**arguments)
 
 
 def _number(text: str) -> float | None:

@@ -1,7 +1,7 @@
 """The engine: which sequences run, which wait, and when each token comes.
 
 As in vLLM, `max_num_seqs` sequences run and the rest wait in order of arrival. Times of the
-first token and between tokens are drawn from laws; they do not depend on what else runs.
+first token and between tokens are drawn from distributions; they do not depend on what else runs.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from vllm_rollout.simulator.dials import Dials
-from vllm_rollout.simulator.distributions import LatencyLaw
+from vllm_rollout.simulator.distributions import Distribution
 from vllm_rollout.simulator.timetable import Timetable
 
 FinishReason = Literal["length", "stop"]
@@ -49,8 +49,8 @@ class Sequence:
     length: int
     finish_reason: FinishReason
     rng: random.Random
-    ttft: LatencyLaw
-    inter_token: LatencyLaw
+    ttft: Distribution
+    inter_token: Distribution
     siblings: int = 1
     arrived: float = field(default_factory=time.monotonic)
     started: float = math.nan
@@ -111,7 +111,7 @@ class Engine:
         return self._dials.dead
 
     def turn(self, dials: Dials) -> None:
-        """Follow `dials` from now on. Sequences keep the laws they came with."""
+        """Follow `dials` from now on. Sequences keep the distributions they came with."""
         self._dials = dials
         self.pause("hang", on=dials.hang)
         if dials.dead:

@@ -17,7 +17,7 @@ from vllm_rollout.simulator import responses as answers
 from vllm_rollout.simulator.dials import Dials
 from vllm_rollout.simulator.engine import Engine, EngineDeadError, OverloadedError, Sequence
 from vllm_rollout.simulator.listeners import CutError, Gatherer, Streamer
-from vllm_rollout.simulator.recorded_times import Outcome, Truth
+from vllm_rollout.simulator.recorded_times import Outcome, RecordedTimes
 from vllm_rollout.simulator.requests import Kind, Refusal, read
 from vllm_rollout.simulator.response_plan import Plan
 
@@ -42,10 +42,10 @@ class _Exchange:
     listener: Gatherer | None = None
 
 
-class InferenceDesk:
+class InferenceHandler:
     """Answers inference requests by running them on the engine, and records their times."""
 
-    def __init__(self, model: str, engine: Engine, truth: Truth, dials: Dials) -> None:
+    def __init__(self, model: str, engine: Engine, truth: RecordedTimes, dials: Dials) -> None:
         self._model = model
         self._engine = engine
         self._truth = truth

@@ -22,7 +22,7 @@ _FIELDS = (
 )
 
 
-class Truth:
+class RecordedTimes:
     """The last `keep` inference requests that ended, in order of their end."""
 
     def __init__(self, keep: int = 200_000) -> None:

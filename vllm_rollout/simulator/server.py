@@ -15,9 +15,9 @@ from vllm_rollout.simulator import responses as answers
 from vllm_rollout.simulator.dials import DialError, Dials
 from vllm_rollout.simulator.engine import Engine
 from vllm_rollout.simulator.http_metrics import HttpMetrics
-from vllm_rollout.simulator.inference import InferenceDesk, json_response
+from vllm_rollout.simulator.inference import InferenceHandler, json_response
 from vllm_rollout.simulator.metrics import EngineMetrics
-from vllm_rollout.simulator.recorded_times import Truth
+from vllm_rollout.simulator.recorded_times import RecordedTimes
 from vllm_rollout.simulator.stalls import Stalls
 from vllm_rollout.simulator.timetable import Lateness
 
@@ -42,11 +42,11 @@ class Simulator:
         PlatformCollector(registry=self._registry)
         metrics = EngineMetrics(self._registry, model)
         self._http_metrics = HttpMetrics(self._registry)
-        self._truth = Truth()
+        self._truth = RecordedTimes()
         self._loop_lag = Lateness()
         self._engine = Engine(loop, dials, metrics)
         metrics.watch(self._engine)
-        self._desk = InferenceDesk(model, self._engine, self._truth, dials)
+        self._inference = InferenceHandler(model, self._engine, self._truth, dials)
         self._stalls = Stalls(loop, self._engine)
         self._stalls.turn(dials)
         self._probe_loop(loop, time.monotonic())
@@ -58,7 +58,7 @@ class Simulator:
             DialError: nothing was turned.
         """
         self.dials = self.dials.turned(changes)
-        self._desk.turn(self.dials, changes)
+        self._inference.turn(self.dials, changes)
         self._engine.turn(self.dials)
         if any(name.startswith("stall_") for name in changes):
             self._stalls.turn(self.dials)
@@ -160,10 +160,10 @@ class Simulator:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_1_0_0})
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._desk.answer(request, "completion")
+        return await self._inference.answer(request, "completion")
 
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._desk.answer(request, "chat")
+        return await self._inference.answer(request, "chat")
 
     # The simulator's own routes
 

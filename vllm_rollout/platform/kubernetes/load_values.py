@@ -83,7 +83,7 @@ def generator_values(api: KubernetesApi, settings: LoadSettings, task: LoadTask)
 
 
 def _target(api: KubernetesApi, base_url: str) -> dict[str, Any]:
-    """Return the egress target: the pods of the Service that is named, or any address."""
+    """Return the egress target: pods of the named Service, or any address at the port."""
     url = urlsplit(base_url)
     host = url.hostname or ""
     if _is_loopback(host):
