@@ -7,7 +7,7 @@ from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.policy import Policy
 
-_LOOKS = 2
+_ANALYSES = 2
 """A step that is inconclusive is judged once more, at the end of its extension."""
 
 
@@ -29,9 +29,9 @@ class Answers:
 def canary_verdicts(baseline: Answers, canary: Answers, policy: Policy) -> dict[str, Verdict]:
     """Return the policy's comparisons of the canary with the baseline, by name."""
     rules = policy.canary
-    # Each of the looks may be wrong with its part of the risk, so that all are with the whole.
-    looks = _LOOKS if rules.extend else 1
-    confidence = 1 - (1 - policy.confidence) / looks
+    # Each analysis may be wrong with its part of the risk, so that all are with the whole.
+    analyses = _ANALYSES if rules.extend else 1
+    confidence = 1 - (1 - policy.confidence) / analyses
     found: dict[str, Verdict] = {}
     if rules.latency is not None:
         found[f"P{rules.latency.percentile:g} latency"] = compare_latency(
