@@ -186,7 +186,7 @@ def latency_rows(rng: np.random.Generator, runs: int) -> Iterator[Row]:
 def burst_rows(rng: np.random.Generator, runs: int) -> Iterator[Row]:
     """Dependent requests: 6,000, of which a tenth fewer than, just, or a tenth over 5% are late.
 
-    Rules in brackets are told nothing of bursts and are here for comparison.
+    Rules in brackets know nothing of bursts and are here for comparison.
     """
     n, limit = 6000, 0.05
     services: Mapping[str, Callable[[float], Bools]] = {

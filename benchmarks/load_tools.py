@@ -79,7 +79,7 @@ class Server:
         return waited_seconds(self._process.pid)
 
     def forget(self) -> None:
-        """Begin its record anew."""
+        """Restart its record."""
         request = urllib.request.Request(self.url + "/truth", method="DELETE")
         urllib.request.urlopen(request, timeout=30).close()
 
