@@ -161,9 +161,9 @@ class _Run:
         with self._alone(), self._client() as client:
             before = self._revision()
             settling = self._settling(client)
-            trouble = settling.begin()
-            if trouble:
-                capacity = conclude(self.goal, (), StopReason.UNMEASURED, trouble)
+            problem = settling.begin()
+            if problem:
+                capacity = conclude(self.goal, (), StopReason.UNMEASURED, problem)
             else:
                 capacity = self._search(plan, pods, slos, settling, before)
             finished = datetime.now(UTC)
@@ -226,8 +226,8 @@ class _Run:
                         f"{what}: {progress_line(seen, confidence=self.policy.confidence)}"
                     ),
                 )
-                trouble = self.settings.path_errors(self.deployment).since(before)
-                return probe.unless(str(trouble)) if trouble and probe.failures else probe
+                problem = self.settings.path_errors(self.deployment).since(before)
+                return probe.unless(str(problem)) if problem and probe.failures else probe
 
             steps = Steps(
                 send=send,

@@ -36,23 +36,23 @@ def capacity_plot(
 
     A dot is a probe that passed or held, a cross one that failed or was doubtful.
     """
-    told = sorted((p for p in probes if p.requests), key=lambda probe: probe.per_second)
-    if not told:
+    shown = sorted((p for p in probes if p.requests), key=lambda probe: probe.per_second)
+    if not shown:
         return ()
-    rates = [p.per_second for p in told]
+    rates = [p.per_second for p in shown]
     ends = [end for end in (capacity.lower, capacity.upper) if 0 < end < math.inf]
     lowest = min([*rates, *ends, expected_per_second])
     highest = max([*rates, *ends, expected_per_second])
     x = Axis(lowest / 1.1, highest * 1.1, LEFT, RIGHT, logarithmic=True)
     plots = (
-        _goodput(x, told, capacity, expected_per_second),
-        _latency(x, told, capacity, slos),
+        _goodput(x, shown, capacity, expected_per_second),
+        _latency(x, shown, capacity, slos),
     )
     return tuple(filter(None, plots))
 
 
-def _goodput(x: Axis, told: Sequence[Probe], capacity: Capacity, expected: float) -> str:
-    most = max([p.good_per_second for p in told if math.isfinite(p.good_per_second)] + [expected])
+def _goodput(x: Axis, shown: Sequence[Probe], capacity: Capacity, expected: float) -> str:
+    most = max([p.good_per_second for p in shown if math.isfinite(p.good_per_second)] + [expected])
     y = Axis(0, most * 1.1, BOTTOM, TOP)
     parts = [*x_axis(x, "requests sent per second"), *y_axis(y, "goodput", "1/s")]
     parts += _interval(x, capacity)
@@ -64,20 +64,20 @@ def _goodput(x: Axis, told: Sequence[Probe], capacity: Capacity, expected: float
         y,
         'stroke="currentColor" stroke-opacity="0.5" stroke-dasharray="2 4"',
     )
-    parts += _points(x, y, [(p, p.good_per_second) for p in told])
+    parts += _points(x, y, [(p, p.good_per_second) for p in shown])
     parts += upright(
         x.at(expected), f"expected {format_value(expected, '1/s')}", "currentColor", "2 3", 28
     )
     return svg(
         "Goodput against rate",
         "Requests answered within every limit each second, at "
-        f"{_listed(told)}; interval of the capacity: {_words(capacity)}.",
+        f"{_listed(shown)}; interval of the capacity: {_words(capacity)}.",
         parts,
     )
 
 
-def _latency(x: Axis, told: Sequence[Probe], capacity: Capacity, slos: Slos) -> str:
-    finite = [p.p95_seconds for p in told if 0 < p.p95_seconds < math.inf]
+def _latency(x: Axis, shown: Sequence[Probe], capacity: Capacity, slos: Slos) -> str:
+    finite = [p.p95_seconds for p in shown if 0 < p.p95_seconds < math.inf]
     limit = slos.latency_seconds
     marks = [*finite, *([limit] if limit else [])]
     if not marks:
@@ -86,7 +86,7 @@ def _latency(x: Axis, told: Sequence[Probe], capacity: Capacity, slos: Slos) -> 
     parts = [*x_axis(x, "requests sent per second"), *y_axis(y, "P95 latency", "s")]
     parts += _interval(x, capacity)
     # An infinite P95 is drawn at the upper edge.
-    parts += _points(x, y, [(p, min(p.p95_seconds, y.high)) for p in told])
+    parts += _points(x, y, [(p, min(p.p95_seconds, y.high)) for p in shown])
     if limit:
         at = y.at(limit)
         parts.append(path(f"M{LEFT} {at:.1f}H{RIGHT}", RED, "5 4"))
@@ -94,7 +94,7 @@ def _latency(x: Axis, told: Sequence[Probe], capacity: Capacity, slos: Slos) -> 
         parts.append(text(LEFT + 6, at - 5, name, "start", RED))
     return svg(
         "P95 latency against rate",
-        f"95th percentile of latency at {_listed(told)}; one where more than one request in "
+        f"95th percentile of latency at {_listed(shown)}; one where more than one request in "
         "twenty failed is drawn at the upper edge.",
         parts,
     )
@@ -134,8 +134,8 @@ def _mark(probe: Probe, x: float, y: float) -> str:
     return path(f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8", RED, "", 2)
 
 
-def _listed(told: Sequence[Probe]) -> str:
-    return ", ".join(f"{p.per_second:.4g}" for p in told) + " requests per second"
+def _listed(shown: Sequence[Probe]) -> str:
+    return ", ".join(f"{p.per_second:.4g}" for p in shown) + " requests per second"
 
 
 def _words(capacity: Capacity) -> str:

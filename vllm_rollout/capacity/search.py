@@ -40,8 +40,8 @@ def _search(goal: SearchConfig, steps: Steps, probes: list[Probe]) -> Capacity:
         probe = steps.send(step)
         probes.append(probe)
         steps.on_probe(probe)
-        if trouble := steps.settle():
-            return conclude(goal, probes, StopReason.NOT_RECOVERED, trouble)
+        if problem := steps.settle():
+            return conclude(goal, probes, StopReason.NOT_RECOVERED, problem)
         if change := steps.changed():
             return conclude(goal, probes, StopReason.CHANGED, change)
     return step

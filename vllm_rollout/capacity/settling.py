@@ -50,25 +50,25 @@ class Settling:
         """Wait until the server is idle again; why it is not, or ""."""
         longest = _SLOWER * self.alone_seconds + _SLACK_SECONDS
         until = self._now() + self._most_seconds
-        calm, trouble = 0, "it was not asked"
+        calm, problem = 0, "it was not asked"
         while True:
             try:
                 answer = self._ask()
             except UnreachableError as error:
-                calm, trouble = 0, str(error)
+                calm, problem = 0, str(error)
             else:
                 quick = answer.ok and answer.seconds <= longest
                 calm = calm + 1 if quick else 0
                 if not answer.ok:
-                    trouble = f"{answer.outcome} {answer.error}".strip()
+                    problem = f"{answer.outcome} {answer.error}".strip()
                 elif not quick:
-                    trouble = (
+                    problem = (
                         f"a single request takes {format_value(answer.seconds, 's')}, and took "
                         f"{format_value(self.alone_seconds, 's')} before"
                     )
             if calm == _REQUESTS:
                 return ""
             if self._now() >= until:
-                return f"not idle again after {format_value(self._most_seconds, 's')}: {trouble}"
+                return f"not idle again after {format_value(self._most_seconds, 's')}: {problem}"
             if not calm:
                 self._sleep(_PAUSE_SECONDS)

@@ -31,7 +31,7 @@ def replicas_verdict(
         limit=float(expected),
         n=len(replicas),
         unit="count",
-        reason="; ".join([f"{len(ready)} of {expected} replicas ready", *map(_trouble, bad)]),
+        reason="; ".join([f"{len(ready)} of {expected} replicas ready", *map(_problem, bad)]),
         remedy="" if holds else _remedy(findings),
     )
 
@@ -44,7 +44,7 @@ def _remedy(findings: Sequence[Finding]) -> str:
     return " ".join(f"{cause.capitalize()}: {what}" for cause, what in advice.items())
 
 
-def _trouble(replica: Replica) -> str:
+def _problem(replica: Replica) -> str:
     words = [f"{replica.name} is {replica.phase}"]
     if replica.phase == "Running":
         words.append("but not ready")

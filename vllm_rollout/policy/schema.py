@@ -85,9 +85,9 @@ def _described(block: type[Block]) -> dict[str, str]:
             match field, text:
                 case (
                     ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(said))),
+                    ast.Expr(value=ast.Constant(value=str(description))),
                 ) if name in block.model_fields:
-                    found[block.model_fields[name].alias or name] = inspect.cleandoc(said)
+                    found[block.model_fields[name].alias or name] = inspect.cleandoc(description)
     return found
 
 
