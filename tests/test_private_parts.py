@@ -5,20 +5,34 @@
 | geventhttpclient | 2.6            | `_parser.HTTPResponseParser` | loadtests/connections.py     |
 | locust           | 2.43.4 to 2.47 | `runners.HEARTBEAT_LIVENESS` | loadtests/locustfile.py      |
 | kubernetes       | 37             | `V1ListMeta._continue`       | platform/kubernetes/store.py |
-| pytest           | 9              | `_pytest.mark.expression`    | tests/test_failures_table.py |
+| pytest           | 9              | `_pytest.mark`               | tests alone                  |
 
 `pyproject.toml` bounds the first two to the tested versions. A newer one is taken by moving the
 bound when these tests pass with it.
 """
 
+import ast
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 ADVICE = "see tests/test_private_parts.py before its bound in pyproject.toml is moved"
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_no_private_module_is_imported_that_is_not_declared_here() -> None:
+    folders = [ROOT / name for name in ("vllm_rollout", "loadtests", "gates")]
+    files = [file for folder in folders for file in folder.rglob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_bytes()))]
+    imported = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    imported |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    private = {name for name in imported if any(part.startswith("_") for part in name.split("."))}
+    assert private == {"geventhttpclient._parser"}, private
 
 
 @pytest.mark.parametrize("name", ["geventhttpclient", "locust"])
