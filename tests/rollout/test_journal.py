@@ -8,7 +8,7 @@ from support.simulated import FakeClock, MemoryStore
 
 from vllm_rollout.model.deployment import Build
 from vllm_rollout.platform.base import ConflictError
-from vllm_rollout.rollout.journal import Journal, JournalEntry, Phase
+from vllm_rollout.rollout.journal import Event, Journal, JournalEntry, Phase, next_phase
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 ENTRY = JournalEntry(
@@ -39,3 +39,17 @@ def test_another_runs_entry_is_not_taken_for_ones_own() -> None:
     found = other.read()
     assert found is not None
     assert found == replace(ENTRY, phase=Phase.ROLLBACK, note="somebody else's")
+
+
+def test_an_unfinished_phase_can_be_resumed_and_a_closed_one_never() -> None:
+    resumed = {phase: next_phase(phase, Event.RESUMED) for phase in Phase if phase != Phase.DONE}
+    assert resumed == {
+        Phase.RAMP: Phase.ROLLBACK,
+        Phase.GATES: Phase.ROLLBACK,
+        Phase.WATCH: Phase.WATCH,
+        Phase.ROLLBACK: Phase.ROLLBACK,
+    }
+    assert {next_phase(phase, Event.ROLLBACK) for phase in resumed} == {Phase.ROLLBACK}
+    for event in Event:
+        with pytest.raises(KeyError):
+            next_phase(Phase.DONE, event)
