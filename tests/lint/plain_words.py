@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("vllm_rollout", "gates", "loadtests")
-TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs")
+TEXTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs")
 # Not in plain words yet.
 EXEMPT = (
     "vllm_rollout/platform/base.py",

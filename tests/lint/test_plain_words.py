@@ -1,7 +1,7 @@
 """The word list finds what it lists, where it stands, and leaves ordinary uses alone."""
 
 import pytest
-from lint.plain_words import check, found_in, found_in_code
+from lint.plain_words import TEXTS, check, found_in, found_in_code
 
 SOURCE = '''"""What is checked.
 
@@ -38,6 +38,6 @@ def test_an_ordinary_use_is_no_finding(text):
 
 
 def test_findings_name_the_file_and_the_replacement(tmp_path):
-    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for page in TEXTS:
         (tmp_path / page).write_text("One line.\nSurely another.\n" if page[0] == "R" else "")
     assert check(tmp_path) == ["README.md:2: 'Surely': use certainly, or the confidence"]
