@@ -37,6 +37,7 @@ def commands() -> dict[str, list[str]]:
         "pytest --collect-only -m staging": [*PYTEST, *GATES, "--base-url", "http://127.0.0.1:9"],
         "pytest, a test that is no gate": PYTEST,
         "the same without the suite": [*PYTEST, "-p", "no:vllm_rollout.pytest_plugin"],
+        "pytest with no plugin at all": [*PYTEST, "--disable-plugin-autoload"],
     }  # fmt: skip
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-rollout/bin"
     helm = shutil.which("helm") or next(map(str, cache.glob("helm4*")), None)

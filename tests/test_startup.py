@@ -1,5 +1,6 @@
 """What starting costs: the libraries that are imported, counted in a fresh interpreter."""
 
+import json
 import os
 import re
 import subprocess
@@ -72,3 +73,26 @@ def test_a_commands_one_line_of_help_is_its_own_first_sentence(name: str) -> Non
 def test_every_command_is_listed_once() -> None:
     listed = get_command(app).commands  # type: ignore[attr-defined]
     assert set(listed) == set(_COMMANDS)
+
+
+def test_connecting_to_a_cluster_imports_no_api_group_before_it_is_asked(tmp_path: Path) -> None:
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}
+    config = {
+        "current-context": "c",
+        "clusters": [cluster],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"token": "x"}}],
+    }
+    (tmp_path / "config").write_text(json.dumps(config))
+    code = (
+        "import sys; from vllm_rollout.platform.kubernetes.api import connect; connect(None);"
+        "print([m for m in sys.modules if m.startswith('kubernetes.client.api.')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KUBECONFIG": str(tmp_path / "config")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

@@ -5,6 +5,7 @@ that asks for no gate as it is. What gates need is in `vllm_rollout.pytest_plugi
 """
 
 import re
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from vllm_rollout.variables import option_or_environment
 
 _ENVIRONMENTS = frozenset({"development", "staging", "production", "preflight", "soak"})
 """Words of `-m` that ask for gates where no policy file names other environments."""
+
+_HINT = (
+    "A test that asks for `deployment` is a gate. Name environment and model, for example:  "
+    "pytest -m staging --model llama-2-7b"
+)
+_HINT_SECTION = "vllm-rollout"
 
 _OPTIONS = (
     "model",
@@ -90,11 +97,39 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Bring in the gates' hooks and fixtures where gates are asked for."""
+    """Declare the built-in markers; bring in hooks and fixtures where gates are asked for."""
+    for name in sorted(_ENVIRONMENTS):  # a marked gate must not stop the tests beside it
+        config.addinivalue_line("markers", f"{name}: gates of that name (vllm-rollout)")
     if asks_for_gates(config):
-        from vllm_rollout.pytest_plugin import hooks as session
+        from vllm_rollout.pytest_plugin import hooks
 
-        config.pluginmanager.register(session, "vllm_rollout.pytest_plugin.hooks")
+        config.pluginmanager.register(hooks, "vllm_rollout.pytest_plugin.hooks")
+    else:
+        config.pluginmanager.register(_Hint(), "vllm_rollout.pytest_plugin.hint")
+
+
+class _Hint:
+    """Says how gates are run, where a gate was run as an ordinary test."""
+
+    def __init__(self) -> None:
+        self._wanted = False
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        raised = call.excinfo.value if call.excinfo else None
+        if isinstance(raised, pytest.FixtureLookupError) and raised.argname == "deployment":
+            report.sections.append((_HINT_SECTION, _HINT))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._wanted = self._wanted or any(name == _HINT_SECTION for name, _ in report.sections)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._wanted:
+            terminalreporter.write_line(_HINT, red=True)
 
 
 def asks_for_gates(config: pytest.Config) -> bool:
@@ -103,15 +138,21 @@ def asks_for_gates(config: pytest.Config) -> bool:
         return True
     if option_or_environment("model", None):
         return True
-    words = set(re.findall(r"[\w-]+", config.getoption("markexpr", "") or ""))
-    return bool(words & _ENVIRONMENTS) or _has_policy(words) or _touches_gates(config)
+    expression = re.sub(r"\bnot\s+[\w-]+", "", config.getoption("markexpr", "") or "")
+    words = set(re.findall(r"[\w-]+", expression)) - {"and", "or", "not"}
+    return bool(words & (_ENVIRONMENTS | _policy_keys())) or _touches_gates(config)
 
 
-def _has_policy(words: "set[str]") -> bool:
-    """Return True if a policy file may name environments of its own among the words of `-m`."""
-    return bool(words) and (
-        option_or_environment("policy", None) is not None or Path("rollout.yaml").is_file()
-    )
+def _policy_keys() -> set[str]:
+    """Keys of the policy file, if there is one: environments of its own are among them.
+
+    Read without a YAML library, which every test run would wait for.
+    """
+    try:
+        text = Path(option_or_environment("policy", None) or "rollout.yaml").read_text("utf-8")
+    except (OSError, ValueError):
+        return set()
+    return set(re.findall(r"[\s{,]([\w-]+)\s*:", text))
 
 
 def _touches_gates(config: pytest.Config) -> bool:

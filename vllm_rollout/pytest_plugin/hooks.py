@@ -74,11 +74,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize every test that uses `deployment`."""
-    if "deployment" not in metafunc.fixturenames:
+    if "deployment" not in metafunc.fixturenames or _is_of_another(metafunc):
         return
     if _PROBLEM in metafunc.config.stash:
         raise pytest.Collector.CollectError(metafunc.config.stash[_PROBLEM])
     parametrize(metafunc, metafunc.config.stash[SETTINGS], _models(metafunc.config))
+
+
+def _is_of_another(metafunc: pytest.Metafunc) -> bool:
+    """Return True if the test's `deployment` is not the suite's fixture, but one of its own."""
+    # No public API says which fixture a name stands for; without it every one counts as ours.
+    known: Any = getattr(metafunc, "_arg2fixturedefs", {}).get("deployment")
+    return bool(known) and known[-1].func.__module__ != fixtures.__name__
 
 
 @pytest.hookimpl(trylast=True)

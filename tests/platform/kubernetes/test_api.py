@@ -1,6 +1,7 @@
 """What the API server's answers mean to the suite."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import urllib3
@@ -11,16 +12,7 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
 from vllm_rollout.platform.kubernetes.store import object_name
 
-API = KubernetesApi(
-    core=None,
-    coordination=None,
-    storage=None,
-    apps=None,
-    batch=None,
-    networking=None,
-    custom=None,
-    address="https://10.0.0.1:6443",
-)
+API = KubernetesApi(SimpleNamespace(configuration=SimpleNamespace(host="https://cluster")))
 FORBIDDEN = 'pods is forbidden: User "ci" cannot list resource "pods" in the namespace "system"'
 
 

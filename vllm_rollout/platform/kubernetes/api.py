@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
@@ -24,18 +24,48 @@ class ExpiredError(DeployError):
     """The API server dropped a listing between two pages."""
 
 
-@dataclass(frozen=True, slots=True)
 class KubernetesApi:
-    """The typed-by-hand part of the untyped client: its API groups and the server's address."""
+    """The typed-by-hand part of the untyped client: its API groups and the server's address.
 
-    core: Any
-    coordination: Any
-    storage: Any
-    apps: Any
-    batch: Any
-    networking: Any
-    custom: Any
-    address: str
+    The client has a module for each group, and each takes long to import: made when asked for.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.address: str = connection.configuration.host
+
+    def _group(self, name: str) -> Any:
+        from kubernetes import client
+
+        return getattr(client, name)(self._connection)
+
+    @cached_property
+    def core(self) -> Any:
+        return self._group("CoreV1Api")
+
+    @cached_property
+    def coordination(self) -> Any:
+        return self._group("CoordinationV1Api")
+
+    @cached_property
+    def storage(self) -> Any:
+        return self._group("StorageV1Api")
+
+    @cached_property
+    def apps(self) -> Any:
+        return self._group("AppsV1Api")
+
+    @cached_property
+    def batch(self) -> Any:
+        return self._group("BatchV1Api")
+
+    @cached_property
+    def networking(self) -> Any:
+        return self._group("NetworkingV1Api")
+
+    @cached_property
+    def custom(self) -> Any:
+        return self._group("CustomObjectsApi")
 
     @contextmanager
     def doing(self, verb: str, resource: str) -> Iterator[None]:
@@ -105,7 +135,7 @@ def connect(context: str | None) -> KubernetesApi:
         UsageError: there is no such context.
         UnreachableError: neither a kubeconfig nor a pod's service account.
     """
-    from kubernetes import client, config
+    from kubernetes import config
 
     try:
         connection = config.new_client_from_config(  # type: ignore[no-untyped-call]
@@ -122,16 +152,7 @@ def connect(context: str | None) -> KubernetesApi:
                 remedy="kubectl config get-contexts lists them.",
             ) from error
         connection = _in_cluster(error)
-    return KubernetesApi(
-        core=client.CoreV1Api(connection),
-        coordination=client.CoordinationV1Api(connection),
-        storage=client.StorageV1Api(connection),
-        apps=client.AppsV1Api(connection),
-        batch=client.BatchV1Api(connection),
-        networking=client.NetworkingV1Api(connection),
-        custom=client.CustomObjectsApi(connection),
-        address=connection.configuration.host,
-    )
+    return KubernetesApi(connection)
 
 
 def _configuration() -> Any:
