@@ -84,7 +84,7 @@ def address_of(settings: Settings, deployment: Deployment) -> str:
     """Return the deployment's address and how it is reached, for display, or why it is unknown."""
     try:
         return str(settings.route_to(deployment))
-    except RolloutError as error:
+    except (RolloutError, OSError) as error:
         return f"unknown ({error})"
 
 

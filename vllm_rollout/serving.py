@@ -5,12 +5,14 @@ server whose `/health` fails is not asked for a token as well.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vllm_rollout.judge import Verdict, check
 from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.judge.replicas import replicas_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
+from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
@@ -50,7 +52,11 @@ class Cluster:
 def pods_running_and_ready(cluster: Cluster, attach: Attach) -> Iterator[Verdict]:
     """Every replica of the release is Running and Ready; `attach` gets why one is not."""
     revision, replicas = cluster.revision(), cluster.replicas()
-    found = () if replicas and all(replica.ready for replica in replicas) else cluster.findings()
+    found: tuple[Finding, ...] = ()
+    if not replicas or not all(replica.ready for replica in replicas):
+        # They are not ready, whether or not it can be found out why.
+        with suppress(RolloutError, OSError):
+            found = cluster.findings()
     for finding in found:
         attach(f"{finding.replica}: {finding.cause}", finding.text)
     expected = revision.capacity if revision else None

@@ -118,3 +118,18 @@ def test_a_trickled_answer_ends_at_the_total_deadline(monkeypatch: pytest.Monkey
 
     assert result.outcome is RequestOutcome.TIMEOUT
     assert result.seconds <= 12
+
+
+@pytest.mark.parametrize("body", [b"not gzip", b"[" * 100_000], ids=["broken gzip", "deep JSON"])
+def test_an_answer_that_cannot_be_read_is_a_failure(body: bytes) -> None:
+    headers = {} if body.startswith(b"[") else {"Content-Encoding": "gzip"}
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(body))
+
+    transport = httpx.MockTransport(answer)
+    with InferenceClient("http://server", model=MODEL, transport=transport) as asking:
+        sample = probe(asking, count=1, timeout_seconds=5)
+        assert asking.models(timeout_seconds=5) == []
+    assert sample.failures == 1
+    assert sample.error

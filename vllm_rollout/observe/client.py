@@ -92,7 +92,7 @@ class InferenceClient:
             response = self._http.get("/health", timeout=timeout_seconds)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             return Health(
                 status=0,
                 seconds=time.monotonic() - started,
@@ -113,7 +113,7 @@ class InferenceClient:
             return [str(entry["id"]) for entry in response.json()["data"]]
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
-        except (httpx.TransportError, ValueError, KeyError, TypeError):
+        except (httpx.RequestError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
     def complete(
@@ -170,7 +170,7 @@ class InferenceClient:
             raise self._unreachable(error) from error
         except httpx.TimeoutException as error:
             outcome, reason = RequestOutcome.TIMEOUT, _describe(error, timeout_seconds)
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             # An answer that had begun and broke off is the server's, not the network's to explain.
             outcome = RequestOutcome.TRUNCATED if status else RequestOutcome.CONNECTION
             reason = _describe(error, timeout_seconds)
@@ -192,7 +192,7 @@ class InferenceClient:
             error=reason,
         )
 
-    def _unreachable(self, error: "httpx.TransportError") -> UnreachableError:
+    def _unreachable(self, error: "httpx.RequestError") -> UnreachableError:
         return UnreachableError(
             f"nothing answers at {self.base_url}: {error}",
             address=self.base_url,
@@ -201,7 +201,7 @@ class InferenceClient:
         )
 
 
-def _describe(error: "httpx.TransportError", timeout_seconds: float) -> str:
+def _describe(error: "httpx.RequestError", timeout_seconds: float) -> str:
     import httpx
 
     if isinstance(error, httpx.TimeoutException):
