@@ -260,7 +260,7 @@ def test_a_busy_api_server_whose_watches_expire_is_asked_again(site: Site) -> No
 
 @pytest.mark.parametrize("helm_binary", ["helm3"], indirect=True)
 def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site: Site) -> None:
-    site.stands_in_staging("one")
+    site.to_staging("one")
     cluster = site.namespace.cluster
     account = f"/api/v1/namespaces/{site.namespace.name}/serviceaccounts"
     lines = []
