@@ -32,13 +32,14 @@ def helm(helm_binary: str, namespace: Namespace, *words: str) -> None:
 
 
 @pytest.fixture
-def roles(namespace: Namespace, helm_binary: str) -> None:
-    """The account of the watch, with its Role."""
+def account(namespace: Namespace, helm_binary: str) -> str:
+    """The watch's account, with its Role."""
     helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
+    return "vllm-rollout-watch"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, namespace: Namespace, helm_binary: str, roles: None) -> Path:
+def folder(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Path:
     """Production runs its second build, and a policy says how it is watched."""
     url = f"{namespace.cluster.services.url}/{{namespace}}/{{model}}-{{environment}}"
     content = {
@@ -93,7 +94,7 @@ def test_the_watch_rolls_back_with_its_own_role(
     assert list((folder / "deployments").glob(f"{MODEL}-*.md"))
 
 
-@pytest.mark.usefixtures("roles")
+@pytest.mark.usefixtures("account")
 def test_the_api_server_takes_the_charts_objects(namespace: Namespace, helm_binary: str) -> None:
     image = "registry/vllm-rollout-watch@sha256:" + "5" * 64
     chosen = ["--set", f"model={MODEL},image={image}"]
