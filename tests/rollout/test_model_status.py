@@ -100,7 +100,7 @@ def test_a_canary_is_told_with_its_share_of_the_traffic(world: World) -> None:
     canary = status_of(world).environments[2].canary
 
     assert canary is not None
-    assert (canary.share, canary.trouble) == (0.25, "")
+    assert (canary.share, canary.problem) == (0.25, "")
     assert canary.build == world.platform.build(STAGING, {"version": 2})
     assert [replica.ready for replica in canary.replicas] == [True] * 4
 
@@ -116,5 +116,5 @@ def test_a_canary_is_told_whatever_the_policy_has_become_and_its_route(world: Wo
     canary = status_of(world).environments[2].canary
 
     assert canary is not None
-    assert "nothing divides the traffic" in canary.trouble
+    assert "nothing divides the traffic" in canary.problem
     assert len(canary.replicas) == 4

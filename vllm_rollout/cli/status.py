@@ -70,8 +70,8 @@ def _show(status: ModelStatus) -> None:
 
 def _canary(status: CanaryStatus) -> str:
     share = (
-        f"its share of the traffic is not known: {status.trouble}"
-        if status.trouble
+        f"its share of the traffic is not known: {status.problem}"
+        if status.problem
         else f"{format_share(status.share)} of the traffic"
     )
     if status.build is None:

@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who may change a model's releases, and until when unless renewed.
+    """The right to change a model's releases, until it expires unless renewed.
 
     `version` is another after every renewal. `after` is the holder whose lease this one takes the
     place of, or empty.
@@ -66,7 +66,7 @@ class LeaseHeldError(ConflictError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What a deployment's address is called, and how it is reached from here ("" if directly)."""
+    """A deployment's address, and how it is reached from here ("" if directly)."""
 
     url: str
     how: str = ""

@@ -20,13 +20,13 @@ from vllm_rollout.rollout.soak_samples import soak_of
 class CanaryStatus:
     """A canary beside a release: `share` of the users' traffic goes to it, a fraction.
 
-    `trouble` is why the share is not known; it is 0 then.
+    `problem` is why the share is not known; it is 0 then.
     """
 
     share: float
     build: Build | None
     replicas: tuple[Replica, ...]
-    trouble: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,19 +144,19 @@ def _moves_traffic(under_way: JournalEntry | None, environment: str) -> bool:
 
 
 def _canary(platform: ReleaseReader, deployment: Deployment) -> CanaryStatus | None:
-    share, trouble = 0.0, ""
+    share, problem = 0.0, ""
     try:
         share = platform.weights(deployment).canary_share
     except RolloutError as error:
-        trouble = str(error)
+        problem = str(error)
     history = platform.history(deployment.canary)
-    if not (share or trouble or history):
+    if not (share or problem or history):
         return None
     return CanaryStatus(
         share=share,
         build=history[-1].build if history else None,
         replicas=tuple(platform.replicas(deployment.canary)),
-        trouble=trouble,
+        problem=problem,
     )
 
 

@@ -47,7 +47,9 @@ def verify_webhook(
     now_seconds: float,
     tolerance_seconds: float = 300.0,
 ) -> bool:
-    """Whether the `webhook-` headers sign `body` and are at most the tolerance old (or ahead).
+    """Return True if the `webhook-` headers sign `body` and are not older than the tolerance.
+
+    Nor further ahead of the clock.
 
     The comparison takes as long for a wrong signature as for a right one.
     """
@@ -68,7 +70,7 @@ def sign(body: bytes, key: bytes, *, at_seconds: int) -> str:
 def is_genuine(
     header: str, body: bytes, key: bytes, *, now_seconds: float, tolerance_seconds: float = 300.0
 ) -> bool:
-    """Whether the `header` of before signs `body` and is at most the tolerance old (or ahead).
+    """Return True if the old `header` signs `body` and is at most the tolerance old (or ahead).
 
     The comparison takes as long for a wrong signature as for a right one.
     """
