@@ -47,9 +47,7 @@ def verify_webhook(
     now_seconds: float,
     tolerance_seconds: float = 300.0,
 ) -> bool:
-    """Return True if the `webhook-` headers sign `body` and are not older than the tolerance.
-
-    Nor further ahead of the clock.
+    """Return True if the `webhook-` headers sign `body`, at most the tolerance old or ahead.
 
     The comparison takes as long for a wrong signature as for a right one.
     """
