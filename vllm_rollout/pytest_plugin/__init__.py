@@ -13,7 +13,13 @@ import pytest
 from vllm_rollout.resources import GATES
 from vllm_rollout.variables import option_or_environment
 
-_ENVIRONMENTS = frozenset({"development", "staging", "production", "preflight", "soak"})
+BUILT_IN_MARKERS = {
+    "development": "gates of the development environment",
+    "staging": "gates of the staging environment",
+    "production": "gates of the production environment",
+    "preflight": "pre-deployment checks",
+    "soak": "how long a revision was healthy",
+}
 """Words of `-m` that ask for gates where no policy file names other environments."""
 
 _HINT = (
@@ -98,14 +104,21 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the built-in markers; bring in hooks and fixtures where gates are asked for."""
-    for name in sorted(_ENVIRONMENTS):  # a marked gate must not stop the tests beside it
-        config.addinivalue_line("markers", f"{name}: gates of that name (vllm-rollout)")
+    for name in BUILT_IN_MARKERS:  # a marked gate must not stop the tests beside it
+        config.addinivalue_line("markers", marker_line(name))
     if asks_for_gates(config):
         from vllm_rollout.pytest_plugin import hooks
 
         config.pluginmanager.register(hooks, "vllm_rollout.pytest_plugin.hooks")
     else:
         config.pluginmanager.register(_Hint(), "vllm_rollout.pytest_plugin.hint")
+
+
+def marker_line(name: str) -> str:
+    """Return the line of `pytest --markers` for an environment or a built-in marker."""
+    return (
+        f"{name}: {BUILT_IN_MARKERS.get(name, f'gates of the {name} environment')} (vllm-rollout)"
+    )
 
 
 class _Hint:
@@ -140,7 +153,7 @@ def asks_for_gates(config: pytest.Config) -> bool:
         return True
     expression = re.sub(r"\bnot\s+[\w-]+", "", config.getoption("markexpr", "") or "")
     words = set(re.findall(r"[\w-]+", expression)) - {"and", "or", "not"}
-    return bool(words & (_ENVIRONMENTS | _policy_keys())) or _touches_gates(config)
+    return bool(words & (BUILT_IN_MARKERS.keys() | _policy_keys())) or _touches_gates(config)
 
 
 def _policy_keys() -> set[str]:

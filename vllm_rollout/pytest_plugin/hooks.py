@@ -12,7 +12,7 @@ from vllm_rollout.gate_runs import URL_ONLY, identity
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateResult, result_from_json, write_evidence
-from vllm_rollout.pytest_plugin import fixtures
+from vllm_rollout.pytest_plugin import BUILT_IN_MARKERS, fixtures, marker_line
 from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
 from vllm_rollout.pytest_plugin.gate_results import BEFORE, PATH_ERRORS, Results, record_result
 from vllm_rollout.pytest_plugin.gate_selection import (
@@ -49,11 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     end_with_parent()
     config.stash[SETTINGS] = settings
     for environment in settings.policy.order:
-        config.addinivalue_line(
-            "markers", f"{environment}: gates of the {environment} environment (vllm-rollout)"
-        )
-    config.addinivalue_line("markers", "preflight: pre-deployment checks (vllm-rollout)")
-    config.addinivalue_line("markers", "soak: how long a revision was healthy (vllm-rollout)")
+        if environment not in BUILT_IN_MARKERS:
+            config.addinivalue_line("markers", marker_line(environment))
     config.pluginmanager.register(fixtures, "vllm_rollout.pytest_plugin.fixtures")
 
 
