@@ -8,8 +8,8 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 UV := $(shell command -v uv || echo $(BIN)/uv)
 TESTS ?= tests
-# Tests that need a part that has to be built are marked cluster or helm, by tests/conftest.py.
-BUILT := cluster or helm
+# Left to make test-all: a part that is built (cluster, helm), a program of Debian's, minutes of rollouts.
+LEFT := cluster or helm or prometheus or browser or registry or long
 PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto -W error --timeout 600 -rs
 
 .PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint format lock schema wheel clean
@@ -35,8 +35,8 @@ demo-clean: .venv/installed ## stop what the demo left serving and forget it
 	$(BIN)/python examples/demo.py --clean
 
 test: .venv/installed ## the tests that need no built parts; says what it skips and why
-	@echo "left to make test-all: a real control plane and Helm; to make test-exhaustive: all variants"
-	$(PYTEST) -m "not ($(BUILT) or exhaustive)"
+	@echo "left to make test-all: real control plane, Helm, Prometheus, browser, registry, long rollouts"
+	$(PYTEST) -m "not ($(LEFT) or exhaustive)"
 
 test-all: parts ## these, and those on a real control plane with real Helm; nothing is skipped
 	VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -m "not exhaustive"

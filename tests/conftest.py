@@ -9,8 +9,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 __all__ = ["cluster", "helm_binary", "namespace", "wire"]
 
-_BUILT = {"cluster": "cluster", "helm_binary": "helm"}
-"""The fixtures that give a part that has to be built, and the mark of the tests that use it."""
+_BUILT = {"cluster": "cluster", "helm_binary": "helm", "registry": "registry"}
+"""Fixtures that give a real part, and the mark of the tests that use it."""
 
 
 _LONGEST_FIRST = (
@@ -33,7 +33,7 @@ many short tests, which keep every core at work."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what needs a part that has to be built; `make test` leaves these out."""
+    """Mark what needs a real part that may be missing; `make test` leaves these out."""
     for fixture, mark in _BUILT.items():
         if fixture in getattr(item, "fixturenames", ()):
             item.add_marker(mark)

@@ -45,7 +45,7 @@ POLICY: dict[str, Any] = {
     },
 }
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 
 @pytest.fixture(autouse=True)

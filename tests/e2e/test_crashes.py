@@ -21,6 +21,8 @@ from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.journal import Journal
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Runs]:

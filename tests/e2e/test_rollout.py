@@ -331,6 +331,7 @@ def test_a_standing_watch_gets_the_old_build_back_and_ends_by_sigterm(site: Site
     assert site.record()
 
 
+@pytest.mark.long
 def test_an_interrupted_and_a_killed_ramp_are_undone_by_the_next_run(site: Site) -> None:
     site.in_production("one")
     site.to_staging("two")

@@ -9,6 +9,8 @@ from e2e.test_rollout import MODEL, POLICY, PRODUCTION, Site, new_site
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.base import Weights
 
+pytestmark = pytest.mark.long
+
 BY_TRAFFIC = {
     "canary": {
         "by": "traffic",
