@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
@@ -18,21 +17,32 @@ _PATIENCE_SECONDS = 180.0
 
 def pytest_in(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Run pytest in `folder` without the environment of this test run; what it printed."""
-
-    def run() -> int:
-        for name in [n for n in os.environ if n.startswith(("VLLM_", "PYTEST_"))]:
-            del os.environ[name]
-        os.chdir(folder)
-        warnings.resetwarnings()  # how strict this test run is
-        return int(pytest.main(list(arguments)))
-
     with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
-        status = _wait(_fork(run, printed))
+
+        def run() -> int:
+            os.dup2(printed.fileno(), 1)
+            os.dup2(printed.fileno(), 2)
+            sys.stdout = sys.stderr = printed
+            for name in [n for n in os.environ if n.startswith(("VLLM_", "PYTEST_"))]:
+                del os.environ[name]
+            os.chdir(folder)
+            warnings.resetwarnings()  # how strict this test run is
+            try:
+                return int(pytest.main(list(arguments)))
+            finally:
+                printed.flush()
+
+        def report(text: str) -> None:
+            printed.write(text)
+            printed.flush()
+
+        status = _wait(forked(run, report))
         printed.seek(0)
         return subprocess.CompletedProcess(["pytest", *arguments], status, printed.read(), "")
 
 
-def _fork(run: Callable[[], int], printed: TextIO) -> int:
+def forked(run: Callable[[], int], report: Callable[[str], object]) -> int:
+    """Do `run` in a fork and return its process id; `report` gets the traceback, if any."""
     with warnings.catch_warnings():
         # Newer Pythons warn of forks beside threads; the child uses nothing of theirs.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -41,14 +51,10 @@ def _fork(run: Callable[[], int], printed: TextIO) -> int:
         return pid
     status = 70
     try:
-        os.dup2(printed.fileno(), 1)
-        os.dup2(printed.fileno(), 2)
-        sys.stdout = sys.stderr = printed
         status = run()
     except BaseException:  # noqa: BLE001 - the fork must not go on into the test
-        traceback.print_exc(file=printed)
+        report(traceback.format_exc())
     finally:
-        printed.flush()
         os._exit(status)
 
 

@@ -8,8 +8,6 @@ A process is forked from the test's, whose imports are done.
 import os
 import signal
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.crashing import Calls, When, Wrapped
+from support.forked import forked
 from support.scripted_observer import scripted_observer
 from support.world import STAGING, ScriptedGates, healthy, scripted_tools
 
@@ -212,19 +211,12 @@ class Runs:
 
     def start(self, version: int, *, bad: bool = False, stop: Stop | None = None) -> Run:
         """Start bringing build `version` to production; a `bad` one fails the gates there."""
-        with warnings.catch_warnings():
-            # Newer Pythons warn of forks beside threads; the child uses nothing of theirs.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid:
-            return Run(pid, self.folder)
-        code = 70
-        try:
-            code = self._run(version, bad=bad, stop=stop)
-        except BaseException:  # noqa: BLE001 - the fork must not go on into the test
-            (self.folder / f"said-{os.getpid()}").write_text(traceback.format_exc())
-        finally:
-            os._exit(code)
+
+        def report(text: str) -> None:
+            (self.folder / f"said-{os.getpid()}").write_text(text)
+
+        pid = forked(lambda: self._run(version, bad=bad, stop=stop), report)
+        return Run(pid, self.folder)
 
     def finish(self, version: int, *, bad: bool = False) -> Run:
         """Run to the end."""

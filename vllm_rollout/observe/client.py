@@ -90,7 +90,7 @@ class InferenceClient:
         started = time.monotonic()
         try:
             response = self._http.get("/health", timeout=timeout_seconds)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except _no_connection() as error:
             raise self._unreachable(error) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             return Health(
@@ -111,7 +111,7 @@ class InferenceClient:
         try:
             response = self._http.get("/v1/models", timeout=timeout_seconds)
             return [str(entry["id"]) for entry in response.json()["data"]]
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except _no_connection() as error:
             raise self._unreachable(error) from error
         except (httpx.RequestError, ValueError, KeyError, TypeError, RecursionError):
             return []
@@ -166,7 +166,7 @@ class InferenceClient:
             if status != httpx.codes.OK:
                 raise error_of(status, bytes(whole))
             answer = parse_completion(bytes(whole)) if sse is None else sse.finish()
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except _no_connection() as error:
             raise self._unreachable(error) from error
         except httpx.TimeoutException as error:
             outcome, reason = RequestOutcome.TIMEOUT, _describe(error, timeout_seconds)
@@ -192,13 +192,20 @@ class InferenceClient:
             error=reason,
         )
 
-    def _unreachable(self, error: "httpx.RequestError") -> UnreachableError:
+    def _unreachable(self, error: Exception) -> UnreachableError:
         return UnreachableError(
             f"nothing answers at {self.base_url}: {error}",
             address=self.base_url,
             remedy="Check that the deployment runs and that this machine can reach it, or name "
             "another address with --base-url.",
         )
+
+
+def _no_connection() -> tuple[type[Exception], ...]:
+    """Return the errors that say that no connection could be made."""
+    import httpx
+
+    return (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 def _describe(error: "httpx.RequestError", timeout_seconds: float) -> str:

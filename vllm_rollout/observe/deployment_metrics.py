@@ -220,13 +220,3 @@ def _sum(scrapes: Scrapes, found: Iterable[Series]) -> tuple[int, int]:
     """The growth of all series together, in whole requests, and the most resets of any."""
     grown = [scrapes.increase(series) for series in found]
     return round(sum(each.amount for each in grown)), max((g.resets for g in grown), default=0)
-
-
-def _up_at(seen: Iterable[tuple[float, float]], at: float) -> int:
-    """Return 1 if a target's latest scrape up to `at` succeeded, else 0."""
-    value = 0.0
-    for when, up in seen:
-        if when > at:
-            break
-        value = up
-    return int(value == 1)

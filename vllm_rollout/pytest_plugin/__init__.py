@@ -7,6 +7,7 @@ that asks for no gate as it is. What gates need is in `vllm_rollout.pytest_plugi
 import re
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,65 +29,61 @@ _HINT = (
 )
 _HINT_SECTION = "vllm-rollout"
 
-_OPTIONS = (
-    "model",
-    "policy",
-    "platform",
-    "base_url",
-    "namespace",
-    "kube_context",
-    "report_dir",
-    "workers",
-    "load_in_cluster",
-    "policy_set",
-    "values",
-    "evidence",
-)
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--model": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "model whose deployment is gated, e.g. llama-2-7b; may be repeated",
+    },
+    "--policy": {
+        "metavar": "FILE",
+        "help": "policy file that overrides the defaults (default: ./rollout.yaml)",
+    },
+    "--platform": {"metavar": "NAME", "help": "kubernetes or local (default: the policy's)"},
+    "--base-url": {
+        "metavar": "URL",
+        "help": "address of the model server, instead of the platform's own",
+    },
+    "--namespace": {
+        "metavar": "NAME",
+        "help": "namespace of the releases (default: the policy's)",
+    },
+    "--kube-context": {"metavar": "NAME", "help": "context of the kubeconfig to use"},
+    "--report-dir": {"metavar": "DIR", "help": "where reports are written (default: reports)"},
+    "--workers": {
+        "metavar": "N",
+        "help": "processes or pods that make load (default: the policy's load.workers)",
+    },
+    "--load-in-cluster": {
+        "action": "store_true",
+        "help": "make load by pods in the deployment's cluster (charts/load-generator) and not "
+        "here",
+    },
+    "--policy-set": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "override one policy value, e.g. environments.staging.load.rate=20/s; repeatable",
+    },
+    "--values": {
+        "metavar": "FILE",
+        "help": "values of the build that the pre-deployment checks are about (default: what the "
+        "environment before runs)",
+    },
+    "--evidence": {
+        "metavar": "FILE",
+        "help": "write the evidence of the one model to FILE and render no report",
+    },
+}
+"""The gate options; a run that gives any of them asks for gates."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the gate options; each is an environment variable `VLLM_ROLLOUT_*` too."""
     group = parser.getgroup("vllm-rollout", "gates of a vLLM deployment")
-    group.addoption(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="model whose deployment is gated, e.g. llama-2-7b; may be repeated",
-    )
-    for option, metavar, text in (
-        ("--policy", "FILE", "policy file that overrides the defaults (default: ./rollout.yaml)"),
-        ("--platform", "NAME", "kubernetes or local (default: the policy's)"),
-        ("--base-url", "URL", "address of the model server, instead of the platform's own"),
-        ("--namespace", "NAME", "namespace of the releases (default: the policy's)"),
-        ("--kube-context", "NAME", "context of the kubeconfig to use"),
-        ("--report-dir", "DIR", "where reports are written (default: reports)"),
-        ("--workers", "N", "processes or pods that make load (default: the policy's load.workers)"),
-    ):
-        group.addoption(option, metavar=metavar, help=text)
-    group.addoption(
-        "--load-in-cluster",
-        action="store_true",
-        help="make load by pods in the deployment's cluster (charts/load-generator) and not here",
-    )
-    group.addoption(
-        "--policy-set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one policy value, e.g. environments.staging.load.rate=20/s; repeatable",
-    )
-    group.addoption(
-        "--values",
-        metavar="FILE",
-        help="values of the build that the pre-deployment checks are about (default: what the "
-        "environment before runs)",
-    )
-    group.addoption(
-        "--evidence",
-        metavar="FILE",
-        help="write the evidence of the one model to FILE and render no report",
-    )
+    for name, about in _OPTIONS.items():
+        group.addoption(name, **about)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -147,7 +144,7 @@ class _Hint:
 
 def asks_for_gates(config: pytest.Config) -> bool:
     """Return True if an option, an environment variable, `-m` or a path asks for gates."""
-    if any(getattr(config.option, name, None) for name in _OPTIONS):
+    if any(config.getoption(name) for name in _OPTIONS):
         return True
     if option_or_environment("model", None):
         return True
