@@ -48,7 +48,7 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.platform.writer import ReleaseWriter
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.audit_log import PassedRevisions
 from vllm_rollout.settings import load_settings
 
 MODEL = "llama-2-7b"

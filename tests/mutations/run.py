@@ -77,21 +77,21 @@ MUTATIONS = (
     ),
     Mutation(
         "what is promoted is the build that was gated",
-        "vllm_rollout/rollout/build_drift.py",
+        "vllm_rollout/rollout/preconditions.py",
         "    differences = run.build.differences(build)",
         "    differences: list[str] = []",
         "tests/rollout/test_engine.py tests/rollout/test_build_drift.py",
     ),
     Mutation(
         "the gated revision is the one that is still there",
-        "vllm_rollout/rollout/build_drift.py",
+        "vllm_rollout/rollout/preconditions.py",
         "    elif (now.number, now.build) != (revision.number, run.build):",
         "    elif now.build != run.build:",
         "tests/rollout/test_engine.py tests/rollout/test_build_drift.py",
     ),
     Mutation(
         "an image of a moved tag is not what was gated",
-        "vllm_rollout/rollout/build_drift.py",
+        "vllm_rollout/rollout/preconditions.py",
         "        if not r.image or r.image not in gated",
         "        if not r.image",
         "tests/rollout/test_build_drift.py",
@@ -203,7 +203,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a build that was rolled back is not returned to",
-        "vllm_rollout/rollout/passed_revisions.py",
+        "vllm_rollout/rollout/audit_log.py",
         "if not withdrawn or r.build.digest not in withdrawn.value]",
         "if r.build]",
         "tests/rollout/test_rollback.py tests/rollout/test_monitor.py",

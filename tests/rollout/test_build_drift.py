@@ -7,8 +7,8 @@ from support.world import World
 
 from vllm_rollout.model.deployment import Build, Replica, images_of
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.rollout.build_drift import other_images
 from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.preconditions import other_images
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 TAGGED = Build(values_digest="sha256:v")

@@ -19,8 +19,7 @@ from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.manual_rollback import manual_rollback
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
 
 
 def promoted(world: World) -> None:

@@ -15,10 +15,9 @@ from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.rollout import engine
 from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
 from vllm_rollout.rollout.journal import Journal, Phase
 from vllm_rollout.rollout.lease import hold
-from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 
 def test_a_passing_build_reaches_production_step_by_step(world: World) -> None:

@@ -1,16 +1,21 @@
-"""The lease: one rollout per model at a time."""
+"""The lease: one rollout per model at a time, and each change asks for it itself."""
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.simulated import FakeClock, MemoryStore
+from support.simulated import ALL_STABLE, FakeClock, MemoryStore
+from support.world import MODEL, PRODUCTION, World
 
+from vllm_rollout.model.deployment import Build, Target
 from vllm_rollout.platform.base import ConflictError, Lease
 from vllm_rollout.platform.local.database import Database
 from vllm_rollout.platform.local.store import SqliteStore
-from vllm_rollout.rollout.lease import TTL, HeldLease, LeaseLostError, hold
+from vllm_rollout.rollout.journal import Event, JournalEntry
+from vllm_rollout.rollout.lease import TTL, HeldLease, LeasedReleases, LeaseLostError, hold
 
 
 @pytest.fixture
@@ -134,3 +139,36 @@ def test_who_asks_in_a_transaction_and_who_renews_meanwhile_do_not_wait_for_each
         thread.join(20)
         assert not thread.is_alive()
     held.ensure()
+
+
+CHANGES: dict[str, Callable[[LeasedReleases, Build, JournalEntry], Any]] = {
+    "begin": lambda releases, build, _: releases.begin(build, before=1, note=""),
+    "take over": lambda releases, _, entry: releases.take_over(entry),
+    "advance": lambda releases, _, entry: releases.advance(entry, Event.STEP, ""),
+    "recover": lambda releases, *_: releases.recover(),
+    "apply": lambda releases, build, _: releases.apply(
+        PRODUCTION, Target(build=build, values={}, replicas=1, capacity=4), ""
+    ),
+    "roll back": lambda releases, *_: releases.rollback(1, ""),
+    "uninstall": lambda releases, *_: releases.uninstall(PRODUCTION),
+    "set weights": lambda releases, *_: releases.set_weights(ALL_STABLE, None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_change_is_made_after_the_lease_was_lost(world: World, change: str) -> None:
+    releases, store = world.tools().releases, world.platform.store
+    build = world.platform.build(PRODUCTION, {"version": 2})
+    with releases.leased():
+        entry = releases.begin(build, before=1, note="about to begin")
+        world.platform.guarded_by = None
+        world.platform.calls.clear()
+        assert releases.lease is not None
+        store.release(MODEL, releases.lease.holder)
+        store.acquire(MODEL, "another run", ttl=timedelta(seconds=30))
+
+        with pytest.raises(LeaseLostError):
+            CHANGES[change](releases, build, entry)
+
+    assert world.platform.calls == []
+    assert world.journal() == entry

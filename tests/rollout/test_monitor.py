@@ -12,12 +12,12 @@ from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.rollout.clock import Clock
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal, Phase
+from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.monitor import Monitor, StoppableClock
+from vllm_rollout.rollout.run import Clock
 from vllm_rollout.rollout.soak_samples import soak_of
-from vllm_rollout.rollout.tools import RunTools
 
 HOUR = 3600.0
 

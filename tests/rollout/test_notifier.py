@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from vllm_rollout.policy import load_policy
 from vllm_rollout.policy.notifications import MessageKind, Notifications
 from vllm_rollout.rollout.audit_log import DecisionKind
-from vllm_rollout.rollout.notification_format import Message
-from vllm_rollout.rollout.notifier import Notifier
-from vllm_rollout.rollout.webhook_signature import (
+from vllm_rollout.rollout.delivery import (
     HEADER,
     is_genuine,
     sign,
     signature_headers,
     verify_webhook,
 )
+from vllm_rollout.rollout.notification_format import Message
+from vllm_rollout.rollout.notifier import Notifier
 
 SECRET_PATH = "/services/T000/B000/very-secret-path"
 

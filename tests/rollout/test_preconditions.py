@@ -17,11 +17,11 @@ from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.policy import Soak
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_status import model_status
 from vllm_rollout.rollout.run import Emergency
 from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import keep_sample, sample_of, stretches_of
-from vllm_rollout.rollout.tools import RunTools
 
 SIGN_OFF = "environments.staging.sign_off"
 RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]

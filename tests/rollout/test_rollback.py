@@ -6,10 +6,9 @@ from support.world import PRODUCTION, RAMP, STAGING, World, builds, changes, kin
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.gate_runner import GatesCrashedError
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
+from vllm_rollout.rollout.gates import GatesCrashedError
 from vllm_rollout.rollout.journal import Phase
-from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 
 def test_a_build_that_was_rolled_back_is_never_what_a_rollback_returns_to(world: World) -> None:

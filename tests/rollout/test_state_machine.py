@@ -30,9 +30,8 @@ from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
 from vllm_rollout.rollout.journal import Journal
-from vllm_rollout.rollout.manual_rollback import manual_rollback
 
 CAPACITY = 4
 MOMENTS = st.tuples(st.integers(0, 60), st.sampled_from(["before", "after"]))

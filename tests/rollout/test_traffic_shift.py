@@ -10,8 +10,7 @@ from vllm_rollout.model.deployment import Canary
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.platform.base import Weights
-from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.manual_rollback import manual_rollback
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
 
 
 @pytest.fixture

@@ -26,12 +26,11 @@ from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.rollout.clock import SystemClock
-from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.gate_runner import GateRunner
+from vllm_rollout.rollout.audit_log import PassedRevisions
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback, watch_rollback
+from vllm_rollout.rollout.gates import GateRunner
 from vllm_rollout.rollout.journal import JournalEntry
-from vllm_rollout.rollout.manual_rollback import manual_rollback, watch_rollback
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.rollout.verification import VERIFY_GATES, CannotVerifyError, verify
 from vllm_rollout.settings import Settings, load_settings
 

@@ -16,7 +16,7 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.policy import load_policy
-from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.rollout.watcher import WatchEnd, Watcher
 from vllm_rollout.simulator.running import RunningSimulator
 

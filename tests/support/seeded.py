@@ -16,10 +16,9 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.audit_log import PassedRevisions
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
-from vllm_rollout.rollout.run import Run
+from vllm_rollout.rollout.run import Run, SystemClock
 from vllm_rollout.settings import Settings
 
 

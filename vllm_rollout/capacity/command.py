@@ -45,8 +45,8 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.terminal import progress_line
-from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.lease import hold
+from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.settings import Settings
 
 _CODES = {

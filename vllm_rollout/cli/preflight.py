@@ -15,8 +15,8 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
-from vllm_rollout.rollout.gate_runner import GateRunner, run_preflight
-from vllm_rollout.rollout.result import refusal_of
+from vllm_rollout.rollout.gates import GateRunner, run_preflight
+from vllm_rollout.rollout.run import refusal_of
 from vllm_rollout.settings import Settings
 from vllm_rollout.yaml_file import read_mapping
 

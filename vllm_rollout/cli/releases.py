@@ -15,9 +15,9 @@ from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.lease import hold
 from vllm_rollout.rollout.model_registry import register
+from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.yaml_file import read_mapping
 
 

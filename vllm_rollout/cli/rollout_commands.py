@@ -13,8 +13,8 @@ from vllm_rollout.model.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
+    from vllm_rollout.rollout.leased_run import RunTools
     from vllm_rollout.rollout.run import Emergency
-    from vllm_rollout.rollout.tools import RunTools
     from vllm_rollout.settings import Settings
 
 _NO_REASON = "not given"
@@ -127,7 +127,7 @@ def rollback_command(
     report_dir: options.ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
-    from vllm_rollout.rollout.manual_rollback import manual_rollback
+    from vllm_rollout.rollout.engine import manual_rollback
 
     settings = choice.settings(report_dir=report_dir)
     target = settings.deployment(model, environment or settings.policy.order[-1])

@@ -11,12 +11,11 @@ from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
-from vllm_rollout.rollout.clock import Clock, SystemClock
-from vllm_rollout.rollout.gate_runner import GateRunner
+from vllm_rollout.rollout.gates import GateRunner
+from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.notifier import Notifier
-from vllm_rollout.rollout.run import Emergency, Run
+from vllm_rollout.rollout.run import Clock, Emergency, Run, SystemClock
 from vllm_rollout.rollout.sign_offs import sign_off_command
-from vllm_rollout.rollout.tools import RunTools, assemble
 from vllm_rollout.settings import Settings
 
 

@@ -13,7 +13,7 @@ from vllm_rollout.model.units import parse_duration
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.writer import writer_of
-from vllm_rollout.rollout.clock import SystemClock
+from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.rollout.soak_samples import keep_sample, observed_by, sample_of, soak_of
 from vllm_rollout.settings import Settings
 

@@ -13,8 +13,8 @@ from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.cli.run_tools import new_run_tools, show_end
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.units import UnitError, parse_duration
-from vllm_rollout.rollout.clock import SystemClock
 from vllm_rollout.rollout.monitor import Monitor, StoppableClock
+from vllm_rollout.rollout.run import SystemClock
 
 _FOREVER = "forever"
 

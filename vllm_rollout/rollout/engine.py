@@ -1,5 +1,6 @@
-"""One rollout from start to end: finish an unfinished one, gate, promote."""
+"""Runs from start to end: a rollout (finish what is unfinished, gate, promote) or a rollback."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from vllm_rollout.judge import Outcome
@@ -9,24 +10,22 @@ from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.rollout.audit_log import DecisionKind
-from vllm_rollout.rollout.build_drift import build_drift
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind, PassedRevisions
 from vllm_rollout.rollout.gates import Gates
-from vllm_rollout.rollout.journal import Event, Phase, next_phase
+from vllm_rollout.rollout.journal import Event, JournalEntry, Phase, next_phase
 from vllm_rollout.rollout.lease import LeaseLostError
-from vllm_rollout.rollout.leased_run import run_under_lease
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
+from vllm_rollout.rollout.leased_run import RunTools, run_under_lease
 from vllm_rollout.rollout.preconditions import (
     before_gates,
+    build_drift,
     record_override,
     reusable_run,
     still_to_wait_for,
 )
 from vllm_rollout.rollout.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.rollout.promotion_blockers import wait_until_open
-from vllm_rollout.rollout.result import RolloutResult, problems_of, refusal_of
 from vllm_rollout.rollout.rollback import roll_back
-from vllm_rollout.rollout.tools import RunTools
+from vllm_rollout.rollout.run import RolloutResult, problems_of, refusal_of
 from vllm_rollout.rollout.traffic_shift import traffic_before
 
 
@@ -201,3 +200,99 @@ def _resume(tools: RunTools) -> RolloutResult | None:
             return end
     releases.under_way = False
     return None
+
+
+def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence:
+    """Return the target to revision `to`, or to the newest good one before the serving one."""
+    target, releases = tools.run.target, tools.releases
+    passed = PassedRevisions(releases.platform.store)
+
+    def work(_started: datetime) -> RolloutResult:
+        left = releases.journal.read()
+        if left is not None and not left.unfinished:
+            left = None
+        if left is not None:
+            releases.take_over(left)
+        releases.recover()
+        history = releases.platform.history(target)
+        serving = newest_served(history)
+        # A canary that has traffic is what is left, though the release has another build yet.
+        leaving = left.build if left and left.traffic else serving.build if serving else None
+        earlier = [r for r in history if r.build != leaving]
+        good = passed.good_revision(target, earlier)
+        number = to if to is not None else good.number if good else None
+        if number is None or number not in {r.number for r in history}:
+            raise UsageError(
+                f"{target} has no revision {to}"
+                if to
+                else f"{target} has no earlier good revision",
+                remedy=f"vllm-rollout history {target.model} -e {target.environment} lists them.",
+            )
+        entry = releases.begin(
+            left.build if left and left.traffic else history[-1].build,
+            before=number,
+            note="rollback by hand",
+            traffic=left.traffic if left else None,
+        )
+        return roll_back(tools, entry, reason, code=ExitCode.OK)
+
+    return run_under_lease(tools.run, tools.log, releases, work, done=DecisionKind.ROLLED_BACK)
+
+
+def watch_rollback(tools: RunTools, *, reason: str, revision: int) -> Evidence:
+    """Return the target from `revision`, over which a trigger fired, to the newest good one before.
+
+    Nothing is done, and the end is OK, where a rollout is under way by now or another revision
+    serves. A revision that a rollback restored is not left again by a trigger: going from revision
+    to revision would not help, a person may.
+    """
+    target, releases = tools.run.target, tools.releases
+    passed = PassedRevisions(releases.platform.store)
+
+    def work(_started: datetime) -> RolloutResult:
+        last = releases.journal.read()
+        if last is not None and last.in_progress:
+            return RolloutResult(
+                code=ExitCode.OK, conclusion=f"Nothing done: {last.run_id} is under way"
+            )
+        history = releases.platform.history(target)
+        serving = newest_served(history)
+        if serving is None or serving.number != revision:
+            return RolloutResult(
+                code=ExitCode.OK, conclusion=f"Nothing done: revision {revision} is gone"
+            )
+        earlier = [r for r in history if r.number < revision and r.build != serving.build]
+        good = passed.good_revision(target, earlier)
+        if good is None or _brought_back(tools.log.audit, target, history, serving, last):
+            why = "it was brought back itself" if good else "no earlier revision is good"
+            return RolloutResult(
+                code=ExitCode.NEEDS_PERSON,
+                conclusion=f"A person is needed: {target}, revision {revision}: {reason}; it is "
+                f"not rolled back, as {why}",
+            )
+        entry = releases.begin(
+            serving.build,
+            before=good.number,
+            note=f"watch: {reason}",
+            traffic=last.traffic if last and last.unfinished else None,
+        )
+        return roll_back(tools, entry, reason)
+
+    return run_under_lease(tools.run, tools.log, releases, work, done=DecisionKind.ROLLED_BACK)
+
+
+def _brought_back(
+    audit: AuditLog,
+    target: Deployment,
+    history: Sequence[Revision],
+    serving: Revision,
+    last: JournalEntry | None,
+) -> bool:
+    """Return whether a rollback brought what serves, and no promotion or manual change."""
+    if last is not None and last.target == target.environment:
+        restored = [r.build for r in history if r.number == last.before] or [serving.build]
+        return last.build != serving.build and serving.build in restored
+    about = [d for d in audit.of(target.model) if d.environment == target.environment]
+    return any(
+        each.kind is DecisionKind.ROLLED_BACK and serving.created <= each.at for each in about[-1:]
+    )

@@ -1,21 +1,207 @@
-"""Gate runs, preflight checks and verification of one run's deployments."""
+"""Gates of one run's deployments: run with pytest in a process of their own, and read back."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import yaml
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.evidence import GateRun
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import GateRun, read_evidence
 from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.policy import Policy
 from vllm_rollout.report.rows import findings
 from vllm_rollout.report.terminal import verdict_line
-from vllm_rollout.rollout.gate_runner import GateRunner, run_preflight
-from vllm_rollout.rollout.result import problems_of
-from vllm_rollout.rollout.run import Run
-from vllm_rollout.rollout.run_log import RunLog
+from vllm_rollout.resources import GATES
+from vllm_rollout.rollout.run import Run, RunLog, problems_of
 from vllm_rollout.settings import Settings
+
+_POLL_SECONDS = 0.2
+_ROOM_BYTES = 65_536
+_END_SECONDS = 60.0
+_PREFLIGHT = "preflight"
+
+
+class GatesCrashedError(RolloutError):
+    """The gates ended without evidence; nothing is known of the deployment."""
+
+    exit_code = ExitCode.INCONCLUSIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRunner:
+    """Runs gates with the options of the rollout that asks for them."""
+
+    options: Sequence[str]
+    """pytest options that name policy, platform and so on, the same for every run."""
+    own_gates: Sequence[Path] = ()
+    """The team's own gates, run beside the suite's."""
+    on_event: Callable[[str, str], None]
+    """Called with each event as it happens: its kind (`gate`, `progress`) and its text."""
+
+    def run(
+        self,
+        deployment: Deployment,
+        folder: Path,
+        *,
+        only: Sequence[str] = (),
+        base_url: str | None = None,
+        options: Sequence[str] = (),
+    ) -> GateRun:
+        """Run the deployment's gates, or `only` some, leaving log and evidence in `folder`.
+
+        They send requests to `base_url`, by default to the platform's address. `options` are
+        further pytest options of this run.
+
+        Raises:
+            GatesCrashedError: pytest ended without usable evidence, or could not be run.
+        """
+        try:
+            return self._run(deployment, folder, only, base_url, options)
+        except OSError as error:
+            raise GatesCrashedError(
+                f"the gates could not be run: {error}",
+                remedy=f"They need {folder}, with room on its disk: see --report-dir.",
+            ) from error
+
+    def _run(
+        self,
+        deployment: Deployment,
+        folder: Path,
+        only: Sequence[str],
+        base_url: str | None,
+        options: Sequence[str],
+    ) -> GateRun:
+        folder.mkdir(parents=True, exist_ok=True)
+        evidence_file, events_file = folder / "evidence.json", folder / "events.jsonl"
+        events_file.touch()
+        paths = [str(GATES / f"test_{gate}.py") for gate in only] or [
+            str(path) for path in (GATES, *self.own_gates)
+        ]
+        command = [sys.executable, "-m", "pytest", *paths, "-m", deployment.environment]
+        command += ["--model", deployment.model, "--evidence", str(evidence_file), *self.options]
+        command += options
+        # Plugins that gates do not use, and that take long to start where they are installed.
+        for plugin in ("cacheprovider", "xdist", "hypothesispytest"):
+            command += ["-p", f"no:{plugin}"]
+        command += ["-q", "-o", "addopts="]
+        command += ["--base-url", base_url] if base_url else []
+        # A pipe is the gates' lifeline: when this process dies, however it dies, its end closes and
+        # the gates end themselves and their load.
+        lifeline, ours = os.pipe()
+        environment = {
+            **os.environ,
+            "VLLM_ROLLOUT_EVENTS": str(events_file),
+            "VLLM_ROLLOUT_LIFELINE": str(lifeline),
+        }
+        for inherited in ("PYTEST_ADDOPTS", "VLLM_ROLLOUT_BASE_URL", "VLLM_ROLLOUT_MODEL"):
+            environment.pop(inherited, None)
+        with (
+            (folder / "pytest.log").open("w", encoding="utf-8") as log,
+            events_file.open(encoding="utf-8") as events,
+            subprocess.Popen(  # noqa: S603 - our own interpreter, argv list, no shell
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lifeline],
+            ) as process,
+        ):
+            os.close(lifeline)
+            try:
+                self._follow(process, events)
+            finally:
+                os.close(ours)
+                _end(process)
+        return self._read(evidence_file, folder / "pytest.log", process.returncode)
+
+    def _follow(self, process: "subprocess.Popen[bytes]", events: IO[str]) -> None:
+        unfinished = ""
+        running = True
+        while running:
+            try:
+                process.wait(_POLL_SECONDS)
+                running = False
+            except subprocess.TimeoutExpired:
+                pass
+            *lines, unfinished = (unfinished + events.read()).split("\n")
+            for line in lines:
+                event = json.loads(line)
+                self.on_event(event["event"], event["text"])
+
+    def _read(self, evidence_file: Path, log: Path, status: int) -> GateRun:
+        if not evidence_file.exists():
+            _check_room(evidence_file.parent)  # a full disk has no room for last words either
+            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise GatesCrashedError(
+                f"the gates ended (exit {status}) without evidence:\n{tail}",
+                remedy=f"The whole output is in {log}.",
+            )
+        run = read_evidence(evidence_file).runs[0]
+        if status != 0 and run.outcome is Outcome.PASS:
+            raise GatesCrashedError(
+                f"every gate passed and pytest ended with {status}: something else failed",
+                remedy=f"The whole output is in {log}.",
+            )
+        return run
+
+
+def run_preflight(
+    runner: GateRunner,
+    platform: ReleaseReader,
+    policy: Policy,
+    deployment: Deployment,
+    values: Mapping[str, Any],
+    folder: Path,
+) -> GateRun | None:
+    """Check what the build of `values` needs in `deployment`; the run is about that build.
+
+    None where the policy asks for no check, or the platform has nothing to check beforehand.
+
+    Raises:
+        UsageError: the values serve another model.
+        GatesCrashedError: pytest ended without usable evidence.
+    """
+    environment = policy.environments[deployment.environment]
+    if not (environment.preflight and environment.preflight.enabled):
+        return None
+    if platform.preflight(deployment, values, capacity=environment.replicas) is None:
+        return None
+    build = platform.build(deployment, dict(values))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "values.yaml"
+    file.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    run = runner.run(deployment, folder, only=(_PREFLIGHT,), options=("--values", str(file)))
+    expected = tuple(f"{_PREFLIGHT}-{check}" for check in environment.preflight.enabled)
+    return replace(run, expected=expected, build=build, revision=None)
+
+
+def _check_room(folder: Path) -> None:
+    """Return if a file can be written there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0" * _ROOM_BYTES)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the process; kill it when the closed lifeline does not end it."""
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ that goes on while the machine sleeps.
 
 A run takes a lease over only after it saw it unchanged for its whole time to live by its own clock.
 No two machines' clocks are compared, so none that is wrong, or is stepped, ends a lease early.
+
+`LeasedReleases` makes a rollout's changes of releases, and keeps the journal of them, under it.
 """
 
 import os
@@ -15,12 +17,22 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.platform.base import ConflictError, Lease, LeaseHeldError
-from vllm_rollout.platform.writer import Store
-from vllm_rollout.rollout.clock import Clock
+from vllm_rollout.platform.base import ConflictError, Lease, LeaseHeldError, Weights
+from vllm_rollout.platform.writer import ReleaseWriter, Store
+from vllm_rollout.rollout.journal import (
+    Event,
+    Journal,
+    JournalEntry,
+    Phase,
+    TrafficBefore,
+    next_phase,
+)
+from vllm_rollout.rollout.run import Clock, Run, RunLog
 
 TTL = timedelta(seconds=30)
 _RENEWALS = 3
@@ -150,3 +162,155 @@ def _take_over(held: HeldLease, seen: Lease, *, clock: Clock, ttl: timedelta) ->
         except LeaseHeldError as conflict:
             if conflict.lease.version != seen.version:
                 raise
+
+
+@dataclass(slots=True, kw_only=True)
+class LeasedReleases:
+    """Changes the target's releases, and asks the store for the lease right before each change.
+
+    The platform asks once more before each request (`ReleaseWriter.guard`). Reading takes
+    `platform` and needs no lease. The journal is written before a change.
+    """
+
+    run: Run
+    platform: ReleaseWriter
+    journal: Journal
+    log: RunLog
+    lease_ttl: timedelta = TTL
+    touched: bool = field(default=False, init=False)
+    """True once the target was changed, or was about to be."""
+    under_way: bool = field(default=False, init=False)
+    """True if the run ends with that change; what it undid first, for another, does not count."""
+    previous: str = field(default="", init=False)
+    """Revision that served before the change, as text."""
+    lease: HeldLease | None = field(default=None, init=False)
+
+    @contextmanager
+    def leased(self) -> Iterator[None]:
+        """Hold the model's lease for the length of a `with` block.
+
+        Raises: as `hold`.
+        """
+        with hold(
+            self.platform.store,
+            self.run.target.model,
+            clock=self.log.clock,
+            on_wait=lambda text: self.log.log_step("waiting for the lease", text),
+            ttl=self.lease_ttl,
+        ) as held:
+            self.lease = held
+            self.platform.guard(held)
+            yield
+
+    def ensure_lease(self) -> None:
+        """Return only if the store confirms now that this run holds the model's lease.
+
+        Raises:
+            LeaseLostError: it does not.
+            UnreachableError: the store does not answer.
+        """
+        if self.lease is None:
+            raise AssertionError("a change without the lease")
+        self.lease.ensure()
+
+    def recover(self) -> None:
+        """Clear what a killed client left of the target half done, and log whose it was."""
+        last = self.journal.last
+        target = self.run.target
+        moves_traffic = last is not None and last.moves_traffic
+        for deployment in (target, *([target.canary] if moves_traffic else [])):
+            self.ensure_lease()
+            found = self.platform.recover(deployment, timeout=self.run.policy.deploy_timeout)
+            if found:
+                whose = self.lease.whose if self.lease else ""
+                self.log.log_step(f"recovered {deployment}", found + whose)
+
+    def begin(
+        self, build: Build, *, before: int | None, note: str, traffic: TrafficBefore | None = None
+    ) -> JournalEntry:
+        """Open the journal of a change that is about to begin.
+
+        `before` is the revision to return to, `traffic` the weights to return to, if any move.
+        """
+        self.ensure_lease()
+        self._change_begins(before)
+        now = self.log.now()
+        return self.journal.write(
+            JournalEntry(
+                run_id=self.run.id,
+                model=self.run.target.model,
+                source=self.run.source.environment,
+                target=self.run.target.environment,
+                build=build,
+                before=before,
+                phase=Phase.RAMP,
+                note=note,
+                holder=self.lease.holder if self.lease else "",
+                started=now,
+                updated=now,
+                traffic=traffic,
+            )
+        )
+
+    def take_over(self, entry: JournalEntry) -> JournalEntry:
+        """Take over an unfinished rollout: the run that began it can no longer write the entry.
+
+        Raises: as `ensure_lease`, and ConflictError where somebody wrote it meanwhile.
+        """
+        self.ensure_lease()
+        self._change_begins(entry.before)
+        holder = self.lease.holder if self.lease else ""
+        return self.journal.write(replace(entry, holder=holder, updated=self.log.now()))
+
+    def advance(self, entry: JournalEntry, event: Event, note: str) -> JournalEntry:
+        """Write to the journal that `event` happened, under the lease. Raises: as `take_over`."""
+        self.ensure_lease()
+        return self.close(entry, event, note)
+
+    def close(self, entry: JournalEntry, event: Event, note: str) -> JournalEntry:
+        """Write the last event; nothing is changed after it, so compare-and-set is enough.
+
+        Raises:
+            ConflictError: somebody else has written the journal.
+        """
+        phase = next_phase(entry.phase, event)
+        return self.journal.advance(entry, phase, note, now=self.log.now())
+
+    def apply(self, deployment: Deployment, target: Target, note: str) -> Revision:
+        """Bring a release to `target`. Raises: as `ReleaseWriter.apply` and `ensure_lease`."""
+        self.ensure_lease()
+        return self.platform.apply(
+            deployment,
+            target,
+            description=f"vllm-rollout {self.run.id}: {note}",
+            timeout=self.run.policy.deploy_timeout,
+        )
+
+    def rollback(self, revision: int, note: str) -> Revision:
+        """Return the target to `revision`. Raises: as `apply`."""
+        self.ensure_lease()
+        return self.platform.rollback(
+            self.run.target,
+            revision,
+            description=f"vllm-rollout {self.run.id}: {note}"[:200],
+            timeout=self.run.policy.deploy_timeout,
+        )
+
+    def uninstall(self, deployment: Deployment) -> None:
+        """Remove a release. Raises: as `apply`."""
+        self.ensure_lease()
+        self.platform.uninstall(deployment, timeout=self.run.policy.deploy_timeout)
+
+    def set_weights(self, weights: Weights, expect: Weights | None) -> None:
+        """Divide the target's traffic.
+
+        Raises: as `ReleaseWriter.set_weights` and `ensure_lease`.
+        """
+        self.ensure_lease()
+        self.platform.set_weights(
+            self.run.target, weights, expect=expect, timeout=self.run.policy.deploy_timeout
+        )
+
+    def _change_begins(self, before: int | None) -> None:
+        self.touched = self.under_way = True
+        self.previous = f"revision {before}" if before else "nothing deployed"

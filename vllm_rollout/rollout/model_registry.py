@@ -6,8 +6,7 @@ from vllm_rollout.model.deployment import Deployment, Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.run import Run
-from vllm_rollout.rollout.run_log import RunLog
+from vllm_rollout.rollout.run import Run, RunLog
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
 
 _LONGEST_ANSWER = 300

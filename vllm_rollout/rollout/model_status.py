@@ -8,9 +8,9 @@ from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, 
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.audit_log import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.model_registry import registered
-from vllm_rollout.rollout.passed_revisions import PassedRevisionsReader
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
 from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import soak_of

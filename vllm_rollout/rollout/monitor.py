@@ -16,13 +16,11 @@ from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.base import ConflictError
-from vllm_rollout.rollout.clock import Clock
+from vllm_rollout.rollout.engine import watch_rollback
 from vllm_rollout.rollout.journal import Journal, JournalEntry
 from vllm_rollout.rollout.lease import HeldLease, LeaseLostError, hold
-from vllm_rollout.rollout.manual_rollback import watch_rollback
-from vllm_rollout.rollout.run import Run
-from vllm_rollout.rollout.run_log import RunLog
-from vllm_rollout.rollout.tools import RunTools
+from vllm_rollout.rollout.leased_run import RunTools
+from vllm_rollout.rollout.run import Clock, Run, RunLog
 
 
 class Stopped(Exception):  # noqa: N818 - no error: it was asked for

@@ -16,8 +16,7 @@ from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.report.terminal import observation_line
-from vllm_rollout.rollout.run import Run
-from vllm_rollout.rollout.run_log import RunLog
+from vllm_rollout.rollout.run import Run, RunLog
 from vllm_rollout.rollout.soak_samples import Sampling
 from vllm_rollout.rollout.watcher import WatchEnd, Watcher
 from vllm_rollout.settings import Settings

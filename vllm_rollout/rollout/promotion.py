@@ -11,19 +11,17 @@ from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.reader import ReleaseReader
-from vllm_rollout.rollout.build_drift import same_images
+from vllm_rollout.rollout.audit_log import PassedRevisions, PassedRevisionsReader
 from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
-from vllm_rollout.rollout.leased_releases import LeasedReleases
+from vllm_rollout.rollout.lease import LeasedReleases
+from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_registry import register_target
 from vllm_rollout.rollout.observer import DeploymentObserver
-from vllm_rollout.rollout.passed_revisions import PassedRevisions, PassedRevisionsReader
-from vllm_rollout.rollout.result import RolloutResult, Undo, problems_of
+from vllm_rollout.rollout.preconditions import same_images
 from vllm_rollout.rollout.rollback import roll_back
-from vllm_rollout.rollout.run import Run
-from vllm_rollout.rollout.run_log import RunLog
-from vllm_rollout.rollout.tools import RunTools
+from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, problems_of
 from vllm_rollout.rollout.traffic_shift import TrafficShift, traffic_before
 
 

@@ -12,7 +12,7 @@ from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import OnCall, Policy, Windows
-from vllm_rollout.rollout.clock import Clock
+from vllm_rollout.rollout.run import Clock
 from vllm_rollout.rollout.soak_samples import soak_of, soak_remedy
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
 

@@ -11,17 +11,13 @@ from typing import TypeVar
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
-from vllm_rollout.rollout.audit_log import DecisionKind
+from vllm_rollout.rollout.audit_log import DecisionKind, PassedRevisions
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry
-from vllm_rollout.rollout.lease import LeaseLostError
-from vllm_rollout.rollout.leased_releases import LeasedReleases
+from vllm_rollout.rollout.lease import LeasedReleases, LeaseLostError
+from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_registry import register_target
-from vllm_rollout.rollout.passed_revisions import PassedRevisions
-from vllm_rollout.rollout.result import RolloutResult, problems_of
-from vllm_rollout.rollout.run import Run
-from vllm_rollout.rollout.run_log import RunLog
-from vllm_rollout.rollout.tools import RunTools
+from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, problems_of
 from vllm_rollout.rollout.traffic_shift import TrafficShift
 from vllm_rollout.rollout.verification import CannotVerifyError
 

@@ -1,10 +1,22 @@
-"""One rollout: its identity, its deployments, its policy, and the people who answer for it."""
+"""One rollout: its identity, its clock, its results, and everything reported and recorded of it."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
+from vllm_rollout import __version__
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.evidence import Evidence, GateRun, Override, Step
+from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.journal import JournalEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +52,192 @@ class Run:
     def serves_users(self) -> bool:
         """True if the target is the last environment, the one with users' traffic."""
         return self.target.environment == self.policy.order[-1]
+
+
+# CLOCK_MONOTONIC stands still while a Linux machine is suspended: a lease would seem to last.
+_ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Clock(Protocol):
+    """Source of time for a rollout."""
+
+    def now(self) -> datetime:
+        """Wall-clock time, with its zone."""
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards, and go on while the machine sleeps."""
+
+    def sleep(self, duration: timedelta) -> None:
+        """Wait."""
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> datetime:
+        """Wall-clock time in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary moment, time asleep included where the system tells it."""
+        return time.clock_gettime(_ELAPSED)
+
+    def sleep(self, duration: timedelta) -> None:
+        """Wait."""
+        time.sleep(max(0.0, duration.total_seconds()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutResult:
+    """Result of a rollout, or of a part that ends it.
+
+    `waits_for` names what is missing besides a sign-off (soak, window, on-call), where the gates
+    passed; `awaits_sign_off` is whether the evidence waits for one.
+    """
+
+    code: ExitCode
+    conclusion: str
+    waits_for: str = ""
+    awaits_sign_off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """A change that has to be rolled back, and the exit code once that is done."""
+
+    entry: JournalEntry
+    reason: str
+    code: ExitCode = ExitCode.ROLLED_BACK
+
+
+def problems_of(run: GateRun) -> str:
+    """Return the gates that did not pass and other problems of the run, in one line; or ""."""
+    parts = [f"{g.gate} ({g.outcome})" for g in run.gates if g.outcome is not Outcome.PASS]
+    parts += [f"{name} (not run)" for name in run.missing]
+    if run.changed:
+        parts.append(run.changed)
+    return ", ".join(dict.fromkeys(parts))
+
+
+def refusal_of(run: GateRun) -> RolloutResult | None:
+    """Return the result of a rollout whose gates did not pass; None where they passed."""
+    if run.outcome is Outcome.PASS:
+        return None
+    problems = problems_of(run)
+    if run.outcome is Outcome.FAIL:
+        return RolloutResult(
+            code=ExitCode.GATE_FAILED, conclusion=f"Gates failed, nothing promoted: {problems}"
+        )
+    if run.unreachable:
+        return RolloutResult(
+            code=ExitCode.UNREACHABLE,
+            conclusion=f"Out of reach, nothing promoted: {problems}. {_why_unreachable(run)}",
+        )
+    return RolloutResult(
+        code=ExitCode.INCONCLUSIVE, conclusion=f"Inconclusive, nothing promoted: {problems}"
+    )
+
+
+def _why_unreachable(run: GateRun) -> str:
+    """Return the error of the first gate that could not reach a system."""
+    error = next((g.error for g in run.gates if g.unreachable and g.error), "")
+    return f"{error} ({run.unreachable})" if run.unreachable not in error else error
+
+
+class Reporter(Protocol):
+    """Shows a rollout on a terminal while it runs."""
+
+    def step(self, step: Step) -> None:
+        """Show a step that was done or observed."""
+
+    def gate(self, text: str) -> None:
+        """Show a gate that ended."""
+
+    def progress(self, text: str) -> None:
+        """Show the progress of something that takes time."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunLog:
+    """Steps, gate runs, waived preconditions, audit entries and notifications of one run."""
+
+    run: Run
+    clock: Clock
+    reporter: Reporter
+    audit: AuditLog
+    notify: Callable[[str, str], None]
+    """Sends a message to the policy's channels: its kind and its text. It does not raise."""
+    undelivered: Callable[[], list[str]]
+    """Waits briefly for messages under way: a line for each that did not arrive."""
+    steps: list[Step] = field(default_factory=list)
+    gate_runs: list[GateRun] = field(default_factory=list)
+    waived: list[str] = field(default_factory=list)
+    """Reasons that would have stopped the rollout without its emergency override."""
+    result: RolloutResult | None = None
+
+    def now(self) -> datetime:
+        """Wall-clock time, with its zone."""
+        return self.clock.now()
+
+    def log_step(self, title: str, detail: str = "", outcome: Outcome | None = None) -> None:
+        """Add a step to the evidence and show it."""
+        step = Step(at=self.now(), title=title, detail=detail, outcome=outcome)
+        self.steps.append(step)
+        self.reporter.step(step)
+
+    def log_symptoms(self, error: RolloutError) -> None:
+        """Log why replicas did not become ready, as far as `error` knows."""
+        if isinstance(error, NotReadyError):
+            for finding in findings_of(error.symptoms, self.run.policy, self.run.target.model):
+                self.log_step(f"{finding.replica}: {finding.cause}", finding.text, Outcome.FAIL)
+
+    def log_result(self, result: RolloutResult) -> None:
+        """Log the end of the run."""
+        self.result = result
+        self.log_step(f"exit {result.code.value}", result.conclusion)
+
+    def append_audit(
+        self, kind: DecisionKind, why: str, *, who: str = "", build: str = "", evidence: str = ""
+    ) -> None:
+        """Add a decision about the target to the model's audit log.
+
+        Raises: as `AuditLog.append`, and as the store.
+        """
+        self.audit.append(
+            kind,
+            model=self.run.target.model,
+            environment=self.run.target.environment,
+            at=self.now(),
+            who=who or self.run.who,
+            why=why,
+            run_id=self.run.id,
+            build=build,
+            evidence=evidence,
+        )
+
+    def waive(self, reason: str) -> bool:
+        """Return whether an emergency override waives `reason`; it is recorded then."""
+        if self.run.emergency is None:
+            return False
+        self.waived.append(reason)
+        return True
+
+    def evidence(self, started: datetime, result: RolloutResult | None) -> Evidence:
+        """Return the evidence so far; `result` is None until the run has ended."""
+        emergency = self.run.emergency
+        return Evidence(
+            run_id=self.run.id,
+            model=self.run.source.model,
+            suite_version=__version__,
+            started=started,
+            finished=self.now(),
+            runs=tuple(self.gate_runs),
+            steps=tuple(self.steps),
+            conclusion=result.conclusion if result else "",
+            exit_code=int(result.code) if result else None,
+            override=Override(
+                by=emergency.by, reason=emergency.reason, passed_over=tuple(self.waived)
+            )
+            if emergency
+            else None,
+        )

@@ -22,7 +22,7 @@ from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Gates
-from vllm_rollout.rollout.clock import Clock
+from vllm_rollout.rollout.run import Clock
 from vllm_rollout.serving import (
     Attach,
     Cluster,

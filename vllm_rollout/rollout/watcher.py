@@ -12,7 +12,7 @@ from vllm_rollout.judge.rollback_triggers import Found, Triggers
 from vllm_rollout.model.observation import Observation, ProbeSample
 from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.clock import Clock
+from vllm_rollout.rollout.run import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.resources import CHARTS
-from vllm_rollout.rollout.build_drift import other_images
+from vllm_rollout.rollout.preconditions import other_images
 
 MODEL = "llama-2-7b"
 LONG, SHORT = timedelta(seconds=60), timedelta(seconds=3)

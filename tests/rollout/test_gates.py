@@ -9,7 +9,7 @@ from support.world import STAGING
 
 from vllm_rollout.judge import check
 from vllm_rollout.model.evidence import Evidence, GateResult, GateRun, write_evidence
-from vllm_rollout.rollout.gate_runner import GateRunner, GatesCrashedError
+from vllm_rollout.rollout.gates import GateRunner, GatesCrashedError
 
 NOW = datetime(2026, 11, 18, tzinfo=UTC)
 
