@@ -13,6 +13,8 @@ import typer
 
 from vllm_rollout.cli.console import make_console, show_error
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
+from vllm_rollout.next_command import options_of_this_run
+from vllm_rollout.variables import option_or_environment
 
 if TYPE_CHECKING:
     from vllm_rollout.settings import Settings
@@ -95,6 +97,23 @@ class Choice:
             needs_platform=needs_platform,
         )
 
+    def given(self) -> list[tuple[str, str]]:
+        """The options, and their values, by which another command makes the same choices.
+
+        Choices by environment variables are among them: who reads the command may have none.
+        """
+        named = {
+            "policy": self.policy,
+            "platform": self.platform,
+            "namespace": self.namespace,
+            "kube-context": self.kube_context,
+        }
+        chosen = {name: option_or_environment(name, value) for name, value in named.items()}
+        return [
+            *((f"--{name}", value) for name, value in chosen.items() if value),
+            *(("--set", change) for change in self.changes or []),
+        ]
+
     def for_gates(self, settings: "Settings") -> list[str]:
         """The same choices, as the gates' own pytest options."""
         words = ["--platform", settings.policy.platform, "--namespace", settings.policy.namespace]
@@ -163,8 +182,9 @@ def about_releases(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**arguments: object) -> None:
         with errors_shown():
-            chosen = {name: arguments.pop(name) for name in names}
-            command(**arguments, choice=Choice(**chosen))  # type: ignore[arg-type]
+            choice = Choice(**{name: arguments.pop(name) for name in names})  # type: ignore[arg-type]
+            with options_of_this_run(choice.given()):
+                command(**arguments, choice=choice)
 
     own = inspect.signature(command).parameters.values()
     parameters = [

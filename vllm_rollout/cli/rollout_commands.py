@@ -10,6 +10,7 @@ from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.next_command import next_command
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
@@ -81,7 +82,8 @@ def promote_command(
     if before is None:
         raise UsageError(
             f"nothing comes before {target.environment}",
-            remedy=f"Deploy there directly: vllm-rollout deploy {model} --values FILE",
+            remedy="Deploy there directly: "
+            + next_command("vllm-rollout", "deploy", model, "--values", "FILE"),
         )
     _run(
         settings,

@@ -8,6 +8,7 @@ import typer
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, SignOffsReader, gate_run, unusable
@@ -49,7 +50,7 @@ def sign_off_command(
     )
     if sign_off.approved:
         following = _after(settings.policy, sign_off.environment)
-        options.say(f"next: gate-and-promote {model} --to {following}")
+        options.say("next: " + next_command("gate-and-promote", model, "--to", following))
 
 
 def _decided(
@@ -68,7 +69,7 @@ def _decided(
     if environment is None:
         raise UsageError(
             f"evidence {digest} has no gates of an environment whose policy asks for sign_off",
-            remedy=f"gate-and-promote {model} prints which evidence waits for sign-off.",
+            remedy=f"{next_command('gate-and-promote', model)} prints which evidence waits for it.",
         )
     now = datetime.now(UTC)
     deployment = settings.deployment(model, environment)
@@ -81,7 +82,7 @@ def _decided(
     if why and (approved or not same):
         raise UsageError(
             f"evidence {digest} cannot be {'signed off' if approved else 'rejected'}: {why}",
-            remedy=f"Run gate-and-promote {model} for fresh evidence.",
+            remedy=f"For fresh evidence: {next_command('gate-and-promote', model)}",
         )
     return (
         SignOff(

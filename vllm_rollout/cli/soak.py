@@ -10,6 +10,7 @@ from vllm_rollout.judge.soak import SoakState, soak_text
 from vllm_rollout.model.deployment import Deployment, Revision, newest_served
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.model.units import parse_duration
+from vllm_rollout.next_command import next_command
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.writer import writer_of
@@ -46,7 +47,8 @@ def soak_command(
     if (how := observed_by(policy, rules)) != "samples":
         raise UsageError(
             f"the soak of {deployment} is observed by {how}: it takes no samples",
-            remedy="vllm-rollout status shows it; soak.observed_by in the policy changes it.",
+            remedy="soak.observed_by in the policy changes it. It is shown by: "
+            + next_command("vllm-rollout", "status", model),
         )
     pause = max(parse_duration(every), timedelta(seconds=1))
     clock, shown = SystemClock(), ""

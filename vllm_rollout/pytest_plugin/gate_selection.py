@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.next_command import next_command
 from vllm_rollout.policy import Policy
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings
@@ -177,13 +178,15 @@ def selection_problem(
     if silent:
         return (
             f"no environment selected: these gates would run against {', '.join(silent)}.\n"
-            f"Name the environment, for example:  pytest -m staging --model {model}"
+            "Name the environment, for example:  "
+            + next_command("pytest", "-m", "staging", "--model", model)
         )
     if any(d.model == NO_MODEL for d in deployments):
         environment = deployments[0].environment
         return (
             "no model given.\n"
-            f"Name the model, for example:  pytest -m {environment} --model llama-2-7b\n"
+            "Name the model, for example:  "
+            f"{next_command('pytest', '-m', environment, '--model', 'llama-2-7b')}\n"
             "(--model may be repeated; VLLM_ROLLOUT_MODEL works too)"
         )
     return ""

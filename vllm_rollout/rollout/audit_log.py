@@ -22,6 +22,7 @@ from vllm_rollout.model.deployment import (
     canonical_digest,
 )
 from vllm_rollout.model.evidence import Evidence, as_json, evidence_key
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
@@ -213,7 +214,7 @@ class AuditLog(AuditLogReader):
         raise ConflictError(
             f"the decisions about {model} cannot be added to: entry {number + 1} does not follow "
             f"entry {number}",
-            remedy=f"Run vllm-rollout history {model}: it names the broken entries.",
+            remedy=f"{next_command('vllm-rollout', 'history', model)} names the broken entries.",
         )
 
     def _set_head(self, model: str, head: Entry | None, last: Decision) -> None:

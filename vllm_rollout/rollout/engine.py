@@ -7,6 +7,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy.notifications import MessageKind
@@ -132,8 +133,11 @@ def _served(platform: ReleaseReader, source: Deployment) -> Revision:
     if not history:
         raise UsageError(
             f"{source.model} is not deployed in {source.environment}",
-            remedy=f"Deploy it first: vllm-rollout deploy {source.model} "
-            f"--environment {source.environment} --values FILE",
+            remedy="Deploy it first: "
+            + next_command(
+                *("vllm-rollout", "deploy", source.model),
+                *("--environment", source.environment, "--values", "FILE"),
+            ),
         )
     newest = newest_served(history)
     if newest is None or not newest.complete:
@@ -176,8 +180,8 @@ def _resume(tools: RunTools) -> RolloutResult | None:
     if entry.target != target.environment:
         raise UsageError(
             f"run {entry.run_id} left a rollout to {entry.target} unfinished",
-            remedy=f"Run gate-and-promote {entry.model} --to {entry.target} first: it finishes or "
-            "undoes that one.",
+            remedy="Run this first, it finishes or undoes that one: "
+            + next_command("gate-and-promote", entry.model, "--to", entry.target),
         )
     entry = releases.take_over(entry)
     releases.recover()
@@ -226,7 +230,8 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
                 f"{target} has no revision {to}"
                 if to
                 else f"{target} has no earlier good revision",
-                remedy=f"vllm-rollout history {target.model} -e {target.environment} lists them.",
+                remedy="They are listed by: "
+                + next_command("vllm-rollout", "history", target.model, "-e", target.environment),
             )
         entry = releases.begin(
             left.build if left and left.traffic else history[-1].build,

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import PassedRevisionsReader
@@ -196,8 +197,9 @@ def _blocks_here(
 ) -> Iterator[str]:
     if under_way is not None:
         yield (
-            f"run {under_way.run_id} is under way or was left in its phase {under_way.phase}: the "
-            f"next gate-and-promote --to {under_way.target} finishes or undoes it"
+            f"run {under_way.run_id} is under way or was left in its phase {under_way.phase}: "
+            f"{next_command('gate-and-promote', under_way.model, '--to', under_way.target)} "
+            "finishes or undoes it"
         )
     if newest.status is not RevisionStatus.DEPLOYED or not newest.complete:
         yield f"revision {newest.number} is {newest.status}, {newest.replicas} of {newest.capacity}"

@@ -14,6 +14,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
@@ -112,8 +113,8 @@ def before_gates(
             return RolloutResult(
                 code=ExitCode.INCONCLUSIVE,
                 conclusion=f"Stages are not skipped: {reason}. Deploy it to {missing[0]} and run "
-                f"gate-and-promote {run.source.model} --to {run.source.environment} first; "
-                "or, in an emergency, --emergency --reason TEXT --as NAME",
+                + next_command("gate-and-promote", run.source.model, "--to", run.source.environment)
+                + " first; or, in an emergency, --emergency --reason TEXT --as NAME",
             )
     for sign_off in _sign_offs(run, platform, revision):
         if not sign_off.approved:
@@ -197,8 +198,8 @@ def still_to_wait_for(
     awaits_sign_off = unsigned and not log.waive("the evidence is not signed off")
     if awaits_sign_off:
         reasons.append(
-            f"the evidence waits for sign-off: read the report, then vllm-rollout sign-off "
-            f"{run.source.model} --evidence DIGEST --as NAME (or --reject)"
+            "the evidence waits for sign-off: read the report, then "
+            f"{sign_off_command(run.source.model, 'DIGEST')} (or --reject)"
         )
     if not reasons:
         return None

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.next_command import next_command
 from vllm_rollout.rollout.audit_log import DecisionKind, PassedRevisions
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry
@@ -242,12 +243,19 @@ class _Rollback:
     def _failed(self, entry: JournalEntry, tried: list[str]) -> RolloutResult:
         """Return the result that calls a person (and pages, if the policy says so) to act."""
         target, failures = self.run.target, "; then ".join(tried)
-        where = f"{target.model} -e {target.environment}"
+        where = (target.model, "-e", target.environment)
+        diagnose, history, back = (
+            next_command("vllm-rollout", *words)
+            for words in (
+                ("diagnose", *where),
+                ("history", *where),
+                ("rollback", *where, "--to", "REVISION"),
+            )
+        )
         conclusion = (
             f"A person is needed: {target} was to return to {_named(entry)} because of "
             f"{self.reason}, and it does not serve: {failures}. What served was left serving. To "
-            f"act: vllm-rollout diagnose {where} (why replicas are not ready), vllm-rollout "
-            f"history {where} (where to return to), vllm-rollout rollback {where} --to REVISION. "
+            f"act: {diagnose} (why replicas are not ready), {history} (where to return to), {back}. "
             f"Evidence and logs are in {self.run.folder}; the journal stays open, and the next "
             "gate-and-promote takes the rollback up again"
         )

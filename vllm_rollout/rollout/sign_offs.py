@@ -14,6 +14,7 @@ from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key, from_json
 from vllm_rollout.model.units import format_duration
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
@@ -211,7 +212,7 @@ def validity(policy: Policy, environment: str) -> timedelta:
 def sign_off_command(model: str, digest: str) -> str:
     """Return the command that signs evidence off."""
     short = digest.removeprefix("sha256:")[:16]
-    return f"vllm-rollout sign-off {model} --evidence {short} --as YOUR-NAME"
+    return next_command("vllm-rollout", "sign-off", model, "--evidence", short, "--as", "YOUR-NAME")
 
 
 def what_sign_off_lacks(

@@ -19,6 +19,7 @@ from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
+from vllm_rollout.next_command import next_command
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Gates
@@ -71,8 +72,10 @@ def verify(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
 def _cannot_verify(deployment: Deployment, why: str) -> CannotVerifyError:
     return CannotVerifyError(
         f"{deployment} could not be verified: {why}",
-        remedy=f"Check that it serves: vllm-rollout status {deployment.model}, and pytest -m "
-        f"{deployment.environment} --model {deployment.model}.",
+        remedy="Check that it serves: "
+        + next_command("vllm-rollout", "status", deployment.model)
+        + "; and "
+        + next_command("pytest", "-m", deployment.environment, "--model", deployment.model),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.kubernetes.build import check_same, make_build
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
@@ -139,9 +140,10 @@ class Changes:
         if pending.status == "pending-install":
             self.uninstall(deployment, timeout=timeout)
             return f"{found}; nothing had served before, so it was uninstalled"
+        where = (deployment.release, "-n", deployment.namespace)
         raise DeployError(
             f"{found}, and no earlier revision was ever deployed",
-            remedy=f"Look at `helm history {deployment.release} -n {deployment.namespace}` and "
+            remedy=f"Look at `{next_command('helm', 'history', *where)}` and "
             "uninstall the release if it serves nobody.",
         )
 

@@ -19,6 +19,7 @@ import yaml
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_pods import LoadTask, PodsSeen
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.helm import Helm
@@ -147,7 +148,8 @@ class KubernetesLoadPods:
                 f"{owner} has loaded {self._deployment} for {age.total_seconds():.0f} s, by the "
                 f"Job {self._name} in namespace {self._namespace}",
                 remedy="Two loads on one deployment measure neither: wait until it has ended. If "
-                f"nobody uses it: kubectl delete job {self._name} -n {self._namespace}",
+                "nobody uses it: "
+                + next_command("kubectl", "delete", "job", self._name, "-n", self._namespace),
             )
         self._remove()
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vllm_rollout.model.errors import DeployError
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry, Lease, LeaseHeldError
 from vllm_rollout.platform.kubernetes.api import (
     TIMEOUT_SECONDS,
@@ -148,7 +149,9 @@ class KubernetesStore:
             raise
 
     def _is_held(self, name: str, lease: Lease) -> LeaseHeldError:
-        delete = f"kubectl delete lease {object_name(name)} -n {self._namespace}"
+        delete = next_command(
+            "kubectl", "delete", "lease", object_name(name), "-n", self._namespace
+        )
         return LeaseHeldError(
             lease, remedy=f"Wait for it to end. If that holder is certainly gone: {delete}."
         )

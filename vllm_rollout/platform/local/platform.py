@@ -18,6 +18,7 @@ from vllm_rollout.model.deployment import (
 )
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import PathErrors, Route, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
@@ -98,8 +99,11 @@ class LocalPlatform:
         if release is None:
             raise UsageError(
                 f"there is no release {deployment.release} in {self._state_dir}",
-                remedy=f"Deploy it first: vllm-rollout deploy {deployment.model} "
-                f"--environment {deployment.environment}.",
+                remedy="Deploy it first: "
+                + next_command(
+                    *("vllm-rollout", "deploy", deployment.model),
+                    *("--environment", deployment.environment, "--values", "FILE"),
+                ),
             )
         return f"http://{LOOPBACK}:{release.port}"
 

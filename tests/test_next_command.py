@@ -1,0 +1,56 @@
+"""Commands printed for a person can be typed as they are."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vllm_rollout.next_command import next_command, options_of_this_run
+
+LIBRARY = Path(__file__).parents[1] / "vllm_rollout"
+HOLE = "\0"
+BY_HAND = re.compile(
+    rf"(gate-and-promote|vllm-rollout|kubectl|helm|pytest(?= -)) [a-z-][^.;:,\n]*{HOLE}"
+)
+
+
+def texts_with_holes(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (v.value if isinstance(v, ast.Constant) else HOLE for v in node.values)
+            yield node.lineno, "".join(map(str, parts))
+
+
+def test_no_message_puts_a_command_together_by_hand() -> None:
+    found = [
+        f"{file.relative_to(LIBRARY)}:{line}: {text}"
+        for file in LIBRARY.rglob("*.py")
+        for line, text in texts_with_holes(ast.parse(file.read_text(encoding="utf-8")))
+        if BY_HAND.search(text)
+    ]
+    assert found == [], "use vllm_rollout.next_command"
+
+
+@pytest.mark.parametrize(
+    ("program", "repeated"),
+    [
+        (
+            "gate-and-promote",
+            ["--policy", "a b.yaml", "--set", "a=$x", "--kube-context", "it's"],
+        ),
+        ("pytest", ["--policy", "a b.yaml", "--policy-set", "a=$x", "--kube-context", "it's"]),
+        ("helm", ["--kube-context", "it's"]),
+        ("kubectl", ["--context", "it's"]),
+    ],
+)
+def test_commands_repeat_this_runs_options_quoted(program: str, repeated: list[str]) -> None:
+    chosen = [("--policy", "a b.yaml"), ("--set", "a=$x"), ("--kube-context", "it's")]
+
+    with options_of_this_run(chosen):
+        command = next_command(program, "m; rm x")
+
+    assert shlex.split(command) == [program, "m; rm x", *repeated]
+    assert shlex.split(next_command(program, "m")) == [program, "m"]

@@ -1,0 +1,46 @@
+"""Commands printed for a person to type: quoted, with the options of this run."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+Option = tuple[str, str]
+"""An option of the suite's command lines, and its value."""
+
+_SPELLED_BY = {
+    "helm": {"--kube-context": "--kube-context"},
+    "kubectl": {"--kube-context": "--context"},
+    "pytest": {
+        "--policy": "--policy",
+        "--set": "--policy-set",
+        "--platform": "--platform",
+        "--namespace": "--namespace",
+        "--kube-context": "--kube-context",
+    },
+}
+"""How other programs spell them; an option that is not named here is not theirs."""
+
+_of_this_run: list[Option] = []
+
+
+@contextmanager
+def options_of_this_run(options: Sequence[Option]) -> Iterator[None]:
+    """Repeat `options` in each command that is printed meanwhile."""
+    before = list(_of_this_run)
+    _of_this_run[:] = options
+    try:
+        yield
+    finally:
+        _of_this_run[:] = before
+
+
+def next_command(program: str, *words: str) -> str:
+    """Return the command line for a POSIX shell: `program`, `words`, and this run's options."""
+    spelled = _SPELLED_BY.get(program)
+    options = [
+        word
+        for name, value in _of_this_run
+        if (written := name if spelled is None else spelled.get(name))
+        for word in (written, value)
+    ]
+    return shlex.join([program, *words, *options])
