@@ -254,8 +254,9 @@ class _Rollback:
         )
         conclusion = (
             f"A person is needed: {target} was to return to {_named(entry)} because of "
-            f"{self.reason}, and it does not serve: {failures}. What served was left serving. To "
-            f"act: {diagnose} (why replicas are not ready), {history} (where to return to), {back}. "
+            f"{self.reason}, and it does not serve: {failures}. What served was left serving. "
+            f"To act: {diagnose} (why replicas are not ready), {history} (where to return to), "
+            f"{back}. "
             f"Evidence and logs are in {self.run.folder}; the journal stays open, and the next "
             "gate-and-promote takes the rollback up again"
         )

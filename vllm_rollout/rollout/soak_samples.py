@@ -185,8 +185,8 @@ def soak_remedy(policy: Policy, deployment: Deployment) -> str:
             "vllm-rollout", "soak", deployment.model, "-e", deployment.environment
         )
         return (
-            f"Keep `{command}` running (or `watch`), or run it with --once by a schedule, every few "
-            "minutes; or name a Prometheus (`prometheus.url`)."
+            f"Keep `{command}` running (or `watch`), or run it with --once by a schedule, every "
+            "few minutes; or name a Prometheus (`prometheus.url`)."
         )
     return "Wait; a new revision begins a new soak."
 
