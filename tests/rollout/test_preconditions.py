@@ -3,6 +3,8 @@
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from support.world import DEVELOPMENT, MODEL, STAGING, Killed, World
@@ -10,7 +12,7 @@ from support.world import DEVELOPMENT, MODEL, STAGING, Killed, World
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.soak import soak_state
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.model.errors import ExitCode, UnreachableError, UsageError
 from vllm_rollout.model.evidence import Evidence, from_json
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
@@ -19,6 +21,7 @@ from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_status import model_status
+from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.run import Emergency
 from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import keep_sample, sample_of, stretches_of
@@ -398,3 +401,70 @@ def test_somebody_must_be_on_call_where_the_policy_asks(
     evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == (ExitCode.INCONCLUSIVE if said else ExitCode.OK)
     assert said in evidence.conclusion
+
+
+# ------------------------------------------------- what is needed later
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        (401, ExitCode.INCONCLUSIVE, "environment variable VLLM_ROLLOUT_API_KEY"),
+        (403, ExitCode.INCONCLUSIVE, "asks for a bearer key (HTTP 403), and nothing was changed"),
+        (
+            UnreachableError("refused", address="http://router"),
+            ExitCode.UNREACHABLE,
+            "url",
+        ),
+        (500, ExitCode.OK, "Promoted"),  # what serves may be broken: the new build may mend it
+    ],
+)
+def test_the_users_way_in_is_tried_before_production_changes(
+    world: World, monkeypatch: pytest.MonkeyPatch, answer: int | Exception, code: int, said: str
+) -> None:
+    monkeypatch.setattr(DeploymentObserver, "ask_for_a_token", Mock(side_effect=[answer]))
+    ran = gates_run(world)
+
+    evidence = gate_and_promote(world.tools())
+
+    assert evidence.exit_code == code
+    assert said in evidence.conclusion
+    if code != ExitCode.OK:
+        assert (ran, world.platform.calls) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "said"),
+    [
+        ({"prometheus.url": "http://127.0.0.1:9"}, ExitCode.UNREACHABLE, "127.0.0.1:9"),
+        (
+            {"model_registry.register_command": ["/no/such/program"]},
+            ExitCode.INCONCLUSIVE,
+            "register_command is not installed here: /no/such/program",
+        ),
+    ],
+)
+def test_other_programs_are_tried_before_production_changes(
+    world: World, overrides: dict[str, Any], code: int, said: str
+) -> None:
+    world.overrides |= overrides
+    ran = gates_run(world)
+
+    evidence = gate_and_promote(world.tools())
+
+    assert evidence.exit_code == code
+    assert said in evidence.conclusion
+    assert (ran, world.platform.calls) == ([], [])
+
+
+def test_a_reports_folder_must_be_writable_before_production_changes(world: World) -> None:
+    tools = world.tools()
+    file = world.tmp_path / "file"
+    file.touch()
+    tools = replace(tools, run=replace(tools.run, folder=file / "run"))
+
+    evidence = gate_and_promote(tools)
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "name another folder with --report-dir" in evidence.conclusion
+    assert world.platform.calls == []

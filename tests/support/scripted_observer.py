@@ -25,5 +25,6 @@ def scripted_observer(
         patch.object(DeploymentObserver, "at", looks),
         patch.object(DeploymentObserver, "probe_pods", looks),
         patch.object(DeploymentObserver, "reach", lambda *_: None),
+        patch.object(DeploymentObserver, "ask_for_a_token", lambda *_: 200),
     ):
         yield

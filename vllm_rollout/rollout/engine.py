@@ -22,6 +22,7 @@ from vllm_rollout.rollout.preconditions import (
     record_override,
     reusable_run,
     still_to_wait_for,
+    unmet_needs,
 )
 from vllm_rollout.rollout.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.rollout.promotion_blockers import wait_until_open
@@ -65,6 +66,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
         return _nothing_to_do(gates, target, revision)
     if end := before_gates(run, platform, log, revision):
         return end
+    unmet_needs(run, platform, observer)
     # Refuses, before anything else, a ramp that could not begin.
     traffic_before(platform, run.policy, target)
     # First, so that what cannot be deployed is not put under load for nothing.

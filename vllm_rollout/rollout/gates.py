@@ -140,7 +140,7 @@ class GateRunner:
 
     def _read(self, evidence_file: Path, log: Path, status: int) -> GateRun:
         if not evidence_file.exists():
-            _check_room(evidence_file.parent)  # a full disk has no room for last words either
+            check_room(evidence_file.parent)  # a full disk has no room for last words either
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
             raise GatesCrashedError(
                 f"the gates ended (exit {status}) without evidence:\n{tail}",
@@ -185,7 +185,7 @@ def run_preflight(
     return replace(run, expected=expected, build=build, revision=None)
 
 
-def _check_room(folder: Path) -> None:
+def check_room(folder: Path) -> None:
     """Return if a file can be written there.
 
     Raises:

@@ -53,6 +53,23 @@ class DeploymentObserver:
         with self._client(deployment) as client:
             client.health(timeout_seconds=self.run.policy.watch.probe_timeout_seconds)
 
+    def ask_for_a_token(self, deployment: Deployment) -> int:
+        """Return the HTTP status of one token asked for by the users' way in; 0 without an answer.
+
+        That way is the router of the smoke gate, where it names one.
+
+        Raises:
+            UnreachableError: nothing answers there; the error names the address.
+        """
+        smoke = self.run.policy.environments[deployment.environment].gates.smoke
+        if smoke is not None and smoke.url is not None:
+            client = self._client_at(smoke.url, deployment)
+        else:
+            client = self._client(deployment)
+        with client:
+            limit = self.run.policy.watch.probe_timeout_seconds
+            return client.complete("Hello", max_tokens=1, timeout_seconds=limit).status
+
     @contextmanager
     def at(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
         """Yield a function that observes the deployment through its address."""

@@ -1,25 +1,31 @@
 """Preconditions of a promotion besides passing gates: order, soak, sign-off, windows, on-call.
 
-`before_gates` is asked first, so that nothing is put under load for nothing. `reusable_run` finds
-evidence that a person has signed off, which the next run goes by. `still_to_wait_for` is asked when
-the gates have passed. An emergency override waives what only takes time or people. Right before a
-change, `build_drift` compares the build that was gated with what is there; a tag may move under an
-unchanged build, so the images that replicas really run are compared too.
+`before_gates` and `unmet_needs` are asked first, so that nothing is put under load for nothing.
+`reusable_run` finds evidence that a person has signed off, which the next run goes by.
+`still_to_wait_for` is asked when the gates have passed. An emergency override waives what only
+takes time or people. Right before a change, `build_drift` compares the build that was gated with
+what is there; a tag may move under an unchanged build, so the images that replicas really run are
+compared too.
 """
 
+import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import closing
+from http import HTTPStatus
 from pathlib import Path
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
-from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError
+from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key
 from vllm_rollout.next_command import next_command
+from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import DecisionKind, PassedRevisionsReader
-from vllm_rollout.rollout.gates import Gates
+from vllm_rollout.rollout.gates import Gates, check_room
+from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.promotion_blockers import nobody_on_call, reasons_to_wait
 from vllm_rollout.rollout.run import RolloutResult, Run, RunLog
 from vllm_rollout.rollout.sign_offs import (
@@ -30,6 +36,12 @@ from vllm_rollout.rollout.sign_offs import (
     sign_off_command,
     unusable,
 )
+
+
+class UnmetNeedError(RolloutError):
+    """Something is missing that the run would need after it had changed the target."""
+
+    exit_code = ExitCode.INCONCLUSIVE
 
 
 def build_drift(
@@ -125,6 +137,53 @@ def before_gates(
                 "evidence signed off after all",
             )
     return None
+
+
+def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver) -> None:
+    """Return if what the run needs once it has changed the target is there beforehand.
+
+    Raises:
+        UnmetNeedError: the bearer key is missing or wrong, the reports folder cannot be written,
+            or the model registry's command is not installed.
+        UnreachableError: the smoke gate's router or Prometheus does not answer.
+    """
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        check_room(run.folder)
+    except OSError as error:
+        raise UnmetNeedError(
+            f"{run.folder} cannot be written, where the gates leave their evidence: {error}",
+            remedy="Make room there, or name another folder with --report-dir.",
+        ) from error
+    command = run.policy.model_registry.register_command
+    if run.serves_users and command and shutil.which(command[0]) is None:
+        raise UnmetNeedError(
+            f"model_registry.register_command is not installed here: {command[0]}",
+            remedy="Install it, or correct the policy.",
+        )
+    if run.serves_users and (metrics := DeploymentMetrics.of(run.policy, run.target)):
+        with closing(metrics):
+            metrics.now()
+    smoke = run.policy.environments[run.target.environment].gates.smoke
+    routed = smoke is not None and smoke.url is not None
+    if not routed and newest_served(platform.history(run.target)) is None:
+        return  # nobody is there yet who could be asked
+    try:
+        status = observer.ask_for_a_token(run.target)
+    except UnreachableError as error:
+        if not routed:
+            return  # what serves is down: this build may mend it
+        key = f"environments.{run.target.environment}.gates.smoke.url"
+        raise UnreachableError(
+            f"the smoke gate's router does not answer, and nothing was changed: {error}",
+            address=error.address,
+            remedy=f"Correct {key}; off means the platform's own way in.",
+        ) from error
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise UnmetNeedError(
+            f"{run.target} asks for a bearer key (HTTP {status}), and nothing was changed",
+            remedy=f"Put its key into the environment variable {run.policy.api_key_env}.",
+        )
 
 
 def reusable_run(
