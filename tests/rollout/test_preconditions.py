@@ -416,7 +416,7 @@ def test_somebody_must_be_on_call_where_the_policy_asks(
             ExitCode.UNREACHABLE,
             "url",
         ),
-        (500, ExitCode.OK, "Promoted"),  # what serves may be broken: the new build may mend it
+        (500, ExitCode.OK, "Promoted"),  # what serves may be broken: the new build may repair it
     ],
 )
 def test_the_users_way_in_is_tried_before_production_changes(

@@ -16,7 +16,7 @@ from typing import Self
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.request_counts import ErrorRates, Gap, LatencyCounts, RequestCounts, Uptime
 from vllm_rollout.observe.prometheus import Prometheus, Series, selector
-from vllm_rollout.observe.series import Scrapes, Target, scrapes_of
+from vllm_rollout.observe.series import Scrapes, Target, scrapes_of, target_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.prometheus import Prometheus as Rules
 from vllm_rollout.policy.prometheus import RequestCounter
@@ -188,11 +188,11 @@ class DeploymentMetrics:
     def _newest(self, names: list[str], start: datetime, end: datetime) -> list[Series]:
         """The series of the first of `names` that each server has."""
         found: list[Series] = []
-        known: set[str] = set()
+        known: set[Target] = set()
         for name in names:
             series = self._series(selector(name, self._labels), start, end)
-            found += [s for s in series if s.labels.get("instance", "") not in known]
-            known |= {s.labels.get("instance", "") for s in series}
+            found += [s for s in series if target_of(s) not in known]
+            known |= {target_of(s) for s in series}
         return found
 
     def _series(self, promql: str, start: datetime, end: datetime) -> list[Series]:

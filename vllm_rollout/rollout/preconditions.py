@@ -172,7 +172,7 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
         status = observer.ask_for_a_token(run.target)
     except UnreachableError as error:
         if not routed:
-            return  # what serves is down: this build may mend it
+            return  # what serves is down: this build may repair it
         key = f"environments.{run.target.environment}.gates.smoke.url"
         raise UnreachableError(
             f"the smoke gate's router does not answer, and nothing was changed: {error}",

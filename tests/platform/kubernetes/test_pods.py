@@ -84,13 +84,33 @@ def test_a_serving_pod_is_a_ready_replica_of_its_build() -> None:
         (f"docker.io/vllm/vllm-openai@{DIGEST[:-1]}", ""),
     ],
 )
-def test_the_image_is_what_the_runtime_pulled_for_the_first_container(
-    image_id: str, digest: str
-) -> None:
+def test_the_image_is_what_the_runtime_pulled_for_the_server(image_id: str, digest: str) -> None:
     mesh = {"name": "istio-proxy", "imageID": "istio@sha256:" + "f" * 64}
     said = status({**RUNNING, "imageID": image_id}, ready="True")
     said["containerStatuses"].insert(0, mesh)
     assert replica(pod(said)).image == digest
+
+
+PROXY = {"name": "istio-proxy", "image": "istio/proxyv2"}
+GPU = {"limits": {"nvidia.com/gpu": "1", "cpu": "4"}}
+
+
+@pytest.mark.parametrize(
+    ("containers", "annotations"),
+    [
+        ([PROXY, {"name": "server", "image": "vllm/vllm-openai"}], {}),
+        ([PROXY, {"name": "server", "image": "own/llm", "resources": GPU}], {}),
+        ([PROXY, {"name": "server"}], {"kubectl.kubernetes.io/default-container": "server"}),
+        ([{"name": "server"}, PROXY], {"kubectl.kubernetes.io/default-container": "gone"}),
+    ],
+)
+def test_the_server_is_found_beside_the_containers_of_other_hands(
+    containers: list[dict[str, Any]], annotations: dict[str, str]
+) -> None:
+    document = pod(status(), annotations=annotations)
+    document["spec"]["containers"] = containers
+
+    assert parse_pod(document).server.name == "server"
 
 
 @pytest.mark.parametrize(

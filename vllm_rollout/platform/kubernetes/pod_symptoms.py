@@ -55,13 +55,13 @@ def _of_pod(
     last = next(
         (
             ended
-            for container in pod.status.container_statuses
+            for container in (pod.server_status, *pod.status.container_statuses)
+            if container
             if (ended := container.last_state.terminated or container.state.terminated)
         ),
         None,
     )
-    container = pod.spec.containers[0]
-    probe = container.startup_probe
+    probe = pod.server.startup_probe
     spec = pod.spec.model_dump(by_alias=True)
     return Symptoms(
         replica=replica,

@@ -15,6 +15,7 @@ from vllm_rollout.platform.redact import redact, secrets_in
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 BUILD_ANNOTATION = "vllm-rollout/build"
 _HOOK_ANNOTATION = "helm.sh/hook"
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
 _STARTING = {"ContainerCreating", "PodInitializing"}
 
@@ -72,6 +73,7 @@ class _Port(_Wire):
 
 class _ContainerSpec(_Wire):
     name: str
+    image: str = ""
     ports: Sequence[_Port] = ()
     resources: Mapping[str, Any] = Field(default_factory=dict)
     startup_probe: _Probe | None = None
@@ -113,6 +115,28 @@ class Pod(_Wire):
             and all(owner.kind != "Job" for owner in self.metadata.owner_references)
         )
 
+    @property
+    def server(self) -> _ContainerSpec:
+        """The model server's container: other hands put theirs beside it, also before it.
+
+        The one that the pod calls its default, else the only one of vLLM by its name or image,
+        else the only one that is given a device, else the first.
+        """
+        containers = self.spec.containers
+        default = self.metadata.annotations.get(_DEFAULT_CONTAINER, "")
+        choices = (
+            [c for c in containers if c.name == default],
+            [c for c in containers if "vllm" in f"{c.name} {c.image}".lower()],
+            [c for c in containers if any("/" in r for r in c.resources.get("limits") or ())],
+        )
+        return next((found[0] for found in choices if len(found) == 1), containers[0])
+
+    @property
+    def server_status(self) -> _Container | None:
+        """Status of that container; None before the kubelet has reported one."""
+        name = self.server.name
+        return next((c for c in self.status.container_statuses if c.name == name), None)
+
 
 def parse_pod(document: Mapping[str, Any]) -> Pod:
     """The pod in the API server's JSON.
@@ -143,13 +167,9 @@ def replica_of(pod: Pod) -> Replica:
 
 
 def _image(pod: Pod) -> str:
-    """The digest of the first container's image, as the runtime pulled it; empty if unknown.
-
-    The others are not the model server's: a mesh or a log shipper puts its own beside it.
-    """
-    first = pod.spec.containers[0].name
-    ids = [c.image_id for c in pod.status.container_statuses if c.name == first]
-    found = _DIGEST.search(ids[0]) if ids else None
+    """The digest of the model server's image, as the runtime pulled it; empty if unknown."""
+    status = pod.server_status
+    found = _DIGEST.search(status.image_id) if status else None
     return found[0] if found else ""
 
 
@@ -221,22 +241,22 @@ def anything_left(api: KubernetesApi, deployment: Deployment) -> bool:
 
 
 def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:
-    """The last `tail` lines of the pod's first container, secrets redacted.
+    """The last `tail` lines of the model server's container, secrets redacted.
 
     Of a container that waits to be restarted it is the log of the one before; empty where
     nothing has run yet. A log that cannot be read is replaced by the reason: one lost node must
     not hide the other pods' logs.
     """
-    first = next(iter(pod.status.container_statuses), None)
-    if first is None:
+    status = pod.server_status
+    if status is None:
         return ""
-    ended = first.state.running is None and first.restart_count > 0
+    ended = status.state.running is None and status.restart_count > 0
     try:
         with api.doing("get", f"pods/log in namespace {deployment.namespace}"):
             text = api.core.read_namespaced_pod_log(
                 pod.metadata.name,
                 deployment.namespace,
-                container=first.name,
+                container=status.name,
                 previous=ended,
                 tail_lines=tail,
                 _request_timeout=TIMEOUT_SECONDS,
