@@ -140,6 +140,19 @@ def test_a_clock_that_is_stepped_in_the_middle_changes_nothing(world: World, hou
     assert world.clock.seconds >= 2 * 3600 + 600  # holds and watch are as long as ever
 
 
+def test_plan_leaves_an_unfinished_rollout_as_it_is(world: World) -> None:
+    world.platform.kill_at = "apply production 2/4"
+    with pytest.raises(Killed):
+        gate_and_promote(world.tools())
+    left, calls = world.journal(), list(changes(world))
+
+    evidence = gate_and_promote(world.tools(), plan_only=True)
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "gate-and-promote llama-2-7b --to production" in evidence.conclusion
+    assert (world.journal(), changes(world)) == (left, calls)
+
+
 def test_plan_runs_the_gates_and_changes_nothing(world: World) -> None:
     evidence = gate_and_promote(world.tools(), plan_only=True)
 

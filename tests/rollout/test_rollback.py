@@ -168,6 +168,22 @@ def test_rollback_goes_to_the_newest_revision_with_passing_evidence(world: World
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
 
 
+def test_rollback_by_hand_returns_to_a_withdrawn_build_only_by_its_number(world: World) -> None:
+    world.probes = lambda _: ProbeSample(total=10, failures=10, latencies_seconds=(), healthy=False)
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
+    history = world.platform.releases[PRODUCTION.release]
+    withdrawn = next(r for r in history if r.build == world.platform.build(STAGING, {"version": 2}))
+    del history[: history.index(withdrawn)]
+
+    tools = world.tools(source=PRODUCTION)
+    refused = manual_rollback(tools, to=None, reason="by hand")
+    assert refused.exit_code == ExitCode.USAGE
+    assert "no earlier revision with a build that was not rolled back" in refused.conclusion
+
+    done = manual_rollback(world.tools(source=PRODUCTION), to=withdrawn.number, reason="by hand")
+    assert done.exit_code == ExitCode.OK
+
+
 def test_rollback_by_hand_returns_to_the_build_before(world: World) -> None:
     gate_and_promote(world.tools())
     tools = world.tools(source=PRODUCTION)

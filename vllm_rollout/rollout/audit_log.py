@@ -262,12 +262,14 @@ class PassedRevisionsReader:
         entries = (self._store.read(key) for key in reversed(keys))
         return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
 
-    def good_revision(self, deployment: Deployment, history: Sequence[Revision]) -> Revision | None:
+    def good_revision(
+        self, deployment: Deployment, history: Sequence[Revision], *, also_withdrawn: bool = False
+    ) -> Revision | None:
         """Return the revision to roll back to: the newest complete one with passing evidence.
 
         Where none has any (the release is older than this suite), the newest complete revision
-        that was deployed; builds that were rolled back only where there is no other. None when the
-        release has never served.
+        that was deployed. A build that was rolled back is none of them, unless `also_withdrawn`
+        and there is no other. None when there is no such revision.
         """
         withdrawn = self._store.read(_withdrawn(deployment))
         served = [
@@ -280,7 +282,7 @@ class PassedRevisionsReader:
         for revision in standing:
             if self.evidence_of(deployment, revision) is not None:
                 return revision
-        return next(iter(standing or served), None)
+        return next(iter(standing or (served if also_withdrawn else ())), None)
 
     @staticmethod
     def _key(deployment: Deployment, revision: Revision) -> str:

@@ -51,7 +51,8 @@ def gate_and_promote(
             )
 
     def work(started: datetime) -> RolloutResult:
-        return _resume(tools) or _gate_then_promote(tools, started, plan_only=plan_only)
+        before = _left_alone(tools) if plan_only else _resume(tools)
+        return before or _gate_then_promote(tools, started, plan_only=plan_only)
 
     done = None if plan_only else DecisionKind.PROMOTED
     return run_under_lease(run, log, tools.releases, work, done=done)
@@ -163,8 +164,24 @@ def _nothing_to_do(gates: Gates, target: Deployment, revision: Revision) -> Roll
     run = gates.verify(target)
     if run.outcome is Outcome.PASS:
         return RolloutResult(code=ExitCode.OK, conclusion=f"Nothing to do: {same}, and it serves")
-    code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
-    return RolloutResult(code=code, conclusion=f"{same}, and it does not serve: {problems_of(run)}")
+    if run.outcome is Outcome.FAIL:
+        code, seen = ExitCode.GATE_FAILED, "it does not serve"
+    else:
+        code, seen = ExitCode.INCONCLUSIVE, "it was not seen to serve"
+    return RolloutResult(code=code, conclusion=f"{same}, and {seen}: {problems_of(run)}")
+
+
+def _left_alone(tools: RunTools) -> RolloutResult | None:
+    """Return the end of a plan where a run left a rollout unfinished, which a plan leaves alone."""
+    entry = tools.releases.journal.read()
+    if entry is None or not entry.unfinished:
+        return None
+    command = next_command("gate-and-promote", entry.model, "--to", entry.target)
+    return RolloutResult(
+        code=ExitCode.INCONCLUSIVE,
+        conclusion=f"Run {entry.run_id} left a rollout to {entry.target} unfinished in its phase "
+        f"{entry.phase}, and --plan changes nothing: this finishes or undoes it: {command}",
+    )
 
 
 def _resume(tools: RunTools) -> RolloutResult | None:
@@ -231,8 +248,8 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
             raise UsageError(
                 f"{target} has no revision {to}"
                 if to
-                else f"{target} has no earlier good revision",
-                remedy="They are listed by: "
+                else f"{target} has no earlier revision with a build that was not rolled back",
+                remedy="--to REVISION returns to any. They are listed by: "
                 + next_command("vllm-rollout", "history", target.model, "-e", target.environment),
             )
         entry = releases.begin(

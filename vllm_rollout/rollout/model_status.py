@@ -114,7 +114,7 @@ def _environment(
         ()
         if after is None
         else (
-            *_blocks_here(newest, replicas, under_way),
+            *_blocks_here(newest, replicas, under_way, environment),
             *_blocks_on_the_way(platform, policy, deployment, newest, after, now),
         )
     )
@@ -193,14 +193,20 @@ def _soak(
 
 
 def _blocks_here(
-    newest: Revision, replicas: tuple[Replica, ...], under_way: JournalEntry | None
+    newest: Revision,
+    replicas: tuple[Replica, ...],
+    under_way: JournalEntry | None,
+    environment: str,
 ) -> Iterator[str]:
-    if under_way is not None:
-        yield (
-            f"run {under_way.run_id} is under way or was left in its phase {under_way.phase}: "
-            f"{next_command('gate-and-promote', under_way.model, '--to', under_way.target)} "
-            "finishes or undoes it"
-        )
+    if under_way is not None and environment in (under_way.source, under_way.target):
+        again = next_command("gate-and-promote", under_way.model, "--to", under_way.target)
+        if under_way.unverified:
+            yield f"{under_way.target} was rolled back, not verified: {again} verifies it"
+        else:
+            yield (
+                f"run {under_way.run_id} is under way or was left in its phase "
+                f"{under_way.phase}: {again} finishes or undoes it"
+            )
     if newest.status is not RevisionStatus.DEPLOYED or not newest.complete:
         yield f"revision {newest.number} is {newest.status}, {newest.replicas} of {newest.capacity}"
     ready = sum(replica.ready for replica in replicas)

@@ -1,6 +1,6 @@
 """Promotion: the ramp, the target's own gates, and the watch that follows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -56,7 +56,7 @@ class Promotion:
 def describe(run: Run, platform: ReleaseReader, promotion: Promotion) -> list[str]:
     """Return the steps that `promote` would take, one line each."""
     history = platform.history(run.target)
-    before = PassedRevisionsReader(platform.store).good_revision(run.target, history)
+    before = _to_return_to(run, platform, history)
     if traffic_before(platform, run.policy, run.target):
         lines = describe_traffic_ramp(run.policy, run.target, promotion.build)
     else:
@@ -73,12 +73,20 @@ def describe(run: Run, platform: ReleaseReader, promotion: Promotion) -> list[st
     return lines
 
 
+def _to_return_to(
+    run: Run, platform: ReleaseReader, history: Sequence[Revision]
+) -> Revision | None:
+    """Return the revision that a failed promotion returns to: a withdrawn build before nothing."""
+    passed = PassedRevisionsReader(platform.store)
+    return passed.good_revision(run.target, history, also_withdrawn=True)
+
+
 def promote(tools: RunTools, promotion: Promotion) -> RolloutResult:
     """Bring the target to the build, step by step, gate it and watch it, or roll it back."""
     run, platform = tools.run, tools.releases.platform
     history = platform.history(run.target)
     others = [r for r in history if r.build != promotion.build]
-    good = PassedRevisionsReader(platform.store).good_revision(run.target, others)
+    good = _to_return_to(run, platform, others)
     before = good.number if good else None
     reached: tuple[JournalEntry, Revision] | Undo | RolloutResult
     if traffic := traffic_before(platform, run.policy, run.target):
