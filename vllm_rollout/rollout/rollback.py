@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.next_command import next_command
@@ -203,14 +205,19 @@ class _Rollback:
         """Do `act`, again while a system it needs does not answer: a broken build is serving."""
         clock, policy = self.log.clock, self.run.policy
         until = clock.monotonic() + policy.deploy_timeout.total_seconds()
-        while True:
-            try:
-                return act()
-            except UnreachableError as error:
-                if clock.monotonic() >= until:
-                    raise
-                self.log.reporter.progress(f"the rollback waits and tries again: {error}")
-            clock.sleep(policy.watch.interval)
+
+        def wait(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            self.log.reporter.progress(f"the rollback waits and tries again: {error}")
+
+        again = Retrying(
+            retry=retry_if_exception_type(UnreachableError),
+            stop=lambda _: clock.monotonic() >= until,
+            before_sleep=wait,
+            sleep=lambda _: clock.sleep(policy.watch.interval),
+            reraise=True,
+        )
+        return again(act)
 
     def _older(self, entry: JournalEntry) -> int | None:
         """Return the next older revision, of another build, with passing evidence."""

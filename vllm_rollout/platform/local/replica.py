@@ -1,12 +1,14 @@
 """One replica: its process is started, probed, restarted, drained and ended here."""
 
 import asyncio
-import itertools
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_fixed
 
 from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.platform.local import processes
@@ -226,16 +228,13 @@ class ReplicaKeeper:
             await asyncio.sleep(_TICK_SECONDS / 2)
 
     async def _end(self) -> None:
-        for attempt in itertools.count(1):
-            try:
-                await asyncio.to_thread(
-                    processes.end_replica, self.row.id, grace_seconds=_GRACE_SECONDS
-                )
-            except DeployError as error:
-                _log.error("attempt %d: %s", attempt, error)
-                await asyncio.sleep(_GRACE_SECONDS)
-            else:
-                return
+        again = AsyncRetrying(
+            retry=retry_if_exception_type(DeployError),
+            wait=wait_fixed(_GRACE_SECONDS),
+            before_sleep=before_sleep_log(_log, logging.ERROR),
+        )
+        end = functools.partial(processes.end_replica, self.row.id, grace_seconds=_GRACE_SECONDS)
+        await again(asyncio.to_thread, end)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but wake up to leave."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 from aiohttp import web
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.balancer import Balancer
@@ -87,17 +88,18 @@ async def serve(state_dir: Path, state: State, release: ReleaseRow, lock: Router
 
 
 async def _listen(runner: web.AppRunner, port: int) -> web.TCPSite:
-    for attempts_left in reversed(range(_BIND_ATTEMPTS)):
+    async def bound() -> web.TCPSite:
         site = web.TCPSite(runner, LOOPBACK, port, reuse_address=True)
-        try:
-            await site.start()
-        except OSError:
-            if not attempts_left:
-                raise
-            await asyncio.sleep(_BIND_PAUSE_SECONDS)
-        else:
-            break
-    return site
+        await site.start()
+        return site
+
+    again = AsyncRetrying(
+        retry=retry_if_exception_type(OSError),
+        stop=stop_after_attempt(_BIND_ATTEMPTS),
+        wait=wait_fixed(_BIND_PAUSE_SECONDS),
+        reraise=True,
+    )
+    return await again(bound)
 
 
 async def _healthy(session: aiohttp.ClientSession, url: str) -> bool:
