@@ -33,6 +33,7 @@ GATES = {
     "UnreachableError",
     "UsageError",
     "Verdict",
+    "VerdictMethod",
     "VerdictRecorder",
     "bucket_verdict",
     "capacity_verdict",
@@ -48,7 +49,8 @@ GATES = {
 }
 OTHER_PROGRAMS = {
     "vllm_rollout.judge": (
-        "Outcome", "Verdict", "check", "percentile_verdict_in_order", "rate_verdict_in_order",
+        "Outcome", "Verdict", "VerdictMethod", "check", "percentile_verdict_in_order",
+        "rate_verdict_in_order",
     ),
     "vllm_rollout.judge.buckets": ("bucket_verdict",),
     "vllm_rollout.judge.compare": ("compare_latency", "compare_rate"),

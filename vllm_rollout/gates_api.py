@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_rollout.capacity.headroom import KnownCapacity
-    from vllm_rollout.judge import Outcome, Verdict, check
+    from vllm_rollout.judge import Outcome, Verdict, VerdictMethod, check
     from vllm_rollout.judge.buckets import bucket_verdict
     from vllm_rollout.judge.compare import compare_latency, compare_rate
     from vllm_rollout.judge.load_capacity import capacity_verdict
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "vllm_rollout.capacity.headroom": ("KnownCapacity",),
-    "vllm_rollout.judge": ("Outcome", "Verdict", "check"),
+    "vllm_rollout.judge": ("Outcome", "Verdict", "VerdictMethod", "check"),
     "vllm_rollout.judge.buckets": ("bucket_verdict",),
     "vllm_rollout.judge.compare": ("compare_latency", "compare_rate"),
     "vllm_rollout.judge.load_capacity": ("capacity_verdict",),
@@ -98,6 +98,7 @@ __all__ = [
     "UnreachableError",
     "UsageError",
     "Verdict",
+    "VerdictMethod",
     "VerdictRecorder",
     "bucket_verdict",
     "capacity_verdict",

@@ -203,7 +203,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a build that was rolled back is not returned to",
-        "vllm_rollout/rollout/audit_log.py",
+        "vllm_rollout/rollout/evidence_store.py",
         "if not withdrawn or r.build.digest not in withdrawn.value]",
         "if r.build]",
         "tests/rollout/test_rollback.py tests/rollout/test_monitor.py",

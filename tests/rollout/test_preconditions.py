@@ -13,12 +13,13 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.soak import soak_state
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import ExitCode, UnreachableError, UsageError
-from vllm_rollout.model.evidence import Evidence, from_json
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.policy import Soak
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_status import model_status
 from vllm_rollout.rollout.observer import DeploymentObserver
@@ -101,7 +102,7 @@ def test_an_emergency_passes_over_time_and_people_and_is_recorded(world: World) 
     (entry,) = [d for d in chain if d.kind is DecisionKind.OVERRIDE]
     assert entry.who == "Ada (as ada)"
     assert "security fix; passed over: " in entry.why
-    kept = SignOffs(world.platform.store, MODEL).evidence(evidence.digest)[1]
+    kept = find_evidence(world.platform.store, MODEL, evidence.digest)
     assert kept.override == evidence.override
 
 
@@ -253,14 +254,12 @@ def test_signed_evidence_of_a_deployment_that_no_longer_serves_is_not_enough(wor
 
 def test_a_digest_is_found_by_its_beginning_and_only_if_it_is_one(world: World) -> None:
     first = gate_and_promote(world.tools())
-    known = SignOffs(world.platform.store, MODEL)
-    assert known.evidence(first.digest)[0] == first.digest
-    assert known.evidence(first.digest[7:19])[1] == from_json(
-        world.platform.store.read(f"evidence/{MODEL}/{first.digest[7:]}").value  # type: ignore[union-attr]
-    )
+    store = world.platform.store
+    for enough in (first.digest, first.digest[7:19]):
+        assert find_evidence(store, MODEL, enough) == first
     for wrong in ("abc", "../../etc", "0" * 64, ""):
         with pytest.raises(UsageError):
-            known.evidence(wrong)
+            find_evidence(store, MODEL, wrong)
 
 
 # ------------------------------------------------- soak

@@ -26,8 +26,8 @@ from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.rollout.audit_log import PassedRevisions
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback, watch_rollback
+from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.gates import GateRunner
 from vllm_rollout.rollout.journal import JournalEntry
 from vllm_rollout.rollout.run import SystemClock

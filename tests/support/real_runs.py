@@ -27,8 +27,8 @@ from vllm_rollout.model.observation import Observation
 from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout import run as rollout
-from vllm_rollout.rollout.audit_log import PassedRevisions
 from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.settings import Settings

@@ -16,8 +16,8 @@ from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import PassedRevisions
 from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.run import Run, SystemClock
 from vllm_rollout.settings import Settings
 

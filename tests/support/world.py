@@ -20,7 +20,8 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import GateResult, GateRun, Step
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.policy import Policy, load_policy
-from vllm_rollout.rollout.audit_log import AuditLog, PassedRevisions
+from vllm_rollout.rollout.audit_log import AuditLog
+from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.journal import Journal, JournalEntry
 from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.run import Emergency, Run

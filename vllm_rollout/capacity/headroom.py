@@ -6,7 +6,7 @@ from datetime import datetime
 
 from vllm_rollout.capacity.model import Capacity, StopReason
 from vllm_rollout.model.units import format_share, format_value
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 NO_WORD = frozenset(
     {StopReason.UNMEASURED, StopReason.NOT_RECOVERED, StopReason.CHANGED, StopReason.UNSTEADY}
@@ -45,6 +45,7 @@ def capacity_found(capacity: Capacity, *, expected_per_second: float, requests: 
         confidence=capacity.confidence,
         n=requests,
         unit="1/s",
+        method=VerdictMethod.SEARCH,
         remedy=_remedy(capacity),
     )
     if capacity.ending in NO_WORD:

@@ -11,7 +11,8 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, SignOffsReader, gate_run, unusable
+from vllm_rollout.rollout.evidence_store import find_evidence
+from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, gate_run, unusable
 from vllm_rollout.settings import Settings
 
 
@@ -57,7 +58,8 @@ def _decided(
     settings: Settings, model: str, prefix: str, name: str, note: str, *, approved: bool
 ) -> tuple[SignOff, str]:
     platform, policy = settings.reader(), settings.policy.for_model(model)
-    digest, evidence = SignOffsReader(platform.store, model).evidence(prefix)
+    evidence = find_evidence(platform.store, model, prefix)
+    digest = evidence.digest
     environment = next(
         (
             each

@@ -51,7 +51,8 @@ def soak_command(
             + next_command("vllm-rollout", "status", model),
         )
     pause = max(parse_duration(every), timedelta(seconds=1))
-    clock, shown = SystemClock(), ""
+    clock = SystemClock()
+    shown: object = None
     while True:
         try:
             state = _take_sample(settings, deployment)
@@ -60,9 +61,10 @@ def soak_command(
             if once:
                 raise
             state, text = None, f"not observed, which does not count: {error}"
-        if once or text.partition(",")[0] != shown:
+        seen = (state.since, int(state.soaked.total_seconds())) if state else "not observed"
+        if once or seen != shown:
             options.say(f"{clock.now():%H:%M:%S}  {deployment}: {text}")
-            shown = text.partition(",")[0]
+            shown = seen
         if once or (state is not None and state.over):
             return
         clock.sleep(pause)

@@ -6,7 +6,7 @@ Modules that need NumPy are imported when they are asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vllm_rollout.model.verdict import Outcome, Verdict, check, worst
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check, worst
 
 if TYPE_CHECKING:
     from vllm_rollout.judge.ordered_verdicts import (
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Outcome",
     "Verdict",
+    "VerdictMethod",
     "check",
     "percentile_verdict_in_order",
     "rate_verdict_in_order",

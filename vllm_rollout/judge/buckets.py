@@ -23,7 +23,7 @@ from vllm_rollout.judge.sample_size import (
 )
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.units import format_value
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _OBSERVE_LONGER = "observe for longer, or under more load"
 _FIX_SCRAPE = "Read the counters again, and take plain differences of them: no rate, no increase."
@@ -174,6 +174,9 @@ class _Histogram:
             remedy=remedy,
             unit="s",
             p_value=self._p_value(n) if n else None,
+            method=VerdictMethod.BUCKETS,
+            percentile=float(self.percentile),
+            block=1,
         )
 
     def _p_value(self, n: int) -> float:

@@ -13,7 +13,7 @@ from vllm_rollout.judge.sample_size import check_confidence, check_percentile, f
 from vllm_rollout.judge.share_difference import share_difference_bounds, times_to_decide
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.units import format_value
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _MOST_TIMES = 1000
 """A verdict that takes more times as many requests as were sent is called out of reach."""
@@ -67,7 +67,7 @@ def compare_latency(
         raise ValueError(f"largest_ratio must be above 0 and finite, not {largest_ratio}")
     baseline = _with_censored("baseline", baseline_seconds, baseline_censored)
     canary = _with_censored("canary", canary_seconds, canary_censored)
-    unknown = _Unknown(largest_ratio, confidence, baseline.size + canary.size)
+    unknown = _Unknown(largest_ratio, confidence, baseline.size + canary.size, float(percentile))
     if not (baseline.size and canary.size):
         return unknown.empty(baseline.size, canary.size)
     if not (_all_times(baseline, baseline_censored) and _all_times(canary, canary_censored)):
@@ -153,6 +153,7 @@ class _Unknown:
     limit: float
     confidence: float
     n: int
+    percentile: float | None = None
 
     def verdict(self, reason: str, remedy: str) -> Verdict:
         """Inconclusive, with no figure."""
@@ -209,6 +210,8 @@ class _Unknown:
             n=self.n,
             remedy=remedy,
             unit="ratio",
+            method=VerdictMethod.TWO_SAMPLES,
+            percentile=self.percentile,
         )
 
 

@@ -3,7 +3,7 @@
 import math
 
 from vllm_rollout.model.units import format_rate, format_share
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 # A process is planned to be this busy: arrivals come in bursts, and so do answers.
 _ROOM = 0.6
@@ -56,6 +56,7 @@ def generator_verdict(
         limit=max_lag_seconds,
         n=total,
         unit="s",
+        method=VerdictMethod.COMPARED,
     )
     if not broken:
         return verdict

@@ -16,7 +16,7 @@ from vllm_rollout.judge.sample_size import (
     requests_to_decide,
 )
 from vllm_rollout.model.units import format_share, format_value
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _WORDS = {
     "ttft_seconds": "first token",
@@ -118,6 +118,8 @@ def goodput_verdict(
         confidence=confidence,
         n=n,
         unit="ratio",
+        method=VerdictMethod.CLOPPER_PEARSON,
+        block=1,
     )
     if n == 0:
         enough = requests_needed(1 - target, confidence)

@@ -178,7 +178,7 @@ def _weakened(
     `needed` is how many independent requests would decide, None if none would.
     """
     limit = plain.limit or 0.0
-    seen = replace(plain, lower=lower, upper=upper)
+    seen = replace(plain, lower=lower, upper=upper, block=block)
     why = "they came in bursts" if block > burst else "they may share one cause"
     span = f"{format_value(lower or 0.0, plain.unit)} to {_up_to(upper, plain.unit)}"
     reason = (

@@ -20,7 +20,7 @@ from vllm_rollout.judge.sample_size import (
 )
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.units import format_share, format_value
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _FIX_MEASUREMENT = (
     "Fix the clock or the parser that measured them, and measure again; a request without an "
@@ -102,6 +102,9 @@ class _Sample:
             confidence=self.confidence,
             n=self.n,
             unit="s",
+            method=VerdictMethod.ORDER_STATISTICS,
+            percentile=float(self.percentile),
+            block=1,
         )
         if problem := self._unusable():
             return blank.inconclusive_because(*problem)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from vllm_rollout.model.preflight_facts import Demand, NodeSpace, Quota, Reference, Room, quota_use
-from vllm_rollout.model.verdict import Outcome, Verdict, check
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check
 
 _MAKE_ROOM = (
     "Scale down GPU workloads that can wait, add GPU nodes, or wait for room; a release with "
@@ -47,6 +47,7 @@ def room_verdict(room: Room) -> Verdict:
         measured=free + own,
         limit=needed,
         unit="count",
+        method=VerdictMethod.COMPARED,
         n=len(room.nodes),
         reason="; ".join(words),
         remedy="" if fits else _MAKE_ROOM,

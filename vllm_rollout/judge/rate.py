@@ -12,7 +12,7 @@ from vllm_rollout.judge.sample_size import (
     requests_needed,
 )
 from vllm_rollout.model.units import format_share
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 __all__ = ["rate_verdict", "rate_verdict_between", "requests_needed"]
 
@@ -48,6 +48,8 @@ def rate_verdict(
         limit=limit,
         confidence=confidence,
         unit="ratio",
+        method=VerdictMethod.CLOPPER_PEARSON,
+        block=1,
     )
     if not (math.isfinite(failures) and math.isfinite(total)):
         return unknown.inconclusive_because(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vllm_rollout.judge.diagnosis import Finding
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 
 def replicas_verdict(
@@ -31,6 +31,7 @@ def replicas_verdict(
         limit=float(expected),
         n=len(replicas),
         unit="count",
+        method=VerdictMethod.COMPARED,
         reason="; ".join([f"{len(ready)} of {expected} replicas ready", *map(_problem, bad)]),
         remedy="" if holds else _remedy(findings),
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 
 def every_sample_within(
@@ -24,6 +24,7 @@ def every_sample_within(
             limit=limit_seconds,
             n=total,
             unit="s",
+            method=VerdictMethod.COMPARED,
             remedy="Ask for at least one sample request in the policy.",
         )
     elif slowest < limit_seconds:
@@ -38,6 +39,7 @@ def every_sample_within(
         limit=limit_seconds,
         n=total,
         unit="s",
+        method=VerdictMethod.COMPARED,
         remedy=""
         if outcome is Outcome.PASS
         else "Compare with the server's own queue and batch metrics; give it more room or GPUs.",

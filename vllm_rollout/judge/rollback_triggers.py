@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from vllm_rollout.judge.trigger import Trigger
 from vllm_rollout.model.deployment import Replica
@@ -16,7 +17,16 @@ from vllm_rollout.model.percentiles import percentile_of
 from vllm_rollout.model.request_counts import LatencyCounts, LiveCounts
 from vllm_rollout.policy import Policy
 
-_LIVE = " by Prometheus"
+
+class _Kind(StrEnum):
+    """Kinds of triggers; probes and Prometheus have their own of most."""
+
+    ERROR_RATE = "error rate"
+    OUTAGE = "complete outage"
+    SPIKE = "error spike after promotion"
+    LATENCY = "latency"
+    CRASH_LOOP = "crash loop"
+    HEALTH = "health check"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +53,6 @@ class Triggers:
         self._fewest = policy.watch.probes
         self._window: deque[tuple[float, ProbeSample]] = deque()
         self._slow = 1 - rules.latency.percentile / 100
-        self._latency = f"P{rules.latency.percentile:g} latency"
 
         def rate(above: float, seconds: float, *, at_least: bool = False) -> Trigger:
             return Trigger(
@@ -59,60 +68,65 @@ class Triggers:
                 above=1.0, at_least=True, consecutive=count, max_gap_seconds=gap, unit=unit
             )
 
-        def errors(source: str) -> dict[str, Trigger]:
+        def errors() -> dict[_Kind, Trigger]:
             return {
-                f"error rate{source}": rate(rules.error_rate.above, rules.error_rate.for_seconds),
-                f"complete outage{source}": rate(
-                    rules.outage.above, rules.outage.for_seconds, at_least=True
-                ),
-                f"error spike after promotion{source}": rate(spike.rate, spike.for_seconds),
+                _Kind.ERROR_RATE: rate(rules.error_rate.above, rules.error_rate.for_seconds),
+                _Kind.OUTAGE: rate(rules.outage.above, rules.outage.for_seconds, at_least=True),
+                _Kind.SPIKE: rate(spike.rate, spike.for_seconds),
             }
 
         self._triggers = {
-            **errors(""),
-            self._latency: Trigger(
+            **errors(),
+            _Kind.LATENCY: Trigger(
                 above=rules.latency.above_seconds,
                 for_seconds=rules.latency.for_seconds,
                 max_gap_seconds=gap,
                 unit="s",
             ),
-            "crash loop": in_a_row(0, "ratio"),
-            "health check": in_a_row(rules.health.consecutive),
+            _Kind.CRASH_LOOP: in_a_row(0, "ratio"),
+            _Kind.HEALTH: in_a_row(rules.health.consecutive),
         }
-        self._by_prometheus: dict[str, Trigger] = {}
+        self._by_prometheus: dict[_Kind, Trigger] = {}
         if policy.prometheus.url is not None:
             self._by_prometheus = {
-                **errors(_LIVE),
-                self._latency + _LIVE: rate(self._slow, rules.latency.for_seconds),
+                **errors(),
+                _Kind.LATENCY: rate(self._slow, rules.latency.for_seconds),
             }
 
     def step(self, at: float, observation: Observation) -> Found:
         """Feed what was seen at `at` seconds."""
         fired, blind = self._feed(self._triggers, at, self._probed(at, observation))
-        fired_live, unseen = self._feed(self._by_prometheus, at, self._counted(observation.live))
+        counted = self._counted(observation.live)
+        fired_live, unseen = self._feed(self._by_prometheus, at, counted, " by Prometheus")
         return Found(fired=fired or fired_live, blind=blind, unseen=unseen)
 
     def _feed(
-        self, triggers: dict[str, Trigger], at: float, seen: dict[str, float | None]
+        self,
+        triggers: dict[_Kind, Trigger],
+        at: float,
+        seen: dict[_Kind, float | None],
+        source: str = "",
     ) -> tuple[str, tuple[str, ...]]:
-        """Return why to roll back, or empty, and which triggers had no data."""
+        """Return why to roll back, or empty, and which triggers had no data, by name."""
         fired, blind = "", []
-        for name, trigger in triggers.items():
-            spike = name.startswith("error spike")
+        for kind, trigger in triggers.items():
+            spike = kind is _Kind.SPIKE
             if spike and (self._spike_until is None or at > self._spike_until):
                 continue
-            state = trigger.step(at, seen.get(name))
+            state = trigger.step(at, seen.get(kind))
+            percentile = f"P{self._rules.latency.percentile:g} " if kind is _Kind.LATENCY else ""
+            name = f"{percentile}{kind}{source}"
             if state.fired:
                 fired = fired or f"{name}: {state.reason}"
             elif not state.observable and not spike:  # the error rate says the same
                 blind.append(name)
         return fired, tuple(blind)
 
-    def _probed(self, at: float, observation: Observation) -> dict[str, float | None]:
+    def _probed(self, at: float, observation: Observation) -> dict[_Kind, float | None]:
         now = observation.probes
         crashing = _share_crashing(observation.replicas, self._rules.crash_loop.restarts)
         if now.path_errors:
-            return {"crash loop": crashing}
+            return {_Kind.CRASH_LOOP: crashing}
         self._window.append((at, now))
         while self._window[0][0] <= at - self._rules.window_seconds:
             self._window.popleft()
@@ -120,26 +134,24 @@ class Triggers:
         failures = sum(sample.failures for _, sample in self._window)
         share = failures / total if total else None
         return {
-            "error rate": share,
-            "complete outage": now.failures / now.total if now.total else None,
-            "error spike after promotion": share,
-            self._latency: self._percentile(),
-            "crash loop": crashing,
-            "health check": 0.0 if now.healthy else 1.0,
+            _Kind.ERROR_RATE: share,
+            _Kind.OUTAGE: now.failures / now.total if now.total else None,
+            _Kind.SPIKE: share,
+            _Kind.LATENCY: self._percentile(),
+            _Kind.CRASH_LOOP: crashing,
+            _Kind.HEALTH: 0.0 if now.healthy else 1.0,
         }
 
-    def _counted(self, live: LiveCounts | None) -> dict[str, float | None]:
+    def _counted(self, live: LiveCounts | None) -> dict[_Kind, float | None]:
         """The same by Prometheus; fewer requests than an observation has probes show nothing."""
         if live is None:
             return {}
         fewest, rates, rules = self._fewest, live.rates, self._rules
         return {
-            f"error rate{_LIVE}": rates.against(rules.error_rate.above, fewest=fewest),
-            f"complete outage{_LIVE}": rates.against(
-                rules.outage.above, at_least=True, fewest=fewest
-            ),
-            f"error spike after promotion{_LIVE}": rates.against(self._spike, fewest=fewest),
-            self._latency + _LIVE: self._share_slow(live.latency),
+            _Kind.ERROR_RATE: rates.against(rules.error_rate.above, fewest=fewest),
+            _Kind.OUTAGE: rates.against(rules.outage.above, at_least=True, fewest=fewest),
+            _Kind.SPIKE: rates.against(self._spike, fewest=fewest),
+            _Kind.LATENCY: self._share_slow(live.latency),
         }
 
     def _share_slow(self, counts: LatencyCounts) -> float | None:

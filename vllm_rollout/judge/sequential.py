@@ -150,6 +150,7 @@ class SequentialPercentile:
             are="do",
             against=f"(limit: P{percentile:g} below {time}, so below {format_share(share)})",
             remedy=FIX_SLOWNESS,
+            percentile=float(percentile),
         )
 
     def update(

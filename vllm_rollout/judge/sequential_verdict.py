@@ -3,7 +3,7 @@
 from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.messages import bound_text
 from vllm_rollout.judge.sample_size import format_confidence, more_load
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 # Bounds are computed again with so many more requests than at the last update, and when they
 # decide: often enough to be of use, and seldom enough to cost nothing.
@@ -26,13 +26,15 @@ class VerdictFormatter:
         are: str,
         against: str,
         remedy: str,
+        percentile: float | None = None,
     ) -> None:
         self.test = test
         self.final: Verdict | None = None
         self._rate_per_second = rate_per_second
         self._seen, self._are, self._against, self._fail_remedy = seen, are, against, remedy
         self._next_update = 1
-        self._lower, self._upper = 0.0, 1.0
+        self._lower, self._upper, self._block = 0.0, 1.0, test.block
+        self._percentile = percentile
         self._tail = self._remedy = ""
         self._nothing = Verdict(
             outcome=Outcome.INCONCLUSIVE,
@@ -41,6 +43,9 @@ class VerdictFormatter:
             confidence=test.confidence,
             remedy=f"Check that the load reaches the server. {self._needs()}",
             unit="ratio",
+            method=VerdictMethod.ANYTIME_VALID,
+            percentile=percentile,
+            block=test.block,
         )
 
     def verdict(self) -> Verdict:
@@ -63,6 +68,9 @@ class VerdictFormatter:
             remedy=self._remedy,
             unit="ratio",
             p_value=test.fail_p_value if test.outcome is Outcome.FAIL else None,
+            method=VerdictMethod.ANYTIME_VALID,
+            percentile=self._percentile,
+            block=self._block,
         )
         if test.outcome is not Outcome.INCONCLUSIVE:
             self.final = verdict
@@ -77,6 +85,7 @@ class VerdictFormatter:
         """Compute the bounds and their text; between two updates only the counts change."""
         test = self.test
         self._lower, self._upper = test.bounds()
+        self._block = test.block
         if test.outcome is Outcome.PASS:
             bound, self._remedy = f"at most {bound_text(self._upper)} {self._are}", ""
         elif test.outcome is Outcome.FAIL:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from vllm_rollout.model.units import format_duration
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 from vllm_rollout.policy import Soak
 
 _MOST_GAPS_NAMED = 3
@@ -138,6 +138,7 @@ def soak_verdict(state: SoakState, *, remedy: str) -> Verdict:
         measured=state.soaked.total_seconds(),
         limit=state.minimum.total_seconds(),
         unit="s",
+        method=VerdictMethod.COMPARED,
     )
     if state.over:
         return figures

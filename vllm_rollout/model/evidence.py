@@ -1,24 +1,30 @@
 """Evidence: all verdicts and observations of one run, with the build they are about.
 
 `evidence.json` is the one source of every report: HTML, JUnit and the deployment record are
-rendered from it, so they cannot disagree. It is addressed by the SHA-256 of its content.
+rendered from it, so they cannot disagree. It is addressed by the SHA-256 of its content, lists the
+digests of its gate runs, and names the evidence of the same run that it has grown from.
 """
 
 import json
 import math
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from vllm_rollout.model.deployment import Build, Deployment, canonical_digest
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of what is written; evidence of every schema before is read as well."""
+
+_SINCE_2 = ("method", "percentile", "block")
+"""Fields of a verdict that evidence of schema 1 does not have."""
 
 
 def new_run_id(now: datetime) -> str:
@@ -26,9 +32,13 @@ def new_run_id(now: datetime) -> str:
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def evidence_key(model: str, digest: str) -> str:
-    """Return where a platform's store keeps the evidence of that digest."""
-    return f"evidence/{model}/{digest.removeprefix('sha256:')}"
+class LaterSchemaError(UsageError):
+    """Evidence that a later version of this suite wrote; `intact` if it has its digest."""
+
+    def __init__(self, message: str, *, intact: bool) -> None:
+        remedy = "Update vllm-rollout to the version that wrote it, or a later one."
+        super().__init__(message, remedy=remedy)
+        self.intact = intact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +237,8 @@ class Evidence:
     """Exit code of the rollout (see `ExitCode`), None for gates run alone."""
     override: Override | None = None
     """The emergency override of the rollout, if there was one."""
+    previous: str = ""
+    """Digest of the evidence that this one has grown from; empty in the first of a run."""
 
     @property
     def outcome(self) -> Outcome:
@@ -240,8 +252,8 @@ class Evidence:
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` of the content."""
-        return canonical_digest(as_json(self))
+        """`sha256:<hex>` of the content, in which each gate run stands by its own digest."""
+        return canonical_digest(documents(self)[0])
 
 
 _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
@@ -267,16 +279,73 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
     data: dict[str, Any] = _strict(_ADAPTER.dump_python(evidence, mode="json"))
     if evidence.override is None:
         del data["override"]  # so that evidence from before there were any keeps its digest
+    if evidence.schema >= SCHEMA:
+        # The runs are in `runs`; their digests stand for them in the evidence's own.
+        return {**data, "gate_runs": [canonical_digest(run) for run in data["runs"]]}
+    del data["previous"]
+    for run in data["runs"]:
+        for verdict in (verdict for gate in run["gates"] for verdict in gate["verdicts"]):
+            for name in _SINCE_2:
+                del verdict[name]
     return data
 
 
-def from_json(data: Any) -> Evidence:
-    """The evidence in JSON-ready data.
+def documents(evidence: Evidence) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The document that the evidence's digest is of, and each gate run that it lists by digest."""
+    data = as_json(evidence)
+    runs = data.pop("runs") if evidence.schema >= SCHEMA else []
+    return data, dict(zip(data.get("gate_runs", ()), runs, strict=True))
+
+
+def verified(
+    document: Any, digest: str, name: str, run_of: Callable[[str], Any] = lambda _digest: None
+) -> Evidence:
+    """The evidence of `document`, once its content is found to have that digest.
+
+    `run_of` gives the gate run of a digest, which is computed again as well. This is the only way
+    to evidence that was kept: in a file (`read_evidence`) or in a platform's store.
 
     Raises:
-        ValidationError: it is not evidence of this schema.
+        UsageError: the content is another's, of a later schema, or no evidence; with its `name`.
     """
-    return _ADAPTER.validate_python(data)
+    try:
+        schema = document.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise LaterSchemaError(
+                f"{name} is evidence of schema {schema}, and this version reads those up to "
+                f"{SCHEMA}",
+                intact=canonical_digest(document) == digest,
+            )
+        _check_digest(document, digest, name)
+        whole = document
+        if schema == SCHEMA:
+            runs = [run_of(each) for each in document["gate_runs"]]
+            for each, run in zip(document["gate_runs"], runs, strict=True):
+                _check_digest(run, each, f"gate run {each} of {name}")
+            whole = {**document, "runs": runs}
+        evidence = _ADAPTER.validate_python(whole)
+        known = as_json(evidence) == whole
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{name} is not evidence of schema {SCHEMA} or before: {error}",
+            remedy="Run the gates again; they write new evidence.",
+        ) from error
+    if not known:
+        raise UsageError(
+            f"{name} holds more than this version of vllm-rollout knows of",
+            remedy="Read it with the version that wrote it.",
+        )
+    return evidence
+
+
+def _check_digest(document: Any, digest: str, name: str) -> None:
+    content = canonical_digest(document)
+    if content != digest:
+        raise UsageError(
+            f"{name} was changed after it was written: its content is {content}, "
+            f"it claims {digest}",
+            remedy="Use the original, or run the gates again.",
+        )
 
 
 _RESULT: TypeAdapter[GateResult] = TypeAdapter(GateResult)
@@ -311,20 +380,15 @@ def read_evidence(path: Path) -> Evidence:
         UsageError: no such file, not evidence, or changed since it was written.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        evidence = from_json(document["evidence"])
-        digest = document["digest"]
+        file = json.loads(path.read_text(encoding="utf-8"))
+        document, digest, runs = dict(file["evidence"]), file["digest"], {}
+        if document.get("schema") != 1:  # which has its runs in the document itself
+            runs = {canonical_digest(run): run for run in document.pop("runs")}
     except OSError as error:
         raise UsageError(f"cannot read evidence {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"{path} is not evidence of schema {SCHEMA}: {error}",
+            f"{path} is not evidence: {error}",
             remedy="Run the gates again; they write evidence.json into the report folder.",
         ) from error
-    if evidence.digest != digest:
-        raise UsageError(
-            f"{path} was changed after it was written: its content is {evidence.digest}, "
-            f"it claims {digest}",
-            remedy="Use the original file, or run the gates again.",
-        )
-    return evidence
+    return verified(document, digest, str(path), runs.get)

@@ -13,6 +13,25 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+class VerdictMethod(StrEnum):
+    """How a verdict's bounds follow from its figures."""
+
+    COMPARED = "compared"
+    """There is no bound: the measured value is compared with the limit as it is."""
+    ORDER_STATISTICS = "order statistics"
+    """The bounds of a percentile are latencies at two ranks."""
+    BUCKETS = "buckets"
+    """The same two ranks; the bounds are the edges of their buckets."""
+    CLOPPER_PEARSON = "Clopper-Pearson"
+    """The exact bounds of a share."""
+    ANYTIME_VALID = "anytime-valid"
+    """The confidence sequence of a share, valid however often it is read."""
+    TWO_SAMPLES = "two samples"
+    """Exact bounds of how far two samples differ."""
+    SEARCH = "search"
+    """An interval from several loads at different rates."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """An outcome and all that is needed to check it by hand.
@@ -24,6 +43,9 @@ class Verdict:
     `p_value` is the chance of figures as bad as these or worse if the truth were just at the
     limit, by which fails among several gates are distinguished from chance
     (`judge.multiple_testing`); None where it was not computed.
+    `method` is how the bounds were computed, None for a plain fact. `percentile` is the one judged
+    (95 for P95), and `block` how many requests in a row count as one; None where that has no
+    meaning. Programs go by these fields and never by the words of `reason` and `remedy`.
     """
 
     outcome: Outcome
@@ -37,6 +59,9 @@ class Verdict:
     remedy: str = ""
     unit: str = ""
     p_value: float | None = None
+    method: VerdictMethod | None = None
+    percentile: float | None = None
+    block: int | None = None
 
     @property
     def passed(self) -> bool:

@@ -1,13 +1,10 @@
 """Derivation of a verdict: its formula with the numbers put in, to check with a calculator.
 
-It uses what a verdict holds: measured value, n, bounds, limit, confidence. Of a share, the bounds
-are computed again and compared; of a percentile, whose latencies are not in evidence, the ranks
-that the bounds have are. Which percentile it was is read from the reason: it is written nowhere
-else.
+It uses the fields of a verdict. Of a share, the bounds are computed again and compared; of a
+percentile, whose latencies are not in evidence, the ranks that the bounds have are.
 """
 
 import math
-import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +12,12 @@ from dataclasses import dataclass
 from vllm_rollout.judge.binomial import chance_above, chance_at_most, percentile_ranks, share_bounds
 from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.model.percentiles import nearest_rank
-from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 from vllm_rollout.report.formatting import NONE
 
-_PERCENTILE = re.compile(r"\bP(\d{1,2}(?:\.\d{1,6})?)\b")
-_BLOCK = re.compile(r"([\d,]+) requests in a row count as one")
-_WHENEVER = "whenever looked at"
-_MISSES = "missed a limit"
+_BY_RANK = (VerdictMethod.ORDER_STATISTICS, VerdictMethod.BUCKETS)
+# A share that evidence of schema 1 has no method of is computed again all the same, and compared.
+_SHARES = (VerdictMethod.CLOPPER_PEARSON, None)
 _SAME = 1e-9
 _SAME_BOUND = 1e-6
 _LARGEST_LOGARITHM = 700.0
@@ -50,24 +46,23 @@ def exact(value: float | None, unit: str) -> str:
 
 def _bounds(verdict: Verdict, confidence: float) -> Iterator[str]:
     """Yield how the bounds come from the figures, by the kind of verdict."""
-    percentile, block = _PERCENTILE.search(verdict.reason), _block(verdict)
-    if _WHENEVER in verdict.reason:
+    block, method = verdict.block or 1, verdict.method
+    if method is VerdictMethod.ANYTIME_VALID:
         yield from _sequence(verdict, block, confidence)
-    elif verdict.unit == "s" and percentile and verdict.n >= block:
-        yield from _ranks(verdict, percentile[1], block, confidence)
-    elif verdict.unit == "ratio" and (share := _Share.of(verdict, block)) is not None:
+    elif method in _BY_RANK and verdict.percentile is not None and verdict.n >= block:
+        yield from _ranks(verdict, verdict.percentile, block, confidence)
+    elif method in _SHARES and (share := _Share.of(verdict, block)) is not None:
         yield from _share(verdict, share, confidence)
+    elif method is None:
+        yield (
+            "How the bounds were computed is not in this verdict: evidence names the method "
+            "since schema 2."
+        )
     else:
         yield (
             f"The bounds do not follow from the measured value and n = {verdict.n:,} alone "
             "(several samples): the reason says what they rest on."
         )
-
-
-def _block(verdict: Verdict) -> int:
-    """Return how many requests in a row counted as one: the reason says so where it is not 1."""
-    block = _BLOCK.search(verdict.reason)
-    return int(block[1].replace(",", "")) if block else 1
 
 
 def _in_blocks(n: int, block: int) -> Iterator[str]:
@@ -96,10 +91,11 @@ def _e_value(verdict: Verdict, block: int, confidence: float) -> Iterator[str]:
     failed = verdict.outcome is Outcome.FAIL
     if measured is None or limit is None or verdict.outcome is Outcome.INCONCLUSIVE:
         return
-    bound = verdict.lower if failed else verdict.upper
-    if _MISSES in verdict.reason:  # the e-process was on the misses
-        bound = verdict.upper if failed else verdict.lower
-        measured, limit, bound = 1 - measured, 1 - limit, None if bound is None else 1 - bound
+    lower, upper = verdict.lower, verdict.upper
+    if lower is not None and upper is not None and failed is (upper <= limit):
+        # A share that has to be above its limit, as goodput: the e-process was on the rest.
+        measured, limit, lower, upper = 1 - measured, 1 - limit, 1 - upper, 1 - lower
+    bound = lower if failed else upper
     bad = round(measured * verdict.n)
     runs = -(-verdict.n // block) if failed else verdict.n // block
     process = e_process_above(limit) if failed else e_process_below(limit)
@@ -207,19 +203,20 @@ def _counts_that_decide(n: int, limit: float, confidence: float) -> str:
     return f"Below {_percent(limit)} with both bounds: {below}; above it with both: {above}."
 
 
-def _ranks(verdict: Verdict, percentile: str, block: int, confidence: float) -> Iterator[str]:
-    requests, share, sure = verdict.n, float(percentile) / 100, _percent(confidence)
+def _ranks(verdict: Verdict, percentile: float, block: int, confidence: float) -> Iterator[str]:
+    requests, share, sure = verdict.n, percentile / 100, _percent(confidence)
     nearest = nearest_rank(requests, percentile)
     n = requests // block
     low, high = percentile_ranks(n, share, confidence)
-    edge = " (the edge of its bucket)" if "buckets" in verdict.reason else ""
+    edge = " (the edge of its bucket)" if verdict.method is VerdictMethod.BUCKETS else ""
     yield (
-        f"Measured: rank {nearest:,} of {requests:,} (P{percentile} of {requests:,}, rounded up), "
-        f"smallest first and those without an answer last: {exact(verdict.measured, 's')}{edge}."
+        f"Measured: rank {nearest:,} of {requests:,} (P{percentile:g} of {requests:,}, rounded "
+        "up), smallest first and those without an answer last: "
+        f"{exact(verdict.measured, 's')}{edge}."
     )
     yield from _in_blocks(requests, block)
     yield (
-        f"Bounds: order statistics; X, how many of {n:,} are at most the true P{percentile}, is "
+        f"Bounds: order statistics; X, how many of {n:,} are at most the true P{percentile:g}, is "
         f"binomial with p = {_percent(share)}."
     )
     if high is None:

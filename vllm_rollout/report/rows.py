@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, LoadSummary, Step
-from vllm_rollout.model.verdict import Outcome, Verdict, worst
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, worst
 from vllm_rollout.report.formatting import headline, one_line, short_title
 
 ROLLOUT = "rollout"
@@ -150,7 +150,16 @@ def _attachments(gate: GateResult) -> tuple[Attachment, ...]:
 
 def _latency_verdict(run: GateRun, load: str) -> Verdict | None:
     verdicts = (v for gate in run.gates if gate.load == load for v in gate.verdicts)
-    return next((v for v in verdicts if v.unit == "s" and v.limit is not None), None)
+    return next((v for v in verdicts if _is_of_latency(v)), None)
+
+
+def _is_of_latency(verdict: Verdict) -> bool:
+    """Return True if its figures are seconds on the plot of a load's latencies."""
+    if verdict.limit is None or verdict.confidence is None:
+        return False
+    # None: in evidence of schema 1, or of a team's own gate.
+    methods = (VerdictMethod.ORDER_STATISTICS, None)
+    return verdict.method in methods and verdict.unit == "s"
 
 
 def _last_line(text: str) -> str:

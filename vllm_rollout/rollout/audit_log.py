@@ -2,11 +2,11 @@
 
 Each entry holds the decision, the person, time, reason and evidence, and the digest of the entry
 before. An entry that was changed, removed or moved afterwards breaks the chain, and
-`AuditLog.verify` names it. Beside it stand the revisions with passing evidence, to which a rollback
-may return.
+`AuditLog.verify` names it. A promotion that is complete rests on evidence that has grown from that
+by which it began.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -14,18 +14,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_rollout.model.deployment import (
-    Build,
-    Deployment,
-    Revision,
-    RevisionStatus,
-    canonical_digest,
-)
-from vllm_rollout.model.evidence import Evidence, as_json, evidence_key
+from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.evidence import LaterSchemaError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
+from vllm_rollout.rollout.evidence_store import grown_from
 
 _TRIES = 10
 
@@ -106,6 +102,7 @@ class AuditLogReader:
         last, last_digest = _last(self._head(model))
         length = self._length(model)
         before: Decision | None = None
+        begun: dict[str, str] = {}
         for number in range(1, length + 1):
             decision, problem = self._read(model, number)
             if decision is None or decision.number != number:
@@ -124,20 +121,36 @@ class AuditLogReader:
                 )
             elif number == 1 and decision.previous:
                 yield f"{decision} was written after another, which is gone"
-            if decision.evidence and (wrong := self._wrong_evidence(decision)):
-                yield wrong
+            if decision.kind is DecisionKind.PROMOTION:
+                begun[decision.environment] = decision.evidence
+            if decision.evidence:
+                yield from self._wrong_evidence(decision, begun.get(decision.environment, ""))
             # Of a changed entry the digest it had is known from itself at best: do not go by it.
             before = None if problem else decision
             if decision.number == last and not problem and decision.digest != last_digest:
                 yield f"{decision} is not the one that was written last: it was replaced"
 
-    def _wrong_evidence(self, decision: Decision) -> str:
-        kept = self._store.read(evidence_key(decision.model, decision.evidence))
-        if kept is None:
-            return f"the evidence {decision.evidence} of {decision} is gone"
-        if canonical_digest(kept.value) != decision.evidence:
-            return f"the evidence {decision.evidence} of {decision} was changed"
-        return ""
+    def _wrong_evidence(self, decision: Decision, begun: str) -> Iterator[str]:
+        """Yield what is wrong with the decision's evidence, or with what it has grown from.
+
+        `begun` is the evidence by which the promotion to the same environment began last.
+        """
+        grown: list[str] = []
+        try:
+            for evidence in grown_from(self._store, decision.model, decision.evidence):
+                grown.append(evidence.digest)
+                if evidence.schema == 1:
+                    return  # from before evidence named what it has grown from
+        except UsageError as error:
+            if isinstance(error, LaterSchemaError) and error.intact:
+                return  # what it holds is for a later version to read
+            yield f"the evidence {decision.evidence} of {decision}: {error}"
+            return
+        if decision.kind is DecisionKind.PROMOTED and begun and begun not in grown:
+            yield (
+                f"the evidence {decision.evidence} of {decision} has not grown from {begun}, by "
+                "which the promotion began"
+            )
 
     def _read(self, model: str, number: int) -> tuple[Decision | None, str]:
         """Return the entry at a place, and its own error if it has one."""
@@ -241,90 +254,3 @@ def _last(head: Entry | None) -> tuple[int, str]:
 def _document(decision: Decision) -> dict[str, Any]:
     content = _ADAPTER.dump_python(decision, mode="json")
     return {"decision": content, "digest": decision.digest}
-
-
-class PassedRevisionsReader:
-    """Revisions that passed their gates, and the digest of the evidence of each."""
-
-    def __init__(self, store: StoreReader) -> None:
-        self._store = store
-
-    def evidence_of(self, deployment: Deployment, revision: Revision) -> str | None:
-        """Return the digest of the evidence by which `revision` passed; None if it has not."""
-        entry = self._store.read(self._key(deployment, revision))
-        if entry is None or entry.value["build"] != revision.build.digest:
-            return None
-        return str(entry.value["evidence"])
-
-    def build_passed(self, deployment: Deployment, build: Build) -> bool:
-        """Return whether any revision of `deployment` passed its gates with that build."""
-        keys = self._store.keys(f"passed/{deployment.release}/")
-        entries = (self._store.read(key) for key in reversed(keys))
-        return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
-
-    def good_revision(
-        self, deployment: Deployment, history: Sequence[Revision], *, also_withdrawn: bool = False
-    ) -> Revision | None:
-        """Return the revision to roll back to: the newest complete one with passing evidence.
-
-        Where none has any (the release is older than this suite), the newest complete revision
-        that was deployed. A build that was rolled back is none of them, unless `also_withdrawn`
-        and there is no other. None when there is no such revision.
-        """
-        withdrawn = self._store.read(_withdrawn(deployment))
-        served = [
-            revision
-            for revision in reversed(history)
-            if revision.complete
-            and revision.status in (RevisionStatus.DEPLOYED, RevisionStatus.SUPERSEDED)
-        ]
-        standing = [r for r in served if not withdrawn or r.build.digest not in withdrawn.value]
-        for revision in standing:
-            if self.evidence_of(deployment, revision) is not None:
-                return revision
-        return next(iter(standing or (served if also_withdrawn else ())), None)
-
-    @staticmethod
-    def _key(deployment: Deployment, revision: Revision) -> str:
-        return f"passed/{deployment.release}/{revision.number:08d}"
-
-
-class PassedRevisions(PassedRevisionsReader):
-    """Keeps evidence in the platform's store, by digest, and the revisions that passed by it."""
-
-    _store: Store
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-
-    def keep(self, evidence: Evidence) -> str:
-        """Store the evidence under its digest; storing it again changes nothing."""
-        key = evidence_key(evidence.model, evidence.digest)
-        if self._store.read(key) is None:
-            self._store.write(key, as_json(evidence), expect=None)
-        return evidence.digest
-
-    def passed(self, deployment: Deployment, revision: Revision, evidence_digest: str) -> None:
-        """Note that `revision` passed its gates, by that evidence."""
-        key = self._key(deployment, revision)
-        known = self._store.read(key)
-        self._store.write(
-            key,
-            {"build": revision.build.digest, "evidence": evidence_digest},
-            expect=known.version if known else None,
-        )
-        withdrawn = self._store.read(_withdrawn(deployment))
-        if withdrawn is not None and revision.build.digest in withdrawn.value:
-            builds = {k: v for k, v in withdrawn.value.items() if k != revision.build.digest}
-            self._store.write(_withdrawn(deployment), builds, expect=withdrawn.version)
-
-    def withdraw(self, deployment: Deployment, build: Build, why: str) -> None:
-        """Note that `build` was rolled back: nothing returns to it, whatever it passed before."""
-        known = self._store.read(_withdrawn(deployment))
-        builds = {**known.value, build.digest: why} if known else {build.digest: why}
-        expect = known.version if known else None
-        self._store.write(_withdrawn(deployment), builds, expect=expect)
-
-
-def _withdrawn(deployment: Deployment) -> str:
-    return f"withdrawn/{deployment.release}"

@@ -11,7 +11,12 @@ from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind, PassedRevisions
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.evidence_store import (
+    PassedRevisions,
+    PassedRevisionsReader,
+    stored_evidence,
+)
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry, Phase, next_phase
 from vllm_rollout.rollout.lease import LeaseLostError
@@ -86,12 +91,11 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     wait = still_to_wait_for(run, platform, log, revision, signed=signed is not None)
     if wait is not None and not plan_only:
         return wait
-    evidence = log.evidence(started, None)
     promotion = Promotion(
         build=build,
         values=values,
         source_revision=revision.number,
-        evidence=evidence,
+        started=started,
         images=gated.images,
     )
     if plan_only:
@@ -103,9 +107,8 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     # Again: hours may have passed since the gates.
     if refusal := build_drift(platform, source, revision, gated, platform.build(target, values)):
         return refusal
-    passed = PassedRevisions(platform.store)
-    digest = passed.keep(evidence)
-    passed.passed(source, revision, digest)
+    digest = log.store_evidence(platform.store, started)
+    PassedRevisions(platform.store).passed(source, revision, digest)
     record_override(run, log, revision, digest)
     log.notify(DecisionKind.PROMOTION, run.reason)
     log.append_audit(DecisionKind.PROMOTION, run.reason, build=build.digest, evidence=digest)
@@ -150,6 +153,21 @@ def _served(platform: ReleaseReader, source: Deployment) -> Revision:
             remedy="Deploy it again, or finish the rollout that is under way there.",
         )
     return newest
+
+
+def _go_on_from_its_evidence(tools: RunTools) -> None:
+    """Let the evidence of this run grow from that by which the revision that serves passed."""
+    log, platform, target = tools.log, tools.releases.platform, tools.run.target
+    revision = newest_served(platform.history(target))
+    passed = PassedRevisionsReader(platform.store)
+    digest = passed.evidence_of(target, revision) if revision is not None else None
+    if digest is None:
+        return
+    log.passed_revision, log.grown_from = revision, digest
+    try:
+        log.gate_runs += stored_evidence(platform.store, target.model, digest).runs
+    except UsageError as error:
+        log.log_step(f"evidence {digest} is not gone on with", str(error))
 
 
 def _runs(platform: ReleaseReader, target: Deployment, build: Build) -> bool:
@@ -209,6 +227,7 @@ def _resume(tools: RunTools) -> RolloutResult | None:
         event = Event.REPLACED
     phase = next_phase(entry.phase, event)
     if phase is Phase.WATCH:
+        _go_on_from_its_evidence(tools)
         return watch_to_the_end(tools, entry)
     if phase is Phase.DONE:
         note = f"{target} no longer runs build {entry.build.short}: changed by somebody else"

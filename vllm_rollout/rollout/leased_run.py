@@ -10,7 +10,8 @@ from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_share
 from vllm_rollout.platform.writer import Store, writer_of
-from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind, PassedRevisions
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.evidence_store import PassedRevisions, store_evidence
 from vllm_rollout.rollout.gates import GateRunner, Gates
 from vllm_rollout.rollout.journal import Journal
 from vllm_rollout.rollout.lease import TTL, LeasedReleases
@@ -182,7 +183,10 @@ def persist_evidence(
     """
     for tries_left in reversed(range(_TRIES)):
         try:
-            digest = PassedRevisions(store).keep(evidence)
+            digest = store_evidence(store, evidence)
+            if kind is not None and log.passed_revision is not None:
+                target = log.run.target
+                PassedRevisions(store).conclude(target, log.passed_revision, digest)
             if kind is not None:
                 build = _build(evidence)
                 log.append_audit(kind, evidence.conclusion, build=build, evidence=digest)

@@ -9,7 +9,7 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import PassedRevisionsReader
+from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.model_registry import registered
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait

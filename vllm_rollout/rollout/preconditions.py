@@ -17,13 +17,14 @@ from pathlib import Path
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
-from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key
+from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.next_command import next_command
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.rollout.audit_log import DecisionKind, PassedRevisionsReader
+from vllm_rollout.rollout.audit_log import DecisionKind
+from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, stored_evidence
 from vllm_rollout.rollout.gates import Gates, check_room
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.promotion_blockers import nobody_on_call, reasons_to_wait
@@ -198,10 +199,10 @@ def reusable_run(
     for sign_off in _sign_offs(run, platform, revision):
         if not sign_off.approved:
             continue
-        key = evidence_key(source.model, sign_off.evidence)
         try:
-            evidence = SignOffsReader(platform.store, source.model).kept(key)
-        except RolloutError:
+            evidence = stored_evidence(platform.store, source.model, sign_off.evidence)
+        except RolloutError as error:
+            log.log_step(f"evidence {sign_off.evidence} is not used", str(error))
             continue
         signed = gate_run(evidence, source.environment)
         why = unusable(signed, run.policy, source.environment, revision, log.now())

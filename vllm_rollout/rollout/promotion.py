@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
-from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.reader import ReleaseReader
-from vllm_rollout.rollout.audit_log import PassedRevisions, PassedRevisionsReader
 from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
+from vllm_rollout.rollout.evidence_store import PassedRevisions, PassedRevisionsReader
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
 from vllm_rollout.rollout.lease import LeasedReleases
@@ -27,12 +26,12 @@ from vllm_rollout.rollout.traffic_shift import TrafficShift, traffic_before
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """A build that passed the source's gates, and the evidence for it."""
+    """A build that passed the source's gates in a run that `started` then."""
 
     build: Build
     values: Mapping[str, Any]
     source_revision: int
-    evidence: Evidence
+    started: datetime
     images: tuple[str, ...]
     """Image digests that the gated replicas really ran, as far as they are known."""
 
@@ -102,7 +101,7 @@ def promote(tools: RunTools, promotion: Promotion) -> RolloutResult:
     if not run.serves_users:
         return _undone(tools, _verify(run, tools.log, tools.releases, tools.gates, entry))
     watched = _pass_gates(
-        run, tools.log, tools.releases, tools.gates, entry, revision, promotion.evidence.digest
+        run, tools.log, tools.releases, tools.gates, entry, revision, promotion.started
     )
     if isinstance(watched, Undo):
         return _undone(tools, watched)
@@ -214,7 +213,7 @@ def _pass_gates(
     gates: Gates,
     entry: JournalEntry,
     revision: Revision,
-    evidence_digest: str,
+    started: datetime,
 ) -> JournalEntry | Undo:
     """Gate the fully promoted target; return the entry of the watch that follows."""
     entry = releases.advance(entry, Event.SCALED, f"gating revision {revision.number}")
@@ -225,7 +224,14 @@ def _pass_gates(
     if found.outcome is not Outcome.PASS:
         return Undo(entry, f"gates after promotion: {problems_of(found)}")
     releases.ensure_lease()
-    PassedRevisions(releases.platform.store).passed(run.target, revision, evidence_digest)
+    store = releases.platform.store
+    try:
+        log.store_evidence(store, started)
+    except DeployError as error:  # too large, say: no reason to take back what passed
+        log.log_step("the evidence of these gates is only in the report folder", str(error))
+    # Without the run's end, which `persist_evidence` adds.
+    PassedRevisions(store).passed(run.target, revision, log.grown_from)
+    log.passed_revision = revision
     return releases.advance(entry, Event.GATES_PASSED, f"watching revision {revision.number}")
 
 

@@ -14,7 +14,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.next_command import next_command
-from vllm_rollout.rollout.audit_log import DecisionKind, PassedRevisions
+from vllm_rollout.rollout.audit_log import DecisionKind
+from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry
 from vllm_rollout.rollout.lease import LeasedReleases, LeaseLostError

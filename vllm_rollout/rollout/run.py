@@ -10,12 +10,14 @@ from typing import Protocol
 from vllm_rollout import __version__
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun, Override, Step
 from vllm_rollout.platform.base import NotReadyError
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.evidence_store import store_evidence
 from vllm_rollout.rollout.journal import JournalEntry
 
 
@@ -174,6 +176,10 @@ class RunLog:
     waived: list[str] = field(default_factory=list)
     """Reasons that would have stopped the rollout without its emergency override."""
     result: RolloutResult | None = None
+    passed_revision: Revision | None = None
+    """The target's revision that passed its gates in this run, or in the one it goes on with."""
+    grown_from: str = ""
+    """Digest of the run's evidence as it was stored last; empty until it is."""
 
     def now(self) -> datetime:
         """Wall-clock time, with its zone."""
@@ -240,4 +246,10 @@ class RunLog:
             )
             if emergency
             else None,
+            previous=self.grown_from,
         )
+
+    def store_evidence(self, store: Store, started: datetime) -> str:
+        """Store the evidence so far and return its digest; what follows grows from it."""
+        self.grown_from = store_evidence(store, self.evidence(started, None))
+        return self.grown_from

@@ -7,20 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment, Revision
-from vllm_rollout.model.errors import UsageError
-from vllm_rollout.model.evidence import Evidence, GateRun, evidence_key, from_json
+from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
-
-_SHORTEST_PREFIX = 6
+from vllm_rollout.rollout.evidence_store import stored_evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,50 +48,10 @@ _SIGN_OFFS: TypeAdapter[list[SignOff]] = TypeAdapter(list[SignOff])
 
 
 class SignOffsReader:
-    """Reads the sign-offs of one model, and the evidence they are about."""
+    """Reads the sign-offs of one model."""
 
     def __init__(self, store: StoreReader, model: str) -> None:
         self._store, self._model = store, model
-
-    def evidence(self, prefix: str) -> tuple[str, Evidence]:
-        """Return the whole digest that begins with `prefix`, and its evidence.
-
-        Raises:
-            UsageError: there is none, or more than one; or the prefix is too short.
-        """
-        start = prefix.removeprefix("sha256:").lower()
-        if len(start) < _SHORTEST_PREFIX or not set(start) <= set("0123456789abcdef"):
-            raise UsageError(
-                f"--evidence {prefix!r} is not a digest",
-                remedy=f"Give the digest from the report, or at least its first "
-                f"{_SHORTEST_PREFIX} digits.",
-            )
-        keys = self._store.keys(evidence_key(self._model, start))
-        if len(keys) != 1:
-            found = f"{len(keys)} digests begin with it" if keys else "no evidence has that digest"
-            raise UsageError(
-                f"--evidence {prefix}: {found}, of those that are kept of {self._model}",
-                remedy="Give more of it; gate-and-promote prints the one to sign off.",
-            )
-        evidence = self.kept(keys[0])
-        return evidence.digest, evidence
-
-    def kept(self, key: str) -> Evidence:
-        """Return the evidence under `key`.
-
-        Raises:
-            UsageError: it is gone, or of another version.
-        """
-        entry = self._store.read(key)
-        if entry is None:
-            raise UsageError(f"{key} is no longer kept", remedy="Run gate-and-promote again.")
-        try:
-            return from_json(entry.value)
-        except ValidationError as error:
-            raise UsageError(
-                f"{key} is not evidence that this version can read",
-                remedy="Run gate-and-promote again.",
-            ) from error
 
     def about(self, environment: str, revision: Revision) -> list[SignOff]:
         """Return each evidence's latest sign-off for this revision and build, newest first."""
@@ -227,11 +185,12 @@ def what_sign_off_lacks(
         if not each.approved:
             return f"revision {revision.number} was {each} (evidence {each.evidence})"
     for each in decided:
-        run = gate_run(known.kept(evidence_key(source.model, each.evidence)), source.environment)
+        evidence = stored_evidence(store, source.model, each.evidence)
+        run = gate_run(evidence, source.environment)
         if not unusable(run, policy, source.environment, revision, now):
             return ""
     if asked := known.asked(source):
-        run = gate_run(known.kept(evidence_key(source.model, asked)), source.environment)
+        run = gate_run(stored_evidence(store, source.model, asked), source.environment)
         if not unusable(run, policy, source.environment, revision, now):
             return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
     return "no fresh evidence of it is signed off: gate-and-promote makes evidence to sign"

@@ -1,0 +1,185 @@
+"""Evidence in a platform's store, by its digest, and the revisions with passing evidence."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.evidence import Evidence, documents, verified
+from vllm_rollout.platform.reader import StoreReader
+from vllm_rollout.platform.writer import Store
+
+_SHORTEST_PREFIX = 6
+
+
+def store_evidence(store: Store, evidence: Evidence) -> str:
+    """Store the evidence and its gate runs under their digests, and return the evidence's.
+
+    What is stored already is not written again, so evidence that grows costs what is new in it.
+
+    Raises:
+        UsageError: something else is kept in its place.
+    """
+    digest, (document, runs) = evidence.digest, documents(evidence)
+    kept = {_run_key(evidence.model, each): run for each, run in runs.items()}
+    kept[_key_of(evidence.model, digest)] = document
+    for key, value in kept.items():
+        known = store.read(key)
+        if known is None:
+            store.write(key, value, expect=None)
+        elif known.value != value:
+            raise UsageError(
+                f"{key} was changed after it was written", remedy="Restore it from a backup."
+            )
+    return digest
+
+
+def stored_evidence(store: StoreReader, model: str, digest: str) -> Evidence:
+    """Return the evidence of that digest, which is computed again, as are those of its gate runs.
+
+    Raises:
+        UsageError: it or a gate run is gone, was changed, or cannot be read by this version.
+    """
+
+    def value(key: str) -> Any:
+        entry = store.read(key)
+        if entry is None:
+            raise UsageError(f"{key} is no longer kept", remedy="Run gate-and-promote again.")
+        return entry.value
+
+    key = _key_of(model, digest)
+    return verified(value(key), digest, key, lambda run: value(_run_key(model, run)))
+
+
+def find_evidence(store: StoreReader, model: str, prefix: str) -> Evidence:
+    """Return the model's evidence whose digest begins with `prefix`.
+
+    Raises:
+        UsageError: there is none, or more than one; the prefix is too short; or as
+            `stored_evidence`.
+    """
+    start = prefix.removeprefix("sha256:").lower()
+    if len(start) < _SHORTEST_PREFIX or not set(start) <= set("0123456789abcdef"):
+        raise UsageError(
+            f"--evidence {prefix!r} is not a digest",
+            remedy=f"Give the digest from the report, or at least its first "
+            f"{_SHORTEST_PREFIX} digits.",
+        )
+    keys = store.keys(_key_of(model, start))
+    if len(keys) != 1:
+        found = f"{len(keys)} digests begin with it" if keys else "no evidence has that digest"
+        raise UsageError(
+            f"--evidence {prefix}: {found}, of those that are kept of {model}",
+            remedy="Give more of it; gate-and-promote prints the one to sign off.",
+        )
+    return stored_evidence(store, model, f"sha256:{keys[0].rpartition('/')[2]}")
+
+
+def grown_from(store: StoreReader, model: str, digest: str) -> Iterator[Evidence]:
+    """Yield the evidence of that digest, and each that it has grown from.
+
+    Raises: as `stored_evidence`.
+    """
+    while digest:
+        evidence = stored_evidence(store, model, digest)
+        yield evidence
+        digest = evidence.previous
+
+
+def _run_key(model: str, digest: str) -> str:
+    return f"gate-runs/{model}/{digest.removeprefix('sha256:')}"
+
+
+def _key_of(model: str, digest: str) -> str:
+    return f"evidence/{model}/{digest.removeprefix('sha256:')}"
+
+
+class PassedRevisionsReader:
+    """Revisions that passed their gates, and the digest of the evidence of each."""
+
+    def __init__(self, store: StoreReader) -> None:
+        self._store = store
+
+    def evidence_of(self, deployment: Deployment, revision: Revision) -> str | None:
+        """Return the digest of the evidence by which `revision` passed; None if it has not."""
+        entry = self._store.read(self._key(deployment, revision))
+        if entry is None or entry.value["build"] != revision.build.digest:
+            return None
+        return str(entry.value["evidence"])
+
+    def build_passed(self, deployment: Deployment, build: Build) -> bool:
+        """Return whether any revision of `deployment` passed its gates with that build."""
+        keys = self._store.keys(f"passed/{deployment.release}/")
+        entries = (self._store.read(key) for key in reversed(keys))
+        return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
+
+    def good_revision(
+        self, deployment: Deployment, history: Sequence[Revision], *, also_withdrawn: bool = False
+    ) -> Revision | None:
+        """Return the revision to roll back to: the newest complete one with passing evidence.
+
+        Where none has any (the release is older than this suite), the newest complete revision
+        that was deployed. A build that was rolled back is none of them, unless `also_withdrawn`
+        and there is no other. None when there is no such revision.
+        """
+        withdrawn = self._store.read(_withdrawn(deployment))
+        served = [
+            revision
+            for revision in reversed(history)
+            if revision.complete
+            and revision.status in (RevisionStatus.DEPLOYED, RevisionStatus.SUPERSEDED)
+        ]
+        standing = [r for r in served if not withdrawn or r.build.digest not in withdrawn.value]
+        for revision in standing:
+            if self.evidence_of(deployment, revision) is not None:
+                return revision
+        return next(iter(standing or (served if also_withdrawn else ())), None)
+
+    @staticmethod
+    def _key(deployment: Deployment, revision: Revision) -> str:
+        return f"passed/{deployment.release}/{revision.number:08d}"
+
+
+class PassedRevisions(PassedRevisionsReader):
+    """Keeps which revisions passed their gates, in the platform's store."""
+
+    _store: Store
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+
+    def passed(self, deployment: Deployment, revision: Revision, evidence_digest: str) -> None:
+        """Note that `revision` passed its gates, by that evidence."""
+        key = self._key(deployment, revision)
+        known = self._store.read(key)
+        self._store.write(
+            key,
+            {"build": revision.build.digest, "evidence": evidence_digest},
+            expect=known.version if known else None,
+        )
+        withdrawn = self._store.read(_withdrawn(deployment))
+        if withdrawn is not None and revision.build.digest in withdrawn.value:
+            builds = {k: v for k, v in withdrawn.value.items() if k != revision.build.digest}
+            self._store.write(_withdrawn(deployment), builds, expect=withdrawn.version)
+
+    def conclude(self, deployment: Deployment, revision: Revision, evidence_digest: str) -> None:
+        """Name the run's last evidence, with its end, in place of that by which `revision` passed.
+
+        That one has grown from it. A build that was rolled back stays withdrawn.
+        """
+        key = self._key(deployment, revision)
+        known = self._store.read(key)
+        value = {"build": revision.build.digest, "evidence": evidence_digest}
+        if known is not None and known.value["build"] == value["build"] and known.value != value:
+            self._store.write(key, value, expect=known.version)
+
+    def withdraw(self, deployment: Deployment, build: Build, why: str) -> None:
+        """Note that `build` was rolled back: nothing returns to it, whatever it passed before."""
+        known = self._store.read(_withdrawn(deployment))
+        builds = {**known.value, build.digest: why} if known else {build.digest: why}
+        expect = known.version if known else None
+        self._store.write(_withdrawn(deployment), builds, expect=expect)
+
+
+def _withdrawn(deployment: Deployment) -> str:
+    return f"withdrawn/{deployment.release}"
