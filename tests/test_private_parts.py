@@ -5,10 +5,11 @@
 | geventhttpclient | 2.6            | `_parser.HTTPResponseParser` | loadtests/connections.py     |
 | locust           | 2.43.4 to 2.47 | `runners.HEARTBEAT_LIVENESS` | loadtests/locustfile.py      |
 | kubernetes       | 37             | `V1ListMeta._continue`       | platform/kubernetes/store.py |
+| pytest-html      | 4.2            | `resources/`: page and style | report/html.py               |
 | pytest           | 9              | `_pytest.mark`               | tests alone                  |
 
-`pyproject.toml` bounds the first two to the tested versions. A newer one is taken by moving the
-bound when these tests pass with it.
+`pyproject.toml` bounds them, but for kubernetes and pytest, to the tested versions. A newer one is
+taken by moving the bound when these tests pass with it.
 """
 
 import ast
@@ -20,9 +21,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from vllm_rollout.model.evidence import read_evidence
+
 ADVICE = "see tests/test_private_parts.py before its bound in pyproject.toml is moved"
 
 ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "reports" / "example" / "evidence.json"
 
 
 def test_no_private_module_is_imported_that_is_not_declared_here() -> None:
@@ -35,7 +39,7 @@ def test_no_private_module_is_imported_that_is_not_declared_here() -> None:
     assert private == {"geventhttpclient._parser"}, private
 
 
-@pytest.mark.parametrize("name", ["geventhttpclient", "locust"])
+@pytest.mark.parametrize("name", ["geventhttpclient", "locust", "pytest-html"])
 def test_the_installed_version_is_one_that_was_tested(name: str) -> None:
     declared = (Requirement(each) for each in metadata.requires("vllm-rollout") or ())
     (bound,) = [each.specifier for each in declared if each.name == name]
@@ -100,3 +104,15 @@ def test_kubernetes_still_calls_the_next_page_continue() -> None:
     found = V1ListMeta(_continue="next")
     assert found._continue == "next", "kubernetes names the next page otherwise"
     assert V1ListMeta.attribute_map["_continue"] == "continue", "kubernetes"
+
+
+def test_the_page_of_pytest_html_still_takes_what_it_is_given() -> None:
+    from jinja2 import Environment, PackageLoader
+    from jinja2.meta import find_undeclared_variables
+
+    from vllm_rollout.report.html import page_fields
+
+    made = Environment(loader=PackageLoader("pytest_html", "resources"), autoescape=True)
+    source, *_ = PackageLoader("pytest_html", "resources").get_source(made, "index.jinja2")
+    asked = find_undeclared_variables(made.parse(source))
+    assert asked == set(page_fields(read_evidence(EXAMPLE))), f"pytest-html; {ADVICE}"

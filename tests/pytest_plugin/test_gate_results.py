@@ -1,5 +1,10 @@
-"""What a gate run says of the deployment that it was about: what it ran, and what changed."""
+"""A gate's record; and what a gate run says of its deployment: what it ran, and what changed."""
 
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +12,14 @@ from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import STAGING
 
 from vllm_rollout.gate_runs import change, identity
+from vllm_rollout.judge import Outcome, Verdict, VerdictMethod
+from vllm_rollout.model.evidence import GateResult
+from vllm_rollout.pytest_plugin.gate_results import (
+    GateRecord,
+    deserialize_record,
+    record_of,
+    serialize_record,
+)
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 
@@ -45,3 +58,28 @@ def test_another_revision_is_a_change_whatever_it_runs(platform: SimulatedPlatfo
     after = identity(platform, STAGING)  # type: ignore[arg-type]
 
     assert change([before, after]).startswith("while the gates ran, revision 1 became revision 2")
+
+
+def test_a_record_crosses_from_a_worker_as_json_and_is_read_once() -> None:
+    verdict = Verdict(
+        outcome=Outcome.FAIL,
+        reason="half a pair: \ud800",
+        upper=math.inf,
+        method=VerdictMethod.ORDER_STATISTICS,
+        percentile=95.0,
+        block=3,
+    )
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    result = GateResult(
+        gate="latency", item="i", title="t", verdicts=(verdict,), started=now, duration_seconds=1.0
+    )
+    record = GateRecord(deployment=STAGING, base_url="http://a", identities=[{}], result=result)
+    data: dict[str, Any] = {"gate_record": record}
+    serialize_record(data)
+    report = SimpleNamespace(gate_record=json.loads(json.dumps(data["gate_record"])))
+    deserialize_record(report)
+    kept = replace(verdict, reason="half a pair: ?")
+    found = record_of(report)
+    assert found == replace(record, result=replace(result, verdicts=(kept,)))
+    deserialize_record(report)
+    assert record_of(report) is found

@@ -259,16 +259,16 @@ class Evidence:
 _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 
 
-def _strict(value: Any) -> Any:
+def strict_json(value: Any) -> Any:
     """`value` as strict JSON can hold it.
 
     JSON has no infinity (a bound among unanswered requests): it is written as text, which
     pydantic reads back as the number. UTF-8 has no lone surrogates, and model output may.
     """
     if isinstance(value, dict):
-        return {_strict(key): _strict(inner) for key, inner in value.items()}
+        return {strict_json(key): strict_json(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_strict(inner) for inner in value]
+        return [strict_json(inner) for inner in value]
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     return "Infinity" if value == math.inf else value
@@ -276,7 +276,7 @@ def _strict(value: Any) -> Any:
 
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
-    data: dict[str, Any] = _strict(_ADAPTER.dump_python(evidence, mode="json"))
+    data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
     if evidence.override is None:
         del data["override"]  # so that evidence from before there were any keeps its digest
     if evidence.schema >= SCHEMA:
@@ -346,20 +346,6 @@ def _check_digest(document: Any, digest: str, name: str) -> None:
             f"it claims {digest}",
             remedy="Use the original, or run the gates again.",
         )
-
-
-_RESULT: TypeAdapter[GateResult] = TypeAdapter(GateResult)
-
-
-def result_as_json(result: GateResult) -> dict[str, Any]:
-    """A gate's result as JSON-ready data (it travels from xdist workers on reports)."""
-    data: dict[str, Any] = _strict(_RESULT.dump_python(result, mode="json"))
-    return data
-
-
-def result_from_json(data: Any) -> GateResult:
-    """The gate's result in JSON-ready data."""
-    return _RESULT.validate_python(data)
 
 
 def write_evidence(evidence: Evidence, path: Path) -> None:

@@ -1,10 +1,11 @@
 """Evidence from pytest reports.
 
-Each gate's report carries its result as plain JSON (`report.gate_result`), so it crosses from
-xdist workers to the controller, which alone writes evidence and reports.
+Each gate's report carries its `GateRecord`, as JSON only where it crosses from an xdist worker to
+the controller, which alone writes evidence and reports.
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from vllm_rollout.model.evidence import (
     GateRun,
     LoadSummary,
     new_run_id,
-    result_as_json,
-    result_from_json,
+    strict_json,
 )
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
@@ -45,7 +45,44 @@ PATH_ERRORS = pytest.StashKey[PathErrors]()
 """Connectivity errors on the path to the deployment before the gate."""
 
 _LOAD_NAME = "load"
-_LOAD: TypeAdapter[LoadSummary] = TypeAdapter(LoadSummary)
+_ATTRIBUTE = "gate_record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRecord:
+    """A gate's result, and what the run of its deployment's gates is made of besides.
+
+    `identities` are of before and after the gate, as `identity` gives them. `requests` is where a
+    line for each request of its load was left; empty where none was.
+    """
+
+    deployment: Deployment
+    base_url: str
+    identities: list[dict[str, Any]]
+    result: GateResult
+    load: LoadSummary | None = None
+    requests: str = ""
+
+
+_RECORD: TypeAdapter[GateRecord] = TypeAdapter(GateRecord)
+
+
+def record_of(report: object) -> GateRecord | None:
+    """The record that a report carries; None where it decides no gate."""
+    found: GateRecord | None = getattr(report, _ATTRIBUTE, None)
+    return found
+
+
+def serialize_record(data: dict[str, Any]) -> None:
+    """Turn the record in a serialized report into JSON-ready data."""
+    if isinstance(record := data.get(_ATTRIBUTE), GateRecord):
+        data[_ATTRIBUTE] = strict_json(_RECORD.dump_python(record, mode="json"))
+
+
+def deserialize_record(report: object) -> None:
+    """Turn the JSON-ready data on a deserialized report into the record."""
+    if isinstance(data := getattr(report, _ATTRIBUTE, None), dict):
+        setattr(report, _ATTRIBUTE, _RECORD.validate_python(data))
 
 
 def record_result(
@@ -96,15 +133,15 @@ def record_result(
     if error and report.passed:
         report.outcome = "failed"
         report.longrepr = error
-    # pytest carries a report's attributes from xdist's workers to the controller as they are.
-    vars(report)["gate_result"] = {
-        "deployment": [deployment.model, deployment.environment, deployment.namespace],
-        "base_url": address_of(settings, deployment),
-        "identities": [item.stash[BEFORE], after],
-        "result": result_as_json(result),
-        "load": None if load is None else _LOAD.dump_python(_summary(load), mode="json"),
-        "requests": "" if load is None else load.requests_file,
-    }
+    record = GateRecord(
+        deployment=deployment,
+        base_url=address_of(settings, deployment),
+        identities=[item.stash[BEFORE], after],
+        result=result,
+        load=None if load is None else _summary(load),
+        requests="" if load is None else load.requests_file,
+    )
+    setattr(report, _ATTRIBUTE, record)
 
 
 def _error(
@@ -147,19 +184,19 @@ class Results:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._started = datetime.now(UTC)
-        self._records: dict[Deployment, list[dict[str, Any]]] = defaultdict(list)
+        self._records: dict[Deployment, list[GateRecord]] = defaultdict(list)
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Take one report's result."""
-        self._records[Deployment(*record["deployment"])].append(record)
+    def add(self, record: GateRecord) -> None:
+        """Take one report's record."""
+        self._records[record.deployment].append(record)
 
     def requests_files(self, model: str) -> set[Path]:
         """Return where the gates left a line for each request of the model's loads."""
         return {
-            Path(record["requests"])
+            Path(record.requests)
             for deployment, records in self._records.items()
             for record in records
-            if deployment.model == model and record["requests"]
+            if deployment.model == model and record.requests
         }
 
     def evidence(self) -> list[Evidence]:
@@ -185,12 +222,12 @@ class Results:
 
     def _run(self, deployment: Deployment, finished: datetime) -> GateRun:
         records = self._records[deployment]
-        load = next((r["load"] for r in records if r["load"] is not None), None)
+        load = next((record.load for record in records if record.load is not None), None)
         return gate_run(
             self._settings,
             deployment,
-            base_url=records[0]["base_url"],
-            identities=[found for record in records for found in record["identities"]],
+            base_url=records[0].base_url,
+            identities=[found for record in records for found in record.identities],
             started=self._started,
             finished=finished,
             expected=expected_gates(
@@ -198,6 +235,6 @@ class Results:
                 deployment.environment,
                 of_release=self._settings.platform is not None,
             ),
-            results=[result_from_json(record["result"]) for record in records],
-            loads={} if load is None else {_LOAD_NAME: _LOAD.validate_python(load)},
+            results=[record.result for record in records],
+            loads={} if load is None else {_LOAD_NAME: load},
         )

@@ -11,10 +11,18 @@ import pytest
 from vllm_rollout.gate_runs import URL_ONLY, identity
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.evidence import GateResult, result_from_json, write_evidence
+from vllm_rollout.model.evidence import write_evidence
 from vllm_rollout.pytest_plugin import BUILT_IN_MARKERS, fixtures, marker_line
 from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
-from vllm_rollout.pytest_plugin.gate_results import BEFORE, PATH_ERRORS, Results, record_result
+from vllm_rollout.pytest_plugin.gate_results import (
+    BEFORE,
+    PATH_ERRORS,
+    Results,
+    deserialize_record,
+    record_of,
+    record_result,
+    serialize_record,
+)
 from vllm_rollout.pytest_plugin.gate_selection import (
     deployment_of,
     in_order,
@@ -130,17 +138,34 @@ def pytest_runtest_makereport(
     if deployment is None:
         return report
     record_result(item, deployment, call, report)
-    result = _result(report)
-    if result is not None and not result.skipped:
-        outcomes = item.config.stash[OUTCOMES].setdefault(deployment, {})
+    record = record_of(report)
+    if record is not None and not record.result.skipped:
+        outcomes, result = item.config.stash[OUTCOMES].setdefault(deployment, {}), record.result
         outcomes[result.gate] = worst([outcomes.get(result.gate, Outcome.PASS), result.outcome])
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let a gate's record leave an xdist worker."""
+    data = yield
+    serialize_record(data or {})
+    return data
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_from_serializable() -> Generator[None, object, object]:
+    """Read a gate's record in the controller, once."""
+    report = yield
+    deserialize_record(report)
     return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Tell a listening parent how each gate ended."""
-    result = _result(report)
-    if result is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+    record = record_of(report)
+    if record is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        result = record.result
         emit("gate", outcome=result.outcome.value, text=verdict_line(result))
 
 
@@ -148,8 +173,9 @@ def pytest_report_teststatus(
     report: pytest.CollectReport | pytest.TestReport,
 ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
     """Show inconclusive as an outcome of its own: `?`, INCONCLUSIVE, counted apart."""
-    result = _result(report)
-    if result is not None and report.failed and result.outcome is Outcome.INCONCLUSIVE:
+    record = record_of(report)
+    inconclusive = record is not None and record.result.outcome is Outcome.INCONCLUSIVE
+    if inconclusive and report.failed:
         return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
     return None
 
@@ -164,7 +190,7 @@ class _Controller:
         self._lines: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        record = getattr(report, "gate_result", None)
+        record = record_of(report)
         if record is not None:
             self._results.add(record)
 
@@ -254,8 +280,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise pytest.UsageError(f"--policy-set {text!r}: write KEY=VALUE")
     return key, value
-
-
-def _result(report: pytest.CollectReport | pytest.TestReport) -> GateResult | None:
-    record = getattr(report, "gate_result", None)
-    return None if record is None else result_from_json(record["result"])

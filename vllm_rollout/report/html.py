@@ -1,11 +1,18 @@
-"""Own parts of the HTML report: the top, the cells of a row and its details.
+"""The HTML report: pytest-html's page, filled with evidence.
 
+Its template, style and script are used as they are; its plugin is not, for nothing is run here.
 Everything goes through Jinja2 with autoescape on, and control characters are made visible first,
 so text from a model, a log or an address is only ever text.
 """
 
+import json
+import platform
+import sys
 from collections import Counter
+from datetime import datetime
 from functools import cache
+from importlib import metadata
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -18,13 +25,16 @@ from vllm_rollout.report.plots import latency_plot, over_time_plot
 from vllm_rollout.report.rows import CONCLUSION, ReportItem, report_items
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
 LONGEST_ATTACHMENT = 2_000
 """Characters shown of a model's answer or a log; the evidence holds all of it."""
 
 # pytest-html's script filters, colours and sorts rows by these words of its own.
 _GROUPS = {Outcome.PASS: "Passed", Outcome.FAIL: "Failed", Outcome.INCONCLUSIVE: "Error"}
+# Worst first; the script needs a filter for each of the others, and the style hides those.
+_FILTERS = {"failed": Outcome.FAIL, "error": Outcome.INCONCLUSIVE, "passed": Outcome.PASS}
+_UNUSED = ("skipped", "xfailed", "xpassed", "rerun", "retried")
 
 _COLUMNS = (
     ("outcome", "Result", True),
@@ -66,6 +76,74 @@ def environment() -> "Environment":
     return made
 
 
+@cache
+def _page() -> tuple["Template", str]:
+    """pytest-html's page, and its style."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("pytest_html", "resources"), autoescape=True, undefined=StrictUndefined
+    )
+    style = files("pytest_html").joinpath("resources", "style.css").read_text(encoding="utf-8")
+    return made.get_template("index.jinja2"), style
+
+
+def page_html(evidence: Evidence) -> str:
+    """The whole report, one page that fetches nothing."""
+    template, _ = _page()
+    return template.render(page_fields(evidence))
+
+
+def page_fields(evidence: Evidence) -> dict[str, Any]:
+    """The variables of pytest-html's page."""
+    items = report_items(evidence)
+    counts = Counter(item.outcome for item in items)
+    outcomes = {
+        name: {"label": outcome.value, "value": counts[outcome]}
+        for name, outcome in _FILTERS.items()
+    }
+    _, style = _page()
+    now, title = datetime.now(), words.report_title(evidence)  # noqa: DTZ005 - as a clock shows it
+    return {
+        "title": title,
+        "date": f"{now:%d-%b-%Y}",
+        "time": f"{now:%H:%M:%S}",
+        "version": metadata.version("pytest-html"),
+        "styles": style,
+        "run_count": words.outcome_counts(evidence),
+        "running_state": "finished",
+        "self_contained": True,
+        "outcomes": {**outcomes, **{name: {"label": name, "value": 0} for name in _UNUSED}},
+        "table_head": table_header(),
+        "additional_summary": {"prefix": [summary_html(evidence)], "summary": [], "postfix": []},
+        "test_data": json.dumps(
+            {
+                "title": title,
+                "environment": {
+                    "vllm-rollout": str(escape(words.one_line(evidence.suite_version))),
+                    "Python": platform.python_version(),
+                    "Platform": sys.platform,
+                },
+                "tests": {item.node_id: [_row_data(item)] for item in items},
+                "renderCollapsed": ["passed"],
+                "initialSort": "original",
+            }
+        ),
+    }
+
+
+def _row_data(item: ReportItem) -> dict[str, Any]:
+    """A row as the script takes it: its cells, its details, and what it is sorted by."""
+    return {
+        "result": _GROUPS[item.outcome],
+        "gate": str(_gate(item)),
+        "environment": str(escape(item.environment)),
+        "resultsTableRow": table_row(item),
+        "extras": [{"name": None, "format_type": "html", "content": details_html(item)}],
+        "log": "",
+    }
+
+
 def summary_html(evidence: Evidence) -> str:
     """The top of the report: banner, what needs attention, gate runs, timeline, sign-off."""
     items = report_items(evidence)
@@ -104,14 +182,11 @@ def table_row(item: ReportItem) -> list[str]:
     pytest-html takes a row's group from the text of its first cell; that cell is hidden and rides
     with the one that shows the outcome in our words.
     """
-    gate = escape(item.title)
-    if item.item:
-        gate += Markup("<br><small>{}</small>").format(words.one_line(item.item))
     reasons = dict.fromkeys(words.one_line(v.reason) for v in item.verdicts)
     remedies = dict.fromkeys(words.one_line(v.remedy) for v in item.verdicts if v.remedy)
     cells = {
         "outcome": escape(item.outcome.upper()),
-        "gate": gate,
+        "gate": _gate(item),
         "environment": escape(item.environment),
         "measured": _lines([words.measured_text(v) for v in item.verdicts]),
         "bound": _lines([words.bound_text(v) for v in item.verdicts]),
@@ -138,6 +213,14 @@ def details_html(item: ReportItem) -> str:
         plots = [Markup(plot) for plot in made if plot]  # noqa: S704 - escaped where it is drawn
     context: dict[str, Any] = {"item": item, "plots": plots}
     return environment().get_template("details.html.jinja").render(context)
+
+
+def _gate(item: ReportItem) -> Markup:
+    """Title and pytest id."""
+    title = escape(item.title)
+    if not item.item:
+        return title
+    return title + Markup("<br><small>{}</small>").format(words.one_line(item.item))
 
 
 def _lines(texts: list[str]) -> Markup:

@@ -1,0 +1,76 @@
+"""JUnit XML of evidence: a test case for each row of the report.
+
+A fail is a failure. What could not be known is an error, apart from failures, whose message begins
+with `inconclusive: `.
+"""
+
+import xml.etree.ElementTree as ET
+from collections import Counter
+
+from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.report.formatting import one_line, verdict_text
+from vllm_rollout.report.rows import ReportItem, report_items
+
+_ELEMENTS = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}
+
+
+def junit_xml(evidence: Evidence) -> bytes:
+    """The document; it says when the gates ran, and no machine's name."""
+    items = report_items(evidence)
+    counts = Counter(item.outcome for item in items)
+    root = ET.Element("testsuites", name="pytest tests")
+    suite = ET.SubElement(
+        root,
+        "testsuite",
+        name=one_line(evidence.model),
+        errors=str(counts[Outcome.INCONCLUSIVE]),
+        failures=str(counts[Outcome.FAIL]),
+        skipped="0",
+        tests=str(len(items)),
+        time=f"{(evidence.finished - evidence.started).total_seconds():.3f}",
+        timestamp=evidence.started.isoformat(),
+        hostname="localhost",
+    )
+    for item in items:
+        _add_case(suite, item)
+    document: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document
+
+
+def _add_case(suite: ET.Element, item: ReportItem) -> None:
+    group, _, name = item.node_id.partition("::")
+    case = ET.SubElement(
+        suite, "testcase", classname=one_line(group), name=name, time=f"{item.duration_seconds:.3f}"
+    )
+    properties = ET.SubElement(case, "properties")
+    for number, verdict in enumerate(item.verdicts, start=1):
+        suffix = f".{number}" if len(item.verdicts) > 1 else ""
+        for figure, value in _figures(verdict).items():
+            if value is not None:
+                ET.SubElement(properties, "property", name=figure + suffix, value=str(value))
+    if item.outcome in _ELEMENTS:
+        text = _explanation(item)
+        ET.SubElement(case, _ELEMENTS[item.outcome], message=text[0]).text = "\n".join(text)
+
+
+def _explanation(item: ReportItem) -> list[str]:
+    """Return the lines of the text: the outcome and the deciding reason, then every verdict."""
+    deciding = next(v for v in item.verdicts if v.outcome is item.outcome)
+    lines = [f"{item.outcome}: {one_line(deciding.reason)}"]
+    for verdict in item.verdicts:
+        lines += ["", f"{verdict.outcome.upper()}  {verdict_text(verdict)}"]
+    return lines
+
+
+def _figures(verdict: Verdict) -> dict[str, object]:
+    return {
+        "outcome": verdict.outcome.value,
+        "measured": verdict.measured,
+        "lower": verdict.lower,
+        "upper": verdict.upper,
+        "limit": verdict.limit,
+        "unit": verdict.unit or None,
+        "confidence": verdict.confidence,
+        "n": verdict.n,
+    }
