@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.deployment import Build, Deployment, images_of
 from vllm_rollout.model.errors import RolloutError, UnreachableError
-from vllm_rollout.model.evidence import GateResult, GateRun, LoadSummary
+from vllm_rollout.model.evidence import GateResult, GateRun
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.settings import Settings

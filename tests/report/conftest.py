@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from vllm_rollout.model.deployment import Build, Deployment
-from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, LoadSummary, Step
+from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, Step
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.model.verdict import Outcome, Verdict

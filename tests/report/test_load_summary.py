@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rollout.model.evidence import LoadSummary
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
 from vllm_rollout.model.load_result import ItlSummary, LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.report.load_summary import summarize_load

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from vllm_rollout.model.evidence import LoadSummary
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.axis import Axis
 from vllm_rollout.report.plots import latency_plot, over_time_plot

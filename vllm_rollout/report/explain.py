@@ -5,7 +5,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rollout.model.evidence import Evidence, LoadSummary
+from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.derivation import exact, working

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from vllm_rollout.model.evidence import ClassSummary, LatencyBin, LoadMoment, LoadSummary
+from vllm_rollout.model.load_figures import ClassSummary, LatencyBin, LoadMoment, LoadSummary
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
 from vllm_rollout.model.percentiles import percentile_of
 

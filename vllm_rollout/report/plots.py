@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vllm_rollout.model.evidence import LoadMoment, LoadSummary
+from vllm_rollout.model.load_figures import LoadMoment, LoadSummary
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.report.axis import Axis

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, LoadSummary, Step
+from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, Step
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, worst
 from vllm_rollout.report.formatting import headline, one_line, short_title
 
