@@ -188,9 +188,20 @@ def test_a_file_is_refused_when_any_gate_run_in_it_was_changed(
     evidence, path = gate_and_promote(world.tools()), tmp_path / "evidence.json"
     write_evidence(evidence, path)
     assert read_evidence(path) == evidence
-    for place in (0, 1):
+
+    def fail(runs: list[Any], place: int) -> None:
+        runs[place]["gates"][0]["verdicts"][0]["outcome"] = "fail"
+
+    tampering: tuple[Callable[[list[Any]], object], ...] = (
+        lambda runs: fail(runs, 0),
+        lambda runs: fail(runs, 1),
+        lambda runs: runs.append(runs[0]),
+        lambda runs: runs.pop(),
+        lambda runs: runs.reverse(),
+    )
+    for tamper in tampering:
         file = json.loads(path.read_text())
-        file["evidence"]["runs"][place]["gates"][0]["verdicts"][0]["outcome"] = "fail"
+        tamper(file["evidence"]["runs"])
         changed = tmp_path / "changed.json"
         changed.write_text(json.dumps(file))
         with pytest.raises(UsageError, match="changed"):

@@ -5,6 +5,7 @@ They hold no behaviour beyond their own identity, so every layer may import them
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -85,6 +86,21 @@ def canonical_digest(value: Any) -> str:
     """SHA-256 (`sha256:<hex>`) of `value` as JSON with sorted keys and no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def strict_json(value: Any) -> Any:
+    """`value` as strict JSON can hold it.
+
+    JSON has no infinity (a bound among unanswered requests): it is written as text, which
+    pydantic reads back as the number. UTF-8 has no lone surrogates, and model output may.
+    """
+    if isinstance(value, dict):
+        return {strict_json(key): strict_json(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [strict_json(inner) for inner in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return "Infinity" if value == math.inf else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

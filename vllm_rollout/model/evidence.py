@@ -6,7 +6,6 @@ digests of its gate runs, and names the evidence of the same run that it has gro
 """
 
 import json
-import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_rollout.model.deployment import Build, Deployment, canonical_digest
+from vllm_rollout.model.deployment import Build, Deployment, canonical_digest, strict_json
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 SCHEMA = 2
-"""Of what is written; evidence of every schema before is read as well."""
-
-_SINCE_2 = ("method", "percentile", "block")
-"""Fields of a verdict that evidence of schema 1 does not have."""
+"""Schema of what is written; evidence of every schema before is read as well."""
+_SINCE_2 = ("method", "percentile", "block")  # of a verdict
 
 
 def new_run_id(now: datetime) -> str:
@@ -36,9 +33,11 @@ def new_run_id(now: datetime) -> str:
 class LaterSchemaError(UsageError):
     """Evidence that a later version of this suite wrote; `intact` if it has its digest."""
 
-    def __init__(self, message: str, *, intact: bool) -> None:
-        remedy = "Update vllm-rollout to the version that wrote it, or a later one."
-        super().__init__(message, remedy=remedy)
+    def __init__(self, name: str, schema: int, *, intact: bool) -> None:
+        super().__init__(
+            f"{name} is evidence of schema {schema}, and this version reads those up to {SCHEMA}",
+            remedy="Update vllm-rollout to the version that wrote it, or a later one.",
+        )
         self.intact = intact
 
 
@@ -187,21 +186,6 @@ class Evidence:
 _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 
 
-def strict_json(value: Any) -> Any:
-    """`value` as strict JSON can hold it.
-
-    JSON has no infinity (a bound among unanswered requests): it is written as text, which
-    pydantic reads back as the number. UTF-8 has no lone surrogates, and model output may.
-    """
-    if isinstance(value, dict):
-        return {strict_json(key): strict_json(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [strict_json(inner) for inner in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    return "Infinity" if value == math.inf else value
-
-
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
@@ -239,11 +223,8 @@ def verified(
     try:
         schema = document.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
-            raise LaterSchemaError(
-                f"{name} is evidence of schema {schema}, and this version reads those up to "
-                f"{SCHEMA}",
-                intact=canonical_digest(document) == digest,
-            )
+            intact = canonical_digest(document) == digest
+            raise LaterSchemaError(name, schema, intact=intact)
         _check_digest(document, digest, name)
         whole = document
         if schema == SCHEMA:
@@ -297,7 +278,7 @@ def read_evidence(path: Path) -> Evidence:
         file = json.loads(path.read_text(encoding="utf-8"))
         document, digest, runs = dict(file["evidence"]), file["digest"], {}
         if document.get("schema") != 1:  # which has its runs in the document itself
-            runs = {canonical_digest(run): run for run in document.pop("runs")}
+            runs = {canonical_digest(run): run for run in document.pop("runs", ())}
     except OSError as error:
         raise UsageError(f"cannot read evidence {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -305,4 +286,10 @@ def read_evidence(path: Path) -> Evidence:
             f"{path} is not evidence: {error}",
             remedy="Run the gates again; they write evidence.json into the report folder.",
         ) from error
-    return verified(document, digest, str(path), runs.get)
+    evidence = verified(document, digest, str(path), runs.get)
+    if as_json(evidence) != file["evidence"]:
+        raise UsageError(
+            f"{path} was changed after it was written: its gate runs are not those that it lists",
+            remedy="Use the original, or run the gates again.",
+        )
+    return evidence

@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from vllm_rollout import __version__
 from vllm_rollout.gate_runs import address_of, gate_run, identity
 from vllm_rollout.judge import check
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment, strict_json
 from vllm_rollout.model.errors import RolloutError, UnreachableError
-from vllm_rollout.model.evidence import Evidence, GateResult, GateRun, new_run_id, strict_json
+from vllm_rollout.model.evidence import Evidence, GateResult, GateRun, new_run_id
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
