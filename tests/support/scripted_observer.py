@@ -25,6 +25,7 @@ def scripted_observer(
         patch.object(DeploymentObserver, "at", looks),
         patch.object(DeploymentObserver, "probe_pods", looks),
         patch.object(DeploymentObserver, "reach", lambda *_: None),
+        patch.object(DeploymentObserver, "reach_metrics", lambda *_: None),
         patch.object(DeploymentObserver, "ask_for_a_token", lambda *_: 200),
     ):
         yield

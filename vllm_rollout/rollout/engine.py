@@ -306,8 +306,9 @@ def watch_rollback(tools: RunTools, *, reason: str, revision: int) -> Evidence:
             )
         earlier = [r for r in history if r.number < revision and r.build != serving.build]
         good = passed.good_revision(target, earlier)
-        if good is None or _brought_back(tools.log.audit, target, history, serving, last):
-            why = "it was brought back itself" if good else "no earlier revision is good"
+        brought_back = _brought_back(tools.log.audit, target, history, serving, last)
+        if good is None or brought_back:
+            why = "it was brought back itself" if brought_back else "no earlier revision is good"
             return RolloutResult(
                 code=ExitCode.NEEDS_PERSON,
                 conclusion=f"A person is needed: {target}, revision {revision}: {reason}; it is "

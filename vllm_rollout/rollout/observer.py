@@ -1,7 +1,7 @@
 """Probes and watches deployments, through their public URL or directly at their pods."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -10,6 +10,7 @@ from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.platform.base import PathErrors
@@ -52,6 +53,17 @@ class DeploymentObserver:
         """
         with self._client(deployment) as client:
             client.health(timeout_seconds=self.run.policy.watch.probe_timeout_seconds)
+
+    def reach_metrics(self, deployment: Deployment) -> None:
+        """Return if the policy's Prometheus answers, or it names none.
+
+        Raises:
+            UnreachableError: it does not answer.
+        """
+        metrics = DeploymentMetrics.of(self.run.policy, deployment)
+        if metrics is not None:
+            with closing(metrics):
+                metrics.now()
 
     def ask_for_a_token(self, deployment: Deployment) -> int:
         """Return the HTTP status of one token asked for by the users' way in; 0 without an answer.

@@ -10,7 +10,6 @@ compared too.
 
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, 
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.next_command import next_command
-from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
@@ -162,10 +160,10 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
             f"model_registry.register_command is not installed here: {command[0]}",
             remedy="Install it, or correct the policy.",
         )
-    if run.serves_users and (metrics := DeploymentMetrics.of(run.policy, run.target)):
-        with closing(metrics):
-            metrics.now()
-    smoke = run.policy.environments[run.target.environment].gates.smoke
+    gates = run.policy.environments[run.target.environment].gates
+    if run.serves_users and gates.live_metrics is not None:
+        observer.reach_metrics(run.target)
+    smoke = gates.smoke
     routed = smoke is not None and smoke.url is not None
     if not routed and newest_served(platform.history(run.target)) is None:
         return  # nobody is there yet who could be asked
