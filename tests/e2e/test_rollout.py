@@ -220,7 +220,8 @@ def test_a_person_signs_off_what_then_goes_to_production(site: Site) -> None:
     assert pending.returncode == ExitCode.INCONCLUSIVE, pending.stdout
     last = pending.stdout.splitlines()[-1]
     assert last.startswith(f"sign it off: vllm-rollout sign-off {MODEL} --evidence ")
-    digest = last.split()[-3]
+    assert last.endswith(shlex.join(asked))
+    digest = last.partition("--evidence ")[2].split()[0]
     assert site.evidence().digest.startswith(f"sha256:{digest}")
     assert f"--evidence {digest} --as NAME" in max(
         site.folder.glob(f"reports/{MODEL}/*/report.html"), key=lambda f: f.stat().st_mtime_ns
@@ -280,7 +281,7 @@ def test_without_room_for_reports_nothing_is_promoted_and_the_evidence_is_in_the
     )
 
     assert done.returncode == ExitCode.INCONCLUSIVE, done.stdout + done.stderr
-    assert "the gates could not be run: [Errno" in done.stdout
+    assert "cannot be written, where the gates leave their evidence: [Errno" in done.stdout
     assert trouble in done.stdout
     assert "the report could not be written, the evidence is in the platform's store" in done.stdout
     assert site.production() == []
