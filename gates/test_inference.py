@@ -2,15 +2,14 @@
 
 import pytest
 
-from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
-from vllm_rollout.serving import sample_inference
+from vllm_rollout.serving import Servers, sample_inference
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_sample_inference(
-    client: InferenceClient, slo: Gates, verdict: VerdictRecorder, stream: bool
+    servers: Servers, slo: Gates, verdict: VerdictRecorder, stream: bool
 ) -> None:
-    for found in sample_inference(client, slo.inference, verdict.attach, stream=stream):
+    for found in sample_inference(servers, slo.inference, verdict.attach, stream=stream):
         verdict(found)

@@ -1,5 +1,6 @@
 """Response time: every sample request answers within the limit (workflow: "< 5s")."""
 
+from vllm_rollout.judge.replicas import cached_verdict
 from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
@@ -9,11 +10,13 @@ from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictRecorder) -> None:
     sample, gate = slo.inference, slo.response_time
     answers = [
-        client.complete(
+        client.ask(
             sample.prompt, max_tokens=sample.max_tokens, timeout_seconds=sample.timeout_seconds
         )
         for _ in range(gate.requests)
     ]
+    if cached := next((a.cached for a in answers if a.ok and a.cached), ""):
+        verdict(cached_verdict(cached))
     verdict(
         every_sample_within(
             [a.seconds for a in answers if a.ok],

@@ -6,6 +6,7 @@ from http import HTTPStatus
 import pytest
 
 from vllm_rollout.judge import check
+from vllm_rollout.judge.replicas import cached_verdict
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
@@ -17,7 +18,7 @@ from vllm_rollout.settings import Settings
 def router(settings: Settings, deployment: Deployment, slo: Gates) -> Iterator[InferenceClient]:
     """A client that takes the users' way in: the router's URL, or where the platform routes."""
     url = slo.smoke.url or settings.url_of(deployment)
-    with InferenceClient(url, model=deployment.model, api_key=settings.api_key) as client:
+    with settings.client(url, deployment, fresh=True) as client:
         yield client
 
 
@@ -26,7 +27,7 @@ def test_smoke(
 ) -> None:
     key = settings.policy.api_key_env
     gate = slo.smoke
-    result = router.complete(
+    result = router.ask(
         gate.prompt, max_tokens=gate.max_tokens, timeout_seconds=gate.timeout_seconds
     )
     verdict.attach("answer", result.answer.text if result.answer else result.error)
@@ -39,6 +40,8 @@ def test_smoke(
                 remedy=f"Put the production key into the environment variable {key}.",
             )
         )
+    if result.answer and result.cached:
+        verdict(cached_verdict(result.cached))
     verdict(
         check(
             result.ok,

@@ -19,6 +19,7 @@ from vllm_rollout.load.workload import NUMBER_DIGITS, Template, Workload
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
+from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers
 
 _LONGEST_ERROR = 300
 _SHORTEST_TIMER_SECONDS = 0.001
@@ -47,6 +48,7 @@ class Completions:
         self._prepared = [self._prepare(each) for each in self._workload.templates]
         # In order of their deadlines, because they are sent in order of their intended times.
         self._under_way: dict[int, Exchange] = {}
+        self._known = KnownAnswers()
         self._timer: Any = None
 
     @property
@@ -77,6 +79,7 @@ class Completions:
             stream=template.stream,
             now=self.now,
             on_end=self._ended,
+            known=self._known,
         )
         now = self.now()
         if exchange.deadline <= now:
@@ -159,6 +162,7 @@ def _head(url: SplitResult, api_key: str | None) -> str:
         "User-Agent": "vllm-rollout",
         "Accept": "{accept}",
         "Content-Type": "application/json",
+        "Cache-Control": NO_CACHE,
         "Content-Length": "{length}",
     }
     if api_key:

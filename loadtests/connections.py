@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 from urllib.parse import SplitResult
 
@@ -54,13 +54,16 @@ class Connection(HTTPResponseParser):
     """
 
     # What is of no use here goes into a queue without room: no Python code is run for it.
-    _on_status = _on_header_field = _on_header_value = deque[str](maxlen=0).append
+    _on_status = deque[str](maxlen=0).append
 
     def __init__(self, sock: gevent.socket.socket, give_back: Callable[["Connection"], None]):
         super().__init__()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(0.0)  # never waits: the callbacks come when there is something to read
         self.idle_since = 0.0
+        self._names: list[str] = []
+        self._values: list[str] = []
+        self._on_header_field, self._on_header_value = self._names.append, self._values.append
         self._give_back = give_back
         self._sock: gevent.socket.socket | None = sock
         self._pending = sock.pending if isinstance(sock, gevent.ssl.SSLSocket) else None
@@ -83,6 +86,10 @@ class Connection(HTTPResponseParser):
             # One that is readable was closed, which the event loop may not have reported yet.
             and not self._poll.poll(0)
         )
+
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """The headers of the newest response, names and values."""
+        return zip(self._names, self._values, strict=False)
 
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Send a request; its receiver is called with the response."""
@@ -185,6 +192,8 @@ class Connection(HTTPResponseParser):
     def _on_message_begin(self) -> None:
         if self._ended:
             raise HTTPParseError("more than the one answer that was asked for")
+        self._names.clear()
+        self._values.clear()
 
     def _on_headers_complete(self) -> None:
         # Interim responses (1xx) have no body and are followed by the real one.

@@ -10,6 +10,7 @@ from geventhttpclient.response import HTTPParseError
 from loadtests.connections import Connection
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
+from vllm_rollout.observe.caches import KnownAnswers, cached_by
 
 _LONGEST_BODY = 64 * 1024 * 1024
 
@@ -18,11 +19,12 @@ class Exchange:
     """State of request `number`; times in seconds since the schedule's zero (`now`).
 
     Calls `on_end` with itself and its record, once, when the answer has ended or `failed` or
-    `expire` was called.
+    `expire` was called. `known` are the answers that other requests got.
     """
 
     __slots__ = (
         "_body",
+        "_known",
         "_last",
         "_now",
         "_on_end",
@@ -51,6 +53,7 @@ class Exchange:
         stream: bool,
         now: Callable[[], float],
         on_end: Callable[["Exchange", RequestRecord], None],
+        known: KnownAnswers,
     ) -> None:
         self.number = number
         self.intended = intended
@@ -66,6 +69,7 @@ class Exchange:
         self.over = False
         self._now = now
         self._on_end = on_end
+        self._known = known
         self._stream = SseAnswer() if stream else None
         self._body = bytearray()
 
@@ -122,6 +126,13 @@ class Exchange:
             self.connection.close()
         self._end(outcome, error)
 
+    def _cached_by(self, answer: Answer) -> str:
+        if self.connection and (by := cached_by(self.connection.headers())):
+            return by
+        # A stand-in that replays one recording gives all of its answers one id.
+        again = self._known.came_before(answer) and self._known.several
+        return f"the answer {answer.id[:40]} came before" if again else ""
+
     def _end(
         self,
         outcome: RequestOutcome,
@@ -144,5 +155,6 @@ class Exchange:
             completion_tokens=answer.completion_tokens if answer else 0,
             error=error,
             request_class=self.request_class,
+            cached=self._cached_by(answer) if answer else "",
         )
         self._on_end(self, record)

@@ -4,22 +4,31 @@ Each yields its verdicts in order. Whoever asks stops at the first that is not a
 server whose `/health` fails is not asked for a token as well.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import Self
 
 from vllm_rollout.judge import Verdict, check
-from vllm_rollout.judge.diagnosis import Finding, findings_of
-from vllm_rollout.judge.replicas import replicas_verdict
+from vllm_rollout.judge.diagnosis import Finding, findings_of, no_answer_remedy
+from vllm_rollout.judge.replicas import cached_verdict, each_answers, replicas_verdict
+from vllm_rollout.judge.sample_outputs import answer_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
-from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.errors import RolloutError, UnreachableError
+from vllm_rollout.observe.client import Inference as Answered
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.gates import Health, Inference
+from vllm_rollout.settings import Settings
 
 Attach = Callable[[str, str], None]
 """Shows a text beside the gate: its title and the text."""
+
+Ask = Callable[[InferenceClient], Verdict]
+
+_MOST_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +72,172 @@ def pods_running_and_ready(cluster: Cluster, attach: Attach) -> Iterator[Verdict
     yield replicas_verdict(replicas, expected=expected, findings=found)
 
 
-def health_and_a_token(client: InferenceClient, gate: Health) -> Iterator[Verdict]:
-    """`/health` returns 200, and one token comes."""
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The servers of a deployment: its address, and each ready replica by itself.
+
+    `address` makes a connection for each request. `samples` requests go to it where the replicas
+    cannot be asked by themselves.
+    """
+
+    address: InferenceClient
+    samples: int
+    _settings: Settings
+    _deployment: Deployment
+    _clients: ExitStack
+
+    @classmethod
+    def of(cls, settings: Settings, deployment: Deployment, clients: ExitStack) -> Self:
+        """The deployment's servers; `clients` closes what is opened."""
+        policy = settings.policy.for_model(deployment.model)
+        address = clients.enter_context(
+            settings.client(settings.url_of(deployment), deployment, fresh=True)
+        )
+        replicas = policy.environments[deployment.environment].replicas
+        return cls(address, replicas, settings, deployment, clients)
+
+    def ready(self) -> dict[str, InferenceClient]:
+        """Return a client for each ready replica, by its name; none where one has no address."""
+        platform = self._settings.platform
+        if platform is None:
+            return {}
+        ready = [each for each in platform.replicas(self._deployment) if each.ready]
+        urls = {each.name: platform.replica_url(self._deployment, each) for each in ready}
+        if not all(urls.values()):
+            return {}
+        return {
+            name: self._clients.enter_context(self._settings.client(url, self._deployment))
+            for name, url in urls.items()
+        }
+
+    def still_ready(self, name: str) -> bool:
+        """Return False if the replica has gone, or is not ready any more."""
+        platform = self._settings.reader()
+        return any(r.name == name and r.ready for r in platform.replicas(self._deployment))
+
+
+def health_and_a_token(servers: Servers, gate: Health) -> Iterator[Verdict]:
+    """`/health` returns 200 and one token comes, from each ready replica and at the address."""
+
+    def ask(client: InferenceClient) -> Verdict:
+        health = _health(client, gate)
+        return _token(client, gate) if health.passed else health
+
+    replicas = servers.ready()
+    yield from _replicas(servers, replicas, ask)
+    yield _health(servers.address, gate)
+    yield _token(servers.address, gate)
+    if not replicas:
+        yield from _further(servers, ask)
+
+
+def _health(client: InferenceClient, gate: Health) -> Verdict:
     health = client.health(timeout_seconds=gate.timeout_seconds)
-    yield check(
+    if health.status == 200 and health.cached:
+        return cached_verdict(health.cached)
+    return check(
         health.status == 200,
         f"/health answered {health.status or health.error}",
         remedy="Look at the replica's log: vllm-rollout logs MODEL --environment ENVIRONMENT.",
     )
-    token = client.complete("Hello", max_tokens=1, timeout_seconds=gate.timeout_seconds)
-    yield check(
+
+
+def _token(client: InferenceClient, gate: Health) -> Verdict:
+    token = client.greet(max_tokens=1, timeout_seconds=gate.timeout_seconds)
+    if token.ok and token.cached:
+        return cached_verdict(token.cached)
+    return check(
         token.ok,
         f"one token came in {token.seconds:.3g} s"
         if token.ok
         else f"/health says 200 and no token comes: {token.error or token.outcome}",
-        remedy="The engine hangs behind a healthy front: restart the replica and read its log.",
+        remedy=_no_answer(client, token),
     )
 
 
 def sample_inference(
-    client: InferenceClient, gate: Inference, attach: Attach, *, stream: bool
+    servers: Servers, gate: Inference, attach: Attach, *, stream: bool
 ) -> Iterator[Verdict]:
-    """The model is listed by its name, and the sample prompt gets a valid answer."""
+    """The model is listed by its name, and the sample prompt gets a valid answer, at the address
+    and at each ready replica.
+    """
+    client = servers.address
     served = client.models(timeout_seconds=gate.timeout_seconds)
     yield check(
         client.model in served,
         f"/v1/models lists {', '.join(served) or 'nothing'}",
         remedy=f"Serve it under its name: --served-model-name {client.model}.",
     )
-    result = client.complete(
+
+    def ask(each: InferenceClient) -> Verdict:
+        return _sample_verdict(each, _sample(each, gate, stream=stream))
+
+    replicas = servers.ready()
+    yield from _replicas(servers, replicas, ask)
+    result = _sample(client, gate, stream=stream)
+    attach("answer", result.answer.text if result.answer else result.error)
+    yield _sample_verdict(client, result)
+    if not replicas:
+        yield from _further(servers, ask)
+
+
+def _sample(client: InferenceClient, gate: Inference, *, stream: bool) -> Answered:
+    return client.ask(
         gate.prompt, max_tokens=gate.max_tokens, timeout_seconds=gate.timeout_seconds, stream=stream
     )
-    attach("answer", result.answer.text if result.answer else result.error)
-    yield check(
-        result.ok,
-        f"{result.answer.completion_tokens} tokens in {result.seconds:.3g} s"
-        if result.answer
-        else f"no valid answer (HTTP {result.status}, {result.outcome}): {result.error}",
-        remedy="The server must answer /v1/completions as the OpenAI API does.",
+
+
+def _sample_verdict(client: InferenceClient, result: Answered) -> Verdict:
+    if result.answer is None:
+        return check(
+            False,
+            f"no valid answer (HTTP {result.status}, {result.outcome}): {result.error}",
+            remedy=_no_answer(client, result),
+        )
+    if result.cached:
+        return cached_verdict(result.cached)
+    tokens = result.answer.completion_tokens
+    judged = answer_verdict(result.answer.text, completion_tokens=tokens)
+    if not judged.passed:
+        return judged
+    return check(True, f"{tokens} tokens in {result.seconds:.3g} s")
+
+
+def _no_answer(client: InferenceClient, result: Answered) -> str:
+    return no_answer_remedy(client.path, status=result.status, error=result.error)
+
+
+def _replicas(
+    servers: Servers, clients: Mapping[str, InferenceClient], ask: Ask
+) -> Iterator[Verdict]:
+    """Ask every replica of `clients`, and count those that answer: before the address is asked,
+    behind which nobody can tell which of them it is that does not.
+    """
+
+    def answer(client: InferenceClient) -> Verdict:
+        try:
+            return ask(client)
+        except UnreachableError as error:
+            return check(False, f"it is ready, and {error}", remedy=error.remedy)
+
+    if not clients:
+        return
+    with ThreadPoolExecutor(min(len(clients), _MOST_AT_ONCE)) as pool:
+        found = dict(zip(clients, pool.map(answer, clients.values()), strict=True))
+    # One that was taken away meanwhile, as a ramp does, owes no answer.
+    owing = {name: v for name, v in found.items() if v.passed or servers.still_ready(name)}
+    if owing:
+        yield each_answers(owing)
+
+
+def _further(servers: Servers, ask: Ask) -> Iterator[Verdict]:
+    """Ask the address again, by other connections: no replica can be asked by itself."""
+    more = servers.samples - 1
+    if more < 1:
+        return
+    with ThreadPoolExecutor(min(more, _MOST_AT_ONCE)) as pool:
+        answers = list(pool.map(lambda _: ask(servers.address), range(more)))
+    yield each_answers(
+        {f"request {n}": v for n, v in enumerate(answers, 2)},
+        noun="further requests, each by a connection of its own,",
     )

@@ -20,6 +20,7 @@ from vllm_rollout.resources import CHARTS
 from vllm_rollout.variables import option_or_environment, variable_of
 
 if TYPE_CHECKING:
+    from vllm_rollout.observe.client import InferenceClient
     from vllm_rollout.platform.kubernetes import StartUpOf
 
 _MOST_WORKERS = 1000
@@ -61,6 +62,18 @@ class Settings:
         if self.base_url:
             return self.base_url.rstrip("/")
         return self.reader().base_url(deployment)
+
+    def client(self, url: str, deployment: Deployment, *, fresh: bool = False) -> "InferenceClient":
+        """Return a client of the deployment's servers at `url`; `fresh` as the client has it."""
+        from vllm_rollout.observe.client import InferenceClient
+
+        return InferenceClient(
+            url,
+            model=deployment.model,
+            api_key=self.api_key,
+            api=self.policy.for_model(deployment.model).api,
+            fresh=fresh,
+        )
 
     def route_to(self, deployment: Deployment) -> Route:
         """Return the address for display and how it is reached."""

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -129,6 +130,28 @@ def test_every_bad_end_has_its_name_and_none_is_a_success(serve: Serve, tmp_path
     assert "500 no room for ***" in errors
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"sk-hush" not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("shown_by", ["x-cache: HIT", "came before"])
+def test_answers_from_a_cache_leave_the_result_incomplete(
+    serve: Serve, tmp_path: Path, shown_by: str
+) -> None:
+    bodies = []
+
+    async def cache(request: web.Request) -> web.StreamResponse:
+        text = await request.text()
+        bodies.append(text)
+        assert "no-store" in request.headers["Cache-Control"]
+        # Its second answer, of another id, shows that ids are not all one.
+        body = EVENTS if len(bodies) != 2 else [e.replace(b"cmpl-b", b"cmpl-a") for e in EVENTS]
+        headers = {"X-Cache": "HIT"} if shown_by == "x-cache: HIT" else {}
+        return web.Response(body=b"".join(body), headers=headers)
+
+    result = run_load(a_plan(serve(cache), rate_per_second=20, nonce="c0ffee"), work_dir=tmp_path)
+
+    assert outcomes(result) == {"ok": 20}
+    assert re.search(rf"(20|18) of 20 answers came from a cache.*{shown_by}", result.incomplete)
+    assert len(set(bodies)) == 20
 
 
 def test_a_server_that_is_not_there_refuses_every_request(tmp_path: Path) -> None:

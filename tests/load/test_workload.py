@@ -32,14 +32,17 @@ def body(template: Template, number: int = 7) -> dict[str, Any]:
     return parsed
 
 
-def test_one_prompt_is_one_request_for_all() -> None:
+def test_one_prompt_differs_by_run_and_number_alone() -> None:
     workload = Workload(replace(PLAN, prompt='Say "######### {x}"', max_tokens=9, stream=False))
     (template,) = workload.templates
     assert (template.path, template.request_class) == ("/v1/completions", "")
     assert workload.pick(0) == workload.pick(10**6) == 0
-    plain = Workload(replace(PLAN, prompt="Say 'hi'"))
-    assert body(plain.templates[0])["prompt"] == "Say 'hi'"
+    plain = Workload(replace(PLAN, prompt="Say 'hi'", nonce="c0ffee"))
+    assert body(plain.templates[0])["prompt"] == "c0ffee 000000007 Say 'hi'"
     assert body(plain.templates[0])["stream_options"] == {"include_usage": True}
+    (chat,) = Workload(replace(PLAN, prompt="Hi", api="chat")).templates
+    assert chat.path == "/v1/chat/completions"
+    assert body(chat)["messages"] == [{"role": "user", "content": "000000007 Hi"}]
 
 
 def test_classes_have_their_share_and_the_seed_decides() -> None:
@@ -90,6 +93,11 @@ def test_prompts_of_a_file_are_asked_as_they_are() -> None:
     given = RequestClass(name="own", kind="file", prompts=("Hello", messages), output=FEW)
     texts = Counter(body(each)["prompt"] for each in Workload(mix(given)).templates)
     assert texts == {"Hello": 512, "system: Be brief.\nuser: Hi": 512}
+    template = Workload(replace(mix(given), nonce="c0ffee")).templates[0]
+    assert [body(template, n)["user"] for n in (1, 2)] == [
+        "vllm-rollout-c0ffee-000000001",
+        "vllm-rollout-c0ffee-000000002",
+    ]
     chat = replace(given, api="chat")
     (path,) = {each.path for each in Workload(mix(chat)).templates}
     assert path == "/v1/chat/completions"

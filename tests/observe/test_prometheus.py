@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,7 +29,8 @@ from vllm_rollout.simulator.running import RunningSimulator
 NOW = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
 T = NOW.timestamp()
 STAGING = Deployment("llama-2-7b", "staging")
-METRIC_NAMES = sorted((Path(__file__).parents[1] / "data/vllm-metric-names").glob("*.txt"))
+DATA = Path(__file__).parents[1] / "data"
+METRIC_NAMES = sorted((DATA / "vllm-metric-names").glob("*.txt"))
 LABELS = {"namespace": "system", "service": "llama-2-7b-staging"}
 
 
@@ -210,6 +212,22 @@ def test_every_series_is_added_up_and_failures_are_those_of_the_servers() -> Non
     assert (counts.total, counts.failures, counts.failures_at_most) == (100, 2, 2)
     assert rates.against(0.001) == 0.02
     assert rates.unknown == ""
+
+
+def test_polls_of_models_are_no_requests_of_users() -> None:
+    """By the handlers that vLLM recorded: only what asks for tokens or vectors counts."""
+    rules = load_policy(None).prometheus.requests
+    recorded = (DATA / "vllm-0.32.0/noauth/metrics_1_after.body").read_text()
+    handlers = set(re.findall(r'http_requests_total\{handler="([^"]+)"', recorded))
+    assert handlers == {"/v1/models", "/v1/completions", "/v1/chat/completions", "none"}
+
+    def counted(names: set[str]) -> set[str]:
+        return {name for name in names if re.fullmatch(rules.matching["handler"], name)}
+
+    assert counted(handlers) == {"/v1/completions", "/v1/chat/completions"}
+    polls = {"/health", "/metrics", "/version", "/tokenize", "/v1/responses/{response_id}"}
+    tokens = {"/v1/responses", "/v1/embeddings", "/v1/messages", "/v1/audio/transcriptions"}
+    assert counted(polls | tokens) == tokens
 
 
 def test_streams_that_were_turned_away_are_failures_though_counted_as_answered() -> None:

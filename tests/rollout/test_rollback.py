@@ -122,7 +122,7 @@ def test_production_gates_that_do_not_pass_roll_back(world: World, outcome: Outc
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
 
 
-@pytest.mark.parametrize("how", ["helm fails", "old build does not serve"])
+@pytest.mark.parametrize("how", ["helm fails", "not seen to serve"])
 def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
     world: World, how: str
 ) -> None:
@@ -138,6 +138,8 @@ def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
 
     assert evidence.exit_code == ExitCode.NEEDS_PERSON
     assert evidence.outcome is Outcome.FAIL
+    assert "does not serve" not in evidence.conclusion  # nobody saw that
+    assert ("it was not seen to serve" in evidence.conclusion) is (how == "not seen to serve")
     assert "vllm-rollout rollback llama-2-7b -e production --to REVISION" in evidence.conclusion
     assert told[-1] == ("rollback-failed", evidence.conclusion)
     assert kinds(world)[-1] == "rollback-failed"

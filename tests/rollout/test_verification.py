@@ -249,12 +249,16 @@ def test_replicas_that_are_not_ready_are_a_fail_whatever_the_diagnosis_does(
     assert run.gates[0].outcome is Outcome.FAIL
 
 
-def test_a_gate_that_is_off_leaves_it_not_verified(
-    local: Settings, settings: Callable[[str], Settings], world: World
+def test_replicas_health_and_a_token_are_verified_whatever_gates_are_on(
+    local: Settings, settings: Callable[[str], Settings], world: World, trickling: str
 ) -> None:
-    world.overrides["environments.production.gates.health"] = False
-    with pytest.raises(CannotVerifyError, match="health is off in production"):
-        verify(settings(local.reader().base_url(PRODUCTION)), PRODUCTION, FakeClock())
+    off = dict.fromkeys(("pods", "health", "inference"), False)
+    world.overrides |= {f"environments.production.gates.{gate}": off[gate] for gate in off}
+    world.overrides["watch.probe_timeout"] = "500ms"
+
+    run = verify(settings(local.reader().base_url(PRODUCTION)), PRODUCTION, FakeClock())
+    assert (run.outcome, [gate.gate for gate in run.gates]) == (Outcome.PASS, ["pods", "health"])
+    assert verify(settings(trickling), PRODUCTION, FakeClock()).outcome is Outcome.FAIL
 
 
 # ------------------------------------------------- a rollback that could not be verified

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from support.simulated import FakeClock
+from support.world import PRODUCTION, World
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Replica
@@ -33,6 +35,7 @@ def sight(
     total: int = 10,
     live: LiveCounts | None = None,
     path_errors: str = "",
+    cached: int = 0,
 ) -> Observation:
     probes = ProbeSample(
         total=total,
@@ -40,6 +43,8 @@ def sight(
         latencies_seconds=(seconds,) * (total - failures),
         healthy=healthy,
         path_errors=path_errors,
+        cached=cached,
+        health_cached=cached > 0,
     )
     return Observation(probes=probes, replicas=replicas, live=live)
 
@@ -123,6 +128,29 @@ def test_a_violated_slo_after_promotion_fires_and_an_unproven_one_does_not() -> 
     assert well.fired == ""
     assert well.verdicts["P95 latency"].outcome is Outcome.PASS
     assert well.verdicts["error rate"].outcome is Outcome.INCONCLUSIVE  # 600 probes cannot tell
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_what_a_cache_answers_is_neither_health_nor_an_outage(healthy: bool) -> None:
+    end = watch(lambda _at: sight(total=0, cached=10, healthy=healthy), after_promotion=True)
+    assert end.fired == ""
+    assert set(end.unobservable) >= {"error rate", "complete outage", "P95 latency", "health check"}
+
+
+def test_nonsense_and_cached_answers_are_told_once_and_fire_nothing(world: World) -> None:
+    seen = sight(cached=2)
+    probes = replace(seen.probes, cached_by="age: 3", answers=(("!!!!!", 5),))
+    tools = world.tools()
+
+    end = tools.observer.watch(
+        PRODUCTION, timedelta(seconds=20), observe=lambda: replace(seen, probes=probes)
+    )
+
+    assert end.fired == ""
+    assert [step.detail for step in tools.log.steps if "doubtful answers" in step.title] == [
+        "2 of 12 answers from a cache (age: 3)",
+        "1 of 1 answers degenerate: the answer repeats '!' and says nothing else: '!!!!!'",
+    ]
 
 
 def test_what_the_platform_does_not_say_is_named_as_not_observed() -> None:

@@ -155,6 +155,9 @@ class SimulatedPlatform:
     def own_url(self, deployment: Deployment) -> str:
         return self.base_url(deployment)
 
+    def replica_url(self, deployment: Deployment, replica: Replica) -> str:
+        return replica.address
+
     def weights(self, deployment: Deployment) -> Weights:
         if not self.has_route:
             raise UsageError(f"nothing divides the traffic of {deployment}")

@@ -245,18 +245,14 @@ class _Run:
     def _settling(self, client: InferenceClient) -> Settling:
         load = self.policy.environments[self.deployment.environment].load
         return Settling(
-            lambda: client.complete(
+            lambda: client.ask(
                 load.prompt, max_tokens=load.max_tokens, timeout_seconds=load.timeout_seconds
             ),
             most_seconds=self.policy.capacity.settle_seconds,
         )
 
     def _client(self) -> InferenceClient:
-        return InferenceClient(
-            self.settings.url_of(self.deployment),
-            model=self.deployment.model,
-            api_key=self.settings.api_key,
-        )
+        return self.settings.client(self.settings.url_of(self.deployment), self.deployment)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

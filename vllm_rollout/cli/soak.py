@@ -11,7 +11,6 @@ from vllm_rollout.model.deployment import Deployment, Revision, newest_served
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.model.units import parse_duration
 from vllm_rollout.next_command import next_command
-from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.rollout.run import SystemClock
@@ -74,15 +73,18 @@ def _take_sample(settings: Settings, deployment: Deployment) -> SoakState:
     """Take one sample and keep it; return the soak then."""
     platform, policy = settings.reader(), settings.policy.for_model(deployment.model)
     revision = _serving(settings, deployment)
-    with InferenceClient(
-        platform.base_url(deployment), model=deployment.model, api_key=settings.api_key
-    ) as client:
+    with settings.client(platform.base_url(deployment), deployment) as client:
         seconds = policy.watch.probe_timeout_seconds
         before = platform.path_errors(deployment)
         probes = probe(client, count=1, timeout_seconds=seconds)
         problem = platform.path_errors(deployment).since(before)
     if problem and probes.unless(problem).path_errors:
         raise problem
+    if not probes.total:
+        raise RolloutError(
+            f"the answer of {deployment} came from a cache ({probes.cached_by})",
+            remedy="Ask the servers past the cache: see `service_url`.",
+        )
     now = SystemClock().now()
     sample = sample_of(now, platform.replicas(deployment), revision.capacity, probes)
     rules = policy.environments[deployment.environment].soak

@@ -101,6 +101,25 @@ def findings_of(symptoms: Sequence[Symptoms], policy: Policy, model: str) -> tup
     return diagnose(symptoms, failure_threshold=threshold)
 
 
+def no_answer_remedy(path: str, *, status: int, error: str) -> str:
+    """Return what to do where a request to `path` got no answer: `status` is 0 where none came."""
+    said = error.lower()
+    if status in (401, 403):
+        return "Put the server's bearer key into the environment variable that `api_key_env` names."
+    if status == 404 and "model" in said:
+        return "Serve the model under its name: --served-model-name."
+    if status in (404, 405, 501) or "does not support" in said or "not supported" in said:
+        other = "chat" if path == "/v1/completions" else "completions"
+        return (
+            f"The server answers, and does not offer {path}, which was asked. If it offers "
+            f"{other}, set `api: {other}` in the policy. Embedding and pooling models are not "
+            "supported: they give no tokens."
+        )
+    if 400 <= status < 500:
+        return f"The server refuses the request to {path}: its error says why."
+    return "The engine hangs behind a healthy front: restart the replica and read its log."
+
+
 def _finding(symptoms: Symptoms, failure_threshold: int | None) -> Finding:
     rules: tuple[Callable[[Symptoms], Finding | None], ...] = (
         _quota,

@@ -1,10 +1,15 @@
-"""Verdict on whether a deployment's replicas are all running and ready."""
+"""Verdicts on a deployment's replicas: are all running and ready, and does each answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vllm_rollout.judge.diagnosis import Finding
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
+from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check, worst
+
+CACHE_REMEDY = (
+    "Ask the servers past the cache: name their own address with --base-url or `service_url`, or "
+    "let the gateway honour `Cache-Control: no-store`."
+)
 
 
 def replicas_verdict(
@@ -34,6 +39,28 @@ def replicas_verdict(
         method=VerdictMethod.COMPARED,
         reason="; ".join([f"{len(ready)} of {expected} replicas ready", *map(_problem, bad)]),
         remedy="" if holds else _remedy(findings),
+    )
+
+
+def each_answers(found: Mapping[str, Verdict], *, noun: str = "replicas") -> Verdict:
+    """Pass if every one of `found` did; the reason counts them and names those that did not."""
+    bad = {name: verdict for name, verdict in found.items() if not verdict.passed}
+    count = f"{len(found) - len(bad)} of {len(found)} {noun} answered"
+    outcome = worst([verdict.outcome for verdict in found.values()])
+    return Verdict(
+        outcome=outcome,
+        reason="; ".join([count, *(f"{name}: {verdict.reason}" for name, verdict in bad.items())]),
+        n=len(found),
+        remedy=next((v.remedy for v in bad.values() if v.outcome is outcome), ""),
+    )
+
+
+def cached_verdict(shown_by: str) -> Verdict:
+    """Inconclusive: an answer that came from a cache shows nothing of the engine."""
+    return check(
+        None,
+        f"the answer came from a cache, not from the engine ({shown_by})",
+        remedy=CACHE_REMEDY,
     )
 
 

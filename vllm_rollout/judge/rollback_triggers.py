@@ -139,7 +139,7 @@ class Triggers:
             _Kind.SPIKE: share,
             _Kind.LATENCY: self._percentile(),
             _Kind.CRASH_LOOP: crashing,
-            _Kind.HEALTH: 0.0 if now.healthy else 1.0,
+            _Kind.HEALTH: None if now.health_cached else 0.0 if now.healthy else 1.0,
         }
 
     def _counted(self, live: LiveCounts | None) -> dict[_Kind, float | None]:

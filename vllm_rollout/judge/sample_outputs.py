@@ -3,12 +3,78 @@
 import json
 import re
 
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.verdict import Verdict, check
 from vllm_rollout.policy.outputs import Sample
 
+_SPECIAL = re.compile(
+    r"<[|｜][^<>]{1,40}[|｜]>|</?s>|<(?:unk|pad|eos|bos|mask|(?:start|end)_of_turn|(?:unused|reserved)"
+    r"_?\d+)>|\[(?:UNK|PAD|CLS|SEP|MASK|/?INST)\]|</?think>",
+    re.IGNORECASE,
+)
+"""Special tokens, as tokenizers of common models write them."""
+_UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+_CUT_CHARACTER = 3
+"""Replacement characters at most that the first bytes of a cut character make."""
+_MANY_WORDS, _MANY_MARKS = 5, 4
+"""Repetitions that make a word, or what has no letter or digit, the only token of an answer."""
+_LONGEST_UNIT = 16
+_TAIL = re.compile(r"([^\w\s])\1{15,}\s*$")
 
-def output_verdict(sample: Sample, text: str) -> Verdict:
-    """Pass if `text` is no empty answer and keeps every rule of `sample`; else fail."""
+
+def degenerate(text: str, *, completion_tokens: int) -> str:
+    """Return what shows that the engine computes nonsense; empty where nothing does.
+
+    vLLM gives such answers with status 200 after NaN logits, a wrong quantization or a broken
+    kernel. Whether an answer is good is not asked.
+    """
+    said = _SPECIAL.sub("", text)
+    if not said.strip():
+        if text.strip():
+            return f"the answer is special tokens only: {_shown(text)}"
+        return "the answer is empty" if not text else "the answer is white space only"
+    # max_tokens may cut the last character: its bytes are then undecodable, and nothing is wrong.
+    cut = re.sub(f"{_UNDECODABLE}{{1,{_CUT_CHARACTER}}}$", "", said)
+    rest = cut if cut.strip() or completion_tokens <= _CUT_CHARACTER else said
+    broken = rest.count(_UNDECODABLE)
+    if broken and 2 * broken > len(rest.replace(" ", "")):
+        return f"most of the answer cannot be decoded: {_shown(text)}"
+    if unit := _only_token(said.split()):
+        return f"the answer repeats {unit!r} and says nothing else: {_shown(text)}"
+    tail = _TAIL.search(said)
+    if tail and 2 * len(tail[0]) > len(said):
+        return f"the answer ends in one character for ever: {_shown(text)}"
+    return ""
+
+
+def _only_token(words: list[str]) -> str:
+    """Return what the words repeat throughout, or empty; the last repetition may be cut."""
+    first = words[0]
+    if any(word != first for word in words[:-1]) or not first.startswith(words[-1]):
+        return ""
+    starts = (first[:n] for n in range(1, min(_LONGEST_UNIT, len(first)) + 1))
+    unit = next((u for u in starts if (u * len(first)).startswith(first)), first)
+    many = _MANY_WORDS if any(map(str.isalnum, unit)) else _MANY_MARKS
+    return unit if sum(map(len, words)) >= many * len(unit) else ""
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
+
+
+def answer_verdict(text: str, *, completion_tokens: int) -> Verdict:
+    """Inconclusive where the answer is degenerate; else a pass."""
+    wrong = degenerate(text, completion_tokens=completion_tokens)
+    return check(
+        None if wrong else True,
+        wrong or f"an answer of {completion_tokens} tokens",
+        remedy="Ask it by hand. If it is always so, the engine computes nonsense: compare "
+        "quantization, dtype, attention backend and weights with the build that serves now.",
+    )
+
+
+def output_verdict(sample: Sample, text: str, *, completion_tokens: int = 0) -> Verdict:
+    """Fail if `text` is empty or breaks a rule of `sample`; inconclusive where it is degenerate."""
     wrong = []
     if not text.strip():
         wrong.append("the answer is empty")
@@ -18,6 +84,10 @@ def output_verdict(sample: Sample, text: str) -> Verdict:
         wrong.append(f"nothing in it matches {sample.matches!r}")
     if sample.is_json and not _is_json(text):
         wrong.append("it is not JSON")
+    nonsense = degenerate(text, completion_tokens=completion_tokens)
+    if nonsense and not wrong:
+        judged = answer_verdict(text, completion_tokens=completion_tokens)
+        return judged.inconclusive_because(f"{sample.prompt!r}: {nonsense}", judged.remedy)
     ruled = any((sample.contains, sample.matches, sample.is_json))
     kept = "keeps the policy's rules" if ruled else "was answered; QA reads what"
     return check(
@@ -26,6 +96,24 @@ def output_verdict(sample: Sample, text: str) -> Verdict:
         remedy="Compare the answer with the model's that serves now; the prompt and its rules are "
         "`gates.outputs.samples`.",
     )
+
+
+def doubts_of(probes: ProbeSample) -> dict[str, str]:
+    """Return what makes a watch's probes doubtful though they were answered, by its kind."""
+    bad = [
+        wrong
+        for text, tokens in probes.answers
+        if (wrong := degenerate(text, completion_tokens=tokens))
+    ]
+    doubts = {}
+    if probes.cached:
+        sent = probes.total + probes.cached
+        doubts["cached"] = f"{probes.cached} of {sent} answers from a cache ({probes.cached_by})"
+    elif probes.health_cached:
+        doubts["cached"] = "/health was answered by a cache"
+    if bad:
+        doubts["degenerate"] = f"{len(bad)} of {len(probes.answers)} answers degenerate: {bad[0]}"
+    return doubts
 
 
 def _is_json(text: str) -> bool:

@@ -87,6 +87,7 @@ class LoadCollector:
         lost = sum(log.lost for log in self._logs)
         unparsable = sum(log.unparsable for log in self._logs)
         gaps, broken = self._gaps()
+        cached = [request.cached for request in judged if request.cached]
         problems = {
             problem: problem != "",
             f"only {len(self._logs) - len(unended)} of {len(self._logs)} load workers ended by "
@@ -97,6 +98,8 @@ class LoadCollector:
             f"{lost} finished requests are missing from the request log": lost != 0,
             f"{unparsable} lines of the request log cannot be read": unparsable > 0,
             broken: broken != "",
+            f"{len(cached):,} of {len(judged):,} answers came from a cache, not from the engine "
+            f"({next(iter(cached), '')})": bool(cached),
             "the schedule holds no request": not judged,
         }
         busy = [log.busy_seconds for log in self._logs]

@@ -1,6 +1,7 @@
 """Load plan from the policy's load block; files that it names are read here."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,23 @@ def load_plan(policy: Policy, deployment: Deployment, *, base_url: str) -> LoadP
         shape=shape,
         trace=trace,
         timeout_seconds=load.timeout_seconds,
+        api=policy.api,
         prompt=load.prompt,
         max_tokens=load.max_tokens,
         stream=load.stream,
-        classes=_classes(load),
+        classes=_classes(load, policy.api),
         workers=load.workers,
         seed=load.seed,
+        nonce=secrets.token_hex(3),
     )
 
 
-def _classes(load: Load) -> tuple[RequestClass, ...]:
+def _classes(load: Load, api: str) -> tuple[RequestClass, ...]:
     return tuple(
         RequestClass(
             name=each.name,
             weight=each.weight,
-            api=each.api,
+            api=each.api or api,
             stream=each.stream,
             kind=each.prompts,
             prompts=_read_prompts(each),

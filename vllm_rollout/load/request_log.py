@@ -3,7 +3,7 @@
     {"start": {"at": <unix time of the schedule's zero>, "worker": <its name>,
                "ahead": <seconds of its clock before the master's>, "within": <± seconds, or null>}}
     [number, intended, sent, first_token, end,
-     outcome, status, prompt_tokens, completion_tokens, error, class]     (on one line)
+     outcome, status, prompt_tokens, completion_tokens, error, class, cached]     (on one line)
     {"tick": {"sent": <requests sent so far>, "busy": <CPU seconds so far>}}
     {"end": {"stopped_at": <seconds, or null>, "gaps": <HDR histogram of inter-token gaps>,
              "requests": <number of the lines above that are requests>}}
@@ -72,6 +72,7 @@ class LogWriter:
                 record.completion_tokens,
                 record.error,
                 record.request_class,
+                record.cached,
             ]
         )
 
@@ -205,6 +206,7 @@ def _decode(
     completion_tokens: int,
     error: str,
     request_class: str,
+    cached: str,
 ) -> tuple[int, RequestRecord]:
     return int(number), RequestRecord(
         intended=float(intended),
@@ -217,4 +219,5 @@ def _decode(
         completion_tokens=int(completion_tokens),
         error=str(error),
         request_class=str(request_class),
+        cached=str(cached),
     )

@@ -1,9 +1,10 @@
 """Content of a load's requests: prompts by class and lengths by distribution, all seeded.
 
 Request `number` asks the same whatever the number of workers. Prompts are made of common words,
-about a token each. Those of one class differ in their first words (the request's number), so that
-no server answers from its prefix cache what users would make it compute; only `shared_prefix` and
-`multi_turn` share what such prompts share.
+about a token each. They differ in their first words (the run's nonce and the request's number), so
+that no server answers from its prefix cache what users would make it compute; only `shared_prefix`
+and `multi_turn` share what such prompts share. Prompts that must stay as they are (`file`,
+`multi_turn`) differ in the `user` that they name, so that no gateway answers from its cache.
 """
 
 import json
@@ -57,6 +58,7 @@ class Workload:
     def __init__(self, plan: LoadPlan) -> None:
         self._plan = plan
         self._random = random.Random(f"workload {plan.seed}")  # noqa: S311 - reproducible
+        self._mark = f"{plan.nonce} {_NUMBER_MARK}".lstrip()
         self.templates = [] if plan.trace else self._pool()
         self._text = _Text() if plan.trace else None
 
@@ -70,19 +72,18 @@ class Workload:
         if self._text is None:
             raise ValueError("the plan has no trace")
         entry = self._plan.trace[number]
-        fields = {
-            "model": self._plan.model,
-            "prompt": f"{_NUMBER_MARK} {self._text.words(entry.prompt_tokens)}",
-            "max_tokens": entry.output_tokens,
-            "ignore_eos": True,
-        }
-        return _template("trace", "completions", fields, stream=self._plan.stream)
+        fields = self._asked(
+            self._plan.api, f"{self._mark} {self._text.words(entry.prompt_tokens)}"
+        )
+        fields |= {"max_tokens": entry.output_tokens, "ignore_eos": True}
+        return _template("trace", self._plan.api, fields, stream=self._plan.stream)
 
     def _pool(self) -> list[Template]:
         plan = self._plan
         if not plan.classes:
-            fields = {"model": plan.model, "prompt": plan.prompt, "max_tokens": plan.max_tokens}
-            return [_template("", "completions", fields, stream=plan.stream)]
+            fields = self._asked(plan.api, f"{self._mark} {plan.prompt}")
+            fields["max_tokens"] = plan.max_tokens
+            return [_template("", plan.api, fields, stream=plan.stream)]
         pool = [
             template
             for each, count in zip(plan.classes, _places(plan.classes), strict=True)
@@ -95,14 +96,20 @@ class Workload:
         prompts = self._prompts(each)
         for _ in range(count):
             prompt = next(prompts)
-            if each.api == "chat":
-                messages = [{"role": "user", "content": prompt}]
-                asked: object = messages if isinstance(prompt, str) else prompt
-                fields = {"model": self._plan.model, "messages": asked}
-            else:
-                fields = {"model": self._plan.model, "prompt": _as_text(prompt)}
+            user = each.kind in ("file", "text", "multi_turn")
+            fields = self._asked(each.api, prompt, user=user)
             fields["max_tokens"] = self._length(each.output)
             yield _template(each.name, each.api, fields, stream=each.stream)
+
+    def _asked(
+        self, api: str, prompt: str | Sequence[Message], *, user: bool = False
+    ) -> dict[str, object]:
+        """Return the fields that say who asks what; the number's mark is in the first it can be."""
+        who = {"user": f"vllm-rollout-{self._mark.replace(' ', '-')}"} if user else {}
+        if api == "chat":
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            return {"model": self._plan.model, **who, "messages": messages}
+        return {"model": self._plan.model, **who, "prompt": _as_text(prompt)}
 
     def _prompts(self, each: RequestClass) -> Iterator[str | Sequence[Message]]:
         if each.prompt_tokens is None:
@@ -115,9 +122,9 @@ class Workload:
                 yield from self._conversation(words, each.turns)
             elif each.kind == "shared_prefix":
                 own = self._words(words - len(shared.split()))
-                yield f"{shared} {_NUMBER_MARK} {own}".rstrip()
+                yield f"{shared} {self._mark} {own}".rstrip()
             else:
-                yield f"{_NUMBER_MARK} {self._words(words)}".rstrip()
+                yield f"{self._mark} {self._words(words)}".rstrip()
 
     def _conversation(self, words: int, turns: int) -> Iterator[list[Message]]:
         """Yield the requests of one conversation: each has the messages before and one question."""

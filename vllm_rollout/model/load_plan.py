@@ -77,7 +77,8 @@ class LoadPlan:
     They come at `rate_per_second`, or, where there is a `shape` or a `trace`, as that says;
     `arrivals` `closed` has `users` that wait for each answer instead. Every request asks for
     `max_tokens` of the one `prompt`, or what `classes` say. `timeout_seconds` is a total deadline
-    per request, from its intended send time to the last byte.
+    per request, from its intended send time to the last byte. `api` is the endpoint of requests
+    that are of no class. `nonce` makes the requests of a run unlike those of any other.
 
     Raises:
         UsageError: a value no load can be made of; the message names it.
@@ -93,12 +94,14 @@ class LoadPlan:
     shape: tuple[RateSegment, ...] = ()
     trace: tuple[TraceEntry, ...] = ()
     timeout_seconds: float = 30.0
+    api: str = "completions"
     prompt: str = "Hello"
     max_tokens: int = 64
     stream: bool = True
     classes: tuple[RequestClass, ...] = ()
     workers: int = 1
     seed: int = 1
+    nonce: str = ""
 
     def __post_init__(self) -> None:
         closed = self.arrivals == "closed"
@@ -114,6 +117,7 @@ class LoadPlan:
             "max_tokens is 1 or more": self.max_tokens >= 1,
             "workers is 1 or more": self.workers >= 1,
             f"arrivals is {' or '.join(ARRIVALS)}": self.arrivals in ARRIVALS,
+            "api is completions or chat": self.api in ("completions", "chat"),
             "users is 1 or more with closed arrivals, else 0": (self.users >= 1) is closed,
             "a shape has lengths and rates, some above 0": not self.shape
             or (

@@ -60,6 +60,8 @@ class RequestRecord:
     error: str = ""
     request_class: str = ""
     """Name of the plan's class it is of; empty where all are alike."""
+    cached: str = ""
+    """What shows that its answer came from a cache; empty where nothing does."""
 
     @property
     def ok(self) -> bool:

@@ -11,7 +11,7 @@ from vllm_rollout.model.request_counts import LiveCounts
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSample:
     """One observation of a deployment. A server that cannot be reached has failed every probe,
-    unless it is known that the way there was at fault.
+    unless it is known that the way there was at fault. What a cache answered is not in `total`.
     """
 
     total: int
@@ -22,6 +22,14 @@ class ProbeSample:
     """Whether `/health` answered 200."""
     error: str = ""
     """The first failure, readable."""
+    health_cached: bool = False
+    """Whether `/health` was answered by a cache: nothing is known of it."""
+    cached: int = 0
+    """Answers that came from a cache and show nothing of the engine."""
+    cached_by: str = ""
+    """What showed that of the first of them."""
+    answers: tuple[tuple[str, int], ...] = ()
+    """Text and number of tokens of the answered probes."""
     path_errors: str = ""
     """Connectivity errors on the path to the deployment; then nothing is known of the deployment,
     and no probe counts.

@@ -6,7 +6,7 @@ and is never an empty success.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -51,6 +51,8 @@ class _Choice(msgspec.Struct):
 class _Wire(msgspec.Struct):
     """A whole answer or one event of a stream, as far as it is of interest."""
 
+    id: Any = None
+    created: Any = None
     choices: list[_Choice] | None = None
     usage: Any = None
     error: Any = None
@@ -61,12 +63,17 @@ _WIRE = msgspec.json.Decoder(_Wire)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A whole, valid answer. `text` and `finish_reason` are those of the first choice."""
+    """A whole, valid answer. `text` and `finish_reason` are those of the first choice.
+
+    `id` and `created` are as the server wrote them; empty and None where it wrote none.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    id: str = field(default="", compare=False)
+    created: object = field(default=None, compare=False)
 
 
 def parse_completion(body: bytes) -> Answer:
@@ -84,7 +91,7 @@ def parse_completion(body: bytes) -> Answer:
     for choice in answer.choices:
         _check_finish(choice.finish_reason)
     first = answer.choices[0]
-    return _answer(_text(first), first.finish_reason, answer.usage)
+    return _answer(_text(first), first.finish_reason, answer.usage, answer)
 
 
 def error_of(status: int, body: bytes) -> AnswerError:
@@ -113,6 +120,7 @@ class SseAnswer:
         self._text: list[str] = []
         self._finish_reasons: dict[int, str | None] = {}
         self._usage: Any = None
+        self._first: _Wire | None = None
         self._done = False
 
     def feed(self, data: bytes | bytearray) -> list[str]:
@@ -161,7 +169,7 @@ class SseAnswer:
         for reason in self._finish_reasons.values():
             _check_finish(reason)
         first = self._finish_reasons[min(self._finish_reasons)]
-        return _answer("".join(self._text), str(first), self._usage)
+        return _answer("".join(self._text), str(first), self._usage, self._first)
 
     def _take(self, event: bytes, tokens: list[str]) -> None:
         """Take one event's data, and add what it holds to the tokens."""
@@ -171,6 +179,8 @@ class SseAnswer:
         chunk = _decoded(event)
         if chunk.error is not None:
             raise _error(chunk.error)
+        if self._first is None:
+            self._first = chunk
         if chunk.usage:
             self._usage = chunk.usage
         if chunk.choices is None:
@@ -234,7 +244,7 @@ def _check_finish(reason: Any) -> None:
         raise _truncated(f"ended with finish_reason {reason}")
 
 
-def _answer(text: str, finish_reason: str, usage: Any) -> Answer:
+def _answer(text: str, finish_reason: str, usage: Any, named: _Wire | None) -> Answer:
     if not isinstance(usage, dict):
         raise _malformed("no usage")
     prompt_tokens, completion_tokens = (
@@ -249,6 +259,8 @@ def _answer(text: str, finish_reason: str, usage: Any) -> Answer:
         finish_reason=finish_reason,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
+        id=named.id if named and isinstance(named.id, str) else "",
+        created=named.created if named and isinstance(named.created, int | float) else None,
     )
 
 

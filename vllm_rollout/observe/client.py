@@ -5,25 +5,35 @@ says how; only a server that cannot be reached at all raises.
 """
 
 import math
+import secrets
+import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
+from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers, cached_by
 
 if TYPE_CHECKING:
     import httpx
 
+Api = Literal["completions", "chat"]
+PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Answer of `/health`: the HTTP status, or 0 and the error when no answer came in time."""
+    """Answer of `/health`: the HTTP status, or 0 and the error when no answer came in time.
+
+    `cached` as in `Inference`.
+    """
 
     status: int
     seconds: float
     error: str = ""
+    cached: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +41,7 @@ class Inference:
     """One inference request. `answer` is there only when the outcome is OK.
 
     `seconds` and `ttft_seconds` run from the moment of sending; NaN when it did not come so far.
+    `cached` is what shows that the answer came from a cache, which says nothing of the engine.
     """
 
     outcome: RequestOutcome
@@ -39,6 +50,7 @@ class Inference:
     ttft_seconds: float = math.nan
     answer: Answer | None = None
     error: str = ""
+    cached: str = ""
 
     @property
     def ok(self) -> bool:
@@ -49,7 +61,8 @@ class Inference:
 class InferenceClient:
     """A client of one OpenAI-compatible server. Close it, or use it as a context manager.
 
-    `api_key` is sent as a bearer token and shown nowhere.
+    `api_key` is sent as a bearer token and shown nowhere. `api` is what `ask` and `greet` use. With
+    `fresh`, each request has a connection of its own, so that a balancer may send it elsewhere.
     """
 
     def __init__(
@@ -58,16 +71,33 @@ class InferenceClient:
         *,
         model: str,
         api_key: str | None = None,
+        api: Api = "completions",
+        fresh: bool = False,
         transport: "httpx.BaseTransport | None" = None,
     ) -> None:
         import httpx
 
         self.base_url = base_url.rstrip("/")
         self.model = model
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.api = api
+        headers = {"Cache-Control": NO_CACHE}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._known = KnownAnswers()
+        self._numbers_answers: bool | None = None
+        self._asking_for_another = threading.RLock()
         self._http = httpx.Client(
-            base_url=self.base_url, headers=headers, transport=transport, trust_env=False
+            base_url=self.base_url,
+            headers=headers,
+            limits=httpx.Limits(max_connections=100, max_keepalive_connections=0 if fresh else 20),
+            transport=transport,
+            trust_env=False,
         )
+
+    @property
+    def path(self) -> str:
+        """The path that `ask` asks."""
+        return PATHS[self.api]
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +128,11 @@ class InferenceClient:
                 seconds=time.monotonic() - started,
                 error=_describe(error, timeout_seconds),
             )
-        return Health(status=response.status_code, seconds=time.monotonic() - started)
+        return Health(
+            status=response.status_code,
+            seconds=time.monotonic() - started,
+            cached=cached_by(response.headers.multi_items()),
+        )
 
     def models(self, *, timeout_seconds: float) -> list[str]:
         """The names the server says it serves; empty when its answer cannot be read.
@@ -116,42 +150,84 @@ class InferenceClient:
         except (httpx.RequestError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, timeout_seconds: float, stream: bool = False
+    def ask(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        timeout_seconds: float,
+        stream: bool = False,
+        api: Api | None = None,
+        **sampling: float,
     ) -> Inference:
-        """Ask `/v1/completions` for up to `max_tokens` tokens, within `timeout_seconds` in all.
+        """Ask for up to `max_tokens` tokens in answer to `prompt`, within `timeout_seconds` in all.
+
+        `sampling` are further numbers of the request: `temperature`, `seed`. No two requests are
+        equal: each names another user.
 
         Raises:
             UnreachableError: no connection could be made.
         """
-        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "stream": stream}
+        more: dict[str, Any] = {"user": f"vllm-rollout-{secrets.token_hex(8)}", **sampling}
         if stream:
-            body["stream_options"] = {"include_usage": True}
-        return self._ask("/v1/completions", body, timeout_seconds=timeout_seconds)
+            more["stream_options"] = {"include_usage": True}
+        body = self._body(api or self.api, prompt, max_tokens, stream=stream) | more
+        return self._ask(PATHS[api or self.api], body, timeout_seconds=timeout_seconds)
+
+    def greet(self, *, max_tokens: int, timeout_seconds: float) -> Inference:
+        """Ask with a prompt that nobody has sent before; otherwise as `ask`."""
+        body = self._body(self.api, f"Hello {secrets.token_hex(4)}", max_tokens)
+        return self._ask(PATHS[self.api], body, timeout_seconds=timeout_seconds)
+
+    def complete(
+        self, prompt: str, *, max_tokens: int, timeout_seconds: float, stream: bool = False
+    ) -> Inference:
+        """Ask `/v1/completions`; otherwise as `ask`."""
+        limits: dict[str, Any] = {"max_tokens": max_tokens, "timeout_seconds": timeout_seconds}
+        return self.ask(prompt, **limits, stream=stream, api="completions")
 
     def chat(
         self, message: str, *, max_tokens: int, timeout_seconds: float, stream: bool = False
     ) -> Inference:
-        """Ask `/v1/chat/completions` with one user message; otherwise as `complete`."""
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": message}],
-            "max_tokens": max_tokens,
-            "stream": stream,
-        }
-        if stream:
-            body["stream_options"] = {"include_usage": True}
-        return self._ask("/v1/chat/completions", body, timeout_seconds=timeout_seconds)
+        """Ask `/v1/chat/completions` with one user message; otherwise as `ask`."""
+        limits: dict[str, Any] = {"max_tokens": max_tokens, "timeout_seconds": timeout_seconds}
+        return self.ask(message, **limits, stream=stream, api="chat")
 
-    def _ask(self, path: str, body: dict[str, object], *, timeout_seconds: float) -> Inference:
+    def _body(
+        self, api: Api, prompt: str, max_tokens: int, *, stream: bool = False
+    ) -> dict[str, Any]:
+        asked: dict[str, Any] = {"prompt": prompt}
+        if api == "chat":
+            asked = {"messages": [{"role": "user", "content": prompt}]}
+        return {"model": self.model, **asked, "max_tokens": max_tokens, "stream": stream}
+
+    def _came_before(self, answer: Answer, path: str, timeout_seconds: float) -> bool:
+        """Return True if a cache gave `answer`: it is the same as one before.
+
+        A server that dates no answer may give all of them one id: once, it is asked for another.
+        """
+        if not self._known.came_before(answer):
+            return False
+        with self._asking_for_another:
+            if answer.created is None and self._numbers_answers is None:
+                self._numbers_answers = True
+                api: Api = "chat" if path == PATHS["chat"] else "completions"
+                count = f"Count from {secrets.randbelow(10**9)} to {secrets.randbelow(10**9)}."
+                body = self._body(api, count, 1) | {"temperature": 0}
+                other = self._ask(path, body, timeout_seconds=timeout_seconds).answer
+                self._numbers_answers = other is None or other.id != answer.id
+        return answer.created is not None or bool(self._numbers_answers)
+
+    def _ask(self, path: str, body: dict[str, Any], *, timeout_seconds: float) -> Inference:
         import httpx
 
         started = time.monotonic()
         deadline = started + timeout_seconds
-        status, ttft = 0, math.nan
+        status, ttft, cached = 0, math.nan, ""
         try:
             with self._http.stream("POST", path, json=body, timeout=timeout_seconds) as response:
                 status = response.status_code
+                cached = cached_by(response.headers.multi_items())
                 sse = SseAnswer() if body["stream"] and status == httpx.codes.OK else None
                 whole = bytearray()
                 for chunk in response.iter_bytes():
@@ -177,12 +253,15 @@ class InferenceClient:
         except AnswerError as error:
             outcome, reason = error.outcome, str(error)
         else:
+            if not cached and self._came_before(answer, path, timeout_seconds):
+                cached = f"the answer {answer.id} came before"
             return Inference(
                 outcome=RequestOutcome.OK,
                 status=status,
                 seconds=seconds,
                 ttft_seconds=ttft,
                 answer=answer,
+                cached=cached,
             )
         return Inference(
             outcome=outcome,
@@ -190,6 +269,7 @@ class InferenceClient:
             seconds=time.monotonic() - started,
             ttft_seconds=ttft,
             error=reason,
+            cached=cached,
         )
 
     def _unreachable(self, error: Exception) -> UnreachableError:

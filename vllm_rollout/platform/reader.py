@@ -39,6 +39,13 @@ class ReleaseReader(Protocol):
     def own_url(self, deployment: Deployment) -> str:
         """The URL of the release's own replicas, whatever of its traffic goes to the canary."""
 
+    def replica_url(self, deployment: Deployment, replica: Replica) -> str:
+        """The URL of this one replica of the release; empty where it cannot be reached by itself.
+
+        Raises:
+            UnreachableError: the path to it cannot be opened.
+        """
+
     def weights(self, deployment: Deployment) -> Weights:
         """How the deployment's traffic is divided now.
 

@@ -81,8 +81,8 @@ class RequestKind(Block):
     """What reports call it."""
     weight: Annotated[Number, Field(gt=0)] = 1
     """Its share of the mix, next to the other classes' weights."""
-    api: Literal["completions", "chat"] = "completions"
-    """Which endpoint is asked."""
+    api: Literal["completions", "chat"] | None = None
+    """Which endpoint is asked; by default the policy's `api`."""
     stream: OnOff = True
     """Whether answers are streamed."""
     prompts: Literal["words", "shared_prefix", "multi_turn", "file"]

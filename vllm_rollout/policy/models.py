@@ -45,6 +45,8 @@ class Rules(Block):
     """Where a deployment is reached; {model}, {environment} and {namespace} are filled in."""
     api_key_env: VariableName
     """Name of the environment variable that holds the bearer key."""
+    api: Literal["completions", "chat"]
+    """Which endpoint gates, probes and load ask: /v1/completions or /v1/chat/completions."""
     environments: dict[Name, Environment]
     """What each environment asks for, in order."""
     capacity: CapacitySearch

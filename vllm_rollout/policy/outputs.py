@@ -5,7 +5,17 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from vllm_rollout.policy.fields import Block, Count, MayBeOff, Span, Switch, Text, broken_rule
+from vllm_rollout.policy.fields import (
+    Block,
+    Count,
+    CountOrZero,
+    MayBeOff,
+    Number,
+    Span,
+    Switch,
+    Text,
+    broken_rule,
+)
 
 
 def pattern(value: str) -> str:
@@ -38,10 +48,24 @@ class Outputs(Block):
 
     samples: Annotated[tuple[Sample, ...], Field(min_length=1, max_length=50)]
     """The prompts."""
+    temperature: Annotated[Number | None, Field(ge=0), MayBeOff()]
+    """Sampling temperature: 0 is greedy; off leaves it to the server."""
+    seed: Annotated[CountOrZero | None, MayBeOff()]
+    """Seed of sampling; off: none."""
     max_tokens: Count
     """Tokens asked for, each."""
     timeout: Span
     """How long an answer may take."""
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """`temperature` and `seed`, as far as they are on, as a request has them."""
+        given = {"temperature": self.temperature, "seed": self.seed}
+        return {
+            name: int(value) if value == int(value) else value
+            for name, value in given.items()
+            if value is not None
+        }
 
     @property
     def timeout_seconds(self) -> float:

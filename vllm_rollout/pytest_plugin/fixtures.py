@@ -4,6 +4,7 @@
 `policy`      what must hold, for this model
 `slo`         the gates' numbers in this environment, e.g. `slo.latency.limit_seconds`
 `client`      an `InferenceClient` of the deployment
+`servers`     clients of its address and of each ready replica
 `preflight`   what is known of a build before it is deployed
 `cluster`     its release: replicas, revisions, logs
 `metrics`     what Prometheus knows of the deployment
@@ -14,7 +15,7 @@
 """
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.load_progress_line import Progress
 from vllm_rollout.pytest_plugin.run_judged_load import judge_run, run_judged_load
 from vllm_rollout.pytest_plugin.verdict_recorder import GateInconclusiveError, VerdictRecorder
-from vllm_rollout.serving import Cluster
+from vllm_rollout.serving import Cluster, Servers
 from vllm_rollout.settings import Settings
 from vllm_rollout.yaml_file import read_mapping
 
@@ -73,10 +74,15 @@ def slo(policy: Policy, deployment: Deployment) -> Gates:
 @pytest.fixture(scope="session")
 def client(settings: Settings, deployment: Deployment) -> Iterator[InferenceClient]:
     """An inference client of the deployment."""
-    with InferenceClient(
-        settings.url_of(deployment), model=deployment.model, api_key=settings.api_key
-    ) as client:
+    with settings.client(settings.url_of(deployment), deployment) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def servers(settings: Settings, deployment: Deployment) -> Iterator[Servers]:
+    """The address of the deployment, and its ready replicas one by one."""
+    with ExitStack() as clients:
+        yield Servers.of(settings, deployment, clients)
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,9 @@ BEFORE = pytest.StashKey[dict[str, Any]]()
 PATH_ERRORS = pytest.StashKey[PathErrors]()
 """Connectivity errors on the path to the deployment before the gate."""
 
+_ASKING = {"client", "servers"}
+"""Fixtures of gates that send requests to the deployment themselves."""
+
 _LOAD_NAME = "load"
 _ATTRIBUTE = "gate_record"
 
@@ -92,7 +95,7 @@ def record_result(
     recorder = item.stash.get(RECORDER, None) or VerdictRecorder()
     verdicts = list(recorder.verdicts)
     raised = call.excinfo.value if call.excinfo else None
-    if raised is not None and "client" in getattr(item, "fixturenames", ()):
+    if raised is not None and _ASKING & set(getattr(item, "fixturenames", ())):
         problem = settings.path_errors(deployment).since(item.stash[PATH_ERRORS])
         if problem is not None:
             raised, verdicts = problem, [v for v in verdicts if v.passed]

@@ -12,6 +12,7 @@ from typing import Any
 from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.alpha_spending import AlphaSpending
 from vllm_rollout.judge.generator import generator_verdict
+from vllm_rollout.judge.replicas import CACHE_REMEDY
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.run_load import LoadProgress, run_load
 from vllm_rollout.model.deployment import Deployment
@@ -116,6 +117,8 @@ def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
     reasons = [f"the load run is incomplete: {result.incomplete}"]
     reasons += [] if generator.passed else [generator.reason]
     again = "Run the gates again; if it is so again, see what ends the generator's processes."
+    if any(request.cached for request in result.requests):
+        again = CACHE_REMEDY
     return generator.inconclusive_because("; ".join(reasons), generator.remedy or again)
 
 

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vllm_rollout.judge.sample_outputs import doubts_of
 from vllm_rollout.load.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import GateResult, GateRun
@@ -175,6 +176,7 @@ def observation_line(
         parts.append(f"{ready} of {len(observation.replicas)} replicas ready")
     if observation.live is not None:
         parts.append(f"Prometheus: {_live_text(observation.live)}")
+    parts += [one_line(doubt) for doubt in doubts_of(probes).values()]
     if probes.error:
         parts.append(one_line(probes.error))
     return f"{when}: {', '.join(parts)}"

@@ -29,7 +29,7 @@ from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
 from vllm_rollout.rollout.lease import LeasedReleases
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.preconditions import same_images
-from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, problems_of
+from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, not_serving
 from vllm_rollout.rollout.traffic_shift import NotCarriedError, TrafficShift
 from vllm_rollout.rollout.watcher import WatchEnd
 
@@ -180,7 +180,7 @@ class CanaryRamp:
             )
             run = self.gates.verify(target)
             if run.outcome is not Outcome.PASS:
-                return Undo(entry, f"it does not serve: {problems_of(run)}")
+                return Undo(entry, not_serving(run))
             self.traffic.remove_canary()
         except DeployError as error:
             self.log.log_symptoms(error)

@@ -32,7 +32,7 @@ from vllm_rollout.rollout.preconditions import (
 from vllm_rollout.rollout.promotion import Promotion, describe, promote, watch_to_the_end
 from vllm_rollout.rollout.promotion_blockers import wait_until_open
 from vllm_rollout.rollout.rollback import roll_back
-from vllm_rollout.rollout.run import RolloutResult, problems_of, refusal_of
+from vllm_rollout.rollout.run import RolloutResult, not_serving, refusal_of
 from vllm_rollout.rollout.traffic_shift import traffic_before
 
 
@@ -182,11 +182,8 @@ def _nothing_to_do(gates: Gates, target: Deployment, revision: Revision) -> Roll
     run = gates.verify(target)
     if run.outcome is Outcome.PASS:
         return RolloutResult(code=ExitCode.OK, conclusion=f"Nothing to do: {same}, and it serves")
-    if run.outcome is Outcome.FAIL:
-        code, seen = ExitCode.GATE_FAILED, "it does not serve"
-    else:
-        code, seen = ExitCode.INCONCLUSIVE, "it was not seen to serve"
-    return RolloutResult(code=code, conclusion=f"{same}, and {seen}: {problems_of(run)}")
+    code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
+    return RolloutResult(code=code, conclusion=f"{same}, and {not_serving(run)}")
 
 
 def _left_alone(tools: RunTools) -> RolloutResult | None:

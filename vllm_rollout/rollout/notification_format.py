@@ -18,7 +18,7 @@ _HEADLINES = {
     MessageKind.UNSIGNED: "{model} needs a sign-off before {environment}",
     MessageKind.ROLLBACK: "{model} in {environment} is being rolled back",
     MessageKind.ROLLED_BACK: "{model} in {environment} is rolled back",
-    MessageKind.ROLLBACK_FAILED: "A PERSON IS NEEDED: {model} in {environment} does not serve",
+    MessageKind.ROLLBACK_FAILED: "A PERSON IS NEEDED: {model} in {environment} is not rolled back",
     MessageKind.BLIND: "The watch over {model} in {environment} sees nothing",
     MessageKind.LEFT: "The rollout of {model} to {environment} is unfinished",
     MessageKind.OVERRIDE: "Conditions of {model}'s promotion to {environment} are passed over",

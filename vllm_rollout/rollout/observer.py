@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.sample_outputs import doubts_of
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
@@ -153,8 +154,14 @@ class DeploymentObserver:
         `observe` makes one observation, by default through the deployment's address.
         """
         before = self._platform.path_errors(deployment)
+        doubted: set[str] = set()
 
         def on_tick(elapsed: float, observation: Observation) -> None:
+            for kind, doubt in doubts_of(observation.probes).items():
+                if kind not in doubted:
+                    title = f"the watch over {deployment} sees doubtful answers"
+                    self.log.log_step(title, doubt, Outcome.INCONCLUSIVE)
+                    doubted.add(kind)
             line = observation_line(elapsed, duration, observation)
             self.log.reporter.progress(f"watching {deployment}: {line}")
             if on_observation:
@@ -202,7 +209,7 @@ class DeploymentObserver:
         return self._client_at(self.settings_for(deployment).url_of(deployment), deployment)
 
     def _client_at(self, url: str, deployment: Deployment) -> InferenceClient:
-        return InferenceClient(url, model=deployment.model, api_key=self.settings.api_key)
+        return self.settings.client(url, deployment)
 
     def _blind(self, deployment: Deployment, what: str) -> None:
         text = f"no data of {deployment}{what}"

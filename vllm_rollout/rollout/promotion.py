@@ -20,7 +20,7 @@ from vllm_rollout.rollout.model_registry import register_target
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.preconditions import same_images
 from vllm_rollout.rollout.rollback import roll_back
-from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, problems_of
+from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, not_serving, problems_of
 from vllm_rollout.rollout.traffic_shift import TrafficShift, traffic_before
 
 
@@ -200,7 +200,7 @@ def _verify(
     """Verify and register a target without users, and close the journal."""
     found = gates.verify(run.target)
     if found.outcome is not Outcome.PASS:
-        return Undo(entry, f"it does not serve: {problems_of(found)}")
+        return Undo(entry, not_serving(found))
     if unregistered := register_target(run, releases.platform, log):
         return Undo(entry, unregistered)
     return _promoted(run.target, releases, entry, Event.VERIFIED)

@@ -21,7 +21,7 @@ from vllm_rollout.rollout.journal import Event, JournalEntry
 from vllm_rollout.rollout.lease import LeasedReleases, LeaseLostError
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_registry import register_target
-from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, problems_of
+from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, not_serving
 from vllm_rollout.rollout.traffic_shift import TrafficShift
 from vllm_rollout.rollout.verification import CannotVerifyError
 
@@ -192,7 +192,7 @@ class _Rollback:
             raise _NotRestoredError(f"{error} {error.remedy}".rstrip(), known=False) from error
         else:
             if run.outcome is not Outcome.PASS:
-                raise _NotRestoredError(problems_of(run), known=run.outcome is Outcome.FAIL)
+                raise _NotRestoredError(not_serving(run), known=run.outcome is Outcome.FAIL)
         if unregistered := register_target(self.run, self.releases.platform, self.log):
             # What serves again was registered once; that this is stale is no reason to call the
             # rollback failed.
@@ -262,7 +262,7 @@ class _Rollback:
         )
         conclusion = (
             f"A person is needed: {target} was to return to {_named(entry)} because of "
-            f"{self.reason}, and it does not serve: {failures}. What served was left serving. "
+            f"{self.reason}, and did not: {failures}. What served was left serving. "
             f"To act: {diagnose} (why replicas are not ready), {history} (where to return to), "
             f"{back}. "
             f"Evidence and logs are in {self.run.folder}; the journal stays open, and the next "

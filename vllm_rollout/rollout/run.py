@@ -112,6 +112,14 @@ class Undo:
     code: ExitCode = ExitCode.ROLLED_BACK
 
 
+def not_serving(run: GateRun) -> str:
+    """Return why a verification is no pass; "it does not serve" only where it was seen."""
+    if run.outcome is Outcome.FAIL:
+        return f"it does not serve: {problems_of(run)}"
+    path = f", as {run.unreachable} could not be reached" if run.unreachable else ""
+    return f"it was not seen to serve{path}: {problems_of(run)}"
+
+
 def problems_of(run: GateRun) -> str:
     """Return the gates that did not pass and other problems of the run, in one line; or ""."""
     parts = [f"{g.gate} ({g.outcome})" for g in run.gates if g.outcome is not Outcome.PASS]

@@ -121,7 +121,7 @@ class Sampling:
         Raises:
             RolloutError: it could not be kept.
         """
-        if replicas is None or probes.path_errors:
+        if replicas is None or probes.path_errors or not probes.total:
             return
         sample = sample_of(at, replicas, self.revision.capacity, probes)
         last = self._last

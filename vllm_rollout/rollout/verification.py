@@ -20,13 +20,14 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
 from vllm_rollout.next_command import next_command
-from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Gates
+from vllm_rollout.policy.gates import Health
 from vllm_rollout.rollout.run import Clock
 from vllm_rollout.serving import (
     Attach,
     Cluster,
+    Servers,
     health_and_a_token,
     pods_running_and_ready,
     sample_inference,
@@ -34,10 +35,14 @@ from vllm_rollout.serving import (
 from vllm_rollout.settings import Settings
 
 VERIFY_GATES = ("pods", "health", "inference")
-"""Gates that a deployment must pass to be reported as serving."""
+"""Gates whose checks a deployment must pass to be reported as serving: the first two always, and
+that of inference where the policy has it on.
+"""
 
 _REQUESTS = 2
-"""Requests that each check of the server sends, one after the other."""
+"""Timeouts of a gate that each check may take: of the two requests that it sends to the address,
+and to each replica at once, one is answered without a token.
+"""
 
 
 class CannotVerifyError(RolloutError):
@@ -64,7 +69,6 @@ def verify(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
     knows = any(not verdict.passed for gate in run.gates for verdict in gate.verdicts)
     if run.outcome is Outcome.INCONCLUSIVE and not (run.unreachable or run.changed or knows):
         why = [f"{gate.gate}: {gate.error}" for gate in run.gates if gate.error]
-        why += [f"{name} is off in {deployment.environment}" for name in run.missing]
         raise _cannot_verify(deployment, "; ".join(why))
     return run
 
@@ -99,7 +103,7 @@ def _run(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
         identities=known or [identity(None, deployment)],
         started=started,
         finished=clock.now(),
-        expected=VERIFY_GATES,
+        expected=tuple(dict.fromkeys(each.gate for each in results)),
         results=results,
         loads={},
     )
@@ -124,37 +128,33 @@ class _Check:
 
 
 def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> Iterator[_Check]:
-    """Yield the checks of the gates that are on in the environment, cheap ones first."""
+    """Yield the checks, cheap ones first: those of a gate that is off have a probe's timeout."""
     policy = settings.policy.for_model(deployment.model)
     gates: Gates = policy.environments[deployment.environment].gates
+    health = gates.health or Health(timeout=policy.watch.probe_timeout)
     cluster = Cluster(settings.reader(), deployment, policy)
 
-    def client() -> InferenceClient:
-        url = settings.url_of(deployment)
-        return clients.enter_context(
-            InferenceClient(url, model=deployment.model, api_key=settings.api_key)
-        )
+    def servers() -> Servers:
+        return Servers.of(settings, deployment, clients)
 
-    if gates.pods is not None:
-        yield _Check(
-            gate="pods",
-            title="Pods Running and Ready",
-            ask=lambda attach: pods_running_and_ready(cluster, attach),
-        )
-    if (health := gates.health) is not None:
-        yield _Check(
-            gate="health",
-            title="Health endpoint returns 200, and a token comes",
-            ask=lambda _attach: health_and_a_token(client(), health),
-            seconds=_REQUESTS * health.timeout_seconds,
-        )
+    yield _Check(
+        gate="pods",
+        title="Pods Running and Ready",
+        ask=lambda attach: pods_running_and_ready(cluster, attach),
+    )
+    yield _Check(
+        gate="health",
+        title="Health endpoint returns 200, and a token comes",
+        ask=lambda _attach: health_and_a_token(servers(), health),
+        seconds=_REQUESTS * health.timeout_seconds,
+    )
     if (inference := gates.inference) is not None:
         for stream in (False, True):
             yield _Check(
                 gate="inference",
                 title=f"Sample inference completes, {'streamed' if stream else 'whole'}",
                 ask=lambda attach, stream=stream: sample_inference(  # type: ignore[misc]
-                    client(), inference, attach, stream=stream
+                    servers(), inference, attach, stream=stream
                 ),
                 seconds=_REQUESTS * inference.timeout_seconds,
             )

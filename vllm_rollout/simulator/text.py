@@ -16,6 +16,8 @@ _DEFAULT_OUTPUT = (
     "Further out a lighthouse turns its lamp, although nobody has asked it to, because evening "
     "is near and the rocks have not moved since last night."
 )
+_KNOWN_QUESTION, _KNOWN_ANSWER = "the capital of France", "Paris."
+"""Of the sample prompts that the policy ships, the one whose answer has a rule."""
 
 
 def token_count(text: str) -> int:
@@ -41,5 +43,7 @@ def speech(output: str | None, prompt: str, *, temperature: float, rng: random.R
     if output is not None:
         return Speech(tuple(output.split(" ")))
     words = tuple(_DEFAULT_OUTPUT.split(" "))
+    if _KNOWN_QUESTION in prompt:
+        return Speech((_KNOWN_ANSWER, *words))
     greedy = zlib.crc32(prompt.encode(errors="replace"))
     return Speech(words, (greedy if temperature == 0 else rng.randrange(len(words))) % len(words))

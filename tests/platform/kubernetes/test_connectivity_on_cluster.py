@@ -74,6 +74,29 @@ def test_a_tunnel_reaches_every_ready_pod_in_turn(
         assert sum(float(line.split()[-1]) for line in done) >= 40
 
 
+def test_each_ready_pod_has_a_tunnel_of_its_own(
+    namespace: Namespace, platform: KubernetesPlatform, production: Deployment
+) -> None:
+    namespace.behave(HEALTHY.serving(ttft_seconds="0.001", inter_token_seconds="0.001"))
+    deploy(platform, production)
+    replicas = platform.replicas(production)
+    urls = {replica.name: platform.replica_url(production, replica) for replica in replicas}
+    servers = namespace.cluster.kubelet.serving(namespace.name, production.release)
+    assert len(set(urls.values())) == len(servers) == 2
+    for times, url in enumerate(urls.values(), 1):
+        with InferenceClient(url, model=MODEL, fresh=True) as client:
+            for _ in range(times):
+                assert client.greet(max_tokens=1, timeout_seconds=20).ok
+
+    def answered(url: str) -> float:
+        text = httpx.get(f"{url}/metrics").text
+        done = [line for line in text.splitlines() if "vllm:request_success_total{" in line]
+        return sum(float(line.split()[-1]) for line in done)
+
+    assert sorted(answered(server.url) for server in servers) == [1, 2]
+    assert not platform.path_errors(production).count
+
+
 def test_pods_that_are_not_ready_are_not_reached(
     namespace: Namespace, platform: KubernetesPlatform, production: Deployment
 ) -> None:

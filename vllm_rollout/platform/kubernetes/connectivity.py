@@ -29,7 +29,7 @@ class Paths:
         self._service_url = service_url
         self._reach = reach
         self._resolved: dict[str, bool] = {}
-        self._tunnels: dict[Deployment, PortForward] = {}
+        self._tunnels: dict[tuple[Deployment, str], PortForward] = {}
 
     def route(self, deployment: Deployment) -> Route:
         """The Service's URL, and how it is reached. Opens nothing."""
@@ -44,27 +44,35 @@ class Paths:
         url = self._url(deployment)
         if not self._by_tunnel(deployment):
             return url
-        if deployment not in self._tunnels:
+        return self._tunnel(deployment, api) + urlsplit(url).path
+
+    def pod_url(self, deployment: Deployment, api: KubernetesApi, pod: str) -> str:
+        """The URL of a tunnel to this one pod, without a trailing slash. Raises: as `url`."""
+        return self._tunnel(deployment, api, pod)
+
+    def _tunnel(self, deployment: Deployment, api: KubernetesApi, pod: str = "") -> str:
+        if (deployment, pod) not in self._tunnels:
             # Brings a whole HTTP library, which only a tunnel needs.
             from vllm_rollout.platform.kubernetes.release_port_forward import release_port_forward
 
-            parts = urlsplit(url)
-            self._tunnels[deployment] = release_port_forward(
+            parts = urlsplit(self._url(deployment))
+            self._tunnels[deployment, pod] = release_port_forward(
                 api,
                 deployment,
                 service=(parts.hostname or "").split(".")[0],
                 port=parts.port or _DEFAULT_PORT[parts.scheme],
+                pod=pod,
             )
-        return self._tunnels[deployment].url + urlsplit(url).path
+        return self._tunnels[deployment, pod].url
 
     def path_errors(self, deployment: Deployment) -> PathErrors:
-        """Return the errors of the tunnel to the deployment; none where there is no tunnel."""
-        tunnel = self._tunnels.get(deployment)
-        return tunnel.errors if tunnel else PathErrors()
+        """Return the errors of the tunnels to the deployment; none where there is no tunnel."""
+        errors = [t.errors for (whose, _), t in self._tunnels.items() if whose == deployment]
+        return sum(errors, PathErrors())
 
     def record_error(self, deployment: Deployment, what: str) -> None:
         """Record that the API server failed elsewhere: no tunnel through it is any better."""
-        if tunnel := self._tunnels.get(deployment):
+        if tunnel := self._tunnels.get((deployment, "")):
             tunnel.record_error(what)
 
     def close(self) -> None:

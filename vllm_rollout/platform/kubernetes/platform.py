@@ -11,7 +11,7 @@ from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, 
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import PathErrors, Route, Weights
-from vllm_rollout.platform.kubernetes.api import KubernetesApi, connect
+from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
 from vllm_rollout.platform.kubernetes.build import make_build
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
@@ -112,11 +112,23 @@ class KubernetesPlatform:
     def own_url(self, deployment: Deployment) -> str:
         """The URL of the release's own Service, whatever `service_url` says. Raises: as
         `base_url`."""
+        return self._own_path(deployment).url(deployment, self._api)
+
+    def _own_path(self, deployment: Deployment) -> Paths:
         port = service_port(self._api, deployment)
         if port not in self._own_paths:
             name = f"http://{{release}}.{{namespace}}.svc.cluster.local:{port}"
             self._own_paths[port] = Paths(name, "tunnel" if self._reach == "tunnel" else "auto")
-        return self._own_paths[port].url(deployment, self._api)
+        return self._own_paths[port]
+
+    def replica_url(self, deployment: Deployment, replica: Replica) -> str:
+        """The URL of a tunnel to the pod; empty with `reach` service, or without its Service."""
+        if self._reach == "service":
+            return ""
+        try:
+            return self._own_path(deployment).pod_url(deployment, self._api, replica.name)
+        except NotFoundError:
+            return ""
 
     def weights(self, deployment: Deployment) -> Weights:
         """Return the weights of the deployment's HTTPRoute. Raises: as `HttpRoutes.weights`."""

@@ -1,4 +1,7 @@
-"""A tunnel to a release: each connection goes to the next ready pod, as a Service would have it."""
+"""A tunnel to a release: each connection goes to the next ready pod, as a Service would have it.
+
+Or to one pod alone.
+"""
 
 import itertools
 import time
@@ -13,9 +16,9 @@ _PODS_FRESH_SECONDS = 1.0
 
 
 def release_port_forward(
-    api: KubernetesApi, deployment: Deployment, *, service: str, port: int
+    api: KubernetesApi, deployment: Deployment, *, service: str, port: int, pod: str = ""
 ) -> PortForward:
-    """A tunnel to the ready pods of a release; `port` is the Service's.
+    """A tunnel to the ready pods of a release, or to that of the name; `port` is the Service's.
 
     Raises:
         NotFoundError, UnreachableError: the Service cannot be read.
@@ -24,18 +27,21 @@ def release_port_forward(
     return PortForward(
         api,
         namespace=deployment.namespace,
-        choose=_ReadyPods(api, deployment, target).choose,
-        destination=str(deployment),
+        choose=_ReadyPods(api, deployment, target, pod).choose,
+        destination=f"{deployment} {pod}".rstrip(),
     )
 
 
 class _ReadyPods:
     """The ready pods of a release in turn; the list is not older than a second."""
 
-    def __init__(self, api: KubernetesApi, deployment: Deployment, target: int | str) -> None:
+    def __init__(
+        self, api: KubernetesApi, deployment: Deployment, target: int | str, only: str
+    ) -> None:
         self._api = api
         self._deployment = deployment
         self._target = target
+        self._only = only
         self._turn = itertools.count()
         self._pods: list[Pod] = []
         self._looked = -_PODS_FRESH_SECONDS
@@ -48,7 +54,11 @@ class _ReadyPods:
             UnreachableError: they cannot be listed.
         """
         if time.monotonic() - self._looked > _PODS_FRESH_SECONDS:
-            self._pods = [p for p in list_pods(self._api, self._deployment) if replica_of(p).ready]
+            self._pods = [
+                pod
+                for pod in list_pods(self._api, self._deployment)
+                if replica_of(pod).ready and self._only in ("", pod.metadata.name)
+            ]
             self._looked = time.monotonic()
         pods = self._pods
         if not pods:

@@ -119,6 +119,10 @@ class LocalPlatform:
         """Return the router's URL of the release's own replicas. Raises: as `base_url`."""
         return self.base_url(deployment) + OWN_PATH
 
+    def replica_url(self, deployment: Deployment, replica: Replica) -> str:  # noqa: ARG002 - the Protocol's
+        """The replica's own port."""
+        return replica.address
+
     def weights(self, deployment: Deployment) -> Weights:
         """Return how the router divides the release's traffic; it can always be divided here."""
         return self._state.weights(_key(deployment))
