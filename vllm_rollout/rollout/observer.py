@@ -81,7 +81,7 @@ class DeploymentObserver:
             client = self._client(deployment)
         with client:
             limit = self.run.policy.watch.probe_timeout_seconds
-            return client.complete("Hello", max_tokens=1, timeout_seconds=limit).status
+            return client.ask("Hello", max_tokens=1, timeout_seconds=limit).status
 
     @contextmanager
     def at(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
