@@ -136,8 +136,8 @@ class JudgedLoad:
     def verdict(self, question: LoadQuestion) -> Verdict:
         """The verdict on `question`."""
         load, watching = self.result, self.watching
-        if self.outage is not None:
-            return outage_verdict(self.outage, started_at=load.started_at, n=load.total)
+        if outage := self.outage_verdict():
+            return outage
         if watching is None:
             return question.whole(load, confidence=self.confidence)
         asked = WatchedQuestion(question, load.plan, watching)
@@ -153,6 +153,13 @@ class JudgedLoad:
         return last_verdict(
             early, lambda confidence: question.whole(load, confidence=confidence), watching.spending
         )
+
+    def outage_verdict(self) -> Verdict | None:
+        """The fail of every gate on it, if there was an outage."""
+        if self.outage is None:
+            return None
+        load = self.result
+        return outage_verdict(self.outage, started_at=load.started_at, n=load.total)
 
 
 def stop_reason(load: LoadResult, watch: LoadWatch) -> str:
