@@ -97,31 +97,6 @@ def test_a_broken_deployment_is_not_loaded_to_the_end(tmp_path: Path) -> None:
     assert {json.loads(line)["outcome"] for line in kept} >= {"ok", "http_error"}
 
 
-def test_a_deployment_that_is_killed_under_load_fails_by_name(tmp_path: Path) -> None:
-    """A load of ten minutes ends seconds after the kill, and each gate on it says what happened."""
-    long = (*SHORT, "load.rate=50/s", "load.duration=10m")
-    with RunningSimulator(model=MODEL, **FAST, crash_after=60) as server:
-        run = run_gates(
-            tmp_path,
-            *unreported(server.url),
-            "-k",
-            "load_capacity or error_rate or p95",
-            changes=(*long, "gates.load_capacity.expected_rate=50/s"),
-        )
-
-    assert run.returncode == 1
-    gate_run = evidence_in(tmp_path).runs[0]
-    assert [gate.outcome for gate in gate_run.gates] == [Outcome.FAIL] * 3
-    for gate in gate_run.gates:
-        reason = gate.verdicts[0].reason
-        assert reason.startswith("an outage: nothing listened from "), reason
-        assert "requests in a row failed within" in reason
-        assert "Connection refused" in reason
-    load = gate_run.loads["load"]
-    assert load.total < 1000
-    assert load.stopped.startswith("there was an outage, after ")
-
-
 def test_a_mix_of_requests_is_shown_class_by_class(tmp_path: Path) -> None:
     (tmp_path / "ours.jsonl").write_text(
         '{"prompt": "Say hello."}\n{"messages": [{"role": "user", "content": "Hi"}]}\n'
@@ -211,6 +186,32 @@ def test_a_teams_own_gate_on_the_whole_load_judges_no_part_of_one(tmp_path: Path
     (gate,) = evidence_in(tmp_path).runs[0].gates
     assert gate.outcome is Outcome.INCONCLUSIVE, run.stdout
     assert "the load was stopped early" in gate.verdicts[0].reason
+
+
+def test_a_deployment_that_is_killed_under_load_fails_by_name(tmp_path: Path) -> None:
+    """A load of ten minutes ends seconds after the kill, and each gate on it says what happened."""
+    (tmp_path / "test_whole.py").write_text(WHOLE)
+    long = (*SHORT, "load.rate=50/s", "load.duration=10m")
+    with RunningSimulator(model=MODEL, **FAST, crash_after=60) as server:
+        run = run_gates(
+            tmp_path,
+            *unreported(server.url),
+            "-k",
+            "load_capacity or error_rate or p95 or test_whole",
+            changes=(*long, "gates.load_capacity.expected_rate=50/s"),
+        )
+
+    assert run.returncode == 1
+    gate_run = evidence_in(tmp_path).runs[0]
+    assert [gate.outcome for gate in gate_run.gates] == [Outcome.FAIL] * 4
+    for gate in gate_run.gates:
+        reason = gate.verdicts[0].reason
+        assert reason.startswith("an outage: nothing listened from "), reason
+        assert "requests in a row failed within" in reason
+        assert "Connection refused" in reason
+    load = gate_run.loads["load"]
+    assert load.total < 1000
+    assert load.stopped.startswith("there was an outage, after ")
 
 
 @pytest.mark.parametrize(("first_token", "outcome"), [("1s", "pass"), ("5ms", "fail")])
