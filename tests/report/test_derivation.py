@@ -57,8 +57,8 @@ def test_bursts_are_shown_as_what_they_are_worth():
     slow = np.where(BURSTS, 3.5, 0.5) + np.arange(8000) / 1e5
     verdict = percentile_verdict_in_order(slow, **P95)
     shown = text(verdict)
-    block = int(re.search(r"Bursts: (\d+) of them are worth one", shown)[1])
-    assert f"so 8,000 requests are worth {8000 // block} independent ones" in shown
+    block = int(re.search(r"Bursts: (\d+) requests in a row count as one", shown)[1])
+    assert f"so 8,000 requests as {8000 // block} independent ones" in shown
     ordered = np.sort(slow)
     rank = int(re.search(r"Upper bound: rank ([\d,]+) \(of run", shown)[1].replace(",", ""))
     assert ordered[rank - 1] == verdict.upper

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most, percentile_ranks, share_bounds
-from vllm_rollout.judge.messages import worth_text
 from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.model.percentiles import nearest_rank
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
@@ -69,8 +68,8 @@ def _bounds(verdict: Verdict, confidence: float) -> Iterator[str]:
 def _in_blocks(n: int, block: int) -> Iterator[str]:
     if block > 1:
         yield (
-            f"Bursts: {worth_text(block)}, so {n:,} requests are worth {n // block:,} "
-            "independent ones."
+            f"Bursts: {block:,} requests in a row count as one, so {n:,} requests as "
+            f"{n // block:,} independent ones."
         )
 
 
