@@ -41,7 +41,7 @@ from judge_services import (
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.binomial import percentile_ranks, share_bounds
-from vllm_rollout.judge.effective_sample_size import burst_length
+from vllm_rollout.judge.effective_sample_size import burst_length_so_far
 from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
 from vllm_rollout.judge.ordered_verdicts import percentile_verdict_in_order, rate_verdict_in_order
 from vllm_rollout.judge.percentile import percentile_verdict
@@ -115,7 +115,7 @@ def watch(bad: Bools, limit: float, burst: int, latencies: Floats | None = None)
         if latencies is None:
             return 1
         so_far = latencies[: test.n]
-        return burst_length(so_far, 50, 95, limit_seconds=LIMIT_SECONDS)
+        return burst_length_so_far(so_far, 95, limit_seconds=LIMIT_SECONDS)
 
     test = AnytimeShare(limit=limit, confidence=CONFIDENCE, burst=burst, dependence=dependence)
     for place in [*np.flatnonzero(bad).tolist(), len(bad)]:

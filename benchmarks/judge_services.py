@@ -68,3 +68,38 @@ def drifting(rng: np.random.Generator, n: int, share: float, memory: float) -> F
     shocks = rng.standard_normal(n) * math.sqrt(1 - memory**2)
     shocks[0] /= math.sqrt(1 - memory**2)
     return np.exp(0.6 * (lfilter([1.0], [1.0, -memory], shocks) + ndtri(share)))
+
+
+def healthy(rng: np.random.Generator, n: int, spells: int, length: int, slower: float) -> Floats:
+    """Lognormal latencies, median 0.3 s and sigma 0.42, with `spells` of `length` slow requests."""
+    slow = np.zeros(n, dtype=np.bool_)
+    for begin in rng.integers(0, n - length + 1, spells):
+        slow[begin : begin + length] = True
+    return rng.lognormal(math.log(0.3), 0.42, n) * np.where(slow, slower, 1.0)
+
+
+def gamma_spells(rng: np.random.Generator, n: int, share: float, mean: float) -> Bools:
+    """Which of `n` requests fall into spells of gamma-distributed length (shape 2): `share`."""
+    before = math.ceil(40 * mean / share)
+    count = math.ceil((before + n) / mean * share * 1.5) + 40
+    on = np.maximum(1, rng.gamma(2.0, mean / 2, count).round()).astype(np.int64)
+    off = np.maximum(1, rng.exponential(mean / share - mean, count).round()).astype(np.int64)
+    states = np.repeat(np.tile([False, True], count), np.column_stack((off, on)).ravel())
+    begin = min(before, len(states) - n)
+    return states[begin : begin + n]
+
+
+def late(rng: np.random.Generator, bad: Bools, limit: float, *, rest: float = 0.0) -> Floats:
+    """Latencies of the healthy law below 0.47 of `limit`, the bad ones from `limit` to 1.3 of it.
+
+    None is below `rest`.
+    """
+    quick = np.minimum(rng.lognormal(math.log(0.1 * limit), 0.42, len(bad)), 0.47 * limit)
+    slow = limit * (1 + 0.3 * rng.random(len(bad)))
+    return np.maximum(np.where(bad, slow, quick), rest)
+
+
+def late_in_spells(rng: np.random.Generator, spells: Bools, limit: float, inside: float) -> Floats:
+    """The same, of which within spells the share `inside` is late, by a lognormal law."""
+    around = limit * np.exp(0.42 * (rng.standard_normal(len(spells)) + ndtri(inside)))
+    return np.where(spells, around, late(rng, np.zeros_like(spells), limit))

@@ -141,11 +141,11 @@ class Completions:
         now = self.now()
         # The late ones are taken first: what follows their end may send others.
         late = list(takewhile(lambda each: each.deadline <= now, self._under_way.values()))
+        outcome, what = RequestOutcome.TIMEOUT, "no whole answer"
+        if not self._connections.resolved:
+            outcome, what = RequestOutcome.UNSENT, "no address of the server's name"
         for exchange in late:
-            exchange.expire(
-                RequestOutcome.TIMEOUT,
-                f"no whole answer within {self._plan.timeout_seconds:g} s",
-            )
+            exchange.expire(outcome, f"{what} within {self._plan.timeout_seconds:g} s")
         first = next(iter(self._under_way.values()), None)
         if first is not None and self._timer is None:
             self._arm(first.deadline)

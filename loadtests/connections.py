@@ -5,6 +5,7 @@ greenlet costs more than the request itself. Only opening a connection takes one
 """
 
 import contextlib
+import errno
 import math
 import select
 import socket
@@ -29,8 +30,27 @@ _RECEIVE_BYTES = 1 << 16
 _READ, _WRITE = 1, 2
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
+_OWN_ERRORS = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EADDRNOTAVAIL,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+    }
+)
+
 _new_poll = get_original("select", "poll")
 _getaddrinfo = get_original("socket", "getaddrinfo")
+
+
+class GeneratorError(OSError):
+    """The generator's own machine is why a request cannot be sent: nothing of the server is shown.
+
+    It has no socket left, or never found an address for the server's name.
+    """
 
 
 class Receiver(Protocol):
@@ -219,6 +239,8 @@ class Connections:
             else None
         )
         self._idle: list[Connection] = []
+        self.resolved = False
+        """True once the host's name had an address."""
         self._lookup: Any = None
         self._lookup_at = -math.inf
 
@@ -235,22 +257,29 @@ class Connections:
         """A new connection. Blocks, without a timeout of its own: the caller has a deadline.
 
         Raises:
-            OSError: it could not be opened (refused, DNS, TLS, no file descriptor left).
+            GeneratorError: for want of a socket or of an address, by no fault of the server.
+            OSError: it could not be opened (refused, DNS, TLS).
         """
-        error: OSError | None = None
+        errors: list[OSError] = []
         for family, _, _, _, address in self._addresses():
-            sock = gevent.socket.socket(family, socket.SOCK_STREAM)
             try:
-                sock.connect(address)
-                if self._tls is not None:
-                    sock = self._tls.wrap_socket(sock, server_hostname=self._host)
-                return Connection(sock, self._idle.append)
-            except BaseException as raised:
-                sock.close()
-                if not isinstance(raised, OSError):
-                    raise
-                error = error or raised
-        raise error or OSError(f"{self._host} has no address")
+                return self._connected(family, address)
+            except OSError as error:
+                errors.append(error)
+        if errors and all(error.errno in _OWN_ERRORS for error in errors):
+            raise GeneratorError(str(errors[0]))
+        raise errors[0] if errors else OSError(f"{self._host} has no address")
+
+    def _connected(self, family: int, address: Any) -> Connection:
+        sock = gevent.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.connect(address)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+            return Connection(sock, self._idle.append)
+        except BaseException:
+            sock.close()
+            raise
 
     def _addresses(self) -> list[Any]:
         """Return the answer of `getaddrinfo`, looked up in a thread that many connections share."""
@@ -262,6 +291,9 @@ class Connections:
             )
         try:
             found: list[Any] = self._lookup.get()
-        except UnicodeError as error:
-            raise OSError(f"{self._host} is no host name: {error}") from error
+        except (OSError, UnicodeError) as error:
+            if self.resolved:
+                raise
+            raise GeneratorError(f"{self._host} does not resolve: {error}") from error
+        self.resolved = True
         return found

@@ -7,7 +7,7 @@ from http import HTTPStatus
 import gevent
 from geventhttpclient.response import HTTPParseError
 
-from loadtests.connections import Connection
+from loadtests.connections import Connection, GeneratorError
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
 from vllm_rollout.observe.caches import KnownAnswers, cached_by
@@ -111,6 +111,8 @@ class Exchange:
             self._end(error.outcome, str(error))
         elif isinstance(error, EOFError):
             self._end(RequestOutcome.TRUNCATED, str(error))
+        elif isinstance(error, GeneratorError):
+            self._end(RequestOutcome.UNSENT, str(error))
         elif isinstance(error, OSError):
             self._end(RequestOutcome.CONNECTION, f"{type(error).__name__}: {error}")
         elif isinstance(error, HTTPParseError):
@@ -146,7 +148,7 @@ class Exchange:
         self.over = True
         record = RequestRecord(
             intended=self.intended,
-            sent=self.sent,
+            sent=math.nan if outcome is RequestOutcome.UNSENT else self.sent,
             first_token=self.first_token,
             end=self._now() if end is None else end,
             outcome=outcome,

@@ -72,11 +72,63 @@ def test_misses_in_bursts_do_not_reach_a_goodput_that_scattered_ones_would():
 
 def test_stalls_shorter_than_the_limit_are_bursts_too():
     # All below the limit: what is uncertain is where P95 itself lies.
-    slow = latencies(stalls(2000, 20, 400)) / 2
+    slow = latencies(stalls(2000, 20, 200)) / 2
     verdict = percentile_verdict_in_order(slow, **P95)
     assert verdict.passed
     assert verdict.upper > percentile_verdict(slow, **P95).upper
     assert "came in bursts" in verdict.reason
+
+
+def in_spells(rng, count, length):
+    """`count` stretches of `length` among 6,000 requests, at random places."""
+    slow = np.zeros(6000, dtype=np.bool_)
+    for begin in rng.integers(0, 6000 - length, count):
+        slow[begin : begin + length] = True
+    return slow
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "slower", "share"),
+    [(1, 300, 4, 0.9), (1, 300, 6, 0.9), (3, 100, 6, 0.9), (3, 50, 10, 0.75), (3, 20, 20, 0.75)],
+)
+def test_a_healthy_service_with_slow_spells_passes(count, length, slower, share):
+    rng = np.random.default_rng(41)
+    passes = 0
+    for _ in range(60):
+        times = rng.lognormal(math.log(0.3), 0.42, 6000)
+        times[in_spells(rng, count, length)] *= slower
+        passes += percentile_verdict_in_order(times, **P95).passed
+    assert passes / 60 >= share
+
+
+@pytest.mark.parametrize(("length", "share"), [(10, 0.04), (50, 0.08)])
+def test_bursts_at_the_limit_seldom_pass(length, share):
+    rng = np.random.default_rng(42)
+    passes = 0
+    for _ in range(300):
+        bad, at = np.zeros(6000, dtype=np.bool_), -50 * length
+        while at < 6000:  # bursts of random length are 5% of it
+            begin = at + int(rng.geometric(1 / (19 * length)))
+            at = begin + int(rng.geometric(1 / length))
+            bad[max(begin, 0) : max(at, 0)] = True
+        passes += percentile_verdict_in_order(latencies(bad), **P95).passed
+    assert passes / 300 <= share
+
+
+def test_a_service_near_the_limit_is_watched_at_half_of_it():
+    """A tenth takes 2 s to 2.2 s, in ten bursts: what is at 3 s alone would show no dependence."""
+    times = latencies(stalls(2000, 20, 200)) - 1.6 * stalls(2000, 20, 200)
+    verdict = percentile_verdict_in_order(times, **P95)
+    assert "slow requests came in bursts" in verdict.reason
+    quick = percentile_verdict_in_order(times / 2, **P95)
+    assert quick == percentile_verdict(times / 2, **P95)
+
+
+def test_a_percentile_without_a_bound_is_called_that():
+    verdict = percentile_verdict_in_order(latencies(stalls(600, 200, 600)), **P95)
+    assert verdict.upper is None
+    assert verdict.reason.startswith("P95 could not be bounded from above: slow requests came in")
+    assert "are worth 1; counted one by one, P95 is" in verdict.reason
 
 
 def test_stalls_far_below_the_limit_say_nothing_about_it():

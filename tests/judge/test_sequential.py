@@ -229,7 +229,7 @@ def test_a_pass_waits_for_the_stalls_that_may_come():
     assert untold.update([1.0] * 100).passed
     verdict = told.update([1.0] * 100)
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert "10 requests in a row count as one, for they may share one cause" in verdict.reason
+    assert "up to 10 requests in a row may share one cause, so 10 of them" in verdict.reason
     assert told.update([1.0] * 700).passed
 
 

@@ -188,6 +188,32 @@ def test_a_teams_own_gate_on_the_whole_load_judges_no_part_of_one(tmp_path: Path
     assert "the load was stopped early" in gate.verdicts[0].reason
 
 
+def test_a_deployment_that_is_killed_under_load_fails_by_name(tmp_path: Path) -> None:
+    """A load of ten minutes ends seconds after the kill, and each gate on it says what happened."""
+    (tmp_path / "test_whole.py").write_text(WHOLE)
+    long = (*SHORT, "load.rate=50/s", "load.duration=10m")
+    with RunningSimulator(model=MODEL, **FAST, crash_after=60) as server:
+        run = run_gates(
+            tmp_path,
+            *unreported(server.url),
+            "-k",
+            "load_capacity or error_rate or p95 or test_whole",
+            changes=(*long, "gates.load_capacity.expected_rate=50/s"),
+        )
+
+    assert run.returncode == 1
+    gate_run = evidence_in(tmp_path).runs[0]
+    assert [gate.outcome for gate in gate_run.gates] == [Outcome.FAIL] * 4
+    for gate in gate_run.gates:
+        reason = gate.verdicts[0].reason
+        assert reason.startswith("an outage: nothing listened from "), reason
+        assert "requests in a row failed within" in reason
+        assert "Connection refused" in reason
+    load = gate_run.loads["load"]
+    assert load.total < 1000
+    assert load.stopped.startswith("there was an outage, after ")
+
+
 @pytest.mark.parametrize(("first_token", "outcome"), [("1s", "pass"), ("5ms", "fail")])
 def test_goodput_is_gated_where_the_policy_asks_for_it(
     tmp_path: Path, first_token: str, outcome: str

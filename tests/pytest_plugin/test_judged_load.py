@@ -9,6 +9,7 @@ import pytest
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.alpha_spending import AlphaSpending
 from vllm_rollout.judge.multiple_testing import judge_family
+from vllm_rollout.judge.outage import OutageLimits, find_outage
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestOutcome, RequestRecord
 from vllm_rollout.policy import load_policy
@@ -42,6 +43,7 @@ PLAN = LoadPlan(
     arrivals="constant",
 )
 FAILS = Watching(spending=AlphaSpending(confidence=0.95, early=0.2, gates=4), burst=10)
+OUTAGE = OutageLimits(failing_seconds=10, refused_seconds=3, requests=20)
 BOTH = replace(FAILS, spending=replace(FAILS.spending, passes=True))
 
 
@@ -71,14 +73,19 @@ def loaded(records: Sequence[RequestRecord], *, stopped: str = "", **changes: ob
 
 
 def run(
-    records: Sequence[RequestRecord], watching: Watching, *, batch: int = 10
+    records: Sequence[RequestRecord],
+    watching: Watching | None,
+    *,
+    batch: int = 10,
+    outage: OutageLimits | None = None,
 ) -> tuple[LoadWatch, JudgedLoad]:
     """Watch the records come in batches; those after the batch that stops it never come."""
-    watch = LoadWatch(QUESTIONS, PLAN, watching)
+    watch = LoadWatch(QUESTIONS, PLAN, watching, outage)
     for begin in range(0, len(records), batch):
         if watch.enough(records[begin : begin + batch]):
             came = records[: begin + batch]
-            judged = loaded(came, stopped="it said so", watching=watching)
+            found = find_outage(came, outage) if outage else None
+            judged = loaded(came, stopped="it said so", watching=watching, outage=found)
             return watch, replace(judged, stopped=stop_reason(judged.result, watch))
     return watch, loaded(records, watching=watching)
 
@@ -137,6 +144,40 @@ def test_a_load_that_is_not_watched_is_judged_as_ever() -> None:
     judged = loaded(SLOW, watching=None)
     for question in QUESTIONS:
         assert judged.verdict(question) == question.whole(judged.result, confidence=0.95)
+
+
+def killed(after: int) -> list[RequestRecord]:
+    """A load of whose deployment nothing is left after so many requests."""
+    return [
+        replace(r, outcome=RequestOutcome.CONNECTION, error="Connection refused", end=r.sent)
+        if number >= after
+        else r
+        for number, r in enumerate(GOOD)
+    ]
+
+
+@pytest.mark.parametrize("watching", [FAILS, BOTH, None], ids=["fails", "all", "off"])
+@pytest.mark.parametrize("after", [0, 57, 900])
+def test_a_deployment_that_dies_fails_every_gate_and_ends_the_load(
+    watching: Watching | None, after: int
+) -> None:
+    _, judged = run(killed(after), watching, outage=OUTAGE)
+    assert after + 31 <= judged.result.total <= after + 40
+    assert judged.stopped.startswith("there was an outage, after ")
+    verdicts = [judged.verdict(question) for question in QUESTIONS]
+    assert {v.outcome for v in judge_family(verdicts, confidence=0.95)} == {Outcome.FAIL}
+    assert all(f"{5 + after / 10:g} s into the load" in v.reason for v in verdicts)
+    assert all("31 requests in a row failed within 3 s" in v.reason for v in verdicts)
+    assert all(v.reason.endswith("the last with: Connection refused") for v in verdicts)
+
+
+def test_a_fail_stops_no_load_while_there_may_be_an_outage() -> None:
+    """30 failures decide the error rate; for all gates it waits, until there is an answer."""
+    watch, judged = run(requests(6000, bad=range(50)), FAILS, outage=OUTAGE)
+    assert "error rate" in watch.why
+    assert watch.why.endswith("had failed")
+    assert judged.result.total == 60
+    assert judged.outage is None
 
 
 def test_one_stall_does_not_stop_a_load() -> None:

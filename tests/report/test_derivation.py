@@ -54,7 +54,7 @@ def test_a_percentile_shows_the_ranks_that_its_bounds_have():
 
 
 def test_bursts_are_shown_as_what_they_are_worth():
-    slow = np.where(BURSTS, 2.0, 0.5) + np.arange(8000) / 1e5
+    slow = np.where(BURSTS, 3.5, 0.5) + np.arange(8000) / 1e5
     verdict = percentile_verdict_in_order(slow, **P95)
     shown = text(verdict)
     block = int(re.search(r"Bursts: (\d+) requests in a row count as one", shown)[1])

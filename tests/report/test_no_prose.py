@@ -35,7 +35,7 @@ from vllm_rollout.rollout.run import refusal_of
 PACKAGE = Path(__file__).parents[2] / "vllm_rollout"
 OLD = Path(__file__).parents[1] / "data" / "evidence-of-schema-1.json"
 SURE = {"confidence": 0.95}
-SLOW = np.where(np.arange(8000) % 250 >= 240, 2.0, 0.5) + np.arange(8000) / 1e5
+SLOW = np.where(np.arange(8000) % 250 >= 240, 3.5, 0.5) + np.arange(8000) / 1e5
 
 
 def until_decided(one_more: Callable[[], Verdict]) -> Verdict:

@@ -21,6 +21,10 @@ from vllm_rollout.model.percentiles import nearest_rank
 
 # Chance of finding, at one span, a dependence that is not there.
 _FALSE_ALARM = 0.001
+# A burst is longer than the last span if so many more pairs are seldom those of bursts near by.
+_NEAR_BY_CHANCE = 0.2
+# Standard errors by which D is enlarged. The three constants are set by benchmarks/judge_bursts.py.
+_STANDARD_ERRORS = 1.5
 # A span is looked at only if the stream is 2 to this power times longer: else there is nothing
 # to compare with.
 _DOUBLINGS_UNSEEN = 3
@@ -44,10 +48,11 @@ def block_length_at(positions: NDArray[np.int64], n: int) -> int:
     Pairs of bad requests at most `span` apart are counted, for spans of 1, 2, 4 …, and compared
     with what independent requests would bring: a number of pairs that is Poisson where bad ones
     are few, and narrower by the share of good ones, squared, where they are many. The greatest D
-    of all spans with too many pairs is taken. Where that is the longest span, the bursts may be
-    longer still: as it grew by the last doubling, it is taken to grow up to the whole stream. D is
-    known only as well as the bursts are many, so it is enlarged by a standard error of
-    1 / sqrt(bursts), and rounded up.
+    of all spans with too many pairs is taken. A doubled span counts only if what it adds is more
+    than bursts of the D so far would bring by coming near each other: each two of them bring D²
+    pairs at once. Where the longest span counts, the bursts may be longer still: as D grew by the
+    last doubling, it is taken to grow up to the whole stream. D is known only as well as the
+    bursts are many, so it is enlarged by 1.5 standard errors of 1 / sqrt(bursts), and rounded up.
     """
     from scipy.special import gammainc
 
@@ -60,35 +65,62 @@ def block_length_at(positions: NDArray[np.int64], n: int) -> int:
         return 1
     good_share = 1 - bad / n
     around = np.concatenate((positions, positions + n))  # as on a ring: no span has an edge
-    greatest = before = 1.0
+    greatest = growth = 1.0
+    pairs_before, expected_before = 0, 0.0
     span = 1
+
+    def by_chance(pairs: int, expected: float, burst: float) -> float:
+        scale = (burst * good_share) ** 2
+        return float(gammainc(pairs / scale, expected / scale)) if pairs > 0 else 1.0
+
     while span << _DOUBLINGS_UNSEEN <= n:
         within = np.searchsorted(around, positions + span, side="right")
         pairs = int(np.sum(within - np.arange(1, bad + 1)))
         expected = bad * (bad - 1) * span / (n - 1)
-        by_chance = gammainc(pairs / good_share**2, expected / good_share**2) if pairs else 1.0
         before = greatest
-        if by_chance < _FALSE_ALARM:
+        if (
+            by_chance(pairs, expected, 1) < _FALSE_ALARM
+            and by_chance(pairs - pairs_before, expected - expected_before, greatest)
+            < _NEAR_BY_CHANCE
+        ):
             greatest = max(greatest, 1 + 2 * (pairs - expected) / (bad * good_share))
+        growth = greatest / before
+        pairs_before, expected_before = pairs, expected
         span *= 2
     if greatest > 1:
-        greatest *= (greatest / before) ** _DOUBLINGS_UNSEEN
-        greatest *= 1 + math.sqrt(greatest / bad)
+        greatest *= growth**_DOUBLINGS_UNSEEN
+        greatest *= 1 + _STANDARD_ERRORS * math.sqrt(greatest / bad)
     return min(n, math.ceil(greatest))
 
 
 def burst_length(
-    latencies_seconds: NDArray[np.float64], *percentiles: float, limit_seconds: float
+    latencies_seconds: NDArray[np.float64], percentile: float, *, limit_seconds: float
 ) -> int:
-    """Return how many requests count as one, from latencies in order of time.
+    """Return how many requests count as one, from the latencies of a whole load in order of time.
 
-    Looked at are those at the limit or above, and, once any came near it, those above each of
-    `percentiles` of them: a service that slows down and recovers shows it there before it does
-    harm. How latencies far below the limit hang together says nothing about it.
+    Examined are those at the limit or above. Where the percentile itself is at half the limit or
+    above, those at half of it are examined too, and the longer bursts count: a service that slows
+    down and recovers shows it there before it does harm. One that is faster by half has to have
+    bursts above the limit to be near it.
+    """
+    near = _NEAR * limit_seconds
+    rank = nearest_rank(len(latencies_seconds), percentile) - 1
+    measured = np.partition(latencies_seconds, rank)[rank]
+    levels = [limit_seconds, near] if measured >= near else [limit_seconds]
+    return max(block_length(latencies_seconds >= level) for level in levels)
+
+
+def burst_length_so_far(
+    latencies_seconds: NDArray[np.float64], percentile: float, *, limit_seconds: float
+) -> int:
+    """The same from the first latencies of a load, more carefully.
+
+    The few that are slow among the first do not show yet how they hang together. So, once any came
+    to half the limit, those above their own percentile and above their median are examined.
     """
     levels = [latencies_seconds >= limit_seconds]
     if latencies_seconds.max() >= _NEAR * limit_seconds:
-        ranks = [nearest_rank(len(latencies_seconds), part) - 1 for part in percentiles]
+        ranks = [nearest_rank(len(latencies_seconds), part) - 1 for part in (50, percentile)]
         ordered = np.partition(latencies_seconds, ranks)
         levels += [latencies_seconds > ordered[rank] for rank in ranks]
     return max(map(block_length, levels))
@@ -151,13 +183,8 @@ class LatestLatencies:
         _remember(self._seconds, seconds)
 
     def block_length(self, percentile: float, limit_seconds: float) -> int:
-        """Return how many requests count as one: `burst_length`, of the median as well.
-
-        The few that are slow among the first requests do not show yet how they hang together;
-        those above the median do.
-        """
-        seconds = np.array(self._seconds)
-        return burst_length(seconds, 50, percentile, limit_seconds=limit_seconds)
+        """Return how many requests count as one."""
+        return burst_length_so_far(np.array(self._seconds), percentile, limit_seconds=limit_seconds)
 
 
 def _remember(memory: "array[int] | array[float]", more: NDArray[np.generic]) -> None:

@@ -16,6 +16,16 @@ FIX_MISSES = (
 )
 
 
+def worth_text(block: int) -> str:
+    """The clause that dependent requests get."""
+    return f"{block:,} of them are worth one independent request"
+
+
+def may_share_text(burst: int) -> str:
+    """The clause for bursts that have not come."""
+    return f"up to {burst:,} requests in a row may share one cause"
+
+
 def bound_text(bound: float) -> str:
     """A share to four digits, so that a bound just inside the limit does not read like it."""
     return format_share(float(f"{bound:.4g}"))

@@ -9,7 +9,7 @@ the ranks it gives (Woodruff 1952, JASA 47:635).
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from vllm_rollout.judge.binomial import fail_p_value, percentile_ranks, share_bounds
 from vllm_rollout.judge.effective_sample_size import block_length, burst_length, check_burst
 from vllm_rollout.judge.goodput import GoodputLimits, goodput_verdict, meets_limits
+from vllm_rollout.judge.messages import bound_text, may_share_text, worth_text
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.judge.sample_size import more_load, requests_to_decide
@@ -51,8 +52,10 @@ def rate_verdict_in_order(
         return plain
     lower, upper, p_value = _share_of_runs(failures, len(bad), limit, block, confidence)
     needed = requests_to_decide(plain.measured, limit, confidence)
-    plain = replace(plain, p_value=p_value)
-    return _weakened(plain, lower, upper, burst, block, needed, rate_per_second)
+    claim = f"between {bound_text(lower)} and {bound_text(upper)} may fail"
+    seen = replace(plain, p_value=p_value, lower=lower, upper=upper)
+    bursts = _Bursts("failures", claim, burst, block)
+    return _weakened(plain, seen, bursts, needed, rate_per_second)
 
 
 def percentile_verdict_in_order(
@@ -67,8 +70,9 @@ def percentile_verdict_in_order(
     """Judge latencies in the order of sending, as `percentile_verdict` judges them in any order.
 
     A request without an answer is infinite here, at its place. `burst` is as in
-    `rate_verdict_in_order`; what comes in bursts are latencies at the limit or above, and those
-    above their own percentile once any came near the limit.
+    `rate_verdict_in_order`; what comes in bursts are latencies at the limit or above, and where
+    the percentile comes to half the limit, latencies at half of it or above. The bounds take the
+    requests to hang together as those do: they are for the limit, and rough far below it.
 
     Raises:
         ValueError: `burst` below 1, or what `percentile_verdict` raises.
@@ -100,8 +104,10 @@ def percentile_verdict_in_order(
     )
     needed = requests_to_decide(slow, allowed, confidence)
     slower = int(np.count_nonzero(values > limit_seconds)) // block
-    plain = replace(plain, p_value=fail_p_value(slower, len(values) // block, allowed))
-    return _weakened(plain, lower, upper, burst, block, needed, rate_per_second)
+    p_value = fail_p_value(slower, len(values) // block, allowed)
+    seen = replace(plain, p_value=p_value, lower=lower, upper=upper)
+    bursts = _Bursts("slow requests", _between(f"P{percentile:g}", lower, upper), burst, block)
+    return _weakened(plain, seen, bursts, needed, rate_per_second)
 
 
 def goodput_verdict_in_order(
@@ -144,8 +150,10 @@ def goodput_verdict_in_order(
     misses, allowed = int(np.count_nonzero(missed)), 1 - target
     lowest, highest, p_value = _share_of_runs(misses, len(missed), allowed, block, confidence)
     needed = requests_to_decide(1 - plain.measured, allowed, confidence)
-    plain = replace(plain, p_value=p_value)
-    return _weakened(plain, 1 - highest, 1 - lowest, burst, block, needed, rate_per_second)
+    lower, upper = 1 - highest, 1 - lowest
+    claim = f"between {bound_text(lower)} and {bound_text(upper)} may meet all limits"
+    seen = replace(plain, p_value=p_value, lower=lower, upper=upper)
+    return _weakened(plain, seen, _Bursts("misses", claim, burst, block), needed, rate_per_second)
 
 
 def _share_of_runs(
@@ -164,27 +172,51 @@ def _block(burst: int, bad: NDArray[np.bool_]) -> int:
     return max(check_burst(burst), block_length(bad))
 
 
+def _between(name: str, lower: float | None, upper: float | None) -> str:
+    """`P95 is between 0.4 s and 2.1 s`; in words where a bound is missing or infinite."""
+    if lower == math.inf:
+        return f"{name} is beyond any limit"
+    if upper is None or upper == math.inf:
+        return f"{name} could not be bounded from above"
+    return f"{name} is between {format_value(lower or 0.0, 's')} and {format_value(upper, 's')}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bursts:
+    """Bursts of requests of one `kind`: the claim they leave, and how many requests count as one.
+
+    Bursts of `expected` requests are taken to come whether or not any did.
+    """
+
+    kind: str
+    claim: str
+    expected: int
+    block: int
+
+    def reason(self, plain: Verdict) -> str:
+        """The reason of a verdict on them, beside the `plain` one."""
+        seen = self.block > self.expected
+        why = f"{self.kind} came in bursts" if seen else may_share_text(self.expected)
+        return (
+            f"{self.claim}: {why}, so {worth_text(self.block)}, and all {plain.n:,} requests are "
+            f"worth {plain.n // self.block:,}; counted one by one, {plain.reason}"
+        )
+
+
 def _weakened(
     plain: Verdict,
-    lower: float | None,
-    upper: float | None,
-    burst: int,
-    block: int,
+    seen: Verdict,
+    bursts: _Bursts,
     needed: int | None,
     rate_per_second: float | None,
 ) -> Verdict:
-    """The plain verdict with bounds for runs of requests: never decided where it was not.
+    """The plain verdict with the bounds that are `seen`: never decided where it was not.
 
     `needed` is how many independent requests would decide, None if none would.
     """
-    limit = plain.limit or 0.0
-    seen = replace(plain, lower=lower, upper=upper, block=block)
-    why = "they came in bursts" if block > burst else "they may share one cause"
-    span = f"{format_value(lower or 0.0, plain.unit)} to {_up_to(upper, plain.unit)}"
-    reason = (
-        f"{span}, as {block:,} requests in a row count as one ({why}); "
-        f"each for itself, {plain.reason}"
-    )
+    limit, lower, upper = plain.limit or 0.0, seen.lower, seen.upper
+    seen = replace(seen, block=bursts.block)
+    reason = bursts.reason(plain)
     # The bounds are wider than the plain ones: a limit outside is on the side where it was.
     outside = (upper is not None and upper < limit) or (lower is not None and lower > limit)
     if plain.outcome is not Outcome.INCONCLUSIVE and outside:
@@ -193,13 +225,9 @@ def _weakened(
         return seen.inconclusive_because(
             reason, plain.remedy or "Find out what the bursts come from."
         )
-    needed = max(needed * block, plain.n + 1)
+    needed = max(needed * bursts.block, plain.n + 1)
     return seen.inconclusive_because(
         reason,
         f"About {needed:,} requests would decide, or fewer without the bursts; you sent "
         f"{plain.n:,}: {more_load(needed, rate_per_second)}.",
     )
-
-
-def _up_to(upper: float | None, unit: str) -> str:
-    return "any" if upper is None else format_value(upper, unit)

@@ -1,7 +1,7 @@
 """Verdicts of sequential tests, in words and figures."""
 
 from vllm_rollout.judge.anytime_valid import AnytimeShare
-from vllm_rollout.judge.messages import bound_text
+from vllm_rollout.judge.messages import bound_text, may_share_text, worth_text
 from vllm_rollout.judge.sample_size import format_confidence, more_load
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
@@ -106,10 +106,8 @@ class VerdictFormatter:
         test = self.test
         if test.block == 1:
             return ""
-        counted = f"{test.block:,} requests in a row count as one"
-        if test.block > test.burst:
-            return f"; they came in bursts, so {counted}"
-        return f"; {counted}, for they may share one cause"
+        why = "they came in bursts" if test.block > test.burst else may_share_text(test.burst)
+        return f"; {why}, so {worth_text(test.block)}"
 
     def _needs(self) -> str:
         needed = self.test.pass_needs()

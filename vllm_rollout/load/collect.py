@@ -15,6 +15,7 @@ from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, LogReader
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import ItlSummary, LoadResult, RequestOutcome, RequestRecord
 
+_NO_RECORD = "no record"
 _CLOCK_WITHIN_SECONDS = 0.25
 """Accuracy to which the workers' clocks must be known for their starts to count as simultaneous."""
 
@@ -77,7 +78,8 @@ class LoadCollector:
         end = min(log.stopped_at for log in self._logs)
         requests = self._requests_before(end)
         judged = tuple(r for r in requests if r.intended >= self._plan.warmup_seconds)
-        unsent = sum(request.outcome is RequestOutcome.UNSENT for request in requests)
+        unsent = [request for request in requests if request.outcome is RequestOutcome.UNSENT]
+        why = next((f": {r.error}" for r in unsent if r.error not in ("", _NO_RECORD)), "")
         unended = [_name(i, log) for i, log in enumerate(self._logs) if not log.ended]
         strangers = [
             _name(index, log)
@@ -94,7 +96,9 @@ class LoadCollector:
             f"themselves, not {', '.join(unended)}": bool(unended),
             f"when {', '.join(strangers)} started is not known to {_CLOCK_WITHIN_SECONDS:g} s: its "
             "clock could not be compared with the master's": bool(strangers),
-            f"{unsent} of {len(requests)} requests were not sent or left no record": unsent > 0,
+            f"{len(unsent)} of {len(requests)} requests were not sent or left no record{why}": (
+                bool(unsent)
+            ),
             f"{lost} finished requests are missing from the request log": lost != 0,
             f"{unparsable} lines of the request log cannot be read": unparsable > 0,
             broken: broken != "",
@@ -124,7 +128,7 @@ class LoadCollector:
         due = itertools.takewhile(lambda each: each[1] < end, enumerate(self._schedule))
         return [
             self._records.get(number)
-            or RequestRecord(intended=intended, outcome=RequestOutcome.UNSENT, error="no record")
+            or RequestRecord(intended=intended, outcome=RequestOutcome.UNSENT, error=_NO_RECORD)
             for number, intended in due
         ]
 

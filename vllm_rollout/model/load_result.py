@@ -39,7 +39,8 @@ class RequestOutcome(StrEnum):
     TRUNCATED = "truncated"
     """A stream that ended without a finish reason or without [DONE]."""
     UNSENT = "unsent"
-    """Planned, and the generator has no record of it: it ended or fell behind before sending it."""
+    """Planned and not sent: the generator ended, fell behind, had no socket left, or never found an
+    address for the server's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

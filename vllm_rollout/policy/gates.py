@@ -20,7 +20,7 @@ from vllm_rollout.policy.fields import (
     Text,
     broken_rule,
 )
-from vllm_rollout.policy.load_profile import EarlyStop, Traffic
+from vllm_rollout.policy.load_profile import EarlyStop, LoadOutage, Traffic
 from vllm_rollout.policy.outputs import Outputs
 from vllm_rollout.policy.preflight import Preflight
 from vllm_rollout.policy.prometheus import LiveMetrics
@@ -218,6 +218,8 @@ class Load(Block):
     """A generator process that uses more than this of a core leaves the run without verdict."""
     early_stop: Annotated[EarlyStop | None, MayBeOff()]
     """When the load ends before its time; off: never."""
+    outage: Annotated[LoadOutage | None, MayBeOff()]
+    """Failures in a row that are an outage; off: they are judged as a rate."""
     keep_requests: Switch
     """Whether a line for each request is kept beside the report."""
     traffic: Traffic

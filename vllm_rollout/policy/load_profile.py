@@ -35,6 +35,17 @@ class EarlyStop(Block):
         return self.stall.total_seconds()
 
 
+class LoadOutage(Block):
+    """When failed requests are an outage, which fails every gate on the load and ends it."""
+
+    failing: Span
+    """For so long every request failed."""
+    refused: Span
+    """For so long every connection did: nothing listens any more."""
+    requests: Count
+    """So many in a row at least."""
+
+
 class Stretch(Block):
     """A stretch of the load: one rate, or one that goes evenly to another."""
 

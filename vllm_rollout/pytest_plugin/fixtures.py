@@ -205,7 +205,11 @@ def judged_load(
 
 @pytest.fixture
 def load(request: pytest.FixtureRequest, judged_load: JudgedLoad) -> LoadResult:
-    """The whole load run of the deployment; inconclusive when it does not show all of it."""
+    """The whole load run of the deployment; a fail after an outage, and inconclusive when
+    it does not show all of it.
+    """
+    if outage := judged_load.outage_verdict():
+        _end_with(request, outage)
     if judged_load.stopped:
         reason = f"the load was stopped early ({judged_load.stopped}): this gate judges whole ones"
         remedy = "Fix the failed gate, or let the load run to its end with `load.early_stop: off`."

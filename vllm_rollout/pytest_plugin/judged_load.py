@@ -15,6 +15,7 @@ from vllm_rollout.judge.alpha_spending import (
     last_verdict,
     stopped_verdict,
 )
+from vllm_rollout.judge.outage import Outage, OutageLimits, OutageWatch, outage_verdict
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
@@ -65,13 +66,22 @@ class WatchedQuestion:
 
 
 class LoadWatch:
-    """Says when a running load may stop. `why` says so in words; it is empty until then."""
+    """Says when a running load may stop. `why` says so in words; it is empty until then.
+
+    An outage stops it, and nothing else does while there may be one: it fails every gate, and a
+    verdict only its own. Without `watching` nothing but an outage stops it.
+    """
 
     def __init__(
-        self, questions: Sequence[LoadQuestion], plan: LoadPlan, watching: Watching
+        self,
+        questions: Sequence[LoadQuestion],
+        plan: LoadPlan,
+        watching: Watching | None,
+        outage: OutageLimits | None = None,
     ) -> None:
-        self._asked = [WatchedQuestion(question, plan, watching) for question in questions]
+        self._asked = [WatchedQuestion(each, plan, watching) for each in questions if watching]
         self._watching = watching
+        self._outage = OutageWatch(outage) if outage else None
         self.why = ""
 
     def enough(self, records: Iterable[RequestRecord]) -> bool:
@@ -79,8 +89,17 @@ class LoadWatch:
         for record in records:
             for asked in self._asked:
                 asked.take(record)
+            if self._outage:
+                self._outage.take(record)
+        if self._outage and self._outage.found:
+            self.why = "there was an outage"
+        elif not (self._outage and self._outage.suspected):
+            self._decide()
+        return bool(self.why)
+
+    def _decide(self) -> None:
         failed = [a.question.name for a in self._asked if _outcome(a) is Outcome.FAIL]
-        if not self._watching.spending.passes:
+        if self._watching is None or not self._watching.spending.passes:
             if failed:
                 self.why = f"{' and '.join(failed)} had failed"
         elif self._asked and all(asked.decided for asked in self._asked):
@@ -88,7 +107,6 @@ class LoadWatch:
                 self.why = f"all was decided, and {' and '.join(failed)} had failed"
             elif not self._watching.wholes:
                 self.why = "every gate on it had passed"
-        return bool(self.why)
 
 
 def _outcome(asked: WatchedQuestion) -> Outcome | None:
@@ -102,13 +120,15 @@ class JudgedLoad:
     `stopped` says why it was stopped before its end; empty where it was not. `requests_file` is
     where a line for each request was written; empty where the policy asks for none. `cores` are
     those of the machine that made the load; None where pods made it, wherever they were.
-    `path_errors` are the connectivity errors meanwhile, where requests failed.
+    `outage` is one that was found in it: every question fails then. `path_errors` are the
+    connectivity errors meanwhile, where requests failed.
     """
 
     result: LoadResult
     confidence: float
     watching: Watching | None = None
     stopped: str = ""
+    outage: Outage | None = None
     requests_file: str = ""
     cores: int | None = None
     path_errors: UnreachableError | None = None
@@ -116,6 +136,8 @@ class JudgedLoad:
     def verdict(self, question: LoadQuestion) -> Verdict:
         """The verdict on `question`."""
         load, watching = self.result, self.watching
+        if outage := self.outage_verdict():
+            return outage
         if watching is None:
             return question.whole(load, confidence=self.confidence)
         asked = WatchedQuestion(question, load.plan, watching)
@@ -131,6 +153,13 @@ class JudgedLoad:
         return last_verdict(
             early, lambda confidence: question.whole(load, confidence=confidence), watching.spending
         )
+
+    def outage_verdict(self) -> Verdict | None:
+        """The fail of every gate on it, if there was an outage."""
+        if self.outage is None:
+            return None
+        load = self.result
+        return outage_verdict(self.outage, started_at=load.started_at, n=load.total)
 
 
 def stop_reason(load: LoadResult, watch: LoadWatch) -> str:

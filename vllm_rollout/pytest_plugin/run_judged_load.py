@@ -12,6 +12,7 @@ from typing import Any
 from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.alpha_spending import AlphaSpending
 from vllm_rollout.judge.generator import generator_verdict
+from vllm_rollout.judge.outage import OutageLimits, find_outage
 from vllm_rollout.judge.replicas import CACHE_REMEDY
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.run_load import LoadProgress, run_load
@@ -49,7 +50,10 @@ def run_judged_load(
     plan = replace(plan, workers=settings.workers or plan.workers)
     questions = load_questions(environment.gates)
     watching = _watching(policy, environment.load, plan, len(questions) + others, wholes=wholes)
-    watch = LoadWatch(questions, plan, watching) if watching and questions else None
+    outage = _outage_limits(environment.load)
+    watch = (
+        LoadWatch(questions, plan, watching, outage) if questions and (watching or outage) else None
+    )
     before = settings.path_errors(deployment)
     with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
         result = run_load(
@@ -68,6 +72,7 @@ def run_judged_load(
         watching=watching,
         cores=None if pods else len(os.sched_getaffinity(0)),
         stopped=stop_reason(result, watch) if watch else "",
+        outage=find_outage(result.requests, outage) if outage else None,
         requests_file=kept,
         path_errors=problem if result.failures else None,
     )
@@ -97,6 +102,19 @@ def _watching(
         ),
         burst=max(1, math.ceil(plan.peak_rate_per_second * stop.stall_seconds)),
         wholes=wholes,
+    )
+
+
+def _outage_limits(load: Load) -> OutageLimits | None:
+    rules = load.outage
+    return (
+        None
+        if rules is None
+        else OutageLimits(
+            failing_seconds=rules.failing.total_seconds(),
+            refused_seconds=rules.refused.total_seconds(),
+            requests=rules.requests,
+        )
     )
 
 
