@@ -115,8 +115,10 @@ def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
         return generator
     reasons = [f"the load run is incomplete: {result.incomplete}"]
     reasons += [] if generator.passed else [generator.reason]
-    again = "Run the gates again; if it is so again, see what ends the generator's processes."
-    return generator.inconclusive_because("; ".join(reasons), generator.remedy or again)
+    remedy = "Run the gates again; if it is so again, see what ends the generator's processes."
+    if result.unended:
+        remedy = f"See what ended {', '.join(result.unended)}, and run the gates again."
+    return generator.inconclusive_because("; ".join(reasons), remedy)
 
 
 def write_requests(result: LoadResult, path: Path) -> None:
