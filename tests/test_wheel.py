@@ -1,6 +1,7 @@
 """The wheel carries gates, load tests, charts and default policy, and works in an empty folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -55,7 +56,7 @@ def test_it_finds_its_own_files_and_not_the_checkouts(installed: Path, tmp_path:
 
 
 def test_its_gates_and_its_load_run_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    changes = ("load.rate=50/s", "load.duration=2s", "load.warmup=0s", "gates.latency.limit=2s")
+    changes = ("load.rate=50/s", "load.duration=2s", "load.warmup=0s", "load.max_lag=1m")
     with RunningSimulator(model=MODEL, ttft_seconds="0.005") as server:
         done = run(
             installed,
@@ -68,6 +69,27 @@ def test_its_gates_and_its_load_run_in_an_empty_folder(installed: Path, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     assert len(list(tmp_path.glob(f"reports/{MODEL}/*/report.html"))) == 1
+
+
+def test_its_gates_are_found_in_an_environment_inside_the_repository(
+    installed: Path, tmp_path: Path
+) -> None:
+    """pytest passes a virtual environment by, and `testpaths` know nothing of it."""
+    site = tmp_path / ".venv" / "lib" / "site-packages"
+    shutil.copytree(installed, site)
+    (tmp_path / ".venv" / "pyvenv.cfg").touch()
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = app\nmarkers = staging: ours\n")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "test_app.py").write_text(
+        "import pytest\n@pytest.mark.staging\ndef test_own(): pass\n"
+    )
+    asked = ("-m", "staging", "--model", MODEL, "--base-url", "http://127.0.0.1:9")
+    only = ("-k", "health or own", "--evidence", "evidence.json")
+    done = run(site, tmp_path, "-m", "pytest", *asked, *only)
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert "1 inconclusive" in done.stdout
 
 
 def test_its_command_lines_teach(installed: Path, tmp_path: Path) -> None:

@@ -125,6 +125,27 @@ MUTATIONS = (
         "tests/judge tests/report",
     ),
     Mutation(
+        "a gate passes by its recorded verdict and by nothing else",
+        "vllm_rollout/pytest_plugin/gate_results.py",
+        "    if record.result.outcome is Outcome.PASS:\n        report.outcome",
+        "    if record.result.outcome is not Outcome.FAIL:\n        report.outcome",
+        "tests/pytest_plugin/test_recorded_verdicts.py",
+    ),
+    Mutation(
+        "a session that is not a pass does not exit with 0",
+        "vllm_rollout/pytest_plugin/session_results.py",
+        "pytest.ExitCode.OK if part is Outcome.PASS else",
+        "pytest.ExitCode.OK if part is not Outcome.FAIL else",
+        "tests/pytest_plugin/test_recorded_verdicts.py",
+    ),
+    Mutation(
+        "no fixture of a conftest stands in for the suite's",
+        "vllm_rollout/pytest_plugin/gate_collection.py",
+        "            vars(module).update({each.__name__: each for each in fixtures.FIXTURES})\n",
+        "",
+        "tests/pytest_plugin/test_collection.py",
+    ),
+    Mutation(
         "a bucket never interpolates its way to a pass",
         "vllm_rollout/judge/buckets.py",
         "        if upper is not None and upper <= self.limit:",

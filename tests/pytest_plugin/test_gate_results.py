@@ -73,7 +73,14 @@ def test_a_record_crosses_from_a_worker_as_json_and_is_read_once() -> None:
     result = GateResult(
         gate="latency", item="i", title="t", verdicts=(verdict,), started=now, duration_seconds=1.0
     )
-    record = GateRecord(deployment=STAGING, base_url="http://a", identities=[{}], result=result)
+    record = GateRecord(
+        node_id="i",
+        phase="call",
+        deployment=STAGING,
+        base_url="http://a",
+        identities=[{}],
+        result=result,
+    )
     data: dict[str, Any] = {"gate_record": record}
     serialize_record(data)
     report = SimpleNamespace(gate_record=json.loads(json.dumps(data["gate_record"])))

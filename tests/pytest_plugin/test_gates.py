@@ -335,13 +335,13 @@ def test_two_models_side_by_side_leave_a_report_each(tmp_path: Path) -> None:
     assert run.returncode == 1
 
 
-@pytest.mark.parametrize("dist", ["load", "worksteal", "loadfile"])
-def test_under_xdist_a_deployment_gets_one_load(tmp_path: Path, dist: str) -> None:
+@pytest.mark.parametrize("words", ["-n 2 --dist load", "-n auto --dist worksteal", "-n 0"])
+def test_under_xdist_a_deployment_gets_one_load(tmp_path: Path, words: str) -> None:
     with RunningSimulator(model=MODEL, **FAST) as server:
         run = started_gates(
             tmp_path,
             *staging(server.url),
-            *("-n", "2", "--dist", dist, "-k", "p95 or error_rate or load_capacity"),
+            *(*words.split(), "-k", "p95 or error_rate or load_capacity"),
         )
         sent = len(server.truth()["requests"])
 

@@ -48,6 +48,15 @@ def test_a_word_no_policy_names_asks_for_no_gates(tmp_path: Path, policy: str) -
     assert done.returncode == 0, done.stdout
 
 
+def test_a_model_left_in_the_shell_asks_for_no_gates(tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text(
+        "import pytest\n@pytest.fixture(params=['staging-m'])\n"
+        "def deployment(request): return request.param\ndef test_own(deployment): pass\n"
+    )
+    done = run(tmp_path, VLLM_ROLLOUT_MODEL="llama-2-7b")
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
+
+
 @pytest.mark.parametrize("word", ["soak", "production"])
 def test_leaving_out_a_mark_of_ones_own_asks_for_no_gates(tmp_path: Path, word: str) -> None:
     (tmp_path / "test_own.py").write_text(

@@ -64,10 +64,11 @@ def test_a_generator_that_fell_short_never_passes(changes: dict[str, object]) ->
 
 
 def test_an_incomplete_run_says_why_and_never_passes() -> None:
-    verdict = judge_run(LOAD, judged(replace(RESULT, incomplete="a worker died")))
+    died = replace(RESULT, incomplete="a worker died", unended=("worker 1 (here)",))
+    verdict = judge_run(LOAD, judged(replace(died, generator_cpu=0.97)))
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert verdict.reason == "the load run is incomplete: a worker died"
-    assert verdict.remedy
+    assert verdict.reason.startswith("the load run is incomplete: a worker died")
+    assert "See what ended worker 1 (here)" in verdict.remedy
 
 
 def test_the_workers_it_takes_are_those_of_the_highest_rate() -> None:

@@ -69,9 +69,10 @@ def promote_command(
     By default the staging deployment is gated and production is promoted. Each run leaves
     report.html, junit.xml and evidence.json in reports/MODEL/RUN.
 
-    Exit codes: 0 promoted (or nothing to do; or, with --plan, all gates passed), 1 a gate failed,
-    2 usage or policy error, 3 inconclusive, 4 something could not be reached, 5 promoted and
-    rolled back, 6 rollback did not restore service, 130 interrupted.
+    Exit codes: 0 promoted (or nothing to do; or, with --plan, all gates passed and nothing else
+    stands in the way), 1 a gate failed, 2 usage or policy error, 3 inconclusive or something to
+    wait for (also with --plan), 4 something could not be reached, 5 promoted and rolled back,
+    6 rollback did not restore service, 130 interrupted.
     """
     from vllm_rollout.rollout.engine import gate_and_promote
 

@@ -114,6 +114,7 @@ class LoadCollector:
             started_at=math.nan if self.started_at is None else self.started_at,
             requests=judged,
             incomplete="; ".join(text for text, found in problems.items() if found),
+            unended=tuple(unended),
             stopped_after_seconds=max(0.0, end - self._plan.warmup_seconds),
             generator_cpu=max(busy) / seconds if seconds > 0 else math.nan,
             generator_seconds=sum(busy),

@@ -114,12 +114,16 @@ class GateRun:
         return tuple(g for g in self.expected if g not in ran)
 
     @property
+    def outcome_of_part(self) -> Outcome:
+        """Outcome of the gates that ran, whether or not they are all: nothing is promoted on it."""
+        outcomes = [g.outcome for g in self.gates]
+        return worst([*outcomes, Outcome.INCONCLUSIVE] if self.changed else outcomes)
+
+    @property
     def outcome(self) -> Outcome:
         """Pass only if every expected gate ran and passed on one unchanged build."""
-        outcomes = [g.outcome for g in self.gates]
-        if self.missing or self.changed:
-            outcomes.append(Outcome.INCONCLUSIVE)
-        return worst(outcomes)
+        part = self.outcome_of_part
+        return worst([part, Outcome.INCONCLUSIVE]) if self.missing else part
 
     @property
     def unreachable(self) -> str:

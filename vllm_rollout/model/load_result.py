@@ -122,6 +122,8 @@ class LoadResult:
     """Unix time of the schedule's zero."""
     requests: tuple[RequestRecord, ...]
     incomplete: str = ""
+    unended: tuple[str, ...] = ()
+    """The workers that did not end by themselves."""
     stopped_after_seconds: float = math.inf
     generator_cpu: float = math.nan
     generator_seconds: float = math.nan

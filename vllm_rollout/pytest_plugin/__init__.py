@@ -5,7 +5,10 @@ that asks for no gate as it is. What gates need is in `vllm_rollout.pytest_plugi
 """
 
 import re
-from collections.abc import Generator
+import signal
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +90,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
-    """Without paths, `pytest -m staging --model M` means this folder's tests and the suite's gates.
+def pytest_cmdline_main(config: pytest.Config) -> int | pytest.ExitCode | None:
+    """Start again with `--policy=FILE` where `--policy FILE` led pytest to FILE's folder.
 
-    Only where no `testpaths` say otherwise. Early, because the gates' conftest must be found too.
+    Before it knows the option pytest takes FILE for a path to test, and so for where rootdir and
+    configuration are.
     """
-    known = early_config.known_args_namespace
-    given = known.model or option_or_environment("model", None)
-    if given and not known.file_or_dir and not early_config.getini("testpaths"):
-        known.file_or_dir = [str(early_config.invocation_params.dir), str(GATES)]
-        args += known.file_or_dir
+    if hasattr(config, "workerinput"):
+        return None
+    folder = config.invocation_params.dir
+    arguments = list(config.invocation_params.args)
+    for name in ("--policy", "--values", "--evidence", "--report-dir"):
+        for at in range(len(arguments) - 2, -1, -1):
+            path = folder / arguments[at + 1]
+            if arguments[at] == name and path.exists() and path.absolute().parent != folder:
+                arguments[at : at + 2] = [f"{name}={arguments[at + 1]}"]
+    if len(arguments) == len(config.invocation_params.args):
+        return None
+    return pytest.main(arguments)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -104,11 +115,28 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in BUILT_IN_MARKERS:  # a marked gate must not stop the tests beside it
         config.addinivalue_line("markers", marker_line(name))
     if asks_for_gates(config):
-        from vllm_rollout.pytest_plugin import hooks
+        with interrupts_postponed():
+            from vllm_rollout.pytest_plugin import hooks
 
         config.pluginmanager.register(hooks, "vllm_rollout.pytest_plugin.hooks")
     else:
-        config.pluginmanager.register(_Hint(), "vllm_rollout.pytest_plugin.hint")
+        config.pluginmanager.register(_Hint(config), "vllm_rollout.pytest_plugin.hint")
+
+
+@contextmanager
+def interrupts_postponed() -> Iterator[None]:
+    """Keep Ctrl-C until the end: pydantic makes an error of its own of one in a class's making."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def marker_line(name: str) -> str:
@@ -119,10 +147,12 @@ def marker_line(name: str) -> str:
 
 
 class _Hint:
-    """Says how gates are run, where a gate was run as an ordinary test."""
+    """Says how gates are run, where a gate was run as an ordinary test, or a word is misspelt."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._wanted = False
+        self._meant = ""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -137,20 +167,58 @@ class _Hint:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._wanted = self._wanted or any(name == _HINT_SECTION for name, _ in report.sections)
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        words = marker_words(self._config)
+        if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and words:
+            self._meant = did_you_mean(words, [*BUILT_IN_MARKERS])
+            if self._meant:
+                session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._meant:
+            terminalreporter.write_line(f"ERROR: no test is marked so: {self._meant}", red=True)
         if self._wanted:
             terminalreporter.write_line(_HINT, red=True)
 
 
 def asks_for_gates(config: pytest.Config) -> bool:
-    """Return True if an option, an environment variable, `-m` or a path asks for gates."""
-    if any(config.getoption(name) for name in _OPTIONS):
-        return True
-    if option_or_environment("model", None):
-        return True
+    """Return True if an option, a word of `-m`, a path or a node id asks for gates.
+
+    `VLLM_ROLLOUT_MODEL` alone does not: it may be left over in the shell of another project.
+    """
+    return (
+        any(config.getoption(name) for name in _OPTIONS)
+        or bool(marker_words(config) & (BUILT_IN_MARKERS.keys() | _policy_keys()))
+        or any(names_gates(config, argument) for argument in config.args)
+        or bool(models_of_node_ids(config, [option_or_environment("model", None) or ""]))
+    )
+
+
+def marker_words(config: pytest.Config) -> set[str]:
+    """Return the words of `-m` that are not negated."""
     expression = re.sub(r"\bnot\s+[\w-]+", "", config.getoption("markexpr", "") or "")
-    words = set(re.findall(r"[\w-]+", expression)) - {"and", "or", "not"}
-    return bool(words & (BUILT_IN_MARKERS.keys() | _policy_keys())) or _touches_gates(config)
+    return set(re.findall(r"[\w-]+", expression)) - {"and", "or", "not"}
+
+
+def did_you_mean(words: Iterable[str], known: Sequence[str]) -> str:
+    """Return the question whether a word was meant that is nearly one of `words`, or ""."""
+    import difflib
+
+    near = [found for word in words for found in difflib.get_close_matches(word, known, 1, 0.8)]
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def names_gates(config: pytest.Config, argument: str) -> bool:
+    """Return True if the argument is a path to the suite's gates, or the folder they are in."""
+    path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+    return path.is_relative_to(GATES) or path == GATES.parent
+
+
+def models_of_node_ids(config: pytest.Config, models: Sequence[str]) -> list[str]:
+    """Return those of `models` whose deployment the id of a test among the arguments names."""
+    ids = [arg.partition("[")[2].removesuffix("]") for arg in config.args if "::" in arg]
+    every = [model for text in models for model in text.split(",") if model]
+    return [m for m in every if any(i == m or i.endswith(f"-{m}") for i in ids)]
 
 
 def _policy_keys() -> set[str]:
@@ -163,12 +231,3 @@ def _policy_keys() -> set[str]:
     except (OSError, ValueError):
         return set()
     return set(re.findall(r"[\s{,]([\w-]+)\s*:", text))
-
-
-def _touches_gates(config: pytest.Config) -> bool:
-    folder = config.invocation_params.dir
-    for argument in config.args:
-        path = (folder / argument.partition("::")[0]).resolve()
-        if path.is_relative_to(GATES) or path == GATES.parent:
-            return True
-    return False

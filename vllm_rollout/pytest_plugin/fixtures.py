@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -220,3 +221,10 @@ def load(request: pytest.FixtureRequest, judged_load: JudgedLoad) -> LoadResult:
 def _end_with(request: pytest.FixtureRequest, verdict: Verdict) -> None:
     """End the gate with a verdict that is no pass, whether or not it takes the recorder."""
     request.node.stash.setdefault(RECORDER, VerdictRecorder())(verdict)
+
+
+FIXTURES: tuple[Any, ...] = (
+    settings, deployment, policy, slo, client, cluster, metrics, preflight, known_capacity,
+    verdict, _load_run, judged_load, load,
+)  # fmt: skip
+"""All of them: the suite's own gates use these, whatever a conftest calls the same."""

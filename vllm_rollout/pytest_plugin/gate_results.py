@@ -1,10 +1,9 @@
-"""Evidence from pytest reports.
+"""The record of one gate, from its recorded verdicts and from how its test ended.
 
-Each gate's report carries its `GateRecord`, as JSON only where it crosses from an xdist worker to
-the controller, which alone writes evidence and reports.
+It goes onto the test's report, which says what the record says; `session_results.py` says what
+follows from all of them.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,16 +12,15 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from vllm_rollout import __version__
-from vllm_rollout.gate_runs import address_of, gate_run, identity
-from vllm_rollout.judge import check
+from vllm_rollout.gate_runs import address_of, identity
+from vllm_rollout.judge import Outcome, check
 from vllm_rollout.model.deployment import Deployment, strict_json
 from vllm_rollout.model.errors import RolloutError, UnreachableError
-from vllm_rollout.model.evidence import Evidence, GateResult, GateRun, new_run_id
+from vllm_rollout.model.evidence import GateResult
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
-from vllm_rollout.pytest_plugin.gate_selection import expected_gates, gate_of
+from vllm_rollout.pytest_plugin.gate_selection import gate_of, title_of
 from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.verdict_recorder import (
     GateFailedError,
@@ -30,7 +28,7 @@ from vllm_rollout.pytest_plugin.verdict_recorder import (
     VerdictRecorder,
 )
 from vllm_rollout.report.load_summary import summarize_load
-from vllm_rollout.settings import Settings
+from vllm_rollout.report.terminal import verdict_line
 
 BEFORE = pytest.StashKey[dict[str, Any]]()
 """What the deployment ran before the gate, as `identity` gives it."""
@@ -40,8 +38,10 @@ PATH_ERRORS = pytest.StashKey[PathErrors]()
 
 _ASKING = {"client", "servers"}
 """Fixtures of gates that send requests to the deployment themselves."""
+_SKIPS: Any = (pytest.skip.Exception, pytest.xfail.Exception)
+_BEGAN = pytest.StashKey[float]()
 
-_LOAD_NAME = "load"
+LOAD_NAME = "load"
 _ATTRIBUTE = "gate_record"
 
 
@@ -53,6 +53,8 @@ class GateRecord:
     line for each request of its load was left; empty where none was.
     """
 
+    node_id: str
+    phase: str
     deployment: Deployment
     base_url: str
     identities: list[dict[str, Any]]
@@ -61,7 +63,10 @@ class GateRecord:
     requests: str = ""
 
 
-_RECORD: TypeAdapter[GateRecord] = TypeAdapter(GateRecord)
+RECORDS = pytest.StashKey[list[GateRecord]]()
+"""The records of the gates that this process ran."""
+_RECORD = pytest.StashKey[GateRecord]()
+_ADAPTER: TypeAdapter[GateRecord] = TypeAdapter(GateRecord)
 
 
 def record_of(report: object) -> GateRecord | None:
@@ -73,13 +78,45 @@ def record_of(report: object) -> GateRecord | None:
 def serialize_record(data: dict[str, Any]) -> None:
     """Turn the record in a serialized report into JSON-ready data."""
     if isinstance(record := data.get(_ATTRIBUTE), GateRecord):
-        data[_ATTRIBUTE] = strict_json(_RECORD.dump_python(record, mode="json"))
+        data[_ATTRIBUTE] = as_json(record)
 
 
 def deserialize_record(report: object) -> None:
     """Turn the JSON-ready data on a deserialized report into the record."""
     if isinstance(data := getattr(report, _ATTRIBUTE, None), dict):
-        setattr(report, _ATTRIBUTE, _RECORD.validate_python(data))
+        setattr(report, _ATTRIBUTE, from_json(data))
+
+
+def as_json(record: GateRecord) -> Any:
+    """The record as JSON-ready data."""
+    return strict_json(_ADAPTER.dump_python(record, mode="json"))
+
+
+def from_json(data: Any) -> GateRecord:
+    """The record in JSON-ready data."""
+    return _ADAPTER.validate_python(data)
+
+
+def put_on_report(report: pytest.TestReport, record: GateRecord) -> None:
+    """Make the report say what the gate's record says, whatever the test's marks make of it.
+
+    A pass is passed; all else is failed. What is inconclusive is an error of the setup, a fail one
+    of the call: so JUnit tells an error from a failure, as the suite's own report does.
+    """
+    setattr(report, _ATTRIBUTE, record)
+    vars(report).pop("wasxfail", None)
+    if record.result.outcome is Outcome.PASS:
+        report.outcome = "passed"
+        return
+    if not report.failed:
+        report.outcome = "failed"
+        report.longrepr = verdict_line(record.result)
+    if report.when != "teardown":
+        report.when = "call" if record.result.outcome is Outcome.FAIL else "setup"
+
+
+class RunAgainError(GateInconclusiveError):
+    """A plugin runs a gate again. It runs once: what was recorded then is reported again."""
 
 
 def record_result(
@@ -89,6 +126,10 @@ def record_result(
     report: pytest.TestReport,
 ) -> None:
     """Put the gate's result on `report`, if this phase decides it."""
+    began = item.stash.setdefault(_BEGAN, call.start)
+    if call.excinfo and isinstance(call.excinfo.value, RunAgainError) and _RECORD in item.stash:
+        put_on_report(report, item.stash[_RECORD])
+        return
     if report.when != "call" and report.passed:
         return
     settings = item.config.stash[SETTINGS]
@@ -100,14 +141,12 @@ def record_result(
         if problem is not None:
             raised, verdicts = problem, [v for v in verdicts if v.passed]
     unreachable = raised.address if isinstance(raised, UnreachableError) else ""
-    error = _error(item, raised, report, judged=bool(verdicts))
+    error = _error(raised, report, judged=bool(verdicts))
     after = identity(settings.platform, deployment)
     if not unreachable and "unreachable" in after:
         # What was found is about a build that is not known.
         error, unreachable = error or after["unknown"], after["unreachable"]
-    if report.passed and RECORDER not in item.stash:
-        verdicts.append(check(True, "the test passed"))
-    elif isinstance(raised, AssertionError):
+    if isinstance(raised, AssertionError):
         verdicts.append(check(False, str(raised)))
     load = item.config.stash[LOADS].get(deployment)
     if load is not None and "judged_load" not in getattr(item, "fixturenames", ()):
@@ -115,45 +154,45 @@ def record_result(
     result = GateResult(
         gate=gate_of(item),
         item=item.name,
-        title=_title(item),
+        title=title_of(item),
         verdicts=tuple(verdicts),
         error=error,
         unreachable=unreachable,
-        skipped=_skip_reason(report),
-        load=_LOAD_NAME if load is not None else "",
+        skipped=_skip_reason(raised),
+        load=LOAD_NAME if load is not None else "",
         attachments=tuple(recorder.attachments),
-        started=datetime.fromtimestamp(call.start, UTC),
-        duration_seconds=call.duration,
+        started=datetime.fromtimestamp(began, UTC),
+        duration_seconds=call.duration if report.when == "teardown" else call.stop - began,
     )
     if isinstance(raised, RolloutError):
         report.longrepr = f"{raised}\n{raised.remedy}".rstrip()
-    if error and report.passed:
-        report.outcome = "failed"
-        report.longrepr = error
     record = GateRecord(
+        node_id=item.nodeid,
+        phase=report.when,
         deployment=deployment,
         base_url=address_of(settings, deployment),
-        identities=[item.stash[BEFORE], after],
+        identities=[item.stash.get(BEFORE, after), after],
         result=result,
         load=None if load is None else _summary(load),
         requests="" if load is None else load.requests_file,
     )
-    setattr(report, _ATTRIBUTE, record)
+    item.stash.setdefault(_RECORD, record)
+    item.config.stash[RECORDS].append(record)
+    put_on_report(report, record)
 
 
-def _error(
-    item: pytest.Item, raised: BaseException | None, report: pytest.TestReport, *, judged: bool
-) -> str:
+def _error(raised: BaseException | None, report: pytest.TestReport, *, judged: bool) -> str:
     """Return what kept the gate from a verdict; empty where it has one, or was skipped."""
     if isinstance(raised, UnreachableError):
         return str(raised)
     if isinstance(raised, GateInconclusiveError):
         return "" if judged else str(raised)
-    if raised is not None and not report.skipped and not isinstance(raised, GateFailedError):
-        return f"{type(raised).__name__}: {raised}"
-    if report.passed and RECORDER in item.stash and not judged:
-        return "the gate ended without a verdict: it judged nothing"
-    return ""
+    if raised is not None:
+        known = isinstance(raised, (GateFailedError, *_SKIPS))
+        return "" if known else f"{type(raised).__name__}: {raised}"
+    if report.failed:  # without an exception: a mark or a hook made it so
+        return str(report.longrepr)
+    return "" if judged else "the gate ended without a verdict: it judged nothing"
 
 
 def _summary(load: JudgedLoad) -> LoadSummary:
@@ -161,77 +200,7 @@ def _summary(load: JudgedLoad) -> LoadSummary:
     return summarize_load(load.result, stopped=load.stopped, requests_file=name)
 
 
-def _skip_reason(report: pytest.TestReport) -> str:
-    if not report.skipped:
+def _skip_reason(raised: BaseException | None) -> str:
+    if not isinstance(raised, _SKIPS):
         return ""
-    place_and_reason = report.longrepr
-    reason = place_and_reason[2] if isinstance(place_and_reason, tuple) else "skipped"
-    return reason.removeprefix("Skipped: ")
-
-
-def _title(item: pytest.Item) -> str:
-    own = getattr(getattr(item, "function", None), "__doc__", None)
-    doc = own or getattr(getattr(item, "module", None), "__doc__", None) or item.name
-    return doc.strip().splitlines()[0]
-
-
-class Results:
-    """Collects the gate results of a session (on the controller) into evidence."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._started = datetime.now(UTC)
-        self._records: dict[Deployment, list[GateRecord]] = defaultdict(list)
-
-    def add(self, record: GateRecord) -> None:
-        """Take one report's record."""
-        self._records[record.deployment].append(record)
-
-    def requests_files(self, model: str) -> set[Path]:
-        """Return where the gates left a line for each request of the model's loads."""
-        return {
-            Path(record.requests)
-            for deployment, records in self._records.items()
-            for record in records
-            if deployment.model == model and record.requests
-        }
-
-    def evidence(self) -> list[Evidence]:
-        """One evidence per model, its environments in the policy's order."""
-        finished = datetime.now(UTC)
-        by_model: dict[str, list[GateRun]] = defaultdict(list)
-        order = self._settings.policy.order
-        for deployment in sorted(
-            self._records, key=lambda d: (d.model, order.index(d.environment))
-        ):
-            by_model[deployment.model].append(self._run(deployment, finished))
-        return [
-            Evidence(
-                run_id=new_run_id(self._started),
-                model=model,
-                suite_version=__version__,
-                started=self._started,
-                finished=finished,
-                runs=tuple(runs),
-            )
-            for model, runs in by_model.items()
-        ]
-
-    def _run(self, deployment: Deployment, finished: datetime) -> GateRun:
-        records = self._records[deployment]
-        load = next((record.load for record in records if record.load is not None), None)
-        return gate_run(
-            self._settings,
-            deployment,
-            base_url=records[0].base_url,
-            identities=[found for record in records for found in record.identities],
-            started=self._started,
-            finished=finished,
-            expected=expected_gates(
-                self._settings.policy.for_model(deployment.model),
-                deployment.environment,
-                of_release=self._settings.platform is not None,
-            ),
-            results=[record.result for record in records],
-            loads={} if load is None else {_LOAD_NAME: load},
-        )
+    return str(raised) or "skipped without a reason"

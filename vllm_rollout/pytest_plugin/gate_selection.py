@@ -15,6 +15,7 @@ import pytest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.next_command import next_command
 from vllm_rollout.policy import Policy
+from vllm_rollout.pytest_plugin import did_you_mean, marker_words
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings
 
@@ -23,6 +24,7 @@ PREFLIGHT = "preflight"
 SOAK = "soak"
 ON_DEMAND = (PREFLIGHT, SOAK)
 """Gates that are run only where they are asked for by name."""
+LIST_THEM = next_command("pytest", "--collect-only", "-q", "-m", "staging", "--model", "llama-2-7b")
 _ASK_THE_PLATFORM = ("pods", PREFLIGHT, SOAK)
 
 
@@ -126,6 +128,26 @@ def deployment_of(item: pytest.Item) -> Deployment | None:
     return deployment if isinstance(deployment, Deployment) else None
 
 
+def deployment_in_id(node_id: str, settings: Settings, models: Sequence[str]) -> Deployment | None:
+    """The deployment that the id of a test names among its parameters, or None."""
+    deployments = {
+        f"{environment}-{model}": settings.deployment(model, environment)
+        for model in models
+        for environment in settings.policy.order
+    }
+    parameters = f"-{node_id.partition('[')[2].removesuffix(']')}-"
+    # Longest first: one model's name may begin another's.
+    named = [name for name in sorted(deployments, key=len)[::-1] if f"-{name}-" in parameters]
+    return deployments[named[0]] if named else None
+
+
+def title_of(item: pytest.Item) -> str:
+    """The first line of the docstring of a gate, or of its module; else its name."""
+    own = getattr(getattr(item, "function", None), "__doc__", None)
+    doc = own or getattr(getattr(item, "module", None), "__doc__", None) or item.name
+    return doc.strip().splitlines()[0]
+
+
 def in_order(items: list[pytest.Item], policy: Policy) -> list[pytest.Item]:
     """Gates deployment by deployment, cheap ones first as the policy lists them; the rest after."""
 
@@ -182,11 +204,31 @@ def selection_problem(
             + next_command("pytest", "-m", "staging", "--model", model)
         )
     if any(d.model == NO_MODEL for d in deployments):
-        environment = deployments[0].environment
-        return (
-            "no model given.\n"
-            "Name the model, for example:  "
-            f"{next_command('pytest', '-m', environment, '--model', 'llama-2-7b')}\n"
-            "(--model may be repeated; VLLM_ROLLOUT_MODEL works too)"
-        )
+        return no_model(deployments[0].environment)
     return ""
+
+
+def no_model(environment: str) -> str:
+    """Return the error of a run without a model."""
+    return (
+        "no model given.\n"
+        "Name the model, for example:  "
+        f"{next_command('pytest', '-m', environment, '--model', 'llama-2-7b')}\n"
+        "(--model may be repeated; VLLM_ROLLOUT_MODEL works too)"
+    )
+
+
+def nothing_selected(policy: Policy, config: pytest.Config, collected: int) -> str:
+    """Return why a run that asked for gates has none, and what to type."""
+    words = marker_words(config)
+    known = [*policy.order, *ON_DEMAND]
+    expression = config.getoption("markexpr", "")
+    if words and not words & set(known):
+        meant = did_you_mean(words, known) or f"Environments: {', '.join(policy.order)}."
+        return f"no gate was run: -m {expression!r} names no environment; {meant}"
+    if keyword := config.getoption("keyword", ""):
+        return f"no gate was run: -k {keyword!r} left none of the {collected} gates."
+    return (
+        f"no gate was run: of {collected} gates the paths, -m {expression!r} and the policy left "
+        f"none.\nSee which there are:  {LIST_THEM}"
+    )

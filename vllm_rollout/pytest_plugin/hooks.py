@@ -1,60 +1,78 @@
 """pytest's hooks in a run that asks for gates: markers, parametrized gates, evidence at the end."""
 
 import os
-import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vllm_rollout.gate_runs import URL_ONLY, identity
+from vllm_rollout.gate_runs import identity
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.evidence import write_evidence
-from vllm_rollout.pytest_plugin import BUILT_IN_MARKERS, fixtures, marker_line
+from vllm_rollout.pytest_plugin import (
+    BUILT_IN_MARKERS,
+    fixtures,
+    marker_line,
+    marker_words,
+)
 from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
+from vllm_rollout.pytest_plugin.gate_collection import (
+    NOTICE,
+    asks_for_suites_gates,
+    collect_gates,
+    models_given,
+    only_other_paths,
+    only_team_gates_named,
+    select,
+)
 from vllm_rollout.pytest_plugin.gate_results import (
     BEFORE,
     PATH_ERRORS,
-    Results,
+    RECORDS,
+    RunAgainError,
     deserialize_record,
     record_of,
     record_result,
     serialize_record,
 )
-from vllm_rollout.pytest_plugin.gate_selection import (
-    deployment_of,
-    in_order,
-    on_demand_left_out,
-    parametrize,
-    selection_problem,
-    without_release,
+from vllm_rollout.pytest_plugin.gate_selection import deployment_of, parametrize
+from vllm_rollout.pytest_plugin.load_progress_line import (
+    emit,
+    end_by_signals,
+    end_with_parent,
 )
-from vllm_rollout.pytest_plugin.load_progress_line import emit, end_with_parent
-from vllm_rollout.report.render import write_reports
+from vllm_rollout.pytest_plugin.session_results import (
+    USAGE_ERROR,
+    SessionResults,
+    send_to_controller,
+)
 from vllm_rollout.report.terminal import verdict_line
+from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings, load_settings
-from vllm_rollout.variables import option_or_environment
 
-_USAGE = "vllm_rollout_usage_error"
 _PROBLEM = pytest.StashKey[str]()
+_CALLS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings and declare the environments' markers."""
     config.stash[LOADS] = {}
     config.stash[OUTCOMES] = {}
+    config.stash[RECORDS] = []
     try:
         settings = _load_settings(config)
+        for model in models_given(config):
+            settings.deployment(model, settings.policy.order[0])
     except RolloutError as error:
         problem = f"{error}\n{error.remedy}".rstrip()
-        if _models(config):
+        if models_given(config):
             raise pytest.UsageError(problem) from error
         # Tests that are no gates must not mind a broken policy file; a gate will say it.
         config.stash[_PROBLEM] = problem
         return
     end_with_parent()
+    end_by_signals(config)
     config.stash[SETTINGS] = settings
     for environment in settings.policy.order:
         if environment not in BUILT_IN_MARKERS:
@@ -72,9 +90,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from vllm_rollout.pytest_plugin.scheduler import DeploymentScheduling
 
-    environments = config.stash[SETTINGS].policy.order
-    names = [f"{each}-{model}" for each in environments for model in _models(config)]
-    return DeploymentScheduling(config, log, names=names)
+    return DeploymentScheduling(config, log, config.stash[SETTINGS], models_given(config))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -83,7 +99,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if _PROBLEM in metafunc.config.stash:
         raise pytest.Collector.CollectError(metafunc.config.stash[_PROBLEM])
-    parametrize(metafunc, metafunc.config.stash[SETTINGS], _models(metafunc.config))
+    parametrize(metafunc, metafunc.config.stash[SETTINGS], models_given(metafunc.config))
 
 
 def _is_of_another(metafunc: pytest.Metafunc) -> bool:
@@ -93,42 +109,76 @@ def _is_of_another(metafunc: pytest.Metafunc) -> bool:
     return bool(known) and known[-1].func.__module__ != fixtures.__name__
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the gates, and refuse a selection that names no environment or no model."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Let pytest collect what is not among the suite's gates."""
+    with only_other_paths(session.config):
+        return (yield)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave the suite's gates to the plugin's own collection."""
+    if collection_path.name == GATES.name and collection_path.resolve() == GATES:
+        return True
+    return None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    """Add the suite's gates, order all, and refuse what names no environment, model or gate."""
+    collected = 0
+    if asks_for_suites_gates(config) and not only_team_gates_named(config, items):
+        found = collect_gates(session)
+        items += found
+        collected = len(found)
+    yield
     if SETTINGS not in config.stash:
-        return
-    settings = config.stash[SETTINGS]
-    if settings.platform is None and (out := without_release(items)):
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
-    asked = {"marker_expression": config.getoption("markexpr", ""), "arguments": config.args}
-    if out := on_demand_left_out(items, settings.policy, **asked):
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
-    items[:] = in_order(items, settings.policy)
-    problem = selection_problem(items, **asked)
+        problem = config.stash[_PROBLEM] if not items and marker_words(config) else ""
+    else:
+        problem = select(config, items, collected)
     if not problem or config.getoption("collectonly"):
         return
     if hasattr(config, "workeroutput"):
-        # An xdist worker cannot end the session: it hands the message to the controller.
-        config.workeroutput[_USAGE] = problem
+        config.workeroutput[USAGE_ERROR] = problem
         items.clear()
     else:
         raise pytest.UsageError(problem)
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> object:
+    """Run a gate as pytest itself does, and once, whichever plugin would run it again."""
+    if deployment_of(item) is None:
+        return None
+    runner: Any = item.config.pluginmanager.get_plugin("runner")
+    return runner.pytest_runtest_protocol(item, nextitem)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note which revision and build the gate starts on, and the path errors before it."""
     deployment = deployment_of(item)
-    if deployment is not None:
-        settings = item.config.stash[SETTINGS]
-        item.stash[BEFORE] = identity(settings.platform, deployment)
-        item.stash[PATH_ERRORS] = settings.path_errors(deployment)
+    if deployment is None:
+        return
+    if BEFORE in item.stash:
+        raise RunAgainError("a gate runs once", pytrace=False)
+    settings = item.config.stash[SETTINGS]
+    item.stash[BEFORE] = identity(settings.platform, deployment)
+    item.stash[PATH_ERRORS] = settings.path_errors(deployment)
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Call a gate once."""
+    if deployment_of(item) is not None and item.stash.setdefault(_CALLS, []):
+        raise RunAgainError("a gate runs once", pytrace=False)
+    item.stash.setdefault(_CALLS, []).append(item.name)
+    yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -180,81 +230,29 @@ def pytest_report_teststatus(
     return None
 
 
-class _Controller:
-    """Tasks of the controlling process: gather results, write reports, say where they are."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._settings: Settings = config.stash[SETTINGS]
-        self._results = Results(self._settings)
-        self._usage = ""
-        self._lines: list[str] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        record = record_of(report)
-        if record is not None:
-            self._results.add(record)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        self._usage = getattr(node, "workeroutput", {}).get(_USAGE, "") or self._usage
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self._usage:
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
-            return
-        target = session.config.getoption("evidence")
-        for evidence in self._results.evidence():
-            if target:
-                write_evidence(evidence, Path(target))
-                self._keep_requests(evidence.model, Path(target).parent)
-                continue
-            folder = self._settings.report_dir / evidence.model / evidence.run_id
-            self._lines += [verdict_line(gate) for run in evidence.runs for gate in run.gates]
-            for run in evidence.runs:
-                if run.platform == URL_ONLY:
-                    self._lines.append(
-                        f"{run.deployment}: pods were not asked for, --base-url names a server "
-                        "and not a release (add --platform to gate a release)"
-                    )
-                if run.missing:
-                    self._lines.append(
-                        f"{run.deployment}: not run, so nothing may be promoted on this: "
-                        + ", ".join(run.missing)
-                    )
-                if run.changed:
-                    self._lines.append(f"{run.deployment}: {run.changed}")
-            try:
-                paths = write_reports(evidence, folder)
-                self._keep_requests(evidence.model, folder)
-                self._lines.append(f"{evidence.model}: {evidence.outcome.upper()}  {paths.html}")
-            except (RolloutError, OSError) as error:
-                self._lines.append(f"the report could not be written: {error}")
-                session.exitstatus = session.exitstatus or pytest.ExitCode.INTERNAL_ERROR
-
-    def _keep_requests(self, model: str, folder: Path) -> None:
-        """Put the requests of the model's loads, where they were kept, beside its evidence."""
-        for file in self._results.requests_files(model):
-            shutil.move(file, folder / file.name)
-            file.parent.rmdir()
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._usage:
-            terminalreporter.write_line(f"ERROR: {self._usage}", red=True)
-        if self._lines:
-            terminalreporter.section("gates")
-            for line in self._lines:
-                terminalreporter.write_line(line)
-
-
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Gather results where the session is controlled."""
-    if not hasattr(session.config, "workerinput") and SETTINGS in session.config.stash:
-        session.config.pluginmanager.register(_Controller(session.config))
+    config = session.config
+    if not hasattr(config, "workerinput") and SETTINGS in config.stash:
+        results = SessionResults(config, models_given(config))
+        config.pluginmanager.register(results, "vllm_rollout.pytest_plugin.results")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a worker's records to the controller."""
+    send_to_controller(session.config)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say why a run had no gate, where its own tests were run."""
+    if NOTICE in config.stash:
+        terminalreporter.write_line(config.stash[NOTICE], yellow=True)
 
 
 def _load_settings(config: pytest.Config) -> Settings:
-    settings = load_settings(
+    return load_settings(
         policy_file=config.getoption("policy"),
         overrides=dict(_pair(text) for text in config.getoption("policy_set")),
         platform=config.getoption("platform"),
@@ -265,14 +263,6 @@ def _load_settings(config: pytest.Config) -> Settings:
         workers=config.getoption("workers"),
         load_in_cluster=config.getoption("load_in_cluster"),
     )
-    for model in _models(config):
-        settings.deployment(model, settings.policy.order[0])
-    return settings
-
-
-def _models(config: pytest.Config) -> list[str]:
-    given: list[str] = config.getoption("model")
-    return given or [m for m in (option_or_environment("model", None) or "").split(",") if m]
 
 
 def _pair(text: str) -> tuple[str, str]:

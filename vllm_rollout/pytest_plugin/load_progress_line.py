@@ -1,4 +1,4 @@
-"""Progress of long gates, where a reader sees it.
+"""Progress of long gates, where a reader sees it, and how they are ended from outside.
 
 Under `gate-and-promote` each event is one JSON line in the file named by `VLLM_ROLLOUT_EVENTS`;
 under plain pytest it is on the terminal.
@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +56,27 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
+def end_by_signals(config: pytest.Config) -> None:
+    """Have SIGTERM and SIGHUP end the session as Ctrl-C does, with its report."""
+    if hasattr(config, "workerinput") or threading.current_thread() is not threading.main_thread():
+        return
+    both = (signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, _: object) -> None:
+        for each in both:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for each in both:
+        if signal.getsignal(each) is signal.SIG_DFL:  # one that is ignored stays so: `nohup`
+            signal.signal(each, end)
+            config.add_cleanup(partial(_restore, each))
+
+
+def _restore(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
 class Progress:
     """Shows the progress of one deployment's load run, with bounds at `confidence`.
 
@@ -74,7 +96,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            with self._uncaptured():
+            # After a SIGHUP there is no terminal, and why it ended matters more.
+            with suppress(OSError), self._uncaptured():
                 self._live.stop()
 
     def load(self, progress: LoadProgress) -> None:

@@ -134,10 +134,13 @@ def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
         return generator
     reasons = [f"the load run is incomplete: {result.incomplete}"]
     reasons += [] if generator.passed else [generator.reason]
+    remedy = generator.remedy
+    if result.unended:
+        remedy = f"See what ended {', '.join(result.unended)}, and run the gates again."
+    elif any(request.cached for request in result.requests):
+        remedy = CACHE_REMEDY
     again = "Run the gates again; if it is so again, see what ends the generator's processes."
-    if any(request.cached for request in result.requests):
-        again = CACHE_REMEDY
-    return generator.inconclusive_because("; ".join(reasons), generator.remedy or again)
+    return generator.inconclusive_because("; ".join(reasons), remedy or again)
 
 
 def write_requests(result: LoadResult, path: Path) -> None:

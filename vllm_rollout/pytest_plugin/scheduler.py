@@ -6,20 +6,19 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from vllm_rollout.pytest_plugin.gate_selection import deployment_in_id
+from vllm_rollout.settings import Settings
+
 
 class DeploymentScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Sends all tests of one deployment to one worker, and every other test to whoever is free.
+    """Sends all tests of one deployment to one worker, and every other test to whoever is free."""
 
-    `names` are the deployments as test ids have them, `staging-llama-2-7b`.
-    """
-
-    def __init__(self, config: pytest.Config, log: Any, *, names: Sequence[str]) -> None:
+    def __init__(
+        self, config: pytest.Config, log: Any, settings: Settings, models: Sequence[str]
+    ) -> None:
         super().__init__(config, log)
-        self._names = sorted(names, key=len, reverse=True)  # one model's name may begin another's
+        self._settings = settings
+        self._models = models
 
     def _split_scope(self, nodeid: str) -> str:
-        parameters = nodeid.partition("[")[2].removesuffix("]")
-        for name in self._names:
-            if f"-{name}-" in f"-{parameters}-":
-                return name
-        return nodeid
+        return str(deployment_in_id(nodeid, self._settings, self._models) or nodeid)

@@ -1,7 +1,7 @@
 """JUnit XML of evidence: a test case for each row of the report.
 
 A fail is a failure. What could not be known is an error, apart from failures, whose message begins
-with `inconclusive: `.
+with `inconclusive: `. Where a part of the gates was run alone, the others are skipped.
 """
 
 import xml.etree.ElementTree as ET
@@ -10,7 +10,7 @@ from collections import Counter
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.formatting import one_line, verdict_text
-from vllm_rollout.report.rows import ReportItem, report_items
+from vllm_rollout.report.rows import MISSING, ReportItem, report_items
 
 _ELEMENTS = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}
 
@@ -18,27 +18,35 @@ _ELEMENTS = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}
 def junit_xml(evidence: Evidence) -> bytes:
     """The document; it says when the gates ran, and no machine's name."""
     items = report_items(evidence)
-    counts = Counter(item.outcome for item in items)
+    part = evidence.exit_code is None and all(run.gates for run in evidence.runs)
+    elements = {item.node_id: _element(item, part=part) for item in items}
+    counts = Counter(elements.values())
     root = ET.Element("testsuites", name="pytest tests")
     suite = ET.SubElement(
         root,
         "testsuite",
         name=one_line(evidence.model),
-        errors=str(counts[Outcome.INCONCLUSIVE]),
-        failures=str(counts[Outcome.FAIL]),
-        skipped="0",
+        errors=str(counts["error"]),
+        failures=str(counts["failure"]),
+        skipped=str(counts["skipped"]),
         tests=str(len(items)),
         time=f"{(evidence.finished - evidence.started).total_seconds():.3f}",
         timestamp=evidence.started.isoformat(),
         hostname="localhost",
     )
     for item in items:
-        _add_case(suite, item)
+        _add_case(suite, item, elements[item.node_id])
     document: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
     return document
 
 
-def _add_case(suite: ET.Element, item: ReportItem) -> None:
+def _element(item: ReportItem, *, part: bool) -> str:
+    if part and item.node_id.partition("::")[2].startswith(MISSING):
+        return "skipped"
+    return _ELEMENTS.get(item.outcome, "")
+
+
+def _add_case(suite: ET.Element, item: ReportItem, element: str) -> None:
     group, _, name = item.node_id.partition("::")
     case = ET.SubElement(
         suite, "testcase", classname=one_line(group), name=name, time=f"{item.duration_seconds:.3f}"
@@ -49,9 +57,9 @@ def _add_case(suite: ET.Element, item: ReportItem) -> None:
         for figure, value in _figures(verdict).items():
             if value is not None:
                 ET.SubElement(properties, "property", name=figure + suffix, value=str(value))
-    if item.outcome in _ELEMENTS:
+    if element:
         text = _explanation(item)
-        ET.SubElement(case, _ELEMENTS[item.outcome], message=text[0]).text = "\n".join(text)
+        ET.SubElement(case, element, message=text[0]).text = "\n".join(text)
 
 
 def _explanation(item: ReportItem) -> list[str]:

@@ -15,6 +15,9 @@ ROLLOUT = "rollout"
 CONCLUSION = f"{ROLLOUT}::conclusion"
 """Node id of the row that says how the rollout ended, as the banner does."""
 
+MISSING = "missing-"
+"""How the name of a row begins that stands for a gate without a result."""
+
 _NOT_IN_NODE_ID = re.compile(r"[^A-Za-z0-9_.,:=\[\]-]+")
 
 
@@ -111,7 +114,7 @@ def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:
         )
     for gate_name in run.missing:
         verdict = _unknown("the policy asks for this gate and it did not run", "Run it, too.")
-        yield _run_item(run, group, f"missing-{gate_name}", gate_name, verdict)
+        yield _run_item(run, group, f"{MISSING}{gate_name}", gate_name, verdict)
     if not run.gates and not run.missing:
         verdict = _unknown("no gate ran, so nothing is known", "Select gates and run them.")
         yield _run_item(run, group, "gates", "Gates", verdict)

@@ -1,0 +1,247 @@
+"""Exit code, words, JUnit and evidence of a session all follow from the recorded verdicts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from support.gate_runs import FAST, MODEL, evidence_in, run_gates, staging, unreported
+
+from vllm_rollout import pytest_plugin as plugin
+from vllm_rollout.judge import Outcome
+from vllm_rollout.simulator.running import RunningSimulator
+
+PLUGIN = Path(plugin.__file__).parent
+DEAD = unreported("http://127.0.0.1:9")
+COUNTED = '''
+"""A gate of a team's own that fails at its first run and would pass at any later one."""
+from pathlib import Path
+from vllm_rollout.judge import check
+
+def test_ours(deployment, verdict):
+    runs = Path("runs")
+    runs.write_text((runs.read_text() if runs.exists() else "") + "x")
+    verdict(check(len(runs.read_text()) > 1, "the gate was run"))
+'''
+
+BY_PROTOCOL = """
+import pytest
+from _pytest.runner import runtestprotocol
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    for _ in range(3):
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        if not any(report.failed for report in reports):
+            break
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    return True
+"""
+BY_REPORT = """
+import pytest
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call" and call.excinfo:
+        item.ihook.pytest_runtest_teardown(item=item, nextitem=item)
+        item._initrequest()
+        for hook in (item.ihook.pytest_runtest_setup, item.ihook.pytest_runtest_call):
+            again = pytest.CallInfo.from_call(lambda: hook(item=item), when="call")
+        report.outcome = "failed" if again.excinfo else "passed"
+    return report
+"""
+BY_CALL = """
+import pytest
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    try:
+        return (yield)
+    except BaseException:
+        arguments = {n: pyfuncitem.funcargs[n] for n in ("deployment", "verdict")}
+        return pyfuncitem.obj(**arguments) or True
+"""
+LATE = """
+import pytest
+class Again:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item, nextitem):
+        from _pytest.runner import runtestprotocol
+        runtestprotocol(item, nextitem=nextitem, log=False)
+        runtestprotocol(item, nextitem=nextitem)
+        return True
+def pytest_sessionstart(session):
+    session.config.pluginmanager.register(Again())
+"""
+
+
+@pytest.mark.parametrize("again", [BY_PROTOCOL, BY_REPORT, BY_CALL, LATE])
+def test_a_plugin_that_runs_tests_again_turns_no_fail_into_a_pass(
+    tmp_path: Path, again: str
+) -> None:
+    (tmp_path / "test_ours.py").write_text(COUNTED)
+    (tmp_path / "conftest.py").write_text(again)
+    run = run_gates(tmp_path, "test_ours.py", *DEAD, changes=())
+
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    assert evidence_in(tmp_path).runs[0].gates[0].outcome is Outcome.FAIL
+    assert f"{MODEL}: FAIL" in run.stdout
+    assert again is BY_CALL or (tmp_path / "runs").read_text() == "x"
+
+
+FAILING = """
+from vllm_rollout.judge import check
+def test_ours(deployment, verdict):
+    verdict(check(False, "it does not hold"))
+"""
+SWALLOWED = """
+from vllm_rollout.judge import check
+def test_ours(deployment, verdict):
+    try:
+        verdict(check(False, "it does not hold"))
+    except BaseException:
+        pass
+"""
+ASSERTS_ONLY = "def test_ours(deployment): assert deployment.environment == 'staging'\n"
+NOT_RUN = """
+from vllm_rollout.judge import check
+def test_ours(cluster, verdict): verdict(check(True, "fine"))
+"""
+
+
+def marked(mark: str) -> str:
+    return (
+        "import pytest\ndef pytest_collection_modifyitems(items):\n"
+        f"    for item in items: item.add_marker(pytest.mark.{mark})\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gate", "conftest", "outcome"),
+    [
+        (FAILING, marked("xfail"), Outcome.FAIL),
+        (FAILING, marked("xfail(strict=True)"), Outcome.FAIL),
+        (FAILING, marked("xfail(run=False)"), Outcome.INCONCLUSIVE),
+        (FAILING, marked("skip"), Outcome.INCONCLUSIVE),
+        (
+            FAILING,
+            "import pytest\n@pytest.fixture\ndef verdict(): return print\n",
+            Outcome.INCONCLUSIVE,
+        ),
+        (FAILING, "def pytest_sessionfinish(session): session.exitstatus = 0\n", Outcome.FAIL),
+        (SWALLOWED, "", Outcome.FAIL),
+        (ASSERTS_ONLY, "", Outcome.INCONCLUSIVE),
+        (NOT_RUN, "", Outcome.INCONCLUSIVE),
+    ],
+)
+def test_a_gate_passes_by_its_recorded_verdict_alone(
+    tmp_path: Path, gate: str, conftest: str, outcome: Outcome
+) -> None:
+    (tmp_path / "test_ours.py").write_text(gate)
+    (tmp_path / "conftest.py").write_text(conftest)
+    run = run_gates(tmp_path, "test_ours.py", *DEAD, changes=())
+
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    assert evidence_in(tmp_path).runs[0].gates[0].outcome is outcome
+    assert f"{MODEL}: {outcome.upper()}" in run.stdout
+    counted = "failed" if outcome is Outcome.FAIL else "inconclusive"
+    assert f"1 {counted}" in run.stdout.splitlines()[-1]
+
+
+def test_a_gate_that_never_began_is_no_pass_of_the_part(tmp_path: Path) -> None:
+    (tmp_path / "test_ours.py").write_text(
+        "from vllm_rollout.judge import check\n"
+        "def test_ours(deployment, verdict): verdict(check(True, 'fine'))\n"
+    )
+    (tmp_path / "conftest.py").write_text(
+        "import pytest\n"
+        "def pytest_sessionstart(session): session.config.pluginmanager.register(Nothing())\n"
+        "class Nothing:\n"
+        "    @pytest.hookimpl(tryfirst=True)\n"
+        "    def pytest_runtest_protocol(self): return True\n"
+    )
+    run = run_gates(tmp_path, "test_ours.py", *DEAD, changes=())
+
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    assert "INCONCLUSIVE" in run.stdout.splitlines()[-2]
+    assert "did not run" in evidence_in(tmp_path).runs[0].gates[0].error
+
+
+def test_a_part_that_passes_says_that_it_is_a_part(tmp_path: Path) -> None:
+    with RunningSimulator(model=MODEL, **FAST) as server:
+        run = run_gates(tmp_path, *unreported(server.url), "-k", "health")
+
+    assert run.returncode == 0, run.stdout
+    words = "PASS of the part that was run (1 of 7 gates); nothing may be promoted on this"
+    assert f"{MODEL}: {words}" in run.stdout, run.stdout
+    assert evidence_in(tmp_path).outcome is Outcome.INCONCLUSIVE
+
+
+def test_both_junit_files_agree_on_what_is_inconclusive(tmp_path: Path) -> None:
+    (tmp_path / "test_ours.py").write_text(
+        "import time\nimport pytest\nfrom vllm_rollout.judge import check\n"
+        "@pytest.fixture\ndef slow(): time.sleep(0.3)\n"
+        "@pytest.mark.parametrize('holds', [True, False, None])\n"
+        "def test_ours(slow, deployment, verdict, holds): verdict(check(holds, 'because'))\n"
+    )
+    run = run_gates(
+        tmp_path,
+        "test_ours.py",
+        *staging("http://127.0.0.1:9"),
+        "--junitxml=theirs.xml",
+        changes=(),
+    )
+
+    assert run.returncode == 1
+    (ours,) = tmp_path.glob("reports/*/*/junit.xml")
+    for file in (ours, tmp_path / "theirs.xml"):
+        root = ET.parse(file).getroot()
+        (suite,) = root.iter("testsuite")
+        assert (suite.get("failures"), suite.get("errors")) == ("1", "1"), file
+        assert [len(list(root.iter(kind))) for kind in ("failure", "error")] == [1, 1], file
+        cases = [case for case in root.iter("testcase") if "[staging-" in case.get("name", "")]
+        assert len(cases) == 3
+        assert all(float(case.get("time", 0)) >= 0.3 for case in cases), "setup is part of it"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_from_outside_leaves_its_report(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "test_ours.py").write_text(
+        "import time\nfrom pathlib import Path\nfrom vllm_rollout.judge import check\n"
+        "def test_first(deployment, verdict): verdict(check(True, 'fine'))\n"
+        "def test_long(deployment, verdict):\n"
+        "    Path('began').touch()\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "test_ours.py", *DEAD, "-p", "no:hypothesispytest"]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTEST_"))}
+    with subprocess.Popen(
+        ["env", "--default-signal=INT,HUP", *command],
+        cwd=tmp_path,
+        env=kept,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (tmp_path / "began").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=60)
+
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, printed
+    first, second = evidence_in(tmp_path).runs[0].gates
+    assert first.outcome is Outcome.PASS
+    assert number.name in second.error
+    assert f"{MODEL}: INCONCLUSIVE" in printed
+
+
+def test_nothing_but_the_records_decides_how_a_session_ends() -> None:
+    """The entry point's only exit code is for a run without gates and with a misspelt word."""
+    door = ("gate_results.py", "session_results.py", "__init__.py")
+    elsewhere = [file for file in PLUGIN.glob("*.py") if file.name not in door]
+    for word in ("exitstatus", "report.outcome =", "write_evidence", "write_reports", "gate_run("):
+        assert [f.name for f in elsewhere if word in f.read_text()] == [], word
