@@ -1,4 +1,7 @@
-"""Sample inference completes successfully, whole and streamed, and the answer is valid."""
+"""Sample inference completes successfully, whole and streamed, and the answer is valid.
+
+It comes from the model that the replicas' command lines name, where the server says what it loaded.
+"""
 
 import pytest
 

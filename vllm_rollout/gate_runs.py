@@ -48,6 +48,21 @@ def identity(platform: ReleaseReader | None, deployment: Deployment) -> dict[str
     }
 
 
+def identity_and_differences(
+    platform: ReleaseReader | None, deployment: Deployment
+) -> dict[str, Any]:
+    """Return `identity`, and how what runs differs from what was rendered for that build."""
+    found = identity(platform, deployment)
+    if platform is None or found["build"] is None:
+        return found
+    try:
+        differences = list(platform.running_differences(deployment))
+    except RolloutError as error:
+        silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
+        return {**found, "unknown": str(error), **silent}
+    return {**found, "differences": differences} if differences else found
+
+
 def gate_run(
     settings: Settings,
     deployment: Deployment,
@@ -99,13 +114,17 @@ def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResul
 
 
 def change(identities: Sequence[Mapping[str, Any]]) -> str:
-    """Return what changed while the gates ran, or could not be read; empty if nothing."""
+    """Return what changed while the gates ran, is not as rendered for the build, or could not be
+    read; empty if nothing."""
+    for found in identities:
+        if different := found.get("differences"):
+            return f"what runs is not what was rendered for the build: {'; '.join(different)}"
     for earlier, after in pairwise(identities):
         both = earlier["images"] and after["images"]  # not known for a moment is no change
         before = earlier if both else {**earlier, "images": after["images"]}
         if before != after:
-            if "unknown" in after:
-                return str(after["unknown"])
+            if unknown := after.get("unknown") or earlier.get("unknown"):
+                return str(unknown)
             revisions = f"revision {before['revision']} became revision {after['revision']}"
             changes = [revisions] if before["revision"] != after["revision"] else []
             was, now = (_BUILD.validate_python(each["build"]) for each in (before, after))

@@ -14,6 +14,7 @@ from vllm_rollout.judge import Verdict, check
 from vllm_rollout.judge.diagnosis import Finding, findings_of, no_answer_remedy
 from vllm_rollout.judge.replicas import cached_verdict, each_answers, replicas_verdict
 from vllm_rollout.judge.sample_outputs import answer_verdict
+from vllm_rollout.judge.served_model import root_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.observe.client import Inference as Answered
@@ -110,6 +111,12 @@ class Servers:
             for name, url in urls.items()
         }
 
+    def commands(self) -> list[tuple[str, ...]]:
+        """Return the command line of each ready replica, where it is known."""
+        platform = self._settings.platform
+        replicas = platform.replicas(self._deployment) if platform else ()
+        return [each.command for each in replicas if each.ready and each.command]
+
     def still_ready(self, name: str) -> bool:
         """Return False if the replica has gone, or is not ready any more."""
         platform = self._settings.reader()
@@ -158,16 +165,19 @@ def _token(client: InferenceClient, gate: Health) -> Verdict:
 def sample_inference(
     servers: Servers, gate: Inference, attach: Attach, *, stream: bool
 ) -> Iterator[Verdict]:
-    """The model is listed by its name, and the sample prompt gets a valid answer, at the address
-    and at each ready replica.
+    """The model is listed by its name, it is the one that the replicas' command lines name, and the
+    sample prompt gets a valid answer, at the address and at each ready replica.
     """
     client = servers.address
-    served = client.models(timeout_seconds=gate.timeout_seconds)
+    listed = client.served_models(timeout_seconds=gate.timeout_seconds)
+    served = listed.named(client.model)
     yield check(
-        client.model in served,
-        f"/v1/models lists {', '.join(served) or 'nothing'}",
+        served is not None,
+        f"/v1/models lists {listed.names}",
         remedy=f"Serve it under its name: --served-model-name {client.model}.",
     )
+    if served and (found := root_verdict(client.model, served.root, servers.commands())):
+        yield found
 
     def ask(each: InferenceClient) -> Verdict:
         return _sample_verdict(each, _sample(each, gate, stream=stream))

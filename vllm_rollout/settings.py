@@ -221,6 +221,8 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Release
         unavailable=policy.kubernetes.unavailable,
         start_up=start_up_by(policy),
         http_route=policy.kubernetes.http_route,
+        environment_owns=policy.kubernetes.environment_owns,
+        order=policy.order,
     )
 
 

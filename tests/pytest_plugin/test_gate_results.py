@@ -11,7 +11,7 @@ import pytest
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import STAGING
 
-from vllm_rollout.gate_runs import change, identity
+from vllm_rollout.gate_runs import change, identity, identity_and_differences
 from vllm_rollout.judge import Outcome, Verdict, VerdictMethod
 from vllm_rollout.model.evidence import GateResult
 from vllm_rollout.pytest_plugin.gate_results import (
@@ -20,6 +20,7 @@ from vllm_rollout.pytest_plugin.gate_results import (
     record_of,
     serialize_record,
 )
+from vllm_rollout.serving import sample_inference
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 
@@ -90,3 +91,30 @@ def test_a_record_crosses_from_a_worker_as_json_and_is_read_once() -> None:
     assert found == replace(record, result=replace(result, verdicts=(kept,)))
     deserialize_record(report)
     assert record_of(report) is found
+
+
+def test_what_is_not_as_rendered_for_the_build_is_a_change(platform: SimulatedPlatform) -> None:
+    assert "differences" not in identity_and_differences(platform, STAGING)  # type: ignore[arg-type]
+    platform.differences["staging"] = ['Deployment x: image: "v:1" was rendered, "v:2" runs']
+    found = identity_and_differences(platform, STAGING)  # type: ignore[arg-type]
+
+    assert change([found, identity(platform, STAGING)]) == (  # type: ignore[arg-type]
+        "what runs is not what was rendered for the build: "
+        'Deployment x: image: "v:1" was rendered, "v:2" runs'
+    )
+
+
+def test_wrong_weights_behind_the_right_name_fail_the_inference_gate() -> None:
+    listed = SimpleNamespace(names="m", named=lambda name: SimpleNamespace(root="/models/mistral"))
+    client: Any = SimpleNamespace(model="m", served_models=lambda timeout_seconds: listed)
+    gate: Any = SimpleNamespace(timeout_seconds=1)
+    servers: Any = SimpleNamespace(
+        address=client, commands=lambda: [("vllm", "serve", "/models/llama")]
+    )
+
+    asked = sample_inference(servers, gate, lambda *_: None, stream=False)
+
+    assert next(asked).passed
+    wrong = next(asked)
+    assert wrong.outcome is Outcome.FAIL
+    assert "wrong weights behind the right name" in wrong.reason

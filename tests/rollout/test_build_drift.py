@@ -86,3 +86,44 @@ def test_the_same_image_everywhere_is_promoted(world: World) -> None:
 
     assert evidence.exit_code == ExitCode.OK
     assert evidence.runs[0].images == (OLD,)
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "calls"),
+    [
+        ("staging", ExitCode.INCONCLUSIVE, []),
+        ("production", ExitCode.ROLLED_BACK, ["apply production 1/4", "rollback production 1"]),
+    ],
+)
+def test_pods_that_are_not_as_rendered_stop_the_promotion(
+    world: World, environment: str, code: ExitCode, calls: list[str]
+) -> None:
+    line = 'Deployment x: spec.containers[vllm].image: "v:1" was rendered, "v:2" runs'
+    world.platform.differences[environment] = [line]
+
+    evidence = gate_and_promote(world.tools())
+
+    assert evidence.exit_code == code
+    assert line in evidence.conclusion
+    assert world.platform.calls == calls
+
+
+def test_evidence_of_an_earlier_version_is_gated_again(world: World) -> None:
+    build = world.platform.build
+
+    def rendered(*arguments: object) -> Build:
+        return replace(build(*arguments), chart_digest="sha256:c", served_digest="sha256:s")  # type: ignore[arg-type]
+
+    history = world.platform.releases["llama-2-7b-staging"]
+    former = replace(history[-1].build, chart_digest="sha256:c")
+    world.platform.made_of[former.digest] = world.platform.made_of[history[-1].build.digest]
+    history[-1] = replace(history[-1], build=former)
+    world.pass_development(former)
+    world.platform.build = rendered  # type: ignore[method-assign]
+
+    evidence = gate_and_promote(world.tools())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "gated by an earlier version" in evidence.conclusion
+    assert "gate again" in evidence.conclusion
+    assert world.platform.calls == []

@@ -140,6 +140,8 @@ class SimulatedPlatform:
     """By release: how many of its replicas are not ready."""
     divided: dict[str, Weights] = field(default_factory=dict)
     """By release: how its traffic is divided, where that was ever changed."""
+    differences: dict[str, Sequence[str]] = field(default_factory=dict)
+    """By environment: how what runs differs from what was rendered."""
     has_route: bool = True
     """Whether there is something that divides traffic."""
 
@@ -196,6 +198,9 @@ class SimulatedPlatform:
         build = Build(values_digest=canonical_digest(values))
         self.made_of[build.digest] = values
         return build
+
+    def running_differences(self, deployment: Deployment) -> Sequence[str]:
+        return self.differences.get(deployment.environment, ())
 
     def preflight(
         self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int

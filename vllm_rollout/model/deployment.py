@@ -105,20 +105,35 @@ def strict_json(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """Identity of what is rolled out: four digests, without the environment's overlay.
+    """Identity of what is rolled out: what is served, and what that was made of.
 
-    A field is None where the platform has no such thing (the local platform has no chart).
+    `served_digest` is of the rendered pod templates, without what an environment may own. A field
+    is None where the platform has no such thing (the local platform has no chart).
     """
 
     chart_digest: str | None = None
     values_digest: str | None = None
     image_digest: str | None = None
     model_revision: str | None = None
+    served_digest: str | None = None
 
     @property
     def digest(self) -> str:
         """The build's own identity: the digest of its parts."""
-        return canonical_digest(asdict(self))
+        return canonical_digest(self.parts())
+
+    def parts(self) -> dict[str, str | None]:
+        """The fields; a `served_digest` that is None is left out, so that digests made before
+        there were any stay what they were."""
+        parts: dict[str, str | None] = asdict(self)
+        if self.served_digest is None:
+            del parts["served_digest"]
+        return parts
+
+    @property
+    def of_earlier_version(self) -> bool:
+        """True if it was made by a version that did not look at what a chart renders."""
+        return self.chart_digest is not None and self.served_digest is None
 
     @property
     def short(self) -> str:
@@ -127,6 +142,12 @@ class Build:
 
     def differences(self, other: "Build") -> list[str]:
         """One line for each part in which `other` differs, `part: here -> there`."""
+        if self.of_earlier_version != other.of_earlier_version:
+            old = self if self.of_earlier_version else other
+            why = "did not look at what is rendered: deploy it with this version, and gate again"
+            return [
+                f"build {old.short} was gated by an earlier version of vllm-rollout, which {why}"
+            ]
         mine, theirs = asdict(self), asdict(other)
         return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
@@ -174,7 +195,8 @@ class Replica:
     `phase` uses Kubernetes' words (Pending, Running, Failed, …); `reason` is the waiting or
     termination reason (CrashLoopBackOff, OOMKilled, …) or empty; `address` is the URL of this
     one replica, or empty where it has none that can be reached from here. `image` is the digest of
-    the image that it really runs, empty where that is not known, None where it runs none.
+    the image that it really runs, empty where that is not known, None where it runs none. `command`
+    is its command line, empty where that is not known.
     """
 
     name: str
@@ -186,6 +208,7 @@ class Replica:
     message: str = ""
     address: str = ""
     image: str | None = None
+    command: tuple[str, ...] = ()
 
 
 def images_of(replicas: Sequence[Replica]) -> tuple[str, ...]:

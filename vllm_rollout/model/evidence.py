@@ -195,6 +195,9 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
     if evidence.override is None:
         del data["override"]  # so that evidence from before there were any keeps its digest
+    for run in data["runs"]:
+        if run["build"] and run["build"]["served_digest"] is None:
+            del run["build"]["served_digest"]  # as above
     if evidence.schema >= SCHEMA:
         # The runs are in `runs`; their digests stand for them in the evidence's own.
         return {**data, "gate_runs": [canonical_digest(run) for run in data["runs"]]}

@@ -9,6 +9,30 @@ from vllm_rollout.model.request_counts import LiveCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One model that a server says it serves: its name, and what was loaded, or empty."""
+
+    name: str
+    root: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModels:
+    """Models that a server lists at `/v1/models`."""
+
+    models: tuple[ServedModel, ...] = ()
+
+    def named(self, name: str) -> ServedModel | None:
+        """The model of that name; None if it is not there."""
+        return next((each for each in self.models if each.name == name), None)
+
+    @property
+    def names(self) -> str:
+        """The names as text."""
+        return ", ".join(each.name for each in self.models) or "nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSample:
     """One observation of a deployment. A server that cannot be reached has failed every probe,
     unless it is known that the way there was at fault. What a cache answered is not in `total`.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
+from vllm_rollout.model.observation import ServedModel, ServedModels
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
 from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers, cached_by
 
@@ -135,7 +136,11 @@ class InferenceClient:
         )
 
     def models(self, *, timeout_seconds: float) -> list[str]:
-        """The names the server says it serves; empty when its answer cannot be read.
+        """The names that `served_models` has. Raises: as it does."""
+        return [each.name for each in self.served_models(timeout_seconds=timeout_seconds).models]
+
+    def served_models(self, *, timeout_seconds: float) -> ServedModels:
+        """The models the server says it serves; none when its answer cannot be read.
 
         Raises:
             UnreachableError: no connection could be made.
@@ -144,11 +149,20 @@ class InferenceClient:
 
         try:
             response = self._http.get("/v1/models", timeout=timeout_seconds)
-            return [str(entry["id"]) for entry in response.json()["data"]]
+            entries = response.json()["data"]
+            return ServedModels(
+                models=tuple(
+                    ServedModel(name=str(entry["id"]), root=str(entry.get("root") or ""))
+                    for entry in entries
+                )
+            )
         except _no_connection() as error:
             raise self._unreachable(error) from error
-        except (httpx.RequestError, ValueError, KeyError, TypeError, RecursionError):
-            return []
+        except (
+            *(httpx.RequestError, ValueError, KeyError, TypeError, AttributeError),
+            RecursionError,
+        ):
+            return ServedModels()
 
     def ask(
         self,

@@ -68,6 +68,12 @@ class ReleaseReader(Protocol):
     def build(self, deployment: Deployment, values: dict[str, Any]) -> Build:
         """The build that `values` make, resolved to digests as far as the platform can."""
 
+    def running_differences(self, deployment: Deployment) -> Sequence[str]:
+        """Return how what runs differs from what the newest revision's build rendered.
+
+        One line for each difference; none where nothing is rendered.
+        """
+
     def preflight(
         self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
     ) -> Preflight | None:

@@ -35,6 +35,9 @@ class Kubernetes(Block):
     """Folder of the chart that releases are made of; off means the suite's own, vllm-deployment."""
     overlays: Annotated[Text | None, MayBeOff()]
     """Folder with a values-ENV.yaml for each environment; off means the chart's."""
+    environment_owns: tuple[Text, ...]
+    """Paths of the servers' pod templates that may differ between environments; all else is the
+    build."""
     reach: Literal["auto", "service", "tunnel"]
     """How service_url is reached: directly, by a tunnel to the pods, or whichever works here."""
     http_route: NameTemplate

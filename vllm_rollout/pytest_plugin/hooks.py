@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.gate_runs import identity
+from vllm_rollout.gate_runs import identity, identity_and_differences
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.pytest_plugin import (
@@ -36,7 +36,7 @@ from vllm_rollout.pytest_plugin.gate_results import (
     record_result,
     serialize_record,
 )
-from vllm_rollout.pytest_plugin.gate_selection import deployment_of, parametrize
+from vllm_rollout.pytest_plugin.gate_selection import deployment_of, gate_of, parametrize
 from vllm_rollout.pytest_plugin.load_progress_line import (
     emit,
     end_by_signals,
@@ -165,7 +165,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if BEFORE in item.stash:
         raise RunAgainError("a gate runs once", pytrace=False)
     settings = item.config.stash[SETTINGS]
-    item.stash[BEFORE] = identity(settings.platform, deployment)
+    # Preflight checks are about a build that is not there yet.
+    look = identity if gate_of(item).startswith("preflight") else identity_and_differences
+    item.stash[BEFORE] = look(settings.platform, deployment)
     item.stash[PATH_ERRORS] = settings.path_errors(deployment)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import GateRun, read_evidence
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
@@ -168,7 +168,7 @@ def run_preflight(
     None where the policy asks for no check, or the platform has nothing to check beforehand.
 
     Raises:
-        UsageError: the values serve another model.
+        UsageError: the values make no build, and every check passed all the same.
         GatesCrashedError: pytest ended without usable evidence.
     """
     environment = policy.environments[deployment.environment]
@@ -176,11 +176,17 @@ def run_preflight(
         return None
     if platform.preflight(deployment, values, capacity=environment.replicas) is None:
         return None
-    build = platform.build(deployment, dict(values))
+    build = problem = None
+    try:
+        build = platform.build(deployment, dict(values))
+    except (UsageError, DeployError) as error:
+        problem = error  # the checks say it better, with all else that is wrong
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "values.yaml"
     file.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
     run = runner.run(deployment, folder, only=(_PREFLIGHT,), options=("--values", str(file)))
+    if problem is not None and run.outcome is Outcome.PASS:
+        raise problem
     expected = tuple(f"{_PREFLIGHT}-{check}" for check in environment.preflight.enabled)
     return replace(run, expected=expected, build=build, revision=None)
 

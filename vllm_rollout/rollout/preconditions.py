@@ -66,6 +66,7 @@ def build_drift(
         differences.append(f"revision: {revision.number} -> {now.number}")
         differences += run.build.differences(now.build)
     differences += other_images(run.images, platform.replicas(source), build)
+    differences += platform.running_differences(source)
     return _refused(list(dict.fromkeys(differences))) if differences else None
 
 
@@ -94,12 +95,14 @@ def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build
 def same_images(
     platform: ReleaseReader, deployment: Deployment, build: Build, gated: Sequence[str]
 ) -> None:
-    """Return if the replicas that run `build` in `deployment` run the images that were gated.
+    """Return if what runs in `deployment` is what was rendered for its build, and replicas that run
+    `build` run the images that were gated.
 
     Raises:
-        DeployError: they do not, or it is not known; the message names the replicas.
+        DeployError: it is not, or it is not known; the message names what differs.
     """
-    if other := other_images(gated, platform.replicas(deployment), build):
+    other = other_images(gated, platform.replicas(deployment), build)
+    if other := [*other, *platform.running_differences(deployment)]:
         raise DeployError(f"{deployment} does not run what was gated: {'; '.join(other)}")
 
 
@@ -117,6 +120,13 @@ def before_gates(
     """Return the result of a rollout that ends before its gates; None where it goes on."""
     if run.emergency is not None:
         log.log_step(f"EMERGENCY OVERRIDE by {run.emergency.by}", run.emergency.reason)
+    if revision.build.of_earlier_version:
+        return RolloutResult(
+            code=ExitCode.INCONCLUSIVE,
+            conclusion=f"Nothing promoted: build {revision.build.short} was gated by an earlier "
+            "version of vllm-rollout, which did not look at what is rendered: deploy it to "
+            f"{run.source.environment} with this version, and gate again",
+        )
     if missing := _stages_without_evidence(run, platform, revision):
         earlier = ", ".join(missing)
         reason = f"build {revision.build.short} has no passing evidence of {earlier}"

@@ -3,6 +3,8 @@
 - {apiGroups: [""], resources: [secrets], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods, events], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods/log], verbs: [get]}
+# Whether what runs is what was rendered for the build.
+- {apiGroups: [apps], resources: [deployments, statefulsets], verbs: [get]}
 # Reaching a server from outside the cluster, through the API server.
 - {apiGroups: [""], resources: [services], verbs: [get]}
 - {apiGroups: [""], resources: [pods/portforward], verbs: [get, create]}

@@ -60,7 +60,10 @@ def test_a_release_is_ramped_described_and_rolled_back(
     assert (first.status, first.replicas) == (RevisionStatus.DEPLOYED, 2)
     assert [replica.ready for replica in platform.replicas(production)] == [True, True]
 
+    assert platform.running_differences(production) == []
+
     half = apply(made_of("two"), replicas=1)
+    assert platform.running_differences(production) == []
     builds = sorted(replica.build for replica in platform.replicas(production))
     assert builds == sorted([first.build.digest, half.build.digest])
 
@@ -72,6 +75,7 @@ def test_a_release_is_ramped_described_and_rolled_back(
 
     back = platform.rollback(production, first.number, description="it broke", timeout=LONG)
     assert back.build == first.build
+    assert platform.running_differences(production) == []
     assert {replica.build for replica in platform.replicas(production)} == {first.build.digest}
 
 
@@ -93,6 +97,32 @@ def test_the_command_of_the_record_returns_to_the_revision_by_helm_alone(
     assert {r.build for r in platform.replicas(production) if r.ready} == {first.build.digest}
     type_it(None)
     assert platform.history(production) == []
+
+
+def test_what_is_not_as_rendered_is_named(
+    namespace: Namespace,
+    platform: KubernetesPlatform,
+    production: Deployment,
+    apply: Callable[..., Any],
+    helm_binary: str,
+) -> None:
+    apply(made_of("one"))
+    # With the values that say which build it is.
+    set_tag = ["--reuse-values", "--set", "image.tag=other", "-n", namespace.name]
+    command = [helm_binary, "upgrade", production.release, str(CHARTS / "vllm-deployment")]
+    subprocess.run([*command, *set_tag], check=True, capture_output=True)
+    found = "; ".join(platform.running_differences(production))
+    assert ':other", and "vllm/vllm-openai:v0.32.0" in the build' in found
+
+    where = f"/apis/apps/v1/namespaces/{namespace.name}/deployments/{production.release}"
+    own = namespace.cluster.api.get(where).json()["spec"]["template"]["spec"]["containers"][0]
+    own["env"].append({"name": "VLLM_USE_V1", "value": "0"})
+    own["args"].append("--quantization=fp8")
+    changed = {"spec": {"template": {"spec": {"containers": [own]}}}}
+    namespace.cluster.send("PATCH", where, changed).raise_for_status()
+    found = "; ".join(platform.running_differences(production))
+    assert "spec.containers[vllm].args[]: 5 was rendered, 6 runs" in found
+    assert '"VLLM_USE_V1"] runs' in found
 
 
 def test_a_tag_that_moved_is_another_image_of_the_same_build(

@@ -87,6 +87,7 @@ def test_gate_reads_and_changes_nothing(acting_as: As, production: Deployment) -
     assert len(platform.replicas(production)) == 2
     assert "==>" in platform.logs(production)
     assert len(platform.symptoms(production)) == 2
+    assert platform.running_differences(production) == []
     preflight = platform.preflight(production, {"model": {"name": MODEL}}, capacity=2)
     assert preflight.namespace() == "Active"
     assert list(preflight.quotas()) == []

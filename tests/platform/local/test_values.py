@@ -1,12 +1,16 @@
 """Values are checked before anything starts, and secrets stay out of them."""
 
 import sys
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.platform.local.values import parse_values
+from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.platform.local.values import LocalValues, parse_values
 
 COMMAND = ["{python}", "-m", "server", "--port", "{port}"]
 
@@ -69,3 +73,27 @@ def test_placeholders_are_filled_in_and_other_braces_left_alone() -> None:
         *(sys.executable, "-m", "server", "--port", "20001"),
         *("/models/llama-2-7b", '{"temperature": 0}', "$HOME;x"),
     ]
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_every_leaf_of_the_values_is_part_of_the_build(environment: str, tmp_path: Path) -> None:
+    platform = LocalPlatform(tmp_path, startup_timeout=timedelta(seconds=1), max_restarts=0)
+    values: dict[str, Any] = {
+        "command": COMMAND,
+        "env": {"VLLM_USE_V1": "1"},
+        "secrets": ["VLLM_API_KEY"],
+        "model_revision": "v1",
+    }
+    others: list[dict[str, Any]] = [
+        {"command": [*COMMAND, "--quantization", "fp8"]},
+        {"env": {"VLLM_USE_V1": "0"}},
+        {"env": {}},
+        {"secrets": []},
+        {"model_revision": "v2"},
+    ]
+    gated = platform.build(Deployment("llama-2-7b", "staging"), values)
+    deployment = Deployment("llama-2-7b", environment)
+
+    assert platform.build(deployment, values) == gated
+    assert {key for other in others for key in other} == set(LocalValues.model_fields)
+    assert all(platform.build(deployment, values | other) != gated for other in others)

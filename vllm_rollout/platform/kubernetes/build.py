@@ -1,15 +1,44 @@
-"""The build that a chart folder and values make."""
+"""Builds of a chart folder: what a chart makes of values, and what no environment may change of it.
 
+A build is known by what is served: `served.py` says what of the rendered objects that is. The
+chart and values it was made of are compared too, so that all else of the release is as gated.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_rollout.model.deployment import Build, Deployment, canonical_digest
-from vllm_rollout.model.errors import DeployError, UsageError
-from vllm_rollout.platform.kubernetes.chart import load_chart, merged
+from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.platform.kubernetes.chart import Chart, admit, copied, load_chart, merged
+from vllm_rollout.platform.kubernetes.composition import OWN_VALUES, Rollout
+from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.releases import stable_templates
+from vllm_rollout.platform.kubernetes.rendered import Json, pinned_images, without_hooks
+from vllm_rollout.platform.kubernetes.served import (
+    OWNED_BY_ENVIRONMENT,
+    Leaves,
+    Served,
+    check_owned,
+    differing,
+    leaves_of,
+    names_of_any,
+    normalised,
+    served,
+    unlike_build,
+    value_at,
+)
+from vllm_rollout.platform.kubernetes.value_files import ValueFiles
+
+ENVIRONMENTS = ("development", "staging", "production")
+_SHOWN = 5
 
 
 def make_build(chart_path: Path, deployment: Deployment, values: dict[str, Any]) -> Build:
-    """The build that the chart folder and `values` (no environment's overlay among them) make.
+    """The build that the chart folder and `values` make, as far as is known without rendering.
 
     Raises:
         UsageError: the chart cannot be read, or the values serve another model.
@@ -17,10 +46,10 @@ def make_build(chart_path: Path, deployment: Deployment, values: dict[str, Any])
     chart = load_chart(chart_path)
     effective = merged(chart.defaults, values)
     model = _section(effective, "model")
-    served = model.get("name", deployment.model)
-    if served != deployment.model:
+    named = model.get("name", deployment.model)
+    if named != deployment.model:
         raise UsageError(
-            f"the values serve the model {served!r}, and the deployment is {deployment}",
+            f"the values serve the model {named!r}, and the deployment is {deployment}",
             remedy=f"Set model.name to {deployment.model} in the values.",
         )
     return Build(
@@ -49,3 +78,204 @@ def check_same(gated: Build, made: Build) -> None:
             remedy="The chart was changed since it was gated: gate the new build, or check the "
             "old chart out.",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builds:
+    """Makes builds of one chart folder, by rendering it for an environment.
+
+    `owned` are the paths of a pod template that environments may own, `order` the environments that
+    a build passes through.
+    """
+
+    helm: Helm
+    chart: Path
+    files: ValueFiles
+    owned: Sequence[str] = OWNED_BY_ENVIRONMENT
+    order: Sequence[str] = ENVIRONMENTS
+
+    def __post_init__(self) -> None:
+        check_owned(self.owned)
+
+    def make(
+        self, deployment: Deployment, values: Mapping[str, Any], *, chart: Path | None = None
+    ) -> Build:
+        """The build that `values` make in the deployment's environment; `chart` is a copy to use.
+
+        Raises:
+            UsageError: the chart, the values or the overlay cannot be used, or what is served would
+                not be what the environments before serve.
+            DeployError: Helm gave what is no manifest.
+        """
+        build = make_build(chart or self.chart, deployment, dict(values))
+        with self._rendering(values, chart) as rendering:
+            made = rendering.served(deployment)
+            images = pinned_images(rendering.objects(deployment))
+            if not made:
+                raise UsageError(
+                    f"the chart makes nothing that serves in {deployment.environment}",
+                    remedy="Let its templates make a Deployment or StatefulSet with replicas.",
+                )
+            self._check_environments(rendering, deployment, made)
+        return replace(build, served_digest=canonical_digest(made), image_digest=images)
+
+    def rendered(
+        self,
+        deployment: Deployment,
+        values: Mapping[str, Any],
+        *,
+        chart: Path | None = None,
+        revision: Path | None = None,
+    ) -> Served:
+        """The served part under its own names; `revision` is a values file over all others.
+
+        Raises: as `make`.
+        """
+        with self._rendering(values, chart) as rendering:
+            return served(rendering.objects(deployment, above=revision), self.owned)
+
+    def unlike_applied(
+        self, deployment: Deployment, rollout: Rollout, applied: Sequence[Json]
+    ) -> list[str]:
+        """Return how the objects that Helm applied serve something other than the rollout's build.
+
+        Nothing where the chart has changed since: then the build cannot be rendered any more.
+        """
+        if load_chart(self.chart).digest != rollout.build.chart_digest:
+            return []
+        with self._rendering(rollout.values) as rendering:
+            expected = served(without_hooks(rendering.objects(deployment)), self.owned)
+        stable = stable_templates(applied) if rollout.previous is not None else []
+        return unlike_build(
+            served(applied, self.owned),
+            expected,
+            kept=self.kept(next(iter(stable), None)),
+            whole=rollout.previous is None,
+        )
+
+    def kept(self, template: Json | None) -> Leaves | None:
+        """The served part of the pod template that stable pods keep during a ramp."""
+        return None if template is None else leaves_of(template, self.owned)
+
+    @contextmanager
+    def _rendering(
+        self, values: Mapping[str, Any], chart: Path | None = None
+    ) -> Iterator["_Rendering"]:
+        with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
+            if chart is None:
+                chart = copied(self.chart, Path(folder))
+                admit(chart, OWN_VALUES)
+            yield _Rendering(self, load_chart(chart), Path(folder), values)
+
+    def _check_environments(
+        self, rendering: "_Rendering", deployment: Deployment, made: Served
+    ) -> None:
+        """Return if every environment before this one serves the same.
+
+        Where none of them has an overlay, what the values alone make is what counts.
+        """
+        if deployment.environment not in self.order:
+            return
+        before = self.order[: self.order.index(deployment.environment)]
+        known = [e for e in before if (self.files.overlays / f"values-{e}.yaml").is_file()]
+        for name in reversed(known):
+            other = Deployment(deployment.model, name, deployment.namespace)
+            self._ensure_same(rendering, (other, True), (deployment, made))
+        if before and not known:
+            self._ensure_same(rendering, (deployment, False), (deployment, made))
+
+    def _ensure_same(
+        self,
+        rendering: "_Rendering",
+        other: tuple[Deployment, bool],
+        own: tuple[Deployment, Served],
+    ) -> None:
+        """Return if both serve the same; `other` has its overlay or has it not.
+
+        Raises:
+            UsageError: the message names what differs, both values, and the files that set them.
+        """
+        (reference, overlaid), (deployment, made) = other, own
+        try:
+            theirs = rendering.served(reference, overlaid=overlaid)
+        except RolloutError:
+            if overlaid:
+                raise
+            return  # the chart needs what only overlays have, so there is nothing to compare
+        paths = differing(theirs, made)
+        if not paths:
+            return
+        where = f"in {reference.environment}" if overlaid else "without that file"
+        setters = {
+            str(self.files.overlays / f"values-{each.environment}.yaml"): changed
+            for each in (deployment, reference)
+            if (changed := rendering.changed_by_overlay(each))
+        }
+
+        def shown(workload: str) -> str:
+            return workload.replace(names_of_any(deployment)[0], deployment.release)
+
+        lines: dict[str, list[str]] = {}
+        for workload, path in paths[:_SHOWN]:
+            files = [file for file, changed in setters.items() if (workload, path) in changed]
+            lines.setdefault(" and ".join(files) or "the chart's templates", []).append(
+                f"{shown(workload)}: {path} is {value_at(made, workload, path)} in "
+                f"{deployment.environment}, {value_at(theirs, workload, path)} {where}"
+            )
+        more = f"; and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        found = "; ".join(f"{by}: {'; '.join(each)}" for by, each in lines.items())
+        raise UsageError(
+            f"{deployment} would not serve what was gated. This belongs to the build and not to an "
+            f"environment, and is set by {found}{more}",
+            remedy="Move it to the values of the deployment, so that it passes the gates; or list "
+            "the path under kubernetes.environment_owns, if it changes nothing that is served.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """A copy of the chart and the values of one build, to be rendered for environments."""
+
+    builds: Builds
+    chart: Chart
+    folder: Path
+    values: Mapping[str, Any]
+    _known: dict[Any, list[dict[str, Any]]] = field(default_factory=dict, init=False)
+
+    def objects(
+        self,
+        deployment: Deployment,
+        *,
+        names: tuple[str, str] | None = None,
+        overlaid: bool = True,
+        above: Path | None = None,
+    ) -> list[dict[str, Any]]:
+        """The objects that Helm makes; `names` stand for those of release and namespace."""
+        release, namespace = names or (deployment.release, deployment.namespace)
+        key = (deployment, names, overlaid, above)
+        if key not in self._known:
+            files = self.builds.files.write(self.folder, self.chart, deployment, self.values)
+            files = files if overlaid else files[:-1]
+            self._known[key] = self.builds.helm.template(
+                release,
+                self.chart.path,
+                namespace=namespace,
+                values=[*files, *([above] if above else [])],
+            )
+        return self._known[key]
+
+    def served(self, deployment: Deployment, *, overlaid: bool = True) -> Served:
+        """The served part, under names that are the same in every environment."""
+        real, other = (
+            served(self.objects(deployment, names=names, overlaid=overlaid), self.builds.owned)
+            for names in (None, names_of_any(deployment))
+        )
+        return normalised(real, other, deployment)
+
+    def changed_by_overlay(self, deployment: Deployment) -> list[tuple[str, str]]:
+        """Objects and paths that the environment's overlay changes; none where that is unknown."""
+        try:
+            plain = self.served(deployment, overlaid=False)
+        except RolloutError:
+            return []
+        return differing(plain, self.served(deployment))

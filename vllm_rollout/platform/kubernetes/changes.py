@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import NotReadyError
-from vllm_rollout.platform.kubernetes.build import check_same, make_build
+from vllm_rollout.platform.kubernetes.build import Builds, check_same
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import (
     OWN_VALUES,
@@ -23,8 +23,9 @@ from vllm_rollout.platform.kubernetes.composition import (
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.releases import Releases, newest_served
+from vllm_rollout.platform.kubernetes.served import unlike_build
 from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
-from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
+from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5
 _NOT_READY = (
@@ -43,8 +44,7 @@ class Changes:
 
     helm: Helm
     releases: Releases
-    chart: Path
-    files: ValueFiles
+    builds: Builds
     surge: int
     unavailable: int
     symptoms: Callable[[Deployment], Sequence[Symptoms]]
@@ -69,15 +69,21 @@ class Changes:
         served = newest_served(self.releases.entries(deployment))
         with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
             # A copy, so that what is compared with the target is what Helm then reads.
-            path = copied(self.chart, Path(folder))
-            check_same(target.build, make_build(path, deployment, dict(target.values)))
+            path = copied(self.builds.chart, Path(folder))
+            # Read before the schema is opened, which is no change of the chart.
             chart = load_chart(path)
-            values = self.files.write(Path(folder), chart, deployment, target.values)
             admit(path, OWN_VALUES)
+            made = self.builds.make(deployment, target.values, chart=path)
+            check_same(target.build, replace(made, chart_digest=chart.digest))
+            values = self.builds.files.write(Path(folder), chart, deployment, target.values)
             moves = self._moves(deployment, target, served, ramps=chart.ramps)
-            for number, move in enumerate(moves, start=1):
+            revisions = [
+                write_values(Path(folder) / f"revision-{number}.yaml", move)
+                for number, move in enumerate(moves, start=1)
+            ]
+            self._check_revisions(deployment, target, path, moves, revisions)
+            for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
-                revision = write_values(Path(folder) / "revision.yaml", move)
                 self._upgrade(
                     deployment,
                     path,
@@ -164,7 +170,7 @@ class Changes:
         if served is not None and rollout.previous is not None:
             if not ramps:
                 raise UsageError(
-                    f"the chart {self.chart} cannot run two builds side by side",
+                    f"the chart {self.builds.chart} cannot run two builds side by side",
                     remedy="Ramp in one step (`ramp: [{share: 100%}]`), or use the chart "
                     "vllm-deployment, whose README says what a chart needs for it.",
                 )
@@ -177,6 +183,35 @@ class Changes:
             unavailable=self.unavailable,
         )
         return [release_values(rollout, pods, stable) for pods in moves]
+
+    def _check_revisions(
+        self,
+        deployment: Deployment,
+        target: Target,
+        chart: Path,
+        moves: Sequence[Mapping[str, Any]],
+        revisions: Sequence[Path],
+    ) -> None:
+        """Return if the revisions' own values change nothing of what the build serves.
+
+        Raises:
+            DeployError: they do: a template reads the number of replicas, say.
+        """
+        expected = self.builds.rendered(deployment, target.values, chart=chart)
+        for move, revision in zip(moves, revisions, strict=True):
+            kept = move["canary"]["stablePodTemplate"] or None
+            found = unlike_build(
+                self.builds.rendered(deployment, target.values, chart=chart, revision=revision),
+                expected,
+                kept=self.builds.kept(kept),
+                whole=kept is None,
+            )
+            if found:
+                raise DeployError(
+                    f"{deployment} would not serve what was gated, for a template reads one of "
+                    f"{', '.join(OWN_VALUES)}: {'; '.join(found)}",
+                    remedy="Use none of these values in the servers' pod templates.",
+                )
 
     def _upgrade(
         self,

@@ -1,7 +1,7 @@
 """Releases driven through Helm, replicas read through the API, state kept in the cluster."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import PathErrors, Route, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
-from vllm_rollout.platform.kubernetes.build import make_build
+from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
 from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
@@ -21,7 +21,13 @@ from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_por
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
-from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
+from vllm_rollout.platform.kubernetes.releases import (
+    Releases,
+    newest_served,
+    revision_of,
+    unlike_running,
+)
+from vllm_rollout.platform.kubernetes.served import OWNED_BY_ENVIRONMENT
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles
 from vllm_rollout.platform.writer import Guard
@@ -35,7 +41,8 @@ class KubernetesPlatform:
     `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Paths`).
     `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
     `start_up` how long models may load (None leaves it to the chart). `http_route` is the name of
-    the HTTPRoute that divides a release's traffic (`HttpRoutes`).
+    the HTTPRoute that divides a release's traffic (`HttpRoutes`). `environment_owns` and `order`
+    are those of `Builds`.
     """
 
     name = "kubernetes"
@@ -54,22 +61,28 @@ class KubernetesPlatform:
         unavailable: int = 0,
         start_up: StartUpOf | None = None,
         http_route: str = "{model}-{environment}",
+        environment_owns: Sequence[str] = OWNED_BY_ENVIRONMENT,
+        order: Sequence[str] = ENVIRONMENTS,
     ) -> None:
         self._namespace = namespace
         self._context = context
-        self._chart = chart
-        self._files = ValueFiles(overlays=overlays or chart, start_up=start_up)
         self._reach: Reach = reach
         self._paths = Paths(service_url, reach)
         self._own_paths: dict[int, Paths] = {}
         self._http_route = http_route
         self._helm = Helm(helm, context=context)
         self._releases = Releases(self._helm)
+        self._builds = Builds(
+            helm=self._helm,
+            chart=chart,
+            files=ValueFiles(overlays=overlays or chart, start_up=start_up),
+            owned=tuple(environment_owns),
+            order=tuple(order),
+        )
         self._changes = Changes(
             helm=self._helm,
             releases=self._releases,
-            chart=chart,
-            files=self._files,
+            builds=self._builds,
             surge=surge,
             unavailable=unavailable,
             symptoms=self.symptoms,
@@ -187,12 +200,26 @@ class KubernetesPlatform:
         raise UsageError(f"{deployment.release} has no revision {revision}")
 
     def build(self, deployment: Deployment, values: dict[str, Any]) -> Build:
-        """The build that the chart folder and `values` make.
+        """The build that the chart folder and `values` make. Raises: as `Builds.make`."""
+        return self._builds.make(deployment, values)
 
-        Raises:
-            UsageError: the chart cannot be read, or the values serve another model.
+    def running_differences(self, deployment: Deployment) -> list[str]:
+        """Return how what runs differs from what was rendered for the newest revision's build.
+
+        Live pod templates and pods are held against what Helm applied, and that against what the
+        chart makes of the build's values now, where it still is the build's chart.
         """
-        return make_build(self._chart, deployment, values)
+        entry = newest_served(self._releases.entries(deployment))
+        rollout = self._releases.rollout(deployment, entry) if entry else None
+        if entry is None or rollout is None or not is_ours(rollout):
+            return []
+        applied = self._helm.manifest(
+            deployment.release, entry.revision, namespace=deployment.namespace
+        )
+        found = self._builds.unlike_applied(deployment, rollout, applied)
+        return found + unlike_running(
+            self._api, deployment, applied, owned=self._builds.owned, build=rollout.digest
+        )
 
     def preflight(
         self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
@@ -202,9 +229,7 @@ class KubernetesPlatform:
             deployment,
             values=values,
             capacity=capacity,
-            chart=self._chart,
-            files=self._files,
-            helm=self._helm,
+            builds=self._builds,
             api=self._api,
         )
 

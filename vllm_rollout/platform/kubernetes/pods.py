@@ -74,6 +74,8 @@ class _Port(_Wire):
 class _ContainerSpec(_Wire):
     name: str
     image: str = ""
+    command: Sequence[str] = ()
+    args: Sequence[str] = ()
     ports: Sequence[_Port] = ()
     resources: Mapping[str, Any] = Field(default_factory=dict)
     startup_probe: _Probe | None = None
@@ -163,7 +165,14 @@ def replica_of(pod: Pod) -> Replica:
         reason=reason,
         message=message,
         image=_image(pod),
+        command=_command(pod),
     )
+
+
+def _command(pod: Pod) -> tuple[str, ...]:
+    """The model server's command line; empty where its image has the command."""
+    server = pod.server
+    return (*server.command, *server.args) if server.command else ()
 
 
 def _image(pod: Pod) -> str:

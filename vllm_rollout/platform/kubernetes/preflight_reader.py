@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.preflight_facts import (
     ContainerImage,
     Demand,
@@ -19,14 +18,12 @@ from vllm_rollout.model.preflight_facts import (
     quota_use,
 )
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
-from vllm_rollout.platform.kubernetes.build import make_build
+from vllm_rollout.platform.kubernetes.build import Builds, make_build
 from vllm_rollout.platform.kubernetes.chart import load_chart, merged, overlay
-from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.needs import needed_by, pull_credentials, secret_value
 from vllm_rollout.platform.kubernetes.nodes import Nodes, limits_of, quantity, refusal, requests_of
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL
 from vllm_rollout.platform.kubernetes.rendered import HOOK, Rendered, demand_of
-from vllm_rollout.platform.kubernetes.value_files import ValueFiles
 from vllm_rollout.yaml_file import read_mapping
 
 _NOT_OURS = ("BestEffort", "Terminating")
@@ -45,21 +42,20 @@ class KubernetesPreflight:
         *,
         values: Mapping[str, Any],
         capacity: int,
-        chart: Path,
-        files: ValueFiles,
-        helm: Helm,
+        builds: Builds,
         api: KubernetesApi,
     ) -> None:
         self._deployment = deployment
         self._values = dict(values)
-        self._chart, self._overlays = chart, files.overlays
+        self._builds = builds
+        self._chart, self._overlays = builds.chart, builds.files.overlays
         self._rendered = Rendered(
-            chart=chart,
-            files=files,
+            chart=builds.chart,
+            files=builds.files,
             deployment=deployment,
             values=self._values,
             capacity=capacity,
-            helm=helm,
+            helm=builds.helm,
         )
         self._api = api
         self._nodes = Nodes(api)
@@ -77,7 +73,9 @@ class KubernetesPreflight:
         try:
             make_build(self._chart, self._deployment, self._values)
             overlay(self._overlays, self._deployment.environment)
-        except UsageError as error:
+            if not self._rendered.rendering.complaint:  # which is a check of its own
+                self._builds.make(self._deployment, self._values)
+        except (UsageError, DeployError) as error:
             return f"{error}. {error.remedy}".strip()
         return self._rendered.count_problem()
 

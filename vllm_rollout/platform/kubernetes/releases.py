@@ -1,15 +1,21 @@
-"""History of a release, read from Helm."""
+"""History of a release, read from Helm, and what of its newest revision runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
+from vllm_rollout.platform.kubernetes.pods import list_pods, replica_of
+from vllm_rollout.platform.kubernetes.served import served, unlike
 from vllm_rollout.platform.kubernetes.surge_plan import Pods
 
+Json = Mapping[str, Any]
+
 TRACK_LABEL = "vllm-rollout/track"
+_LIVE = ("Deployment", "StatefulSet")
 
 
 class Releases:
@@ -49,12 +55,7 @@ class Releases:
             UsageError: the revision has no such Deployment, or several.
         """
         manifest = self._helm.manifest(deployment.release, revision, namespace=deployment.namespace)
-        found: list[dict[str, Any]] = [
-            document["spec"]["template"]
-            for document in manifest
-            if document["kind"] == "Deployment"
-            and document["metadata"].get("labels", {}).get(TRACK_LABEL) == "stable"
-        ]
+        found = stable_templates(manifest)
         if len(found) != 1:
             raise UsageError(
                 f"revision {revision} of {deployment.release} has {len(found)} Deployments with "
@@ -62,6 +63,74 @@ class Releases:
                 remedy="Roll out once in one step (`ramp: [{share: 100%}]`).",
             )
         return found[0]
+
+
+def stable_templates(objects: Sequence[Json]) -> list[dict[str, Any]]:
+    """The pod templates of the Deployments that run all pods but the canary's."""
+    return [
+        each["spec"]["template"]
+        for each in objects
+        if each["kind"] == "Deployment"
+        and each["metadata"].get("labels", {}).get(TRACK_LABEL) == "stable"
+    ]
+
+
+def unlike_running(
+    api: KubernetesApi,
+    deployment: Deployment,
+    applied: Sequence[Json],
+    *,
+    owned: Sequence[str],
+    build: str,
+) -> list[str]:
+    """Return how live pod templates, and ready pods of `build`, differ from what Helm applied.
+
+    Pods may have more than their template: meshes and clouds add containers and variables.
+
+    Raises: as `KubernetesApi.doing`.
+    """
+    live = [_live(api, deployment.namespace, each) for each in applied if each["kind"] in _LIVE]
+    rest = [each for each in applied if each["kind"] not in _LIVE]
+    running = served([*filter(None, live), *rest], owned)
+    lines = []
+    for workload, leaves in served(applied, owned).items():
+        if workload in running:
+            lines += [f"{workload}: {line}" for line in unlike(leaves, running[workload])]
+        else:
+            lines.append(f"{workload} is not there, or runs no pods")
+    templates = [
+        {c["name"]: _process(c) for c in each["spec"]["template"]["spec"]["containers"]}
+        for each in filter(None, live)
+    ]
+    for pod in list_pods(api, deployment) if templates else ():
+        replica = replica_of(pod)
+        processes = {c.name: (c.image, *c.command, *c.args) for c in pod.spec.containers}
+        of_build = replica.ready and replica.build in ("", build)
+        if of_build and not any(t.items() <= processes.items() for t in templates):
+            texts = (f"{name} runs {' '.join(words)}" for name, words in processes.items())
+            lines.append(f"{replica.name} is not as its template: {'; '.join(texts)}")
+    return lines
+
+
+def _process(container: Json) -> tuple[str, ...]:
+    words = (*(container.get("command") or ()), *(container.get("args") or ()))
+    return (container["image"], *words)
+
+
+def _live(api: KubernetesApi, namespace: str, applied: Json) -> Json | None:
+    """The applied object with its spec as it is in the cluster; None if it is not there."""
+    kind, name = applied["kind"], applied["metadata"]["name"]
+    read = (
+        api.apps.read_namespaced_deployment
+        if kind == "Deployment"
+        else api.apps.read_namespaced_stateful_set
+    )
+    try:
+        with api.doing("get", f"{kind.lower()}s {name} in namespace {namespace}"):
+            found = read(name, namespace, _request_timeout=TIMEOUT_SECONDS)
+    except NotFoundError:
+        return None
+    return {**applied, "spec": api.core.api_client.sanitize_for_serialization(found)["spec"]}
 
 
 def newest_served(entries: Sequence[HelmRevision]) -> HelmRevision | None:

@@ -43,7 +43,8 @@ class ValueFiles:
         deployment: Deployment,
         values: Mapping[str, Any],
     ) -> list[Path]:
-        """Write what all revisions of a build have in common; the paths are in Helm's order.
+        """Write what all revisions of a build have in common; the paths are in Helm's order, the
+        environment's overlay is the last.
 
         Raises:
             UsageError: the environment's overlay cannot be used.

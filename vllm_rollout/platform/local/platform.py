@@ -163,6 +163,10 @@ class LocalPlatform:
         """
         return _build_of(parse_values(values))
 
+    def running_differences(self, deployment: Deployment) -> list[str]:  # noqa: ARG002 - the Protocol's
+        """Nothing: a replica's command is that of its revision, and nobody else starts any."""
+        return []
+
     def preflight(
         self,
         deployment: Deployment,  # noqa: ARG002 - the protocol's signature
@@ -290,7 +294,9 @@ class LocalPlatform:
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist, those about to leave aside. None is ready without a router."""
-        members = [row.public() for row in self._members(deployment)]
+        rows = self._members(deployment)
+        commands = self._commands(deployment) if rows else {}
+        members = [replace(row.public(), command=commands.get(row.build, ())) for row in rows]
         if members and self._routers.running(_key(deployment)) is None:
             gone = "the release's router is not running"
             return [
@@ -314,6 +320,15 @@ class LocalPlatform:
     def _members(self, deployment: Deployment) -> list[ReplicaRow]:
         rows = self._state.replicas(_key(deployment))
         return [row for row in rows if row.phase != LEAVING]
+
+    def _commands(self, deployment: Deployment) -> dict[str, tuple[str, ...]]:
+        """The command line of each build's replicas, but for the port."""
+        return {
+            row.build.digest: tuple(
+                LocalValues.model_validate(dict(row.values)).argv(port=0, model=deployment.model)
+            )
+            for row in self._state.revisions(_key(deployment))
+        }
 
     def _revision(self, deployment: Deployment, number: int) -> RevisionRow:
         row = self._state.revision(_key(deployment), number)

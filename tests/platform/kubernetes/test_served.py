@@ -1,0 +1,266 @@
+"""The served part of rendered objects: what counts, what is normalised, what may be added."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import DeployError, UsageError
+from vllm_rollout.platform.kubernetes.build import Builds, check_same, make_build
+from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.served import (
+    OWNED_BY_ENVIRONMENT,
+    check_owned,
+    differing,
+    names_of_any,
+    normalised,
+    served,
+    unlike,
+    unlike_build,
+)
+from vllm_rollout.platform.kubernetes.value_files import ValueFiles
+from vllm_rollout.policy import load_policy
+from vllm_rollout.resources import CHARTS
+
+MODEL = "llama-2-7b"
+STAGING, PRODUCTION = Deployment(MODEL, "staging"), Deployment(MODEL, "production")
+CHART = CHARTS / "vllm-deployment"
+
+
+def server(name: str = "a", *, kind: str = "Deployment", **spec: Any) -> dict[str, Any]:
+    container = {"name": "vllm", "image": "v:1", "args": ["--model", "x"]} | spec.pop("own", {})
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": 1,
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [container], **spec},
+            },
+        },
+    }
+
+
+def paths(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list[str]:
+    owned = OWNED_BY_ENVIRONMENT
+    return [path for _, path in differing(served(left, owned), served(right, owned))]
+
+
+def test_the_policys_default_is_the_platforms() -> None:
+    assert load_policy(None).kubernetes.environment_owns == OWNED_BY_ENVIRONMENT
+
+
+@pytest.mark.parametrize("owned", ["spec", "*", "spec.containers", "spec.*[*].args"])
+def test_no_policy_gives_image_or_command_to_an_environment(owned: str) -> None:
+    with pytest.raises(UsageError, match="environment_owns"):
+        check_owned([owned])
+
+
+@pytest.mark.parametrize(
+    ("changed", "path"),
+    [
+        ({"own": {"image": "v:2"}}, "spec.containers[vllm].image"),
+        ({"own": {"args": ["--model", "y"]}}, "spec.containers[vllm].args[1]"),
+        ({"own": {"env": [{"name": "A", "value": "1"}]}}, "spec.containers[vllm].env[A].name"),
+        (
+            {"own": {"resources": {"limits": {"gpu": 2}}}},
+            "spec.containers[vllm].resources.limits.gpu",
+        ),
+        ({"initContainers": [{"name": "load"}]}, "spec.initContainers[load].name"),
+        ({"volumes": [{"name": "w", "hostPath": {"path": "/w"}}]}, "spec.volumes[w].hostPath.path"),
+        ({"hostNetwork": True}, "spec.hostNetwork"),
+    ],
+)
+def test_what_is_computed_counts(changed: dict[str, Any], path: str) -> None:
+    assert path in paths([server()], [server(**changed)])
+
+
+def test_placement_probes_labels_and_replicas_are_the_environments() -> None:
+    other = server(nodeSelector={"a": "b"}, tolerations=[{"operator": "Exists"}])
+    other["spec"]["replicas"] = 4
+    other["spec"]["template"]["metadata"]["labels"] = {"team": "x"}
+    other["spec"]["template"]["spec"]["containers"][0]["livenessProbe"] = {"periodSeconds": 1}
+
+    assert paths([server()], [other]) == []
+
+
+def test_the_order_of_variables_counts() -> None:
+    both = [{"name": "A", "value": "1"}, {"name": "B", "value": "$(A)"}]
+
+    assert paths([server(own={"env": both})], [server(own={"env": both[::-1]})]) == [
+        "spec.containers[vllm].env[]"
+    ]
+
+
+def test_a_config_map_of_the_chart_counts_by_content_a_secret_by_keys() -> None:
+    def of(name: str, text: str, secret: str) -> list[dict[str, Any]]:
+        volumes = [
+            {"name": "c", "configMap": {"name": name}},
+            {"name": "s", "secret": {"secretName": "s"}},
+        ]
+        return [
+            {"kind": "ConfigMap", "metadata": {"name": name}, "data": {"run.sh": text}},
+            {"kind": "Secret", "metadata": {"name": "s"}, "stringData": {"token": secret}},
+            server(volumes=volumes),
+        ]
+
+    assert paths(of("c-1", "x", "one"), of("c-2", "x", "two")) == []
+    assert paths(of("c-1", "x", "one"), of("c-1", "y", "one")) == [
+        'spec.volumes[c].configMap.content.data["run.sh"]'
+    ]
+
+
+def test_objects_of_unknown_kinds_count_whole_with_their_pods() -> None:
+    def inference(uri: str, image: str) -> list[dict[str, Any]]:
+        spec = {"model": {"uri": uri}, "worker": server(own={"image": image})["spec"]["template"]}
+        about = {"apiVersion": "serving.kserve.io/v1", "kind": "LLMInferenceService"}
+        return [{"kind": "List", "items": [{**about, "metadata": {"name": "a"}, "spec": spec}]}]
+
+    assert paths(inference("hf://x", "v:1"), inference("hf://y", "v:2")) == [
+        "spec.containers[vllm].image",
+        "LLMInferenceService.spec.model.uri",
+    ]
+
+
+def test_a_server_without_replicas_elsewhere_is_no_part_of_the_build() -> None:
+    none = server("b")
+    none["spec"]["replicas"] = 0
+
+    assert paths([server(), none], [server()]) == []
+    assert paths([server(), server("b")], [server(), none]) != []
+
+
+def render(deployment: Deployment, arg: Callable[[str], str], claim: str = "c") -> Any:
+    """What a chart makes under the deployment's own names, and under those of any."""
+
+    def of(release: str) -> Any:
+        volumes = [{"name": "w", "persistentVolumeClaim": {"claimName": claim}}]
+        own = {"args": [arg(release)]}
+        return served([server(f"{release}-vllm", own=own, volumes=volumes)], OWNED_BY_ENVIRONMENT)
+
+    return normalised(of(deployment.release), of(names_of_any(deployment)[0]), deployment)
+
+
+@pytest.mark.parametrize(
+    ("arg", "same"),
+    [
+        (lambda release: f"--cache=lm://{release}-cache:80", True),
+        (lambda release: "fp8" if release.endswith("production") else "bf16", False),
+        (lambda release: f"--model=/models/{release}"[:30], False),
+    ],
+)
+def test_a_release_name_is_normalised_where_the_chart_put_it(
+    arg: Callable[[str], str], same: bool
+) -> None:
+    assert (render(STAGING, arg) == render(PRODUCTION, arg)) is same
+
+
+def test_an_environments_name_in_values_is_normalised_in_claims_alone() -> None:
+    def literal(deployment: Deployment, claim: str) -> Any:
+        return render(deployment, lambda _: "x", claim)
+
+    assert literal(STAGING, "weights-staging") == literal(PRODUCTION, "weights-production")
+    assert literal(STAGING, "weights-a") != literal(PRODUCTION, "weights-b")
+    models = [render(d, lambda _, d=d: f"/models/{d.release}") for d in (STAGING, PRODUCTION)]
+    assert models[0] != models[1]
+
+
+def test_a_live_template_may_have_defaults_and_other_spellings_and_nothing_else() -> None:
+    def leaves(template: dict[str, Any]) -> Any:
+        return served([template], ())["Deployment a"]
+
+    rendered = server(own={"resources": {"limits": {"cpu": 2, "memory": "1024Mi"}}, "env": []})
+    live = server(own={"resources": {"limits": {"cpu": "2", "memory": "1Gi"}}})
+    live["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/x"
+    assert unlike(leaves(rendered), leaves(live)) == []
+
+    live["spec"]["template"]["spec"]["containers"][0] |= {
+        "image": "v:2",
+        "env": [{"name": "A", "value": "1"}],
+    }
+    assert unlike(leaves(rendered), leaves(live)) == [
+        'spec.containers[vllm].image: "v:1" was rendered, "v:2" runs',
+        'spec.containers[vllm].env[]: nothing was rendered, ["A"] runs',
+    ]
+
+
+def test_pods_that_a_ramp_keeps_are_no_other_build() -> None:
+    old, new = (
+        served([server(n, own={"image": i})], ()) for n, i in (("a", "v:1"), ("a-canary", "v:2"))
+    )
+    expected = served([server("a", own={"image": "v:2"})], ())
+    kept = old["Deployment a"]
+
+    assert unlike_build(old | new, expected, kept=kept, whole=False) == []
+    assert "v:1" in unlike_build(old | new, expected, whole=False)[0]
+    assert "is missing" in unlike_build(old, expected, kept=kept, whole=True)[0]
+
+
+@pytest.fixture
+def builds(helm_binary: str, tmp_path: Path) -> Builds:
+    for name in ("development", "staging", "production"):
+        shutil.copy(CHART / f"values-{name}.yaml", tmp_path)
+    return Builds(helm=Helm(helm_binary), chart=CHART, files=ValueFiles(overlays=tmp_path))
+
+
+def test_each_shipped_overlay_makes_the_same_build(builds: Builds) -> None:
+    made = {builds.make(Deployment(MODEL, name), {}).digest for name in builds.order}
+
+    assert len(made) == 1
+    assert builds.make(PRODUCTION.canary, {}).digest in made
+
+
+def test_an_overlay_that_serves_another_model_is_refused_by_name(
+    builds: Builds, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "values-production.yaml"
+    overlay.write_text(yaml.safe_dump({"extraArgs": ["--model", "other", "--quantization", "fp8"]}))
+
+    with pytest.raises(UsageError, match=r"belongs to the build") as caught:
+        builds.make(PRODUCTION, {})
+
+    assert 'spec.containers[vllm].args[5] is "other" in production, nothing in staging' in str(
+        caught.value
+    )
+    assert f"set by {overlay}: " in str(caught.value)
+    assert "values-staging" not in str(caught.value)
+    assert "kubernetes.environment_owns" in caught.value.remedy
+
+
+def test_what_an_environment_owns_is_the_policys_to_say(builds: Builds, tmp_path: Path) -> None:
+    (tmp_path / "values-production.yaml").write_text("extraEnv: [{name: HOST, value: p}]\n")
+    for name in ("development", "staging"):
+        (tmp_path / f"values-{name}.yaml").write_text("extraEnv: [{name: HOST, value: s}]\n")
+    owned = (*OWNED_BY_ENVIRONMENT, "spec.containers[*].env[HOST]")
+
+    with pytest.raises(UsageError, match=r"values-production.yaml and .*values-staging.yaml"):
+        builds.make(PRODUCTION, {})
+    files = ValueFiles(overlays=tmp_path)
+    more = Builds(helm=builds.helm, chart=CHART, files=files, owned=owned)
+    assert more.make(PRODUCTION, {}) == more.make(STAGING, {})
+
+
+def test_without_other_overlays_the_values_alone_are_the_build(
+    builds: Builds, tmp_path: Path
+) -> None:
+    for name in ("development", "staging"):
+        (tmp_path / f"values-{name}.yaml").unlink()
+    (tmp_path / "values-production.yaml").write_text("extraArgs: [--quantization=fp8]\n")
+
+    with pytest.raises(UsageError, match="nothing without that file"):
+        builds.make(PRODUCTION, {})
+
+
+def test_a_build_of_the_former_scheme_asks_to_gate_again(builds: Builds) -> None:
+    former, now = make_build(CHART, STAGING, {}), builds.make(STAGING, {})
+
+    assert former.of_earlier_version
+    with pytest.raises(DeployError, match="gated by an earlier version") as caught:
+        check_same(former, now)
+    assert "gate again" in str(caught.value)
