@@ -6,7 +6,7 @@ from vllm_rollout.judge.replicas import cached_verdict
 from vllm_rollout.judge.sample_outputs import output_verdict
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
-from vllm_rollout.serving import Servers
+from vllm_rollout.serving import Servers, no_word_on_the_build
 
 
 def test_sample_outputs(servers: Servers, slo: Gates, verdict: VerdictRecorder) -> None:
@@ -19,6 +19,8 @@ def test_sample_outputs(servers: Servers, slo: Gates, verdict: VerdictRecorder) 
             timeout_seconds=gate.timeout_seconds,
             **gate.sampling,
         )
+        if refused := no_word_on_the_build(client, result.status, result.error):
+            verdict(refused)
         verdict.attach(sample.prompt, result.answer.text if result.answer else result.error)
         found.append((sample, result))
     for sample, result in found:

@@ -5,6 +5,7 @@ from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
+from vllm_rollout.serving import no_word_on_the_build
 
 
 def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictRecorder) -> None:
@@ -15,6 +16,9 @@ def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictReco
         )
         for _ in range(gate.requests)
     ]
+    for answer in answers:
+        if refused := no_word_on_the_build(client, answer.status, answer.error):
+            verdict(refused)
     if cached := next((a.cached for a in answers if a.ok and a.cached), ""):
         verdict(cached_verdict(cached))
     verdict(

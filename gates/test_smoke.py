@@ -1,7 +1,6 @@
 """Smoke test: production answers through its router, with a bearer key where it asks for one."""
 
 from collections.abc import Iterator
-from http import HTTPStatus
 
 import pytest
 
@@ -11,6 +10,7 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
+from vllm_rollout.serving import no_word_on_the_build
 from vllm_rollout.settings import Settings
 
 
@@ -31,15 +31,8 @@ def test_smoke(
         gate.prompt, max_tokens=gate.max_tokens, timeout_seconds=gate.timeout_seconds
     )
     verdict.attach("answer", result.answer.text if result.answer else result.error)
-    if result.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        ours = f"the key in {key} is not its own" if settings.api_key else f"{key} is not set"
-        verdict(
-            check(
-                None,
-                f"{router.base_url} asks for a bearer key (HTTP {result.status}), and {ours}",
-                remedy=f"Put the production key into the environment variable {key}.",
-            )
-        )
+    if refused := no_word_on_the_build(router, result.status, result.error):
+        verdict(refused)
     if result.answer and result.cached:
         verdict(cached_verdict(result.cached))
     verdict(

@@ -30,6 +30,8 @@ Attach = Callable[[str, str], None]
 Ask = Callable[[InferenceClient], Verdict]
 
 _MOST_AT_ONCE = 32
+_KEY_REFUSED = (401, 403)
+_REDIRECTS = range(300, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,25 @@ class Servers:
         return any(r.name == name and r.ready for r in platform.replicas(self._deployment))
 
 
+def no_word_on_the_build(client: InferenceClient, status: int, error: str) -> Verdict | None:
+    """Return the verdict on an answer about the key or the address; None for any other."""
+    if status in _KEY_REFUSED:
+        key = client.key_variable
+        ours = f"the key in {key} is not its own" if client.has_key else f"{key} is not set"
+        return check(
+            None,
+            f"{client.base_url} asks for a bearer key (HTTP {status}), and {ours}",
+            remedy=f"Put the server's key into the environment variable {key}.",
+        )
+    if status in _REDIRECTS:
+        return check(
+            None,
+            f"{client.base_url} answers {status}: {error}",
+            remedy="Name the server's own address, with --base-url or `service_url`.",
+        )
+    return None
+
+
 def health_and_a_token(servers: Servers, gate: Health) -> Iterator[Verdict]:
     """`/health` returns 200 and one token comes, from each ready replica and at the address."""
 
@@ -142,10 +163,12 @@ def _health(client: InferenceClient, gate: Health) -> Verdict:
     health = client.health(timeout_seconds=gate.timeout_seconds)
     if health.status == 200 and health.cached:
         return cached_verdict(health.cached)
-    return check(
+    return no_word_on_the_build(client, health.status, health.error) or check(
         health.status == 200,
         f"/health answered {health.status or health.error}",
-        remedy="Look at the replica's log: vllm-rollout logs MODEL --environment ENVIRONMENT.",
+        remedy="If the server's health check has another path, set `health_path` in the policy."
+        if health.status == 404
+        else "Look at the replica's log: vllm-rollout logs MODEL --environment ENVIRONMENT.",
     )
 
 
@@ -153,7 +176,7 @@ def _token(client: InferenceClient, gate: Health) -> Verdict:
     token = client.greet(max_tokens=1, timeout_seconds=gate.timeout_seconds)
     if token.ok and token.cached:
         return cached_verdict(token.cached)
-    return check(
+    return no_word_on_the_build(client, token.status, token.error) or check(
         token.ok,
         f"one token came in {token.seconds:.3g} s"
         if token.ok
@@ -171,10 +194,16 @@ def sample_inference(
     client = servers.address
     listed = client.served_models(timeout_seconds=gate.timeout_seconds)
     served = listed.named(client.model)
-    yield check(
+    if served is not None:
+        attach("served model", str(served))
+    other = listed.models[0].name if listed.models else "its name there"
+    yield no_word_on_the_build(client, listed.status, listed.error) or check(
         served is not None,
-        f"/v1/models lists {listed.names}",
-        remedy=f"Serve it under its name: --served-model-name {client.model}.",
+        f"/v1/models cannot be read: {listed.error}"
+        if listed.error
+        else f"/v1/models lists {listed.names}",
+        remedy=f"Serve it under its name, --served-model-name {client.model}, or set `served_as` "
+        f"of the model to {other} in the policy.",
     )
     if served and (found := root_verdict(client.model, served.root, servers.commands())):
         yield found
@@ -199,7 +228,7 @@ def _sample(client: InferenceClient, gate: Inference, *, stream: bool) -> Answer
 
 def _sample_verdict(client: InferenceClient, result: Answered) -> Verdict:
     if result.answer is None:
-        return check(
+        return no_word_on_the_build(client, result.status, result.error) or check(
             False,
             f"no valid answer (HTTP {result.status}, {result.outcome}): {result.error}",
             remedy=_no_answer(client, result),

@@ -67,11 +67,14 @@ class Settings:
         """Return a client of the deployment's servers at `url`; `fresh` as the client has it."""
         from vllm_rollout.observe.client import InferenceClient
 
+        policy = self.policy.for_model(deployment.model)
         return InferenceClient(
             url,
-            model=deployment.model,
+            model=policy.served_name(deployment.model),
             api_key=self.api_key,
-            api=self.policy.for_model(deployment.model).api,
+            key_variable=policy.api_key_env,
+            health_path=policy.health_path,
+            api=policy.api,
             fresh=fresh,
         )
 
@@ -164,6 +167,11 @@ def load_settings(
         raise UsageError(
             "--base-url holds a user name or password",
             remedy=f"Put the key into the environment variable {policy.api_key_env}.",
+        )
+    if url and url.rstrip("/").endswith("/v1"):
+        raise UsageError(
+            f"--base-url {url} ends with /v1, which the suite adds itself",
+            remedy=f"Write --base-url {url.rstrip('/').removesuffix('/v1')}.",
         )
     context = option_or_environment("kube-context", kube_context)
     return Settings(

@@ -49,6 +49,9 @@ def test_one_pod_watches_with_little_rights_and_the_key_from_a_secret(
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["serviceAccountName"] == "vllm-rollout-watch"
+    # One that makes no observations is begun again.
+    (file,) = [each for each in container["args"] if each.startswith("--heartbeat=")]
+    assert file.removeprefix("--heartbeat=") in container["livenessProbe"]["exec"]["command"][-1]
     # A rollback that was begun is not cut off.
     allowed = load_policy(None).deploy_timeout.total_seconds()
     assert pod["terminationGracePeriodSeconds"] > allowed

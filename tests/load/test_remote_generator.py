@@ -11,16 +11,16 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from aiohttp import web
 from support.completions import answer
 
+from vllm_rollout.http_client import HttpAnswer, HttpClient
 from vllm_rollout.load.load_progress import LoadProgress
 from vllm_rollout.load.process_group import ProcessGroup
 from vllm_rollout.load.remote_generator import remotely
@@ -240,16 +240,15 @@ def test_a_load_that_nobody_attends_ends_by_itself(
 def test_a_log_that_was_altered_on_the_way_is_no_log(
     serve: Any, tmp_path: Path, pods: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = httpx.Client.get
+    real = HttpClient.request
 
-    def altered(client: httpx.Client, url: str, **options: Any) -> httpx.Response:
-        response = real(client, url, **options)
+    def altered(client: HttpClient, method: str, url: str, **options: Any) -> HttpAnswer:
+        response = real(client, method, url, **options)
         if "/logs/1" in url:
-            content = response.content.replace(b'"ok"', b'"OK"')
-            return httpx.Response(200, content=content, request=response.request)
+            return replace(response, body=response.body.replace(b'"ok"', b'"OK"'))
         return response
 
-    monkeypatch.setattr(httpx.Client, "get", altered)
+    monkeypatch.setattr(HttpClient, "request", altered)
     result = run(a_plan(serve(answer)), pods, tmp_path)
     assert "did not arrive as it was written" in result.incomplete
 

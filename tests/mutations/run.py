@@ -98,10 +98,17 @@ MUTATIONS = (
     ),
     Mutation(
         "an answer has a total deadline",
-        "vllm_rollout/observe/client.py",
-        "                    if time.monotonic() > deadline:",
-        "                    if time.monotonic() > deadline + 3600:",
-        "tests/observe/test_client.py",
+        "vllm_rollout/http_client/exchange.py",
+        "            async with asyncio.timeout(self._timeout_seconds) as deadline:",
+        "            async with asyncio.timeout(3600) as deadline:",
+        "tests/test_http_client.py",
+    ),
+    Mutation(
+        "an answer has a size limit after decompression",
+        "vllm_rollout/http_client/exchange.py",
+        "            if max(raw, size) > self._max_bytes:",
+        "            if raw > self._max_bytes:",
+        "tests/test_http_client.py",
     ),
     Mutation(
         "a percentile passes on its upper bound",
@@ -238,7 +245,7 @@ MUTATIONS = (
     ),
     Mutation(
         "control characters of a model's answer reach no terminal",
-        "vllm_rollout/report/formatting.py",
+        "vllm_rollout/model/text.py",
         '    return _UNPRINTABLE.sub("\\ufffd", text.replace("\\r\\n", "\\n"))',
         '    return text.replace("\\r\\n", "\\n")',
         "tests/report",

@@ -97,6 +97,14 @@ def test_a_calendar_that_cannot_be_read_closes_production(
     assert opens_next(windows(file), berlin("2026-11-19T10:00")) is None
 
 
+def test_an_event_every_second_since_1970_closes_production(tmp_path: Path) -> None:
+    endless = CALENDAR.replace("20261109T", "19700101T").replace("WEEKLY;BYDAY=MO,TU", "SECONDLY")
+    (tmp_path / "freezes.ics").write_text(endless)
+    rules = windows(tmp_path / "freezes.ics", calendar_timeout="1500ms")
+    reason = closed_now(rules, berlin("2026-11-19T10:00"))
+    assert "cannot be read: its events take more than 1.5 s" in reason
+
+
 def test_a_private_calendars_address_is_cut_before_its_secret() -> None:
     rules = windows("http://127.0.0.1:9/freezes.ics?token=abcdef123")
     with pytest.raises(UnreachableError) as raised:

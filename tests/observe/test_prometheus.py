@@ -35,9 +35,14 @@ LABELS = {"namespace": "system", "service": "llama-2-7b-staging"}
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response], **options: Any) -> Prometheus:
-    return Prometheus(
-        "http://prometheus", timeout_seconds=1, transport=httpx.MockTransport(answer), **options
-    )
+    def streamed(request: httpx.Request) -> httpx.Response:
+        whole = answer(request)
+        return httpx.Response(
+            whole.status_code, headers=whole.headers, stream=httpx.ByteStream(whole.content)
+        )
+
+    transport = httpx.MockTransport(streamed)
+    return Prometheus("http://prometheus", timeout_seconds=1, transport=transport, **options)
 
 
 def results(*series: Series) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from support.world import STAGING
 from vllm_rollout.gate_runs import change, identity, identity_and_differences
 from vllm_rollout.judge import Outcome, Verdict, VerdictMethod
 from vllm_rollout.model.evidence import GateResult
+from vllm_rollout.model.observation import ServedModel, ServedModels
+from vllm_rollout.model.text import shown
 from vllm_rollout.pytest_plugin.gate_results import (
     GateRecord,
     deserialize_record,
@@ -105,7 +107,8 @@ def test_what_is_not_as_rendered_for_the_build_is_a_change(platform: SimulatedPl
 
 
 def test_wrong_weights_behind_the_right_name_fail_the_inference_gate() -> None:
-    listed = SimpleNamespace(names="m", named=lambda name: SimpleNamespace(root="/models/mistral"))
+    model = ServedModel(name=shown("m"), root=shown("/models/mistral"))
+    listed = ServedModels(status=200, models=(model,))
     client: Any = SimpleNamespace(model="m", served_models=lambda timeout_seconds: listed)
     gate: Any = SimpleNamespace(timeout_seconds=1)
     servers: Any = SimpleNamespace(

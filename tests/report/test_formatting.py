@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from vllm_rollout.model.evidence import Evidence, GateResult
+from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.formatting import (
     bound_text,
     cut,
     headline,
-    one_line,
     report_title,
     risk_text,
     short_title,

@@ -36,6 +36,27 @@ def test_a_lease_is_given_back_even_when_the_work_fails(
     assert store.leases == {}
 
 
+def test_a_lease_is_not_renewed_while_the_work_stands_still(
+    store: MemoryStore, clock: FakeClock
+) -> None:
+    alive, turns = threading.Event(), threading.Semaphore(0)
+
+    def is_alive() -> bool:
+        turns.release()
+        return alive.is_set()
+
+    ttl = timedelta(milliseconds=30)
+    with hold(store, "m", clock=clock, on_wait=print, ttl=ttl, alive=is_alive):
+        first = store.leases["m"].version
+        for _ in range(3):
+            turns.acquire()
+        assert store.leases["m"].version == first
+        alive.set()
+        for _ in range(3):
+            turns.acquire()
+        assert store.leases["m"].version != first
+
+
 def test_a_killed_runs_lease_is_taken_over_when_it_has_stood_still_for_its_time(
     store: MemoryStore, clock: FakeClock
 ) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from support.world import MODEL, PRODUCTION, STAGING, World, healthy
@@ -15,7 +16,7 @@ from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal, Phase
 from vllm_rollout.rollout.leased_run import RunTools
-from vllm_rollout.rollout.monitor import Monitor, StoppableClock
+from vllm_rollout.rollout.monitor import Heartbeat, Monitor, StoppableClock
 from vllm_rollout.rollout.run import Clock
 from vllm_rollout.rollout.soak_samples import soak_of
 
@@ -101,6 +102,29 @@ def test_all_is_well_until_its_time_is_over(standing: Standing) -> None:
     assert standing.watch.run(timedelta(hours=3)) is ExitCode.OK
     assert rollbacks(standing) == []
     assert standing.world.clock.seconds >= 3 * HOUR
+
+
+def test_nothing_to_watch_is_not_health(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.platform, "history", lambda _deployment: [])
+    standing = Standing(world)
+    assert standing.watch.run(timedelta(minutes=5)) is ExitCode.INCONCLUSIVE
+    assert "saw nothing" in standing.said()
+
+
+def test_a_watch_that_stands_still_has_no_heartbeat(world: World, tmp_path: Path) -> None:
+    heartbeat = Heartbeat(world.clock, 60, tmp_path / "file")
+    assert heartbeat.alive()
+    (tmp_path / "file").unlink()
+    world.clock.seconds += 61
+    assert not heartbeat.alive()
+    with heartbeat.acting():  # a rollback takes its time
+        world.clock.seconds += 600
+        assert heartbeat.alive()
+    assert heartbeat.alive()
+    world.clock.seconds += 61
+    (tmp_path / "file").unlink()
+    assert not heartbeat.alive()
+    assert not (tmp_path / "file").exists()
 
 
 def test_what_it_brought_back_is_not_left_again_a_person_is_called(standing: Standing) -> None:

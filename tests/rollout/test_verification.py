@@ -187,7 +187,7 @@ def test_an_answer_that_never_ends_is_a_fail_in_the_gates_time(
     run = verify(settings(trickling), PRODUCTION, FakeClock())
 
     assert [gate.outcome for gate in run.gates] == [Outcome.PASS, *[Outcome.FAIL] * 3]
-    assert run.gates[1].verdicts[-1].reason == "no complete answer within 1 s"
+    assert "no complete answer within 0.5 s" in run.gates[1].verdicts[-1].reason
 
 
 def test_where_nothing_answers_it_says_so_and_fails_nothing(

@@ -1,11 +1,14 @@
 """The rollback triggers of the workflow, each over a stream of sights."""
 
 import math
+import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from support.hostile import ENDLESS, hostile
 from support.simulated import FakeClock
 from support.world import PRODUCTION, World
 
@@ -19,7 +22,10 @@ from vllm_rollout.model.request_counts import (
     RequestCounts,
     nothing_known,
 )
+from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.probe import probe
 from vllm_rollout.policy import load_policy
+from vllm_rollout.rollout.observer import BoundedQuestion
 from vllm_rollout.rollout.watcher import WatchEnd, Watcher
 
 GOOD = Replica(name="r", phase="Running", ready=True, restarts=0)
@@ -109,6 +115,38 @@ def test_what_does_not_last_or_is_not_everything_fires_nothing(
     look: Callable[[float], Observation],
 ) -> None:
     assert watch(look).fired == ""
+
+
+def test_a_health_check_that_trickles_without_end_holds_no_trigger_up() -> None:
+    def trickles_and_fails(connection: socket.socket, request: bytes) -> None:
+        if request.startswith(b"GET /health"):
+            ENDLESS["trickled headers"](connection, request)
+        connection.sendall(b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n")
+
+    with hostile(trickles_and_fails) as url, InferenceClient(url, model="m") as client:
+        probes = probe(client, count=2, timeout_seconds=0.4)
+    end = watch(lambda _at: Observation(probes=probes, replicas=[GOOD]))
+    assert end.fired
+
+
+def test_a_platform_that_hangs_is_a_gap_in_the_observation_and_not_its_end() -> None:
+    asked, answer = [], threading.Event()
+
+    def hangs() -> list[Replica]:
+        asked.append(1)
+        answer.wait()
+        return [GOOD]
+
+    replicas = BoundedQuestion(hangs)
+    assert [replicas.get(0.02), replicas.get(0.02)] == [None, None]
+    assert len(asked) == 1
+    answer.set()
+    assert replicas.get(20) == [GOOD]
+
+    def broken() -> list[Replica]:
+        raise KeyError("an answer that is none")
+
+    assert BoundedQuestion(broken).get(20) is None
 
 
 def test_an_error_spike_counts_only_soon_after_promotion() -> None:

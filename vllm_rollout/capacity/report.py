@@ -16,9 +16,9 @@ from vllm_rollout.capacity.model import Capacity, Probe, Purpose
 from vllm_rollout.capacity.plot import capacity_plot
 from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.model.deployment import Build, Deployment
+from vllm_rollout.model.text import one_line
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.formatting import one_line
 from vllm_rollout.report.html import environment
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from rich.text import Text
 from vllm_rollout.cli import options
 from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.report.formatting import one_line
+from vllm_rollout.model.text import one_line
 
 
 @options.about_releases

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,10 @@ def watch_command(
     *,
     choice: options.Choice,
     report_dir: options.ReportDir = None,
+    heartbeat: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="touched while observations are made: for a probe"),
+    ] = None,
 ) -> None:
     """Stand watch over MODEL in --environment (default: the last), and roll back on a trigger.
 
@@ -36,8 +41,8 @@ def watch_command(
     alone; of several watches over one deployment one leads. SIGTERM and Ctrl-C end it, and let a
     rollback that was begun come to its end. The chart rollout-watch runs it in the cluster.
 
-    Exit codes: 0 the time is over or it was asked to end, and, with --for TIME, 5 rolled back,
-    6 rollback did not restore service: a person is needed.
+    Exit codes: 0 the time is over or it was asked to end, and, with --for TIME, 3 nothing was
+    observed, 5 rolled back, 6 rollback did not restore service: a person is needed.
     """
     settings = choice.settings(report_dir=report_dir)
     target = settings.deployment(model, environment or settings.policy.order[-1])
@@ -59,6 +64,7 @@ def watch_command(
             ),
             on_end=show_end,
             clock=StoppableClock(SystemClock(), stop),
+            heartbeat=heartbeat,
         )
         code = watch.run(duration)
     raise typer.Exit(int(code))

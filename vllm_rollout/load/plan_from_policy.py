@@ -41,7 +41,7 @@ def load_plan(policy: Policy, deployment: Deployment, *, base_url: str) -> LoadP
         )
     return LoadPlan(
         base_url=base_url,
-        model=deployment.model,
+        model=policy.served_name(deployment.model),
         rate_per_second=load.rate,
         duration_seconds=duration,
         warmup_seconds=load.warmup_seconds,

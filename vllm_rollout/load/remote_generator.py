@@ -9,12 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
-
 from vllm_rollout import __version__
+from vllm_rollout.http_client import Failure, HttpAnswer, HttpClient, HttpError
 from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, log_digest
 from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.load_plan import LoadPlan
@@ -26,6 +26,8 @@ _LOST_SECONDS = 30.0
 """The master ends when it is not asked for this long; then nothing more is to be had."""
 _ASK_SECONDS = 3.0
 _MOST_BYTES = 1 << 32
+_MAX_BYTES = 1 << 23
+"""The master sends at most half of this at once."""
 
 
 def remotely(
@@ -66,7 +68,7 @@ class RemoteGenerator:
         self._clock_within = float("inf")
         self._pods = pods
         self._results = results
-        self._http = httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False)
+        self._http = HttpClient(max_bytes=_MAX_BYTES)
         self._heard: float | None = None
         self._asked_at = 0.0
         self._seen = PodsSeen(master_ended=False)
@@ -118,17 +120,17 @@ class RemoteGenerator:
             for index, log in enumerate(logs):
                 self._copy(index, int(log["size"]))
             if not self._stop_sent and (self._results / STOP_NAME).exists():
-                self._post("/stop")
+                self._ask("POST", "/stop")
                 self._stop_sent = True
             self._heard = time.monotonic()
             if state["state"] == "ended":
                 self._end(logs)
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        except (HttpError, ValueError, KeyError, TypeError) as error:
             self._unheard(error)
 
     def _state(self) -> Any:
         asked = time.monotonic()
-        state = self._get("/state").json()
+        state: Any = self._ask("GET", "/state").json(dict)
         within = (time.monotonic() - asked) / 2
         if state["version"] != __version__:
             raise UsageError(
@@ -145,7 +147,7 @@ class RemoteGenerator:
         path = self._path(index)
         have = path.stat().st_size if path.exists() else 0
         while have < size:
-            data = self._get(f"/logs/{index}?from={have}").content
+            data = self._ask("GET", f"/logs/{index}?from={have}").body
             if not data or have + len(data) > _MOST_BYTES:
                 raise ValueError(f"log {index} ends at byte {have} of {size}")
             with path.open("ab") as file:
@@ -165,7 +167,7 @@ class RemoteGenerator:
                 problems.append(f"the log of {name} did not arrive as it was written")
         self._ask_pods()
         self._finish("; ".join(problems))
-        self._post("/fetched")
+        self._ask("POST", "/fetched")
 
     def _unheard(self, error: Exception) -> None:
         if self._ended:  # the master went as soon as it was let go
@@ -193,8 +195,9 @@ class RemoteGenerator:
     def _path(self, index: int) -> Path:
         return self._results / LOG_NAME.format(index=index)
 
-    def _get(self, path: str) -> httpx.Response:
-        return self._http.get(self._pods.url() + path).raise_for_status()
-
-    def _post(self, path: str) -> None:
-        self._http.post(self._pods.url() + path).raise_for_status()
+    def _ask(self, method: str, path: str) -> HttpAnswer:
+        url = self._pods.url() + path
+        answer = self._http.request(method, url, timeout_seconds=_TIMEOUT_SECONDS)
+        if answer.status != HTTPStatus.OK:
+            raise HttpError(Failure.UNREADABLE, f"{path} answers {answer.status}")
+        return answer

@@ -18,6 +18,7 @@ from vllm_rollout.model.errors import UsageError
 DEFAULT_NAMESPACE = "system"
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _HELM_RELEASE_MAX = 53
+_SERVED_AS = " A name that only the server has goes into `models.llama-2-7b.served_as`."
 
 
 def checked_name(kind: str, name: str, *, longest: int = _HELM_RELEASE_MAX) -> str:
@@ -32,7 +33,7 @@ def checked_name(kind: str, name: str, *, longest: int = _HELM_RELEASE_MAX) -> s
         raise UsageError(
             f"{kind} {name!r} is not a DNS-1123 label",
             remedy=f"Use lower-case letters, digits and inner '-', {longest} characters at most, "
-            "for example llama-2-7b.",
+            f"for example llama-2-7b.{_SERVED_AS if kind == 'model' else ''}",
         )
     return name
 

@@ -6,21 +6,37 @@ from dataclasses import dataclass, replace
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import LiveCounts
+from vllm_rollout.model.text import NOTHING, Printable, shown
+
+_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """One model that a server says it serves: its name, and what was loaded, or empty."""
+    """One model that a server says it serves: its name, and what vLLM says of it; else empty.
 
-    name: str
-    root: str = ""
+    `root` is what the weights were loaded from, `parent` the model that a LoRA adapter adapts.
+    """
+
+    name: Printable
+    root: Printable = NOTHING
+    parent: Printable = NOTHING
+    max_model_len: int | None = None
+
+    def __str__(self) -> str:
+        length = f"max_model_len {self.max_model_len}" if self.max_model_len else ""
+        root = f"root {self.root}" if self.root else ""
+        parent = f"parent {self.parent}" if self.parent else ""
+        return ", ".join(filter(None, [self.name, root, parent, length]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModels:
-    """Models that a server lists at `/v1/models`."""
+    """Answer of `/v1/models`: the HTTP status, 0 without an answer, and the error if it failed."""
 
+    status: int
     models: tuple[ServedModel, ...] = ()
+    error: Printable = NOTHING
 
     def named(self, name: str) -> ServedModel | None:
         """The model of that name; None if it is not there."""
@@ -28,8 +44,10 @@ class ServedModels:
 
     @property
     def names(self) -> str:
-        """The names as text."""
-        return ", ".join(each.name for each in self.models) or "nothing"
+        """The names as text, the first of many."""
+        first = shown(", ".join(each.name for each in self.models[:_NAMES_SHOWN])) or "nothing"
+        more = len(self.models) - _NAMES_SHOWN
+        return f"{first} and {more:,} more" if more > 0 else first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,25 +2,35 @@
 
 Recurring events are expanded; cancelled ones are none. Events that are marked as free time count
 too: public calendars of holidays mark theirs so.
+
+A calendar can ask for any amount of time and memory (every second since 1970), and nothing ends a
+computation in this process: this module runs itself in another one, which has limits.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.calendar_event import Event
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.policy import Windows
+from vllm_rollout.model.text import one_line, shown
 
 if TYPE_CHECKING:
-    import icalendar
+    from vllm_rollout.policy import Windows
 
 _LONGEST_SUMMARY = 100
-_LARGEST_BYTES = 10_000_000
+_MAX_BYTES = 10_000_000
+_MOST_EVENTS = 100_000
+_MEMORY_BYTES = 2 << 30
 
 
-def events_between(windows: Windows, start: datetime, end: datetime) -> Sequence[Event]:
+def events_between(windows: "Windows", start: datetime, end: datetime) -> Sequence[Event]:
     """The events of the windows' calendar that last at any time from `start` to `end`.
 
     Raises:
@@ -29,59 +39,99 @@ def events_between(windows: Windows, start: datetime, end: datetime) -> Sequence
     """
     if windows.calendar is None:
         return ()
-    import icalendar
-    import recurring_ical_events
-
-    text = _text(windows.calendar, windows.calendar_timeout.total_seconds())
+    seconds = windows.calendar_timeout.total_seconds()
+    text = _text(windows.calendar, seconds)
+    command = [sys.executable, "-P", "-m", __name__, start.isoformat(), end.isoformat()]
     try:
-        found = recurring_ical_events.of(icalendar.Calendar.from_ical(text)).between(start, end)
-        return sorted(
-            (
-                _event(component, windows.zone)
-                for component in found
-                if str(component.get("STATUS", "")).upper() != "CANCELLED"
-            ),
-            key=lambda event: event.start,
+        expanded = subprocess.run(  # noqa: S603 - this very module
+            command, input=text, capture_output=True, timeout=seconds, check=False
         )
-    except Exception as error:  # whatever a calendar may hold
-        raise _unreadable(windows.calendar, f"{type(error).__name__}: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise _unreadable(windows.calendar, f"its events take more than {seconds:g} s") from error
+    if expanded.returncode:
+        why = expanded.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise _unreadable(windows.calendar, shown(why) or "its events take too much memory")
+    found = [_event(each, windows.zone) for each in json.loads(expanded.stdout)]
+    return sorted(found, key=lambda event: event.start)
 
 
-def _event(component: "icalendar.Event", zone: tzinfo) -> Event:
-    start, end = component.start, component.end
-    if start == end and not isinstance(start, datetime):
-        end = start + timedelta(days=1)
-    summary = " ".join(str(component.get("SUMMARY", "an event")).split())
-    return Event(_moment(start, zone), _moment(end, zone), summary[:_LONGEST_SUMMARY])
+def _event(expanded: dict[str, Any], zone: tzinfo) -> Event:
+    start, end = (_moment(expanded[key], zone) for key in ("start", "end"))
+    return Event(start, end, expanded["summary"])
 
 
-def _moment(value: date | datetime, zone: tzinfo) -> datetime:
+def _moment(text: str, zone: tzinfo) -> datetime:
     """A day begins at its midnight in the windows' time zone, where times without one are too."""
-    if not isinstance(value, datetime):
-        return datetime.combine(value, time(), tzinfo=zone)
+    value = datetime.fromisoformat(text)
     return value if value.tzinfo else value.replace(tzinfo=zone)
 
 
 def _text(source: str, timeout_seconds: float) -> bytes:
-    import httpx
-
     try:
         if source.startswith(("http://", "https://")):
-            with httpx.Client(timeout=timeout_seconds, follow_redirects=True) as client:
-                data = client.get(source).raise_for_status().content
+            with HttpClient(max_bytes=_MAX_BYTES, proxy=True, redirects=True) as client:
+                answer = client.get(source, timeout_seconds=timeout_seconds)
+            if answer.status != 200:
+                raise _unreadable(source, f"HTTP {answer.status}")
+            data = answer.body
         else:
-            data = Path(source).read_bytes()
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            with Path(source).open("rb") as file:
+                data = file.read(_MAX_BYTES + 1)
+    except (HttpError, OSError) as error:
         raise _unreadable(source, str(error) or type(error).__name__) from error
-    if len(data) > _LARGEST_BYTES or b"BEGIN:VCALENDAR" not in data:
+    if len(data) > _MAX_BYTES or b"BEGIN:VCALENDAR" not in data:
         raise _unreadable(source, "it is no iCalendar")
     return data
 
 
 def _unreadable(source: str, why: str) -> UnreachableError:
-    shown = source.partition("?")[0]  # the rest of a private calendar's URL is a secret
+    shown_source = source.partition("?")[0]  # the rest of a private calendar's URL is a secret
     return UnreachableError(
-        f"the calendar {shown} cannot be read: {why.replace(source, shown)}",
-        address=shown,
+        f"the calendar {shown_source} cannot be read: {why.replace(source, shown_source)}",
+        address=shown_source,
         remedy="Correct `windows.calendar`, or see why it does not answer.",
     )
+
+
+def _expand(text: bytes, start: datetime, end: datetime) -> list[dict[str, str]]:
+    """The events between the two times; days without a time are their midnights."""
+    import icalendar
+    import recurring_ical_events
+
+    found = []
+    for component in recurring_ical_events.of(icalendar.Calendar.from_ical(text)).between(
+        start, end
+    ):
+        if str(component.get("STATUS", "")).upper() == "CANCELLED":
+            continue
+        first, last = component.start, component.end
+        if first == last and not isinstance(first, datetime):
+            last = first + timedelta(days=1)
+        summary = one_line(str(component.get("SUMMARY", "an event")))[:_LONGEST_SUMMARY]
+        found.append({"start": _iso(first), "end": _iso(last), "summary": summary})
+        if len(found) > _MOST_EVENTS:
+            raise ValueError(f"more than {_MOST_EVENTS:,} events")
+    return found
+
+
+def _iso(value: date | datetime) -> str:
+    if not isinstance(value, datetime):
+        value = datetime.combine(value, time())
+    return value.isoformat()
+
+
+def _main() -> None:
+    import resource
+
+    with suppress(ValueError, OSError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    start, end = (datetime.fromisoformat(text) for text in sys.argv[1:])
+    try:
+        found = _expand(sys.stdin.buffer.read(), start, end)
+    except Exception as error:  # noqa: BLE001 - whatever a calendar may hold
+        sys.exit(f"{type(error).__name__}: {error}")
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,4 +1,4 @@
-"""Inference client: sends requests to one model server over httpx and reports the answers.
+"""Inference client: sends requests to one model server and reports the answers.
 
 It observes and has no opinion. A server that answers badly gives an `Inference` whose outcome
 says how; only a server that cannot be reached at all raises.
@@ -9,40 +9,51 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from http import HTTPStatus
+from typing import Any, Literal, Self
+from urllib.parse import urljoin
 
+from vllm_rollout.http_client import Failure, HttpAnswer, HttpClient, HttpError, Sink
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
-from vllm_rollout.model.observation import ServedModel, ServedModels
+from vllm_rollout.model.observation import ServedModels
+from vllm_rollout.model.text import NOTHING, Printable, shown
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
 from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers, cached_by
-
-if TYPE_CHECKING:
-    import httpx
+from vllm_rollout.observe.served_models import served_models
 
 Api = Literal["completions", "chat"]
 PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+_MAX_BYTES = 8 * 1024 * 1024
+_OUTCOMES = {
+    Failure.LATE: RequestOutcome.TIMEOUT,
+    Failure.TOO_LARGE: RequestOutcome.MALFORMED,
+    Failure.UNREADABLE: RequestOutcome.MALFORMED,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """Answer of `/health`: the HTTP status, or 0 and the error when no answer came in time.
 
-    `cached` as in `Inference`.
+    A redirect, which is not followed, has the error that names its target. `cached` as in
+    `Inference`.
     """
 
     status: int
     seconds: float
-    error: str = ""
-    cached: str = ""
+    error: Printable = NOTHING
+    cached: Printable = NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inference:
     """One inference request. `answer` is there only when the outcome is OK.
 
-    `seconds` and `ttft_seconds` run from the moment of sending; NaN when it did not come so far.
-    `cached` is what shows that the answer came from a cache, which says nothing of the engine.
+    `seconds` and `ttft_seconds` run from the moment of sending, when the connection stands; NaN
+    when it did not come so far. `cached` is what shows that the answer came from a cache, which
+    says nothing of the engine.
     """
 
     outcome: RequestOutcome
@@ -50,8 +61,8 @@ class Inference:
     seconds: float
     ttft_seconds: float = math.nan
     answer: Answer | None = None
-    error: str = ""
-    cached: str = ""
+    error: Printable = NOTHING
+    cached: Printable = NOTHING
 
     @property
     def ok(self) -> bool:
@@ -62,8 +73,10 @@ class Inference:
 class InferenceClient:
     """A client of one OpenAI-compatible server. Close it, or use it as a context manager.
 
-    `api_key` is sent as a bearer token and shown nowhere. `api` is what `ask` and `greet` use. With
-    `fresh`, each request has a connection of its own, so that a balancer may send it elsewhere.
+    `api_key` is sent as a bearer token and shown nowhere; `key_variable` is where it comes from.
+    `health_path` is from the host's root; without it `/health` is asked behind `base_url`. `api` is
+    what `ask` and `greet` use. With `fresh`, each request has a connection of its own, so that a
+    balancer may send it elsewhere.
     """
 
     def __init__(
@@ -72,13 +85,16 @@ class InferenceClient:
         *,
         model: str,
         api_key: str | None = None,
+        key_variable: str = "VLLM_ROLLOUT_API_KEY",
+        health_path: str | None = None,
         api: Api = "completions",
         fresh: bool = False,
-        transport: "httpx.BaseTransport | None" = None,
     ) -> None:
-        import httpx
-
         self.base_url = base_url.rstrip("/")
+        self.has_key, self.key_variable = bool(api_key), key_variable
+        self._health_url = (
+            urljoin(self.base_url, health_path) if health_path else f"{self.base_url}/health"
+        )
         self.model = model
         self.api = api
         headers = {"Cache-Control": NO_CACHE}
@@ -87,13 +103,7 @@ class InferenceClient:
         self._known = KnownAnswers()
         self._numbers_answers: bool | None = None
         self._asking_for_another = threading.RLock()
-        self._http = httpx.Client(
-            base_url=self.base_url,
-            headers=headers,
-            limits=httpx.Limits(max_connections=100, max_keepalive_connections=0 if fresh else 20),
-            transport=transport,
-            trust_env=False,
-        )
+        self._http = HttpClient(max_bytes=_MAX_BYTES, headers=headers, fresh=fresh)
 
     @property
     def path(self) -> str:
@@ -116,53 +126,38 @@ class InferenceClient:
         Raises:
             UnreachableError: no connection could be made.
         """
-        import httpx
-
         started = time.monotonic()
         try:
-            response = self._http.get("/health", timeout=timeout_seconds)
-        except _no_connection() as error:
-            raise self._unreachable(error) from error
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            return Health(
-                status=0,
-                seconds=time.monotonic() - started,
-                error=_describe(error, timeout_seconds),
-            )
+            answer = self._get(self._health_url, timeout_seconds)
+        except HttpError as error:
+            return Health(status=0, seconds=time.monotonic() - started, error=error.reason)
+        target = answer.redirects_to
+        moved = shown(f"redirect to {target}") if target else NOTHING
         return Health(
-            status=response.status_code,
-            seconds=time.monotonic() - started,
-            cached=cached_by(response.headers.multi_items()),
+            status=answer.status, seconds=answer.seconds, error=moved, cached=_cached(answer)
         )
 
-    def models(self, *, timeout_seconds: float) -> list[str]:
-        """The names that `served_models` has. Raises: as it does."""
-        return [each.name for each in self.served_models(timeout_seconds=timeout_seconds).models]
-
     def served_models(self, *, timeout_seconds: float) -> ServedModels:
-        """The models the server says it serves; none when its answer cannot be read.
+        """Ask `/v1/models` for what the server says it serves.
 
         Raises:
             UnreachableError: no connection could be made.
         """
-        import httpx
-
         try:
-            response = self._http.get("/v1/models", timeout=timeout_seconds)
-            entries = response.json()["data"]
-            return ServedModels(
-                models=tuple(
-                    ServedModel(name=str(entry["id"]), root=str(entry.get("root") or ""))
-                    for entry in entries
-                )
-            )
-        except _no_connection() as error:
-            raise self._unreachable(error) from error
-        except (
-            *(httpx.RequestError, ValueError, KeyError, TypeError, AttributeError),
-            RecursionError,
-        ):
-            return ServedModels()
+            answer = self._get(f"{self.base_url}/v1/models", timeout_seconds)
+            if answer.status != HTTPStatus.OK:
+                return ServedModels(status=answer.status, error=shown(str(_refusal(answer))))
+            return served_models(answer)
+        except HttpError as error:
+            return ServedModels(status=error.status, error=error.reason)
+
+    def models(self, *, timeout_seconds: float) -> list[str]:
+        """The names that `served_models` has; empty when its answer cannot be read.
+
+        Raises:
+            UnreachableError: no connection could be made.
+        """
+        return [each.name for each in self.served_models(timeout_seconds=timeout_seconds).models]
 
     def ask(
         self,
@@ -232,79 +227,96 @@ class InferenceClient:
                 self._numbers_answers = other is None or other.id != answer.id
         return answer.created is not None or bool(self._numbers_answers)
 
-    def _ask(self, path: str, body: dict[str, Any], *, timeout_seconds: float) -> Inference:
-        import httpx
-
-        started = time.monotonic()
-        deadline = started + timeout_seconds
-        status, ttft, cached = 0, math.nan, ""
+    def _get(self, url: str, timeout_seconds: float) -> HttpAnswer:
+        """Raises: HttpError; UnreachableError."""
         try:
-            with self._http.stream("POST", path, json=body, timeout=timeout_seconds) as response:
-                status = response.status_code
-                cached = cached_by(response.headers.multi_items())
-                sse = SseAnswer() if body["stream"] and status == httpx.codes.OK else None
-                whole = bytearray()
-                for chunk in response.iter_bytes():
-                    # httpx times each read alone: trickled bytes must not outlive our limit.
-                    if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("still answering")
-                    if sse is None:
-                        whole += chunk
-                    elif sse.feed(chunk) and math.isnan(ttft):
-                        ttft = time.monotonic() - started
-            seconds = time.monotonic() - started
-            if status != httpx.codes.OK:
-                raise error_of(status, bytes(whole))
-            answer = parse_completion(bytes(whole)) if sse is None else sse.finish()
-        except _no_connection() as error:
-            raise self._unreachable(error) from error
-        except httpx.TimeoutException as error:
-            outcome, reason = RequestOutcome.TIMEOUT, _describe(error, timeout_seconds)
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            # An answer that had begun and broke off is the server's, not the network's to explain.
-            outcome = RequestOutcome.TRUNCATED if status else RequestOutcome.CONNECTION
-            reason = _describe(error, timeout_seconds)
-        except AnswerError as error:
-            outcome, reason = error.outcome, str(error)
-        else:
-            if not cached and self._came_before(answer, path, timeout_seconds):
-                cached = f"the answer {answer.id} came before"
-            return Inference(
-                outcome=RequestOutcome.OK,
-                status=status,
-                seconds=seconds,
-                ttft_seconds=ttft,
-                answer=answer,
-                cached=cached,
+            return self._http.get(url, timeout_seconds=timeout_seconds)
+        except HttpError as error:
+            raise self._unreachable(error) if error.unreachable else error from error
+
+    def _ask(self, path: str, body: dict[str, Any], *, timeout_seconds: float) -> Inference:
+        started = time.monotonic()
+        stream = _Stream() if body["stream"] else None
+        status, seconds = 0, math.nan
+        outcome, reason, answer, cached = RequestOutcome.OK, NOTHING, None, NOTHING
+        try:
+            got = self._http.request(
+                "POST",
+                self.base_url + path,
+                json=body,
+                timeout_seconds=timeout_seconds,
+                sink=stream.begin if stream else None,
             )
+            status, seconds, cached = got.status, got.seconds, _cached(got)
+            if status != HTTPStatus.OK:
+                raise _refusal(got)
+            answer = stream.finish() if stream else parse_completion(got.body)
+        except HttpError as error:
+            if error.unreachable:
+                raise self._unreachable(error) from error
+            # An answer that had begun and broke off is the server's, not the network's to explain.
+            broken = RequestOutcome.TRUNCATED if error.status else RequestOutcome.CONNECTION
+            outcome = _OUTCOMES.get(error.failure, broken)
+            status, reason = error.status, error.reason
+        except AnswerError as error:
+            outcome, reason = error.outcome, shown(str(error))
+        if answer and not cached and self._came_before(answer, path, timeout_seconds):
+            cached = shown(f"the answer {answer.id} came before")
         return Inference(
             outcome=outcome,
             status=status,
-            seconds=time.monotonic() - started,
-            ttft_seconds=ttft,
+            seconds=time.monotonic() - started if math.isnan(seconds) else seconds,
+            ttft_seconds=stream.ttft_seconds if stream else math.nan,
+            answer=answer,
             error=reason,
             cached=cached,
         )
 
-    def _unreachable(self, error: Exception) -> UnreachableError:
+    def _unreachable(self, error: HttpError) -> UnreachableError:
         return UnreachableError(
-            f"nothing answers at {self.base_url}: {error}",
+            f"nothing answers at {self.base_url}: {error.reason}",
             address=self.base_url,
-            remedy="Check that the deployment runs and that this machine can reach it, or name "
+            remedy=error.remedy
+            or "Check that the deployment runs and that this machine can reach it, or name "
             "another address with --base-url.",
         )
 
 
-def _no_connection() -> tuple[type[Exception], ...]:
-    """Return the errors that say that no connection could be made."""
-    import httpx
+class _Stream:
+    """Takes a streamed answer as it comes, and keeps what was wrong with it."""
 
-    return (httpx.ConnectError, httpx.ConnectTimeout)
+    def __init__(self) -> None:
+        self.ttft_seconds = math.nan
+        self._sse = SseAnswer()
+        self._wrong: AnswerError | None = None
+
+    def begin(self, status: int, sent: float) -> Sink | None:
+        """Take the body of a 200; an error's is read as a whole."""
+        self._sent = sent
+        return self._feed if status == HTTPStatus.OK else None
+
+    def finish(self) -> Answer:
+        """The answer. Raises: AnswerError."""
+        if self._wrong is not None:
+            raise self._wrong
+        return self._sse.finish()
+
+    def _feed(self, data: bytes) -> bool:
+        try:
+            if self._sse.feed(data) and math.isnan(self.ttft_seconds):
+                self.ttft_seconds = time.monotonic() - self._sent
+        except AnswerError as error:
+            self._wrong = error
+            return False
+        return True
 
 
-def _describe(error: "httpx.RequestError", timeout_seconds: float) -> str:
-    import httpx
+def _cached(answer: HttpAnswer) -> Printable:
+    return shown(cached_by(answer.headers))
 
-    if isinstance(error, httpx.TimeoutException):
-        return f"no complete answer within {timeout_seconds:g} s"
-    return f"{type(error).__name__}: {error}"
+
+def _refusal(answer: HttpAnswer) -> AnswerError:
+    """Return the error that an answer other than 200 stands for."""
+    if answer.redirects_to:
+        return AnswerError(RequestOutcome.HTTP_ERROR, f"redirect to {answer.redirects_to}")
+    return error_of(answer.status, answer.body)

@@ -5,12 +5,15 @@ import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import httpx
+import msgspec
 
+from vllm_rollout.http_client import HttpAnswer, HttpClient, HttpError
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.text import shown
 
 _ENDPOINT = "https://huggingface.co"
 _TIMEOUT_SECONDS = 15.0
+_MAX_BYTES = 4 * 1024 * 1024
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _MODEL_ID = re.compile(rf"{_PART}(?:/{_PART})?")
 _REVISION = re.compile(r"[A-Za-z0-9._/-]+")
@@ -49,40 +52,44 @@ def model_access(model: str, *, revision: str = "", token: str = "") -> ModelAcc
         return ModelAccess(problem=f"{model}@{revision or 'main'} is no model id and revision")
     endpoint = os.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(timeout=_TIMEOUT_SECONDS, headers=headers, follow_redirects=True) as client:
+    with HttpClient(max_bytes=_MAX_BYTES, headers=headers, proxy=True, redirects=True) as client:
         about = f"{endpoint}/api/models/{model}"
         answer = _get(client, f"{about}/auth-check")
-        if answer.status_code in _NO_ACCESS:
+        if answer.status in _NO_ACCESS:
             return ModelAccess(problem=_refused(model, answer, with_token=bool(token)))
         answer = _get(client, f"{about}/revision/{revision.replace('/', '%2F') or 'main'}")
-    if answer.status_code == HTTPStatus.NOT_FOUND:
+    if answer.status == HTTPStatus.NOT_FOUND:
         return ModelAccess(problem=f"{model} has no revision {revision or 'main'}")
-    if answer.status_code in _NO_ACCESS:
+    if answer.status in _NO_ACCESS:
         return ModelAccess(problem=_refused(model, answer, with_token=bool(token)))
     try:
-        return ModelAccess(commit=str(answer.json()["sha"]))
-    except (ValueError, KeyError, TypeError) as error:
+        return ModelAccess(commit=shown(answer.json(_Revision).sha))
+    except HttpError as error:
         raise _unreachable(endpoint, "its answer names no commit") from error
 
 
-def _get(client: httpx.Client, url: str) -> httpx.Response:
+class _Revision(msgspec.Struct):
+    sha: str
+
+
+def _get(client: HttpClient, url: str) -> HttpAnswer:
     try:
-        answer = client.get(url)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _unreachable(url, f"{type(error).__name__}: {error}") from error
-    if answer.status_code != HTTPStatus.OK and answer.status_code not in _NO_ACCESS:
-        raise _unreachable(url, f"it answers {answer.status_code}")
+        answer = client.get(url, timeout_seconds=_TIMEOUT_SECONDS)
+    except HttpError as error:
+        raise _unreachable(url, error.reason) from error
+    if answer.status != HTTPStatus.OK and answer.status not in _NO_ACCESS:
+        raise _unreachable(url, f"it answers {answer.status}")
     return answer
 
 
-def _refused(model: str, answer: httpx.Response, *, with_token: bool) -> str:
-    code = answer.headers.get("X-Error-Code", "")
+def _refused(model: str, answer: HttpAnswer, *, with_token: bool) -> str:
+    code = shown(answer.header("X-Error-Code"))
     whose = "the pods' token has no access" if with_token else "the pods have no token"
     if code == "GatedRepo":
         return f"{model} is gated, and {whose}"
-    if code == "RepoNotFound" or answer.status_code == HTTPStatus.NOT_FOUND:
+    if code == "RepoNotFound" or answer.status == HTTPStatus.NOT_FOUND:
         return f"there is no {model}, or it is private and {whose}"
-    return f"{model}: it answers {answer.status_code} {code}".rstrip() + f", and {whose}"
+    return f"{model}: it answers {answer.status} {code}".rstrip() + f", and {whose}"
 
 
 def _unreachable(address: str, reason: str) -> UnreachableError:

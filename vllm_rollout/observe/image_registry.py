@@ -4,6 +4,7 @@ Specification: github.com/opencontainers/distribution-spec, "Pulling manifests";
 are Docker's ("Token Authentication Specification").
 """
 
+import base64
 import hashlib
 import ipaddress
 import re
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-import httpx
+import msgspec
 
+from vllm_rollout.http_client import HttpAnswer, HttpClient, HttpError
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.image_name import ImageName
+from vllm_rollout.model.text import shown
 
 _TIMEOUT_SECONDS = 15.0
-_LONGEST_MANIFEST = 4 * 1024 * 1024
+_MAX_BYTES = 4 * 1024 * 1024
 _ACCEPT = ", ".join(
     f"application/vnd.{kind}"
     for kind in (
@@ -62,30 +65,34 @@ def _ask(image: ImageName, credentials: Credentials | None) -> FoundImage:
     host = _HUB_API.get(image.registry, image.registry)
     scheme = "http" if _is_loopback(host) else "https"
     url = f"{scheme}://{host}/v2/{image.repository}/manifests/{image.reference}"
-    with httpx.Client(timeout=_TIMEOUT_SECONDS, follow_redirects=True) as client:
+    with HttpClient(max_bytes=_MAX_BYTES, proxy=True, redirects=True) as client:
         try:
-            answer = client.get(url, headers={"Accept": _ACCEPT})
-            if answer.status_code == HTTPStatus.UNAUTHORIZED:
+            answer = _get(client, url, {"Accept": _ACCEPT})
+            if answer.status == HTTPStatus.UNAUTHORIZED:
                 authorization = _authorization(client, image, answer, credentials)
-                answer = client.get(url, headers={"Accept": _ACCEPT, **authorization})
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _unreachable(host, f"{type(error).__name__}: {error}") from error
+                answer = _get(client, url, {"Accept": _ACCEPT, **authorization})
+        except HttpError as error:
+            raise _unreachable(host, error.reason) from error
     return _read(image, host, answer)
 
 
-def _read(image: ImageName, host: str, answer: httpx.Response) -> FoundImage:
-    status = answer.status_code
+def _get(client: HttpClient, url: str, headers: dict[str, str], **query: object) -> HttpAnswer:
+    return client.get(url, timeout_seconds=_TIMEOUT_SECONDS, headers=headers, **query)
+
+
+def _read(image: ImageName, host: str, answer: HttpAnswer) -> FoundImage:
+    status = answer.status
     if status == HTTPStatus.NOT_FOUND:
         return FoundImage(problem=f"{host} has no {image.repository} at {image.reference}")
     if status in _REFUSED:
         return FoundImage(problem=f"{host} does not give {image.repository}: it answers {status}")
     if status != HTTPStatus.OK:
         raise _unreachable(host, f"it answers {status}")
-    body = answer.content
-    if len(body) > _LONGEST_MANIFEST or b'"schemaVersion"' not in body:
+    body = answer.body
+    if b'"schemaVersion"' not in body:
         raise _unreachable(host, "what it answers is no manifest")
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    header = answer.headers.get("Docker-Content-Digest", digest)
+    header = shown(answer.header("Docker-Content-Digest") or digest)
     for expected in (image.digest, header):
         if expected.startswith("sha256:") and expected != digest:
             return FoundImage(problem=f"{host} gives {digest} for {expected}")
@@ -93,38 +100,53 @@ def _read(image: ImageName, host: str, answer: httpx.Response) -> FoundImage:
 
 
 def _authorization(
-    client: httpx.Client,
+    client: HttpClient,
     image: ImageName,
-    refusal: httpx.Response,
+    refusal: HttpAnswer,
     credentials: Credentials | None,
 ) -> dict[str, str]:
     """The header that answers the registry's challenge; empty where there is none to give."""
-    challenge = refusal.headers.get("WWW-Authenticate", "")
+    challenge = refusal.header("WWW-Authenticate")
     scheme, _, rest = challenge.partition(" ")
-    if scheme.lower() == "basic" and credentials:
-        # httpx writes the header; only its value is wanted here.
-        request = next(httpx.BasicAuth(*credentials).auth_flow(refusal.request))
-        return {"Authorization": request.headers["Authorization"]}
+    basic = _basic(credentials) if credentials else {}
+    if scheme.lower() == "basic":
+        return basic
     if scheme.lower() != "bearer":
         return {}
     fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-    realm = urlsplit(fields.get("realm", ""))
+    try:
+        realm = urlsplit(fields.get("realm", ""))
+    except ValueError as error:
+        raise _unreachable(image.registry, "its token service has no address") from error
     if realm.scheme != "https" and not _is_loopback(realm.netloc):
-        raise _unreachable(image.registry, f"its token service {realm.geturl()!r} is not https")
+        raise _unreachable(
+            image.registry, f"its token service {shown(realm.geturl())!r} is not https"
+        )
     asked = {"scope": f"repository:{image.repository}:pull"}
     if "service" in fields:
         asked["service"] = fields["service"]
-    answer = client.get(
-        realm.geturl(), params=asked, auth=httpx.BasicAuth(*credentials) if credentials else None
-    )
-    if answer.status_code in _REFUSED:
+    answer = _get(client, realm.geturl(), basic, params=asked)
+    if answer.status in _REFUSED:
         return {}
     try:
-        given = answer.raise_for_status().json()
-        token = given.get("token") or given["access_token"]
-    except (httpx.HTTPStatusError, ValueError, KeyError, AttributeError) as error:
-        raise _unreachable(realm.netloc, "its token service gives no token") from error
+        given = answer.json(_Token)
+    except HttpError as error:
+        raise _unreachable(shown(realm.netloc), "its token service gives no token") from error
+    token = given.token or given.access_token
+    if answer.status != HTTPStatus.OK or not token:
+        raise _unreachable(shown(realm.netloc), "its token service gives no token")
     return {"Authorization": f"Bearer {token}"}
+
+
+class _Token(msgspec.Struct):
+    """Answer of a token service, in either of the protocol's two forms."""
+
+    token: str | None = None
+    access_token: str | None = None
+
+
+def _basic(credentials: Credentials) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(':'.join(credentials).encode()).decode()}"}
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,19 +5,43 @@ answer that cannot be read raises `UnreachableError`.
 """
 
 import math
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.text import shown
 
 if TYPE_CHECKING:
-    import httpx
+    from vllm_rollout.http_client import Transport
 
-_LONGEST_COMPLAINT = 300
+_MAX_BYTES = 64 * 1024 * 1024
+
+
+class _Entry(msgspec.Struct):
+    """A series: of a range `values`, of a moment `value`."""
+
+    metric: dict[str, str]
+    values: list[tuple[float, str]] | None = None
+    value: tuple[float, str] | None = None
+
+
+class _Data(msgspec.Struct):
+    result: list[_Entry]
+
+
+class _Wire(msgspec.Struct):
+    """An answer of the HTTP API."""
+
+    status: str
+    data: _Data | None = None
+    error: Any = None
+    warnings: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +78,15 @@ class Prometheus:
         token_file: Path | None = None,
         ca_file: Path | None = None,
         timeout_seconds: float,
-        transport: "httpx.BaseTransport | None" = None,
+        transport: "Transport | None" = None,
     ) -> None:
-        import httpx
-
         self.url = url.rstrip("/")
         self._token, self._token_file = token, token_file
+        self._timeout_seconds = timeout_seconds
         try:
-            verify = True if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
+            self._http = HttpClient(max_bytes=_MAX_BYTES, ca_file=ca_file, transport=transport)
         except OSError as error:  # an SSLError is one
             raise self._error(f"its CA file {ca_file} cannot be used: {error}") from error
-        self._http = httpx.Client(
-            timeout=timeout_seconds, transport=transport, trust_env=False, verify=verify
-        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -122,25 +142,26 @@ class Prometheus:
         )
 
     def _asked(self, path: str, question: Mapping[str, str]) -> list[Series]:
-        import httpx
-
         try:
-            response = self._http.post(
-                f"{self.url}/api/v1/{path}", data=dict(question), headers=self._headers()
+            response = self._http.request(
+                "POST",
+                f"{self.url}/api/v1/{path}",
+                data=dict(question),
+                headers=self._headers(),
+                timeout_seconds=self._timeout_seconds,
             )
-            answer = response.json()
-        except httpx.TransportError as error:
-            raise self._error(f"{type(error).__name__}: {error}") from error
-        except ValueError as error:
-            raise self._error(f"HTTP {response.status_code}, and no JSON") from error
-        if not isinstance(answer, dict) or answer.get("status") != "success":
-            error_text = answer.get("error") if isinstance(answer, dict) else answer
-            raise self._error(f"HTTP {response.status_code}: {error_text}")
-        if answer.get("warnings"):
-            raise self._error(f"the answer may be partial: {answer['warnings']}")
+            answer = response.json(_Wire)
+        except HttpError as error:
+            raise self._error(error.reason) from error
+        if answer.status != "success":
+            raise self._error(f"HTTP {response.status}: {answer.error}")
+        if answer.warnings:
+            raise self._error(f"the answer may be partial: {answer.warnings}")
+        if answer.data is None:
+            raise self._error("its answer has no data")
         try:
-            return [_series(entry) for entry in answer["data"]["result"]]
-        except (KeyError, TypeError, ValueError) as error:
+            return [_series(entry) for entry in answer.data.result]
+        except ValueError as error:
             raise self._error(f"its answer cannot be read: {error!r}") from error
 
     def _headers(self) -> dict[str, str]:
@@ -154,7 +175,7 @@ class Prometheus:
 
     def _error(self, why: str) -> UnreachableError:
         return UnreachableError(
-            f"Prometheus at {self.url} gave no answer: {why[:_LONGEST_COMPLAINT]}",
+            f"Prometheus at {self.url} gave no answer: {shown(why)}",
             address=self.url,
             remedy="Check `prometheus` in the policy (url, token_env, ca_file) and the server.",
         )
@@ -178,10 +199,12 @@ def selector(
     return f"{metric}{{{','.join(exact + patterns)}}}"
 
 
-def _series(entry: Any) -> Series:
-    pairs = entry["values"] if "values" in entry else [entry["value"]]
-    samples = [(float(time), float(value)) for time, value in pairs]
+def _series(entry: _Entry) -> Series:
+    pairs = entry.values if entry.value is None else [entry.value]
+    if pairs is None:
+        raise ValueError("a series without samples")
+    samples = [(time, float(value)) for time, value in pairs]
     return Series(
-        labels={str(name): str(value) for name, value in entry["metric"].items()},
+        labels=entry.metric,
         samples=tuple((t, v) for t, v in samples if math.isfinite(t) and math.isfinite(v)),
     )

@@ -172,6 +172,13 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _server_url(value: str) -> str:
+    url = _http_url(value)
+    if url.endswith("/v1"):
+        raise broken_rule(f"{value!r} ends with /v1: end it before, {url.removesuffix('/v1')!r}")
+    return url
+
+
 _PLACEHOLDERS = {"model": "m", "environment": "e", "namespace": "n"}
 
 
@@ -191,7 +198,7 @@ def _filled(value: str) -> str:
 
 
 def _url_template(value: str) -> str:
-    _http_url(_filled(value))
+    _server_url(_filled(value))
     return value.rstrip("/")
 
 
@@ -202,6 +209,9 @@ def _name_template(value: str) -> str:
 
 HttpUrl = Annotated[str, AfterValidator(_http_url), WithJsonSchema({"type": "string"})]
 """An http or https URL without credentials and without a trailing slash."""
+
+ServerUrl = Annotated[str, AfterValidator(_server_url), WithJsonSchema({"type": "string"})]
+"""The same of a model server, without the /v1 of its paths."""
 
 UrlTemplate = Annotated[str, AfterValidator(_url_template)]
 """The same, with {model}, {environment} and {namespace} in it."""
@@ -218,6 +228,9 @@ def _environment_variable(value: str) -> str:
         )
     return value
 
+
+UrlPath = Annotated[str, Field(pattern=r"^/[!-~]*$")]
+"""The path of a URL, from its host's root."""
 
 VariableName = Annotated[str, AfterValidator(_environment_variable)]
 

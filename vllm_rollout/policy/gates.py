@@ -10,11 +10,11 @@ from vllm_rollout.policy.fields import (
     Count,
     CountOrZero,
     Duration,
-    HttpUrl,
     Limit,
     MayBeOff,
     Percentile,
     Rate,
+    ServerUrl,
     Span,
     Switch,
     Text,
@@ -142,7 +142,7 @@ class LoadCapacity(Block):
 class Smoke(Block):
     """A completion comes through the router, with a bearer key."""
 
-    url: Annotated[HttpUrl | None, MayBeOff()]
+    url: Annotated[ServerUrl | None, MayBeOff()]
     """The router's URL, without a path to the API; off means where the platform itself routes."""
     prompt: Text
     """What is sent."""

@@ -15,6 +15,8 @@ from vllm_rollout.policy.fields import (
     Name,
     Number,
     Span,
+    Text,
+    UrlPath,
     UrlTemplate,
     VariableName,
     broken_rule,
@@ -47,6 +49,8 @@ class Rules(Block):
     """Name of the environment variable that holds the bearer key."""
     api: Literal["completions", "chat"]
     """Which endpoint gates, probes and load ask: /v1/completions or /v1/chat/completions."""
+    health_path: UrlPath | None = None
+    """Path of the health check, from the host's root; /health behind the URL when not given."""
     environments: dict[Name, Environment]
     """What each environment asks for, in order."""
     capacity: CapacitySearch
@@ -111,6 +115,8 @@ class ModelRules(Rules):
 
     parameters: Annotated[Number, Field(gt=0)] | None = None
     """Billions of parameters; guessed from the model's name when not given."""
+    served_as: Text | None = None
+    """Name that the server knows it by, such as Qwen/Qwen3-8B; the model's own when not given."""
 
 
 class Policy(Rules):
@@ -169,6 +175,11 @@ class Policy(Rules):
             return self.model_copy(update={"models": {}})
         rules = {name: getattr(own, name) for name in Rules.model_fields}
         return self.model_copy(update={**rules, "models": {model: own}})
+
+    def served_name(self, model: str) -> str:
+        """The name that requests for `model` carry."""
+        own = self.models.get(model)
+        return (own.served_as if own else None) or model
 
     def parameters(self, model: str, *, stated: float | None = None) -> float | None:
         """Billions of parameters of `model`: the policy's number, else what its values `stated`,

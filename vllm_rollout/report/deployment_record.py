@@ -12,6 +12,7 @@ from urllib.parse import quote
 from vllm_rollout.model.deployment import Build, checked_name
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.text import one_line
 from vllm_rollout.report import formatting as words
 from vllm_rollout.report.rows import ROLLOUT, report_items
 
@@ -89,7 +90,7 @@ def write_record(
 
 def markdown_text(text: str) -> str:
     """`text` on one line, with nothing in it that Markdown or HTML would act on."""
-    plain = "".join(_HTML.get(char, char) for char in words.one_line(text))
+    plain = "".join(_HTML.get(char, char) for char in one_line(text))
     return _MARKDOWN.sub(r"\\\1", plain)
 
 

@@ -7,10 +7,11 @@ from rich.text import Text
 
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.load_figures import LoadSummary
+from vllm_rollout.model.text import one_line
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.derivation import exact, working
-from vllm_rollout.report.formatting import one_line, report_title
+from vllm_rollout.report.formatting import report_title
 from vllm_rollout.report.rows import ReportItem, report_items
 
 _INDENT = (0, 0, 0, 2)

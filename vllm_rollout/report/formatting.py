@@ -7,18 +7,12 @@ from datetime import UTC, datetime
 
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, GateRun
+from vllm_rollout.model.text import one_line
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 NONE = "–"
 """Shown where there is no figure."""
-
-# What a terminal or a parser could take for an instruction: control characters but tab and
-# newline, line separators, text-direction overrides, and halves of surrogate pairs, which UTF-8
-# cannot hold.
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
 
 _END_WORDS: dict[int | None, str] = {
     ExitCode.ROLLED_BACK: "ROLLED BACK",
@@ -34,16 +28,6 @@ class Headline:
     word: str
     outcome: Outcome
     sentence: str
-
-
-def printable(text: str) -> str:
-    """`text` with control characters, bidirectional overrides and lone surrogates shown as �."""
-    return _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def one_line(text: str) -> str:
-    """`text` made printable, on one line."""
-    return " ".join(printable(text).split())
 
 
 def cut(text: str, longest: int) -> str:

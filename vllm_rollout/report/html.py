@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from vllm_rollout.model.evidence import Evidence, GateRun
+from vllm_rollout.model.text import one_line, printable
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.next_command import next_command
@@ -63,7 +64,7 @@ def environment() -> "Environment":
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: words.printable(value) if type(value) is str else value,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     made.filters.update(
         cut=lambda text: words.cut(text, LONGEST_ATTACHMENT),
@@ -121,7 +122,7 @@ def page_fields(evidence: Evidence) -> dict[str, Any]:
             {
                 "title": title,
                 "environment": {
-                    "vllm-rollout": str(escape(words.one_line(evidence.suite_version))),
+                    "vllm-rollout": str(escape(one_line(evidence.suite_version))),
                     "Python": platform.python_version(),
                     "Platform": sys.platform,
                 },
@@ -186,8 +187,8 @@ def table_row(item: ReportItem) -> list[str]:
     pytest-html takes a row's group from the text of its first cell; that cell is hidden and rides
     with the one that shows the outcome in our words.
     """
-    reasons = dict.fromkeys(words.one_line(v.reason) for v in item.verdicts)
-    remedies = dict.fromkeys(words.one_line(v.remedy) for v in item.verdicts if v.remedy)
+    reasons = dict.fromkeys(one_line(v.reason) for v in item.verdicts)
+    remedies = dict.fromkeys(one_line(v.remedy) for v in item.verdicts if v.remedy)
     cells = {
         "outcome": escape(item.outcome.upper()),
         "gate": _gate(item),
@@ -224,11 +225,11 @@ def _gate(item: ReportItem) -> Markup:
     title = escape(item.title)
     if not item.item:
         return title
-    return title + Markup("<br><small>{}</small>").format(words.one_line(item.item))
+    return title + Markup("<br><small>{}</small>").format(one_line(item.item))
 
 
 def _lines(texts: list[str]) -> Markup:
-    return Markup("<br>").join(words.one_line(text) for text in texts)
+    return Markup("<br>").join(one_line(text) for text in texts)
 
 
 def _run_counts(run: GateRun) -> str:

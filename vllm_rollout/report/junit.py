@@ -8,8 +8,9 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 
 from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.formatting import one_line, verdict_text
+from vllm_rollout.report.formatting import verdict_text
 from vllm_rollout.report.rows import MISSING, ReportItem, report_items
 
 _ELEMENTS = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}

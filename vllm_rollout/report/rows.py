@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, Step
 from vllm_rollout.model.load_figures import LoadSummary
+from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, worst
-from vllm_rollout.report.formatting import headline, one_line, short_title
+from vllm_rollout.report.formatting import headline, short_title
 
 ROLLOUT = "rollout"
 """Where a row belongs that is about no single environment."""

@@ -16,9 +16,10 @@ from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import GateResult, GateRun
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import LiveCounts
+from vllm_rollout.model.text import one_line
 from vllm_rollout.model.units import format_duration, format_value
 from vllm_rollout.model.verdict import Outcome
-from vllm_rollout.report.formatting import one_line, short_title, verdict_text
+from vllm_rollout.report.formatting import short_title, verdict_text
 from vllm_rollout.report.rows import findings
 
 __all__ = [

@@ -14,7 +14,6 @@ import hmac
 import os
 import re
 import secrets
-import ssl
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -28,6 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from vllm_rollout.http_client import Failure, HttpClient, HttpError
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.policy.notifications import Channel, Notifications
 from vllm_rollout.rollout.notification_format import Message, rendered
@@ -165,8 +165,6 @@ def _run(message: Message, channel: Channel, rules: Notifications) -> None:
 
 def _post(message: Message, channel: Channel, rules: Notifications, message_id: str) -> None:
     url = _secret(channel.url_env, channel.url_file, "URL")
-    import httpx
-
     if not url.startswith(("http://", "https://")):
         raise UsageError("its URL does not begin with http:// or https://")
     if channel.kind == "command":
@@ -182,17 +180,23 @@ def _post(message: Message, channel: Channel, rules: Notifications, message_id: 
         except ValueError:
             raise UsageError("its key begins with whsec_ and no base64 follows") from None
     try:
-        with (
-            httpx.Client(timeout=rules.timeout_seconds, verify=_trust(rules)) as client,
+        with HttpClient(max_bytes=0, ca_file=rules.ca_file, proxy=True) as client:
             # Not read: what a receiver answers is nothing to us but its status.
-            client.stream("POST", url, content=body, headers=headers) as answer,
-        ):
-            status = answer.status_code
-    except httpx.TransportError as error:
+            status = client.request(
+                "POST",
+                url,
+                content=body,
+                headers=headers,
+                timeout_seconds=rules.timeout_seconds,
+                read=False,
+            ).status
+    except OSError as error:
+        raise UsageError(f"notifications.ca_file {rules.ca_file}: {error}") from error
+    except HttpError as error:
         # Its text may hold the URL, which is a secret; its kind does not.
-        raise NotDeliveredError(f"no answer ({type(error).__name__})") from None
-    except (httpx.InvalidURL, ValueError):
-        raise UsageError("its URL cannot be used") from None
+        if error.failure is Failure.NOT_SENT:
+            raise UsageError("its URL cannot be used") from None
+        raise NotDeliveredError(f"no answer ({error.failure})") from None
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRY_AGAIN:
         raise NotDeliveredError(f"HTTP {status}")
     if status >= HTTPStatus.MULTIPLE_CHOICES:
@@ -201,15 +205,6 @@ def _post(message: Message, channel: Channel, rules: Notifications, message_id: 
 
 def _template(channel: Channel) -> Path | None:
     return Path(channel.template) if channel.template else None
-
-
-def _trust(rules: Notifications) -> ssl.SSLContext | bool:
-    if not rules.ca_file:
-        return True
-    try:
-        return ssl.create_default_context(cafile=rules.ca_file)
-    except OSError as error:
-        raise UsageError(f"notifications.ca_file {rules.ca_file}: {error}") from error
 
 
 def _secret(variable: str | None, file: str | None, what: str) -> str:

@@ -118,8 +118,9 @@ def hold(
     clock: Clock,
     on_wait: Callable[[str], None],
     ttl: timedelta = TTL,
+    alive: Callable[[], bool] = lambda: True,
 ) -> Iterator[HeldLease]:
-    """Hold the model's lease for the length of a `with` block.
+    """Hold the model's lease for the length of a `with` block, renewed while the work is `alive`.
 
     A lease left behind by a run that is gone is waited for, once, until it has run out.
 
@@ -138,7 +139,8 @@ def hold(
         while not stop.wait(ttl.total_seconds() / _RENEWALS):
             # `ensure` says what is wrong when it matters; an unreachable store may come back.
             with suppress(RolloutError):
-                held.renew()
+                if alive():
+                    held.renew()
 
     thread = threading.Thread(target=keep, name="lease", daemon=True)
     thread.start()

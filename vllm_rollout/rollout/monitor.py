@@ -6,19 +6,22 @@ one leads and the others wait for its lease.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.rollout.engine import watch_rollback
 from vllm_rollout.rollout.journal import Journal, JournalEntry
-from vllm_rollout.rollout.lease import HeldLease, LeaseLostError, hold
+from vllm_rollout.rollout.lease import TTL, HeldLease, LeaseLostError, hold
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.run import Clock, Run, RunLog
 
@@ -59,42 +62,88 @@ class StoppableClock:
             raise Stopped
 
 
+class Heartbeat:
+    """Progress of the watch: its lease is renewed, and its file is touched, only while it goes on.
+
+    It has `longest_seconds` from one turn of its loop to the next. A rollback takes longer and has
+    deadlines of its own.
+    """
+
+    def __init__(self, clock: Clock, longest_seconds: float, file: Path | None) -> None:
+        self._clock, self._longest_seconds, self._file = clock, longest_seconds, file
+        self._last = clock.monotonic()
+        self._acts = False
+
+    def beat(self) -> None:
+        """Note that the loop has come round."""
+        self._last = self._clock.monotonic()
+        self.alive()
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Stay alive for the length of a `with` block."""
+        self._acts = True
+        try:
+            yield
+        finally:
+            self._acts = False
+            self.beat()
+
+    def alive(self) -> bool:
+        """Return whether the watch goes on; if so the file is touched."""
+        late = self._clock.monotonic() - self._last > self._longest_seconds
+        if late and not self._acts:
+            return False
+        if self._file is not None:
+            with suppress(OSError):  # the probe then says what this cannot
+                self._file.touch()
+        return True
+
+
 @dataclass(slots=True, kw_only=True)
 class Monitor:
     """Watches one deployment until its clock is stopped or its time is over.
 
     `new_tools` makes the tools of one run with the clock it is given, and is called again for each
     rollback; `on_end` is given the evidence of each. A rollback that was begun is finished before a
-    stop is heeded.
+    stop is heeded. `heartbeat` is a file that is touched while observations are made.
     """
 
     new_tools: Callable[[Clock], RunTools]
     on_end: Callable[[Evidence, RunTools], None]
     clock: StoppableClock
+    heartbeat: Path | None = None
     _given_up: int | None = field(default=None)
     """Revision that is not rolled back again: a person was called."""
     _last_step: str = field(default="")
+    _seen: bool = field(default=False)
+    """True when the deployment was observed."""
 
     def run(self, duration: timedelta | None) -> ExitCode:
         """Watch for `duration`, None without end; return how it ended.
 
         OK when nothing happened, or where the watch without end was stopped; with a duration it
-        ends with the first rollback, by its code.
+        ends with the first rollback, by its code, and is inconclusive if nothing was observed.
         """
         tools, clock = self.new_tools(self.clock), self.clock
         run, log = tools.run, tools.log
         until = None if duration is None else clock.monotonic() + duration.total_seconds()
         name = f"watch/{run.target.release}"
+        watch = run.policy.watch
+        longest = watch.interval_seconds + 2 * watch.probe_timeout_seconds + TTL.total_seconds()
+        pulse = Heartbeat(clock, longest, self.heartbeat)
         try:
             while until is None or clock.monotonic() < until:
+                pulse.beat()
                 try:
                     with hold(
                         tools.releases.platform.store,
                         name,
                         clock=clock,
                         on_wait=lambda text: self._log_once(log, "waiting to lead", text),
+                        alive=pulse.alive,
                     ) as held:
-                        code = self._lead(tools, held, until)
+                        code = self._lead(tools, held, until, pulse)
                 except ConflictError as error:
                     self._log_once(log, "another watch leads", str(error))
                 except RolloutError as error:
@@ -107,10 +156,16 @@ class Monitor:
         except Stopped:
             log.log_step("the watch was asked to end", outcome=Outcome.PASS)
             return ExitCode.OK
+        if not self._seen:
+            why = "there was nothing to observe, or no way to"
+            log.log_step("the watch is over and saw nothing", why, Outcome.INCONCLUSIVE)
+            return ExitCode.INCONCLUSIVE
         log.log_step("the time of the watch is over", outcome=Outcome.PASS)
         return ExitCode.OK
 
-    def _lead(self, tools: RunTools, held: HeldLease, until: float | None) -> ExitCode | None:
+    def _lead(
+        self, tools: RunTools, held: HeldLease, until: float | None, pulse: Heartbeat
+    ) -> ExitCode | None:
         """Watch while the lead lasts; a code when the watch is over, None to begin again.
 
         Raises:
@@ -119,6 +174,7 @@ class Monitor:
         run, log, observer = tools.run, tools.log, tools.observer
         target, journal, platform = run.target, tools.releases.journal, tools.releases.platform
         while until is None or self.clock.monotonic() < until:
+            pulse.beat()
             held.ensure()
             entry = journal.read()
             serving = newest_served(platform.history(target))
@@ -133,15 +189,26 @@ class Monitor:
                 f"watching {target}, revision {serving.number}",
                 f"for {format_duration(left)}" if left else "until stopped",
             )
+            sample = observer.soak_sampler(target, serving)
+
+            def observed(
+                seen: Observation, sample: Callable[[Observation], None] | None = sample
+            ) -> None:
+                pulse.beat()
+                self._seen = self._seen or seen.probes.total > 0
+                if sample:
+                    sample(seen)
+
             end = observer.watch(
                 target,
                 left,
                 interrupted=_changed(journal, held, entry),
-                on_observation=observer.soak_sampler(target, serving),
+                on_observation=observed,
             )
             if not end.fired:
                 continue
-            code = self._act(run, log, held, end.fired, serving.number)
+            with pulse.acting():
+                code = self._act(run, log, held, end.fired, serving.number)
             if code is not None and until is not None:
                 return code
         return None

@@ -1,13 +1,14 @@
 """Probes and watches deployments, through their public URL or directly at their pods."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.sample_outputs import doubts_of
-from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
@@ -87,14 +88,14 @@ class DeploymentObserver:
     def at(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
         """Yield a function that observes the deployment through its address."""
         with self._client(deployment) as client:
-            yield lambda: self._observe(client, deployment)
+            yield self._observe_by(client, deployment)
 
     @contextmanager
     def probe_pods(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:
         """Yield a function that observes the release's own pods, whatever traffic they have."""
         url = self._platform.own_url(deployment)
         with self._client_at(url, deployment) as client:
-            yield lambda: self._observe(client, deployment)
+            yield self._observe_by(client, deployment)
 
     def failing_share(self, deployment: Deployment) -> float:
         """Return the share of probes that the release's own pods fail; 1 without an answer."""
@@ -192,18 +193,21 @@ class DeploymentObserver:
             self.log.log_step(title, end.unseen, Outcome.INCONCLUSIVE)
         return end
 
-    def _observe(self, client: InferenceClient, deployment: Deployment) -> Observation:
-        before = self._platform.path_errors(deployment)
-        probes = probe(
-            client,
-            count=self.run.policy.watch.probes,
-            timeout_seconds=self.run.policy.watch.probe_timeout_seconds,
-        )
-        replicas = None  # a gap: the trigger says when it is too long
-        with suppress(RolloutError):
-            replicas = self._platform.replicas(deployment)
-        path_error = self._platform.path_errors(deployment).since(before)
-        return Observation(probes=probes.unless(path_error), replicas=replicas)
+    def _observe_by(
+        self, client: InferenceClient, deployment: Deployment
+    ) -> Callable[[], Observation]:
+        """Return a function that makes one observation, within twice the probes' timeout."""
+        watch = self.run.policy.watch
+        replicas = BoundedQuestion(lambda: self._platform.replicas(deployment))
+
+        def observe() -> Observation:
+            before = self._platform.path_errors(deployment)
+            probes = probe(client, count=watch.probes, timeout_seconds=watch.probe_timeout_seconds)
+            found = replicas.get(watch.probe_timeout_seconds)
+            path_error = self._platform.path_errors(deployment).since(before)
+            return Observation(probes=probes.unless(path_error), replicas=found)
+
+        return observe
 
     def _client(self, deployment: Deployment) -> InferenceClient:
         return self._client_at(self.settings_for(deployment).url_of(deployment), deployment)
@@ -222,3 +226,29 @@ class DeploymentObserver:
 
     def _no_sample(self, error: RolloutError) -> None:
         self.log.reporter.progress(f"no sample for the soak: {error}")
+
+
+class BoundedQuestion:
+    """A question to the platform in a thread of its own, one at a time.
+
+    A platform that hangs is a gap, and not the end of the watch: the trigger says when it is too
+    long.
+    """
+
+    def __init__(self, ask: Callable[[], Sequence[Replica]]) -> None:
+        self._ask = ask
+        self._answer: Sequence[Replica] | None = None
+        self._asking: threading.Thread | None = None
+
+    def get(self, seconds: float) -> Sequence[Replica] | None:
+        """The answer, None where there is none within `seconds`."""
+        if self._asking is None or not self._asking.is_alive():
+            self._answer = None
+            self._asking = threading.Thread(target=self._run, name="replicas", daemon=True)
+            self._asking.start()
+        self._asking.join(seconds)
+        return None if self._asking.is_alive() else self._answer
+
+    def _run(self) -> None:
+        with suppress(Exception):  # whatever the platform's answer was, nothing is known
+            self._answer = self._ask()

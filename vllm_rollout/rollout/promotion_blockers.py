@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from http import HTTPStatus
 
+from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.judge.soak import soak_text
 from vllm_rollout.judge.windows import SEARCH, closed_because, next_opening
 from vllm_rollout.model.deployment import Deployment, Revision
@@ -138,11 +140,9 @@ def _by_command(words: tuple[str, ...], seconds: float) -> str:
 
 
 def _by_url(url: str, seconds: float) -> str:
-    import httpx
-
     try:
-        with httpx.Client(timeout=seconds) as client:
-            status = client.get(url).status_code
-    except httpx.HTTPError as error:
-        return f"whether anybody is on call is unknown: {url}: {type(error).__name__}"
-    return "" if status == httpx.codes.OK else f"nobody is on call: {url} answered {status}"
+        with HttpClient(max_bytes=0, proxy=True) as client:
+            status = client.get(url, timeout_seconds=seconds, read=False).status
+    except HttpError as error:
+        return f"whether anybody is on call is unknown: {url}: {error.reason}"
+    return "" if status == HTTPStatus.OK else f"nobody is on call: {url} answered {status}"

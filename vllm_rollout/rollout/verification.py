@@ -5,17 +5,15 @@ verdicts. It starts no process and writes no file, so that a full disk or a brok
 make a healthy deployment appear broken.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from vllm_rollout.gate_runs import address_of, gate_run, identity
-from vllm_rollout.judge import Outcome, Verdict, check
+from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
@@ -37,11 +35,6 @@ from vllm_rollout.settings import Settings
 VERIFY_GATES = ("pods", "health", "inference")
 """Gates whose checks a deployment must pass to be reported as serving: the first two always, and
 that of inference where the policy has it on.
-"""
-
-_REQUESTS = 2
-"""Timeouts of a gate that each check may take: of the two requests that it sends to the address,
-and to each replica at once, one is answered without a token.
 """
 
 
@@ -119,12 +112,12 @@ def _identity(platform: ReleaseReader, deployment: Deployment) -> dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Check:
-    """One check of a gate. `seconds` bounds all requests of one that sends any."""
+    """One check of a gate; one that `asks` sends requests to the server."""
 
     gate: str
     title: str
     ask: Callable[[Attach], Iterator[Verdict]]
-    seconds: float | None = None
+    asks: bool = False
 
 
 def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> Iterator[_Check]:
@@ -146,7 +139,7 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
         gate="health",
         title="Health endpoint returns 200, and a token comes",
         ask=lambda _attach: health_and_a_token(servers(), health),
-        seconds=_REQUESTS * health.timeout_seconds,
+        asks=True,
     )
     if (inference := gates.inference) is not None:
         for stream in (False, True):
@@ -156,7 +149,7 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
                 ask=lambda attach, stream=stream: sample_inference(  # type: ignore[misc]
                     servers(), inference, attach, stream=stream
                 ),
-                seconds=_REQUESTS * inference.timeout_seconds,
+                asks=True,
             )
 
 
@@ -172,12 +165,15 @@ def _result(
         found = asked.ask(
             lambda title, text: attachments.append(Attachment(title=title, text=text))
         )
-        _take(found, verdicts, asked.seconds)
+        for verdict in found:
+            verdicts.append(verdict)
+            if not verdict.passed:
+                break
     except UnreachableError as raised:
         error, unreachable = str(raised), raised.address
     except Exception as raised:  # noqa: BLE001 - of the checker, and never held against what it checks
         error = f"{type(raised).__name__}: {raised}"
-    if asked.seconds is not None and (error or not all(verdict.passed for verdict in verdicts)):
+    if asked.asks and (error or not all(verdict.passed for verdict in verdicts)):
         path_error = settings.path_errors(deployment).since(path_before)
         if path_error is not None:
             error, unreachable = str(path_error), path_error.address
@@ -193,37 +189,3 @@ def _result(
         started=started,
         duration_seconds=time.monotonic() - begun,
     )
-
-
-def _take(found: Iterator[Verdict], verdicts: list[Verdict], seconds: float | None) -> None:
-    """Take the verdicts up to the first that is not a pass, within `seconds` in all.
-
-    A client's timeout is for each read: a server that trickles its answer is a fail here.
-    """
-
-    def take() -> None:
-        for verdict in found:
-            verdicts.append(verdict)
-            if not verdict.passed:
-                break
-
-    if seconds is None:
-        take()
-        return
-    taken: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            take()
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            taken.set_exception(error)
-        else:
-            taken.set_result(None)
-
-    threading.Thread(target=work, name="verification", daemon=True).start()
-    wait([taken], seconds)
-    if taken.done():
-        taken.result()
-    else:
-        reason = f"no complete answer within {seconds:g} s"
-        verdicts.append(check(False, reason, remedy="Restart the replica and read its log."))

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.text import shown
 from vllm_rollout.platform.base import ConflictError
 
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -14,6 +15,7 @@ TIMEOUT_SECONDS = (5.0, 30.0)
 
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 401, 403, 404, 409, 410
 _TOO_MANY, _SERVER = 429, 500
+_LONGEST_MESSAGE = 1000
 
 
 class NotFoundError(DeployError):
@@ -123,9 +125,9 @@ def _message(body: str) -> str:
     import json
 
     try:
-        return str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        return body[:500]
+        return shown(str(json.loads(body)["message"]), _LONGEST_MESSAGE)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return shown(body, _LONGEST_MESSAGE)
 
 
 def connect(context: str | None) -> KubernetesApi:

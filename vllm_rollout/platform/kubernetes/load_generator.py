@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import msgspec
 import yaml
 
+from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_pods import LoadTask, PodsSeen
@@ -38,6 +39,13 @@ _UNATTENDED_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _REMOVED_SECONDS = 60.0
 _ENDED = ("Succeeded", "Failed")
+_MAX_BYTES = 1 << 16
+
+
+class _Attended(msgspec.Struct):
+    """The master's answer to `/attended`."""
+
+    seconds_ago: float
 
 
 class KubernetesLoadPods:
@@ -156,18 +164,20 @@ class KubernetesLoadPods:
     def _left(self, age_seconds: float) -> bool:
         """Return True if nobody asks the running master for its logs any more."""
         until = time.monotonic() + _UNATTENDED_SECONDS + 2
+        client = HttpClient(max_bytes=_MAX_BYTES)
         try:
             while time.monotonic() < until:
                 try:
-                    answer = httpx.get(f"{self.url()}/attended", timeout=10, trust_env=False)
-                    if answer.raise_for_status().json()["seconds_ago"] > _UNATTENDED_SECONDS:
+                    answer = client.get(f"{self.url()}/attended", timeout_seconds=10)
+                    if answer.json(_Attended).seconds_ago > _UNATTENDED_SECONDS:
                         return True
-                except httpx.HTTPError:
+                except HttpError:
                     # Its pods may still be about to start, for somebody who waits for them.
                     return age_seconds > self._settings.start_seconds
                 time.sleep(_LOOK_SECONDS)
             return False
         finally:
+            client.close()
             if self._tunnel is not None:
                 self._tunnel.close()
                 self._tunnel = None

@@ -21,6 +21,7 @@ from weakref import WeakSet
 import aiohttp
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError
+from vllm_rollout.model.text import shown
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 _PROTOCOL = "v4.channel.k8s.io"
 _DATA, _ERROR = 0, 1
 _CHUNK_BYTES = 1 << 16
+_LARGEST_MESSAGE_BYTES = 1 << 22
+"""Of the API server; it passes on what a pod sends in pieces of some 32 kB."""
 _START_SECONDS = 10.0
 _SLOW_SECONDS = 3.0
 """An API server that takes longer to connect to a pod is noted: its client may not wait so long."""
@@ -163,7 +166,7 @@ class PortForward:
                     params={"ports": str(port)},
                     protocols=(_PROTOCOL,),
                     headers=headers,
-                    max_msg_size=0,
+                    max_msg_size=_LARGEST_MESSAGE_BYTES,
                 )
         except aiohttp.WSServerHandshakeError as error:
             what = f"pods/portforward in namespace {self._namespace}"
@@ -229,7 +232,7 @@ async def _receive(
         if channel not in opened:
             opened.add(channel)
         elif channel == _ERROR:
-            raise DeployError(f"port-forward: {data.decode(errors='replace')}")
+            raise DeployError(f"port-forward: {shown(data.decode(errors='replace'))}")
         else:
             try:
                 writer.write(data)
