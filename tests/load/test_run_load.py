@@ -207,7 +207,7 @@ def test_poisson_arrivals_are_the_schedule_of_the_seed_and_answers_may_come_whol
     assert [request.intended for request in result.requests] == pytest.approx(
         list(arrivals(plan)), abs=1e-6
     )
-    assert all(math.isnan(request.first_token) for request in result.requests)
+    assert all(request.first_token is None for request in result.requests)
     assert {request.completion_tokens for request in result.requests} == {8}
 
 

@@ -4,7 +4,6 @@ It observes and has no opinion. A server that answers badly gives an `Inference`
 says how; only a server that cannot be reached at all raises.
 """
 
-import math
 import secrets
 import threading
 import time
@@ -41,14 +40,14 @@ class Health:
 class Inference:
     """One inference request. `answer` is there only when the outcome is OK.
 
-    `seconds` and `ttft_seconds` run from the moment of sending; NaN when it did not come so far.
+    `seconds` and `ttft_seconds` run from the moment of sending; None when it did not come so far.
     `cached` is what shows that the answer came from a cache, which says nothing of the engine.
     """
 
     outcome: RequestOutcome
     status: int
     seconds: float
-    ttft_seconds: float = math.nan
+    ttft_seconds: float | None = None
     answer: Answer | None = None
     error: str = ""
     cached: str = ""
@@ -237,12 +236,13 @@ class InferenceClient:
 
         started = time.monotonic()
         deadline = started + timeout_seconds
-        status, ttft, cached = 0, math.nan, ""
+        status, ttft, cached = 0, None, ""
         try:
             with self._http.stream("POST", path, json=body, timeout=timeout_seconds) as response:
                 status = response.status_code
                 cached = cached_by(response.headers.multi_items())
-                sse = SseAnswer() if body["stream"] and status == httpx.codes.OK else None
+                streamed = body["stream"] and status == httpx.codes.OK
+                sse = SseAnswer(max_tokens=body["max_tokens"]) if streamed else None
                 whole = bytearray()
                 for chunk in response.iter_bytes():
                     # httpx times each read alone: trickled bytes must not outlive our limit.
@@ -250,12 +250,16 @@ class InferenceClient:
                         raise httpx.ReadTimeout("still answering")
                     if sse is None:
                         whole += chunk
-                    elif sse.feed(chunk) and math.isnan(ttft):
+                    elif sse.feed(chunk) and ttft is None:
                         ttft = time.monotonic() - started
             seconds = time.monotonic() - started
             if status != httpx.codes.OK:
                 raise error_of(status, bytes(whole))
-            answer = parse_completion(bytes(whole)) if sse is None else sse.finish()
+            answer = (
+                parse_completion(bytes(whole), max_tokens=body["max_tokens"])
+                if sse is None
+                else sse.finish()
+            )
         except _no_connection() as error:
             raise self._unreachable(error) from error
         except httpx.TimeoutException as error:
