@@ -39,9 +39,9 @@ class Figures:
     p99: float = math.nan
 
     @classmethod
-    def of(cls, seconds: Iterable[float]) -> "Figures":
-        """Nearest-rank percentiles."""
-        ordered = sorted(seconds)
+    def of(cls, seconds: Iterable[float | None]) -> "Figures":
+        """Nearest-rank percentiles of those that are known."""
+        ordered = sorted(each for each in seconds if each is not None)
         if not ordered:
             return cls()
         return cls(
@@ -137,7 +137,7 @@ class SuiteRun:
     @property
     def lag(self) -> Figures:
         """Schedule lag."""
-        return Figures.of(r.lag_seconds for r in self.result.requests if not math.isnan(r.sent))
+        return Figures.of(r.lag_seconds for r in self.result.requests)
 
 
 def suite(
@@ -193,7 +193,7 @@ def suite(
         result=result,
         server_seconds=server.busy_seconds - busy,
         truth=server.truth(),
-        zero=result.started_at - wall_less_monotonic(),
+        zero=(result.started_at or math.nan) - wall_less_monotonic(),
         waited_share=waited / (seconds + WARMUP_SECONDS),
         stolen_share=stolen / lasted / len(CORES),
     )

@@ -5,12 +5,12 @@ Nothing here waits: gevent's event loop reports what comes, and what does not co
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import gevent
+from msgspec.structs import replace
 
 from loadtests.connections import Connections
 from loadtests.request import Exchange
@@ -21,22 +21,59 @@ from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers
 
-_LONGEST_ERROR = 300
+_LONGEST_TEXT = 300
 _SHORTEST_TIMER_SECONDS = 0.001
+_MOST_HELD_BYTES, _LEAST_HELD_BYTES = 1 << 28, 1 << 16
+"""What all unfinished answers may hold together, and what each may at any time."""
+_BEAT_SECONDS = 0.005
+_STALL_SECONDS = 0.02
 
-Done = Callable[[int, RequestRecord, int], None]
-"""Called with a request's number, its record, and the number of body bytes received."""
+
+Done = Callable[[RequestRecord, int], None]
+"""Called with a request's record and the number of body bytes received."""
+
+
+class Stalls:
+    """Measures for how long the event loop did not poll its sockets.
+
+    It polls every 5 ms at least, and more often where there is something to do. A process that
+    gets no CPU, or is busy elsewhere, does not: what it reads then came at some time since.
+    """
+
+    def __init__(self) -> None:
+        loop = gevent.get_hub().loop
+        self._last = self._last_but_one = time.monotonic()
+        self._polled = loop.check(ref=False)
+        self._polled.start(self._take_time)
+        self._beat = loop.timer(_BEAT_SECONDS, _BEAT_SECONDS, ref=False)
+        self._beat.start(lambda: None)
+
+    def close(self) -> None:
+        """Measure no more."""
+        self._beat.close()
+        self._polled.close()
+
+    def seconds(self, now: float) -> float:
+        """For how long what is read `now` may have waited; 0 where that is no stall."""
+        # What the last poll found is being read: it came since the one before.
+        waited = now - self._last_but_one
+        return waited if waited > _STALL_SECONDS else 0.0
+
+    def _take_time(self) -> None:
+        self._last_but_one, self._last = self._last, time.monotonic()
 
 
 class Completions:
     """Sends the requests of a plan. `zero` is the schedule's zero on `time.monotonic`'s clock.
 
     `done` is called once for each request, when it has ended; it may not block. `gaps` counts the
-    times between tokens of judged requests.
+    times between tokens of judged requests, `unknown_gaps` is how many more are not known.
     """
 
     def __init__(self, plan: LoadPlan, *, api_key: str | None, zero: float, done: Done) -> None:
         self.gaps = ItlHistogram()
+        self.unknown_gaps = 0
+        self._stalls = Stalls()
         self._plan = plan
         self._zero = zero
         self._secret = api_key
@@ -56,6 +93,10 @@ class Completions:
         """Number of requests that were sent and have not ended."""
         return len(self._under_way)
 
+    def close(self) -> None:
+        """Measure no more; for when every request has ended."""
+        self._stalls.close()
+
     def now(self) -> float:
         """Seconds since the schedule's zero."""
         return time.monotonic() - self._zero
@@ -73,11 +114,11 @@ class Completions:
         )
         exchange = Exchange(
             number,
+            template,
             intended=intended,
             deadline=intended + self._plan.timeout_seconds,
-            request_class=template.request_class,
-            stream=template.stream,
-            now=self.now,
+            now=self._now_and_stalled,
+            may_hold=self._may_hold,
             on_end=self._ended,
             known=self._known,
         )
@@ -120,15 +161,28 @@ class Completions:
 
     def _ended(self, exchange: Exchange, record: RequestRecord) -> None:
         self._under_way.pop(exchange.number, None)
-        if record.error:
-            record = replace(record, error=self._redacted(record.error))
-        elif exchange.intended >= self._plan.warmup_seconds:
+        if record.error or record.cached:
+            error, cached = self._redacted(record.error), self._redacted(record.cached)
+            record = replace(record, error=error, cached=cached)
+        if record.ok and exchange.intended >= self._plan.warmup_seconds:
             self.gaps.add(exchange.gaps)
-        self._done(exchange.number, record, exchange.bytes_received)
+            self.unknown_gaps += exchange.unknown_gaps
+        self._done(record, exchange.bytes_received)
 
-    def _redacted(self, error: str) -> str:
-        """Return the error as it may be written down: a server may send the key back."""
-        return (error.replace(self._secret, "***") if self._secret else error)[:_LONGEST_ERROR]
+    def _now_and_stalled(self) -> tuple[float, float]:
+        now = time.monotonic()
+        return now - self._zero, self._stalls.seconds(now)
+
+    def _may_hold(self) -> int:
+        return max(_LEAST_HELD_BYTES, _MOST_HELD_BYTES // max(1, self.under_way))
+
+    def _redacted(self, text: str) -> str:
+        """Return text of the server's as it may be written down.
+
+        A server may send the key back, or half of a surrogate pair, which UTF-8 cannot hold.
+        """
+        text = text.replace(self._secret, "***") if self._secret else text
+        return text[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
     def _arm(self, deadline: float) -> None:
         seconds = max(_SHORTEST_TIMER_SECONDS, deadline - self.now())
@@ -161,6 +215,7 @@ def _head(url: SplitResult, api_key: str | None) -> str:
         "Host": url.netloc,
         "User-Agent": "vllm-rollout",
         "Accept": "{accept}",
+        "Accept-Encoding": "identity",
         "Content-Type": "application/json",
         "Cache-Control": NO_CACHE,
         "Content-Length": "{length}",

@@ -116,9 +116,9 @@ class Generator:
         else:
             self._users -= 1
 
-    def _done(self, number: int, record: RequestRecord, received: int) -> None:
+    def _done(self, record: RequestRecord, received: int) -> None:
         if self._log:
-            self._log.record(number, record)
+            self._log.record(record)
         if self._on_request:
             self._on_request(record, received)
         if self._users:
@@ -131,10 +131,15 @@ class Generator:
         while self._completions.under_way:
             gevent.sleep(_LOOK_SECONDS)
         self._ended = True
+        self._completions.close()
         self._ticker.kill()
         if self._log:
             self._write_tick()
-            self._log.end(stopped_at=self._stopped_at, gaps=self._completions.gaps.encoded())
+            self._log.end(
+                stopped_at=None if math.isinf(self._stopped_at) else self._stopped_at,
+                gaps=self._completions.gaps.encoded(),
+                unknown_gaps=self._completions.unknown_gaps,
+            )
 
     def _tick(self) -> None:
         while True:

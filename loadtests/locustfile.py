@@ -170,17 +170,25 @@ class LoadRun:
         self._tokens.add(name, record)
         failed = None if record.ok else f"{record.outcome}: {record.error}"
         self._fire("POST", name, record.latency_seconds, received, failed)
-        if not math.isnan(record.first_token):
-            self._fire("TTFT", name, record.ttft_seconds)
-        if record.ok and record.completion_tokens > 1 and not math.isnan(record.first_token):
-            self._fire("ITL", name, record.itl_seconds)
-            # Locust's tables have one unit; the column of times reads tokens per second here.
-            speed = record.completion_tokens / (record.end - record.sent)
-            self._fire("tokens/s", name, speed / 1000)
+        self._fire("TTFT", name, record.ttft_seconds)
+        sent, end, itl = record.sent, record.end, record.itl_seconds
+        if not record.ok or record.completion_tokens < 2 or itl is None:
+            return
+        self._fire("ITL", name, itl)
+        # Locust's tables have one unit; the column of times reads tokens per second here.
+        if sent is not None and end is not None and end > sent:
+            self._fire("tokens/s", name, record.completion_tokens / (end - sent) / 1000)
 
     def _fire(
-        self, kind: str, name: str, seconds: float, received: int = 0, failed: str | None = None
+        self,
+        kind: str,
+        name: str,
+        seconds: float | None,
+        received: int = 0,
+        failed: str | None = None,
     ) -> None:
+        if seconds is None:
+            return
         self._environment.events.request.fire(
             request_type=kind,
             name=name,

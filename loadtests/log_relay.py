@@ -6,7 +6,6 @@ so a network that was cut for a while loses nothing. Workers ask the master what
 """
 
 import logging
-import math
 import os
 import socket
 import time
@@ -42,7 +41,7 @@ class WorkerRelay:
         self._node = WorkerNode(
             name=os.environ.get(POD) or socket.gethostname(),
             clock_ahead_seconds=0.0,
-            clock_within_seconds=math.inf,
+            clock_within_seconds=None,
         )
         self._stop_wanted = False
         runner.register_message(_WANT, self._give)
@@ -88,7 +87,8 @@ class WorkerRelay:
     def _compare(self, msg: Any, **_: Any) -> None:
         """The master's time lies between asking and its answer; the quickest answer counts."""
         within = (time.monotonic() - msg.data["asked"]) / 2
-        if within < self._node.clock_within_seconds:
+        best = self._node.clock_within_seconds
+        if best is None or within < best:
             self._node = WorkerNode(
                 name=self._node.name,
                 clock_ahead_seconds=time.time() - within - msg.data["now"],

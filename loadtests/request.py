@@ -1,6 +1,5 @@
 """One request in flight: its answer is read and checked as it comes, its times are taken."""
 
-import math
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -8,24 +7,34 @@ import gevent
 from geventhttpclient.response import HTTPParseError
 
 from loadtests.connections import Connection, GeneratorError
+from vllm_rollout.load.workload import Template
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
 from vllm_rollout.observe.caches import KnownAnswers, cached_by
 
-_LONGEST_BODY = 64 * 1024 * 1024
+_MOST_BYTES, _MOST_BYTES_PER_TOKEN = 1 << 22, 1 << 12
+_MOST_ERROR_BYTES = 1 << 16
+_MOST_GAPS_PER_TOKEN = 8
+"""Gateways send tokens in pieces, and who sends more has no answer."""
 
 
 class Exchange:
-    """State of request `number`; times in seconds since the schedule's zero (`now`).
+    """State of request `number`; times in seconds since the schedule's zero.
 
-    Calls `on_end` with itself and its record, once, when the answer has ended or `failed` or
-    `expire` was called. `known` are the answers that other requests got.
+    `now` says the time, and for how long what is read now may have waited for this process: 0 where
+    that is no stall, across which times are not known. `may_hold` says how many bytes of
+    an unfinished answer may be kept. Calls `on_end` with itself and its record, once, when the
+    answer has ended or `failed` or `expire` was called. `known` are the answers that other
+    requests got.
     """
 
     __slots__ = (
+        "_answering",
         "_body",
         "_known",
         "_last",
+        "_max_tokens",
+        "_may_hold",
         "_now",
         "_on_end",
         "_stream",
@@ -40,37 +49,46 @@ class Exchange:
         "over",
         "request_class",
         "sent",
+        "stalled_seconds",
         "status",
+        "unknown_gaps",
     )
 
     def __init__(
         self,
         number: int,
+        template: Template,
         *,
         intended: float,
         deadline: float,
-        request_class: str,
-        stream: bool,
-        now: Callable[[], float],
+        now: Callable[[], tuple[float, float]],
+        may_hold: Callable[[], int],
         on_end: Callable[["Exchange", RequestRecord], None],
         known: KnownAnswers,
     ) -> None:
         self.number = number
         self.intended = intended
         self.deadline = deadline
-        self.request_class = request_class
-        self.sent = self.first_token = self._last = math.nan
+        self.request_class = template.request_class
+        self.sent: float | None = None
+        self.first_token: float | None = None
         self.gaps: list[float] = []
+        self.unknown_gaps = 0
+        self.stalled_seconds = 0.0
         self.status = 0
         self.bytes_received = 0
         self.connection: Connection | None = None
         self.opening: gevent.Greenlet | None = None
         """The greenlet that opens a connection for it."""
         self.over = False
+        self._max_tokens = template.max_tokens
         self._now = now
+        self._may_hold = may_hold
         self._on_end = on_end
         self._known = known
-        self._stream = SseAnswer() if stream else None
+        self._answering = False
+        self._last: float | None = None
+        self._stream = SseAnswer(max_tokens=template.max_tokens) if template.stream else None
         self._body = bytearray()
 
     def received(self, status: int, body: bytes | bytearray, *, ended: bool) -> None:
@@ -79,27 +97,59 @@ class Exchange:
         Raises:
             AnswerError: it is no success.
         """
-        came = self._now()
+        came, stalled = self._now()
         self.status = status
         self.bytes_received += len(body)
-        if status != HTTPStatus.OK or self._stream is None:
+        if status != HTTPStatus.OK:
             self._body += body
-            if len(self._body) > _LONGEST_BODY:
-                raise AnswerError(RequestOutcome.MALFORMED, f"more than {_LONGEST_BODY} bytes")
-            if ended:
-                if status != HTTPStatus.OK:
-                    raise error_of(status, bytes(self._body))
-                answer = parse_completion(bytes(self._body))
-                self._end(RequestOutcome.OK, answer=answer, end=came)
+            if ended or len(self._body) > _MOST_ERROR_BYTES:
+                raise error_of(status, bytes(self._body))
             return
-        for _ in self._stream.feed(body):
-            if self._last == self._last:  # not NaN: there was one before
-                self.gaps.append(came - self._last)
-            else:
-                self.first_token = came
-            self._last = came
+        most = _MOST_BYTES + _MOST_BYTES_PER_TOKEN * self._max_tokens
+        if self.bytes_received > most:
+            raise AnswerError(RequestOutcome.MALFORMED, f"more than {most} bytes")
+        if self._stream is None:
+            self._body += body
+            held = len(self._body)
+        else:
+            if tokens := len(self._stream.feed(body)):
+                self._take_times(tokens, came, stalled)
+            held = self._stream.held
         if ended:
-            self._end(RequestOutcome.OK, answer=self._stream.finish(), end=came)
+            answer = (
+                parse_completion(bytes(self._body), max_tokens=self._max_tokens)
+                if self._stream is None
+                else self._stream.finish()
+            )
+            self.stalled_seconds = max(self.stalled_seconds, stalled)
+            self._end(RequestOutcome.OK, answer=answer, end=came)
+        elif held > self._may_hold():
+            raise AnswerError(
+                RequestOutcome.MALFORMED, f"{held} bytes of an answer that does not end"
+            )
+
+    def _take_times(self, tokens: int, came: float, stalled: float) -> None:
+        """Take the times of tokens that were read at once; across a stall they are not known."""
+        if not self._answering:
+            self._answering = True
+            tokens -= 1
+            if stalled:
+                self.stalled_seconds = stalled
+            else:
+                self.first_token = self._last = came
+        if stalled:
+            self.unknown_gaps += tokens
+            self._last = None
+            return
+        if tokens and self._last is None:
+            self.unknown_gaps += 1
+            tokens -= 1
+            self._last = came
+        if tokens and self._last is not None:
+            if len(self.gaps) < _MOST_GAPS_PER_TOKEN * self._max_tokens:
+                self.gaps.append(came - self._last)
+                self.gaps += [0.0] * (tokens - 1)
+            self._last = came
 
     def failed(self, error: Exception) -> None:
         """There is no answer, or no more of it."""
@@ -147,10 +197,11 @@ class Exchange:
             return
         self.over = True
         record = RequestRecord(
+            number=self.number,
             intended=self.intended,
-            sent=math.nan if outcome is RequestOutcome.UNSENT else self.sent,
+            sent=None if outcome is RequestOutcome.UNSENT else self.sent,
             first_token=self.first_token,
-            end=self._now() if end is None else end,
+            end=self._now()[0] if end is None else end,
             outcome=outcome,
             status=self.status,
             prompt_tokens=answer.prompt_tokens if answer else 0,
@@ -158,5 +209,6 @@ class Exchange:
             error=error,
             request_class=self.request_class,
             cached=self._cached_by(answer) if answer else "",
+            stalled_seconds=self.stalled_seconds,
         )
         self._on_end(self, record)

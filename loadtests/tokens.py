@@ -70,13 +70,12 @@ class TokensPage:
             return
         found = self._sums.setdefault(name, _Sum())
         found.tokens += record.completion_tokens
-        streamed = not math.isnan(record.first_token)
-        times = {"latency": record.latency_seconds}
-        if streamed:
-            times["ttft"] = record.ttft_seconds
-        if streamed and record.completion_tokens > 1:
+        times = {"latency": record.latency_seconds, "ttft": record.ttft_seconds}
+        if record.completion_tokens > 1:
             times["itl"] = record.itl_seconds
         for kind, seconds in times.items():
+            if seconds is None:
+                continue
             micros = min(max(1, round(seconds * 1_000_000)), _LONGEST_MICROSECONDS)
             found.times[kind].record_value(micros)
 

@@ -96,7 +96,7 @@ def test_a_search_that_measured_nothing_draws_nothing_and_is_written_all_the_sam
     page = write_capacity(report(capacity=nothing), tmp_path).read_text(encoding="utf-8")
     assert "<svg" not in page
     assert "INCONCLUSIVE" in page
-    unmeasured = replace(HELD, requests=0, p50_seconds=math.nan, p95_seconds=math.nan)
+    unmeasured = replace(HELD, requests=0, p50_seconds=None, p95_seconds=None)
     assert capacity_plot((unmeasured,), nothing, Slos(error_limit=0.1), 10) == ()
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.outage import (
@@ -21,8 +22,11 @@ REFUSED = "ConnectionRefusedError: [Errno 111] Connection refused"
 
 def request(number: int, outcome: str = "ok", **changes: object) -> RequestRecord:
     """Request `number` of ten a second."""
-    record = RequestRecord(intended=number / 10, outcome=RequestOutcome(outcome))
-    return replace(record, **changes)  # type: ignore[arg-type]
+    due = number / 10
+    record = RequestRecord(
+        number=number, intended=due, end=due + 0.1, outcome=RequestOutcome(outcome)
+    )
+    return structs.replace(record, **changes)  # type: ignore[arg-type]
 
 
 def outage_in(*runs: tuple[int, dict[str, object]], limits: OutageLimits = LIMITS) -> Outage | None:

@@ -1,6 +1,7 @@
 """Whatever a server, the network or TLS does: its name is said, nothing hangs, nothing is lost."""
 
 import errno
+import gzip
 import itertools
 import socket
 import ssl
@@ -90,6 +91,39 @@ def half_an_error(sock: socket.socket) -> None:
     sock.sendall(b"HTTP/1.1 502 Bad Gateway\r\n" + LENGTH % 100 + b"<html>")
 
 
+def half_a_pair(sock: socket.socket) -> None:
+    error = rb'{"error": {"message": "cut in the middle of \ud83d"}}'
+    sock.sendall(b"HTTP/1.1 500 Error\r\n" + LENGTH % len(error) + error)
+
+
+def a_code_beyond_numbers(sock: socket.socket) -> None:
+    error = b'data: {"error": {"code": 1' + b"0" * 400 + b"}}\n\n"
+    sock.sendall(SSE + LENGTH % len(error) + error)
+
+
+def compressed(sock: socket.socket) -> None:
+    body = gzip.compress(STREAM)
+    sock.sendall(SSE + b"Content-Encoding: gzip\r\n" + LENGTH % len(body) + body)
+
+
+def endless_event(sock: socket.socket) -> None:
+    endless(sock, b"200 OK", b"data: {", b"x" * (1 << 16))
+
+
+def endless_events(sock: socket.socket) -> None:
+    endless(sock, b"200 OK", b"", 100 * (STREAM.partition(b"\n\n")[0] + b"\n\n"))
+
+
+def endless_error(sock: socket.socket) -> None:
+    endless(sock, b"500 Error", b"no end", b"x" * (1 << 16))
+
+
+def endless(sock: socket.socket, status: bytes, first: bytes, more: bytes) -> None:
+    sock.sendall(b"HTTP/1.0 %b\r\n\r\n%b" % (status, first))
+    while True:
+        sock.sendall(more)
+
+
 def no_content(sock: socket.socket) -> None:
     sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
@@ -115,6 +149,12 @@ WAYS: dict[Treat, str] = {
     half_a_head: "truncated",
     half_a_body: "truncated",
     half_an_error: "http_error 502",
+    half_a_pair: "http_error 500",
+    a_code_beyond_numbers: "http_error 200",
+    compressed: "malformed",
+    endless_event: "malformed",
+    endless_events: "malformed",
+    endless_error: "http_error 500",
     no_content: "http_error 204",
     nothing: "connection",
     reset: "connection",

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from vllm_rollout.load.arrivals import arrivals
 from vllm_rollout.load.load_progress import ProgressMeter
@@ -31,14 +32,14 @@ def test_what_is_written_is_read_while_the_log_grows(tmp_path: Path) -> None:
     reader = LogReader(path)
     assert reader.read() == [], "before the worker has started"
     writer = LogWriter(path, started_at=1.5e9)
-    writer.record(0, OK)
+    writer.record(structs.replace(OK, number=0))
     writer.tick(sent=2, busy_seconds=0.5)
-    assert reader.read() == [(0, OK)]
-    writer.record(1, FAILED)
+    assert reader.read() == [OK]
+    writer.record(structs.replace(FAILED, number=1))
     writer.tick(sent=2, busy_seconds=0.75)
-    [(number, failed)] = reader.read()
-    assert (number, failed.outcome, failed.error) == (1, FAILED.outcome, FAILED.error)
-    assert math.isnan(failed.first_token)
+    [failed] = reader.read()
+    assert failed == structs.replace(FAILED, number=1)
+    assert failed.first_token is None
     assert (reader.started_at, reader.sent, reader.busy_seconds) == (1.5e9, 2, 0.75)
     assert not reader.ended
     writer.end()
@@ -52,7 +53,7 @@ def test_a_line_cut_by_a_kill_is_unparsable_only_once_nobody_writes_any_more(
 ) -> None:
     path = tmp_path / "worker-0.jsonl"
     writer = LogWriter(path, started_at=0.0)
-    writer.record(0, OK)
+    writer.record(structs.replace(OK, number=0))
     writer.end()
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
@@ -71,12 +72,15 @@ def test_a_line_cut_by_a_kill_is_unparsable_only_once_nobody_writes_any_more(
         "nonsense",
         "7",
         "{}",
-        '{"start": 7}',
-        '{"other": {}}',
-        '{"tick": {"sent": Infinity, "cpu": 0}}',
+        '{"line": "start", "at": null}',
+        '{"line": "other"}',
+        '{"line": "tick", "sent": Infinity, "busy_seconds": 0}',
         "[]",
-        '[0, 0.1, 0.1, null, 0.2, "splendid", 200, 1, 1, ""]',
-        '[0, null, 0.1, null, 0.2, "ok", 200, 1, 1, ""]',
+        "[" * 100_000,
+        '[0, 0.1, 0.1, null, 0.2, "splendid", 200, 1, 1, "", "", 0]',
+        '[0, null, 0.1, null, 0.2, "ok", 200, 1, 1, "", "", 0]',
+        '[0, 0.1, 0.1, null, null, "ok", 200, 1, 1, "", "", 0]',
+        '[0, 0.1, 0.1, null, 0.2, "ok", 200, 1, 1, "", "", 0, "more"]',
     ],
 )
 def test_a_line_of_no_known_form_is_counted_and_never_a_request(tmp_path: Path, line: str) -> None:
@@ -93,8 +97,7 @@ def test_progress_never_looks_better_for_failures_or_the_warm_up() -> None:
     )
     meter = ProgressMeter(plan, schedule=[float(second) for second in range(10)])
     start = meter.progress(elapsed_seconds=-0.1, sent=0)
-    assert math.isnan(start.latency.percentile(50))
-    assert math.isnan(start.lag_p99_seconds)
+    assert start.latency.percentile(50) is start.lag_p99_seconds is start.generator_cpu is None
     assert (start.elapsed_seconds, start.remaining_seconds, start.planned) == (0, 10, 10)
     meter.add([OK])
     assert meter.progress(elapsed_seconds=1, sent=1).latency.count == 0, "warm-up"

@@ -185,7 +185,10 @@ def test_constant_arrivals_are_all_sent_and_the_warm_up_is_not_judged(
     ]
     assert result.incomplete == ""
     for request in result.requests:
-        assert request.intended <= request.sent <= request.first_token <= request.end
+        times = (request.intended, request.sent, request.first_token, request.end)
+        known = [time for time in times if time is not None]  # a stall here hides a first token
+        assert known == sorted(known)
+        assert len(known) >= 3
         assert (request.status, request.prompt_tokens, request.completion_tokens) == (200, 2, 4)
     assert 0 < result.generator_cpu < 2
     assert abs(result.started_at - time.time()) < 60
@@ -207,7 +210,7 @@ def test_poisson_arrivals_are_the_schedule_of_the_seed_and_answers_may_come_whol
     assert [request.intended for request in result.requests] == pytest.approx(
         list(arrivals(plan)), abs=1e-6
     )
-    assert all(math.isnan(request.first_token) for request in result.requests)
+    assert all(request.first_token is None for request in result.requests)
     assert {request.completion_tokens for request in result.requests} == {8}
 
 

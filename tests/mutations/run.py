@@ -162,8 +162,8 @@ MUTATIONS = (
     Mutation(
         "a late generator's load is not judged",
         "vllm_rollout/judge/generator.py",
-        "            lag_seconds <= max_lag_seconds\n",
-        "            not lag_seconds > 10 * max_lag_seconds\n",
+        "            lag_seconds is not None and lag_seconds <= max_lag_seconds\n",
+        "            lag_seconds is not None and lag_seconds <= 10 * max_lag_seconds\n",
         "tests/judge/test_generator.py",
     ),
     Mutation(

@@ -1,17 +1,19 @@
 """Answers are read as vLLM writes them, and nothing but a whole one is a success."""
 
 import json
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
 
 DATA = Path(__file__).parents[1] / "data" / "vllm-0.32.0"
+LITELLM = DATA.parent / "litellm-1.106.2"
 STREAM = (DATA / "noauth" / "completion_stream_usage.body").read_bytes()
 CHAT_STREAM = (DATA / "noauth" / "chat_stream_usage.body").read_bytes()
 
@@ -28,7 +30,7 @@ def read_stream(*pieces: bytes) -> tuple[list[str], Answer]:
 
 def refused(body: bytes, *, stream: bool) -> AnswerError:
     with pytest.raises(AnswerError) as caught:
-        (read_stream if stream else parse_completion)(body)
+        read_stream(body) if stream else parse_completion(body, max_tokens=16)
     return caught.value
 
 
@@ -60,6 +62,14 @@ USAGE = {"prompt_tokens": 2, "completion_tokens": 1}
         (changed(usage=None), RequestOutcome.MALFORMED),
         (changed(usage=USAGE | {"completion_tokens": 0}), RequestOutcome.MALFORMED),
         (changed(usage=USAGE | {"completion_tokens": "8"}), RequestOutcome.MALFORMED),
+        (changed(usage=USAGE | {"completion_tokens": True}), RequestOutcome.MALFORMED),
+        (changed(usage=USAGE | {"completion_tokens": -1}), RequestOutcome.MALFORMED),
+        (changed(usage=USAGE | {"completion_tokens": 17}), RequestOutcome.MALFORMED),
+        (changed(usage=USAGE | {"prompt_tokens": -1}), RequestOutcome.MALFORMED),
+        (changed(usage=USAGE | {"prompt_tokens": 10**400}), RequestOutcome.MALFORMED),
+        (changed(usage={"prompt_tokens": 1, "completion_tokens": 0.5}), RequestOutcome.MALFORMED),
+        (b'{"error": {"code": 1' + b"0" * 4400 + b"}}", RequestOutcome.MALFORMED),
+        (b'{"error": ' + b"[" * 900 + b"]" * 900 + b"}", RequestOutcome.HTTP_ERROR),
         (recorded("overload503/completion_503"), RequestOutcome.HTTP_ERROR),
         (recorded("apikey/nokey_completion"), RequestOutcome.HTTP_ERROR),
     ],
@@ -135,9 +145,79 @@ def test_recorded_streams_are_read_token_by_token() -> None:
     assert answer.text.startswith("one")
 
 
-@given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=40), crlf=st.booleans())
-def test_a_stream_reads_the_same_however_the_network_cuts_it(cuts: list[int], crlf: bool) -> None:
-    stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
+@pytest.mark.parametrize("name", ["completion_stream", "chat_stream"])
+def test_litellms_streams_are_whole_answers(name: str) -> None:
+    """Its last choice has a finish reason alone, and the usage follows."""
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    stream = (
+        (LITELLM / f"{name}.body").read_bytes().replace(b"data: [DONE]", usage + b"data: [DONE]")
+    )
+    tokens, answer = read_stream(stream)
+    assert "".join(tokens) == answer.text != ""
+    assert all(tokens), "neither the opening role nor the end is a token"
+    assert (answer.finish_reason, answer.completion_tokens) == ("length", 2)
+
+
+@pytest.mark.parametrize(
+    ("delta", "text"),
+    [
+        ({"content": "Hm"}, "Hm"),
+        ({"content": None, "reasoning_content": "Hm"}, "Hm"),
+        ({"content": "", "reasoning": "Hm"}, "Hm"),
+        ({"content": [{"type": "text", "text": "H"}, {"type": "text", "text": "m"}]}, "Hm"),
+        ({"content": None, "tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, ""),
+    ],
+    ids=["content", "reasoning_content", "reasoning", "list", "tool call"],
+)
+def test_a_role_repeated_in_each_delta_hides_no_token(delta: dict[str, object], text: str) -> None:
+    opening = {"role": "assistant", "content": ""}
+    sse = SseAnswer()
+    read = [
+        len(sse.feed(b"data: %b\n\n" % json.dumps({"choices": [{"delta": each}]}).encode()))
+        for each in (opening, opening | delta, opening | delta)
+    ]
+    assert read == [0, 1, 1]
+    end = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": USAGE}
+    assert sse.feed(b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(end).encode()) == []
+    assert sse.finish().text == 2 * text
+    message = {"index": 0, "message": opening | delta, "finish_reason": "stop"}
+    assert parse_completion(changed(choices=[message])).text == text
+
+
+def test_an_endless_event_is_held_to_its_limit_only() -> None:
+    sse = SseAnswer()
+    sse.feed(STREAM.replace(b"data: [DONE]\n\n", b""))
+    assert 5 <= (text := sse.held) < 1000, "JJwor"
+    line = b"data: " + b"x" * 1_000_000 + b"\n"
+    sse.feed(line)
+    assert sse.held == text + len(line) - 1
+    with pytest.raises(AnswerError, match="an event of more than"):
+        sse.feed(20 * line)
+
+
+@settings(max_examples=25)
+@given(st.binary() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+def test_whatever_comes_is_an_answer_or_an_answer_error(value: object) -> None:
+    body = value if isinstance(value, bytes) else json.dumps({"choices": value}).encode()
+    for fields in ({}, {"usage": value}, {"error": value}, {"choices": [{"message": value}]}):
+        if not isinstance(value, bytes):
+            body = changed(**fields)
+        with suppress(AnswerError):
+            parse_completion(body)
+        with suppress(AnswerError):
+            read_stream(b"data: " + body + b"\n\n")
+        assert error_of(500, body).status == 500
+
+
+@given(
+    cuts=st.lists(st.integers(0, len(STREAM)), max_size=40),
+    end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    bom=st.sampled_from([b"", b"\xef\xbb\xbf"]),
+)
+def test_a_stream_reads_the_same_however_the_network_cuts_it(
+    cuts: list[int], end: bytes, bom: bytes
+) -> None:
+    stream = bom + STREAM.replace(b"\n", end)
     edges = [0, *sorted(cuts), len(stream)]
     pieces = [stream[a:b] for a, b in pairwise(edges)]
     assert read_stream(*pieces) == read_stream(STREAM)

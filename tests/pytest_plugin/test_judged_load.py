@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.alpha_spending import AlphaSpending
@@ -52,9 +53,10 @@ def requests(count: int, *, latency: float = 0.2, bad: Iterable[int] = ()) -> li
     failing = set(bad)
     return [
         RequestRecord(
+            number=50 + number,
             intended=(at := 5 + number / 10),
             sent=at,
-            first_token=math.nan if number in failing else at + latency / 2,
+            first_token=None if number in failing else at + latency / 2,
             end=at + latency,
             outcome=RequestOutcome.HTTP_ERROR if number in failing else RequestOutcome.OK,
             completion_tokens=8,
@@ -68,8 +70,15 @@ def loaded(records: Sequence[RequestRecord], *, stopped: str = "", **changes: ob
     result = LoadResult(
         plan=PLAN, started_at=0.0, requests=tuple(records), stopped_after_seconds=after
     )
-    judged = JudgedLoad(result=result, confidence=0.95, watching=FAILS, stopped=stopped)
+    watch = watched(records, FAILS)
+    judged = JudgedLoad(result=result, confidence=0.95, watch=watch, stopped=stopped)
     return replace(judged, **changes)  # type: ignore[arg-type]
+
+
+def watched(records: Sequence[RequestRecord], watching: Watching) -> LoadWatch:
+    watch = LoadWatch(QUESTIONS, PLAN, watching)
+    watch.end(records)
+    return watch
 
 
 def run(
@@ -85,9 +94,10 @@ def run(
         if watch.enough(records[begin : begin + batch]):
             came = records[: begin + batch]
             found = find_outage(came, outage) if outage else None
-            judged = loaded(came, stopped="it said so", watching=watching, outage=found)
+            judged = loaded(came, stopped="it said so", watch=watch, outage=found)
             return watch, replace(judged, stopped=stop_reason(judged.result, watch))
-    return watch, loaded(records, watching=watching)
+    watch.end(records)
+    return watch, loaded(records, watch=watch)
 
 
 def outcomes(judged: JudgedLoad) -> dict[str, Outcome]:
@@ -141,7 +151,7 @@ def test_a_good_build_runs_to_its_end_and_is_judged_by_the_fixed_sample() -> Non
 
 
 def test_a_load_that_is_not_watched_is_judged_as_ever() -> None:
-    judged = loaded(SLOW, watching=None)
+    judged = loaded(SLOW, watch=None)
     for question in QUESTIONS:
         assert judged.verdict(question) == question.whole(judged.result, confidence=0.95)
 
@@ -149,7 +159,9 @@ def test_a_load_that_is_not_watched_is_judged_as_ever() -> None:
 def killed(after: int) -> list[RequestRecord]:
     """A load of whose deployment nothing is left after so many requests."""
     return [
-        replace(r, outcome=RequestOutcome.CONNECTION, error="Connection refused", end=r.sent)
+        structs.replace(
+            r, outcome=RequestOutcome.CONNECTION, error="Connection refused", end=r.sent
+        )
         if number >= after
         else r
         for number, r in enumerate(GOOD)
@@ -219,22 +231,29 @@ def test_nothing_is_decided_on_nothing() -> None:
     watch = LoadWatch(QUESTIONS, PLAN, BOTH)
     assert not watch.enough([])
     assert not LoadWatch((), PLAN, BOTH).enough(GOOD)
-    for judged in (loaded([]), loaded([], stopped="for no reason"), loaded([], watching=BOTH)):
+    for judged in (
+        loaded([]),
+        loaded([], stopped="for no reason"),
+        loaded([], watch=watched([], BOTH)),
+    ):
         assert set(outcomes(judged).values()) == {Outcome.INCONCLUSIVE}
 
 
 @pytest.mark.parametrize("broken", [math.nan, -1.0])
 def test_a_time_that_is_none_decides_nothing_about_latency(broken: float) -> None:
-    spoilt = [replace(GOOD[0], end=GOOD[0].intended + broken), *GOOD[1:]]
+    spoilt = [structs.replace(GOOD[0], end=GOOD[0].intended + broken), *GOOD[1:]]
     watch, judged = run(spoilt, BOTH)
     assert watch.why == ""
     assert outcomes(judged)["P95 latency"] is Outcome.INCONCLUSIVE
-    late = loaded([replace(r, end=r.intended + broken) for r in GOOD])
+    late = loaded([structs.replace(r, end=r.intended + broken) for r in GOOD])
     assert outcomes(late)["P95 latency"] is Outcome.INCONCLUSIVE
 
 
 def test_requests_that_were_not_sent_count_as_failed() -> None:
-    unsent = [RequestRecord(intended=r.intended, outcome=RequestOutcome.UNSENT) for r in GOOD]
+    unsent = [
+        RequestRecord(number=r.number, intended=r.intended, outcome=RequestOutcome.UNSENT)
+        for r in GOOD
+    ]
     _, judged = run(unsent, FAILS)
     found = outcomes(judged)
     assert found["error rate"] is Outcome.FAIL
@@ -245,7 +264,7 @@ def test_requests_that_were_not_sent_count_as_failed() -> None:
 def test_capacity_is_decided_only_while_the_expected_rate_is_offered(rate: int) -> None:
     question: LoadQuestion = CapacityQuestion(SLO.load_capacity)  # type: ignore[arg-type]
     records = [
-        replace(r, intended=(at := 5 + number / rate), sent=at, end=at + 0.1)
+        structs.replace(r, intended=(at := 5 + number / rate), sent=at, end=at + 0.1)
         for number, r in enumerate(requests(400, bad=range(400)))
     ]
     watch = LoadWatch([question], PLAN, FAILS)
@@ -258,3 +277,88 @@ def test_a_question_of_a_teams_own_is_judged_by_the_same_rules() -> None:
     assert judged.verdict(stricter).outcome is Outcome.FAIL
     looser = ErrorRateQuestion(SLO.error_rate.model_copy(update={"limit": 0.9}))  # type: ignore[union-attr]
     assert judged.verdict(looser).outcome is Outcome.INCONCLUSIVE
+
+
+def stalled(records: Sequence[RequestRecord], *, every: int) -> list[RequestRecord]:
+    """The same, the generator having stalled for 80 ms before it read each n-th answer."""
+    return [
+        structs.replace(r, first_token=None, stalled_seconds=0.08) if r.number % every == 0 else r
+        for r in records
+    ]
+
+
+@pytest.mark.parametrize("watching", [None, FAILS, BOTH], ids=["whole", "fails", "decided"])
+def test_times_that_stalls_hide_decide_nothing(watching: Watching | None) -> None:
+    """A third of the first tokens is not known: 90% may be in time, and may not be."""
+    records = stalled(GOOD[:600], every=3)
+    watch = watched(records, watching) if watching else None
+    assert watch is None or not LoadWatch(QUESTIONS[2:3], PLAN, FAILS).enough(records)
+    judged = loaded(records, watch=watch)
+    goodput = judged.verdict(QUESTIONS[2])
+    assert goodput.outcome is Outcome.INCONCLUSIVE
+    assert "200 of 600 requests have times that are not known" in goodput.reason
+    assert "generator itself stalled" in goodput.reason
+    assert goodput.remedy.startswith("Give the load generator a machine of its own")
+    assert judged.verdict(QUESTIONS[0]).passed, "a latency is at most 80 ms less"
+
+
+def test_few_stalls_or_answers_bad_without_them_change_no_verdict() -> None:
+    assert loaded(stalled(GOOD[:600], every=50)).verdict(QUESTIONS[2]).passed
+    slow = loaded(stalled(SLOW[:600], every=3))
+    assert [slow.verdict(question).outcome for question in (QUESTIONS[0], QUESTIONS[2])] == [
+        Outcome.FAIL,
+        Outcome.FAIL,
+    ]
+    near = requests(600, latency=3.05)
+    assert loaded(near).verdict(QUESTIONS[0]).outcome is Outcome.FAIL
+    assert loaded(stalled(near, every=1)).verdict(QUESTIONS[0]).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("failure", "words", "remedy"),
+    [
+        (
+            {"outcome": RequestOutcome.HTTP_ERROR, "status": 400, "error": "400 too long"},
+            "http_error 400, “400 too long”",
+            "Make the load's requests such as the server takes",
+        ),
+        (
+            {"outcome": RequestOutcome.HTTP_ERROR, "status": 429, "error": "429 600 rpm"},
+            "http_error 429, “429 600 rpm”",
+            "Raise the rate limit",
+        ),
+        (
+            {"outcome": RequestOutcome.HTTP_ERROR, "status": 502, "error": "502 <html>\n<h1>Bad"},
+            "http_error 502, “502 <html> <h1>Bad”",
+            "See why the gateway found no server",
+        ),
+        (
+            {"outcome": RequestOutcome.CONNECTION, "error": "ConnectionRefusedError: 111"},
+            "connection, “ConnectionRefusedError: 111”",
+            "See whether replicas restarted",
+        ),
+    ],
+)
+def test_a_fail_names_what_failed_most_in_the_servers_words(
+    failure: dict[str, object], words: str, remedy: str
+) -> None:
+    broken = structs.replace(GOOD[0], first_token=None, **failure)
+    records = [
+        structs.replace(broken, number=r.number, intended=r.intended, end=r.intended + 0.02)
+        if r.number % 4
+        else r
+        for r in GOOD[:1000]
+    ]
+    records[1] = structs.replace(records[1], outcome=RequestOutcome.TIMEOUT, error="slow")
+    for judged in (loaded(records), loaded(records, watch=None)):
+        for question in QUESTIONS[:3]:
+            verdict = judged.verdict(question)
+            assert verdict.outcome is Outcome.FAIL
+            assert verdict.reason.endswith(f"749 of 750 failed requests: {words}")
+            assert verdict.remedy.startswith(remedy), question.name
+            assert "no answer" not in verdict.reason
+            assert "replicas or faster ones" not in verdict.remedy
+    slow = [r if not r.ok else structs.replace(r, end=r.intended + 4) for r in records]
+    both = loaded(slow, watch=None).verdict(QUESTIONS[0]).remedy
+    assert both.startswith(remedy)
+    assert "replicas or faster ones" in both

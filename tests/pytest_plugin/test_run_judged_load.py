@@ -1,11 +1,11 @@
 """What is kept of a load run, and what is asked of its generator."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.load_plan import LoadPlan, RateSegment
@@ -53,8 +53,8 @@ def test_a_generator_with_figures_within_the_policy_passes() -> None:
     [
         {"requests": ()},
         {"requests": (OK,) * 999 + (UNSENT,)},
-        {"requests": (replace(OK, sent=1.2),) * 1000},
-        {"generator_cpu": math.nan},
+        {"requests": (structs.replace(OK, sent=1.2),) * 1000},
+        {"generator_cpu": None},
         {"generator_cpu": 0.95},
         {"stopped_after_seconds": 0.0, "requests": ()},
     ],

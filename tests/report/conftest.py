@@ -85,7 +85,7 @@ def load_result() -> LoadResult:
             RequestRecord(
                 intended=at,
                 sent=at + 0.0005,
-                first_token=math.nan if failed else at + latency / 5,
+                first_token=None if failed else at + latency / 5,
                 end=at + latency,
                 outcome=RequestOutcome.HTTP_ERROR if failed else RequestOutcome.OK,
                 status=503 if failed else 200,

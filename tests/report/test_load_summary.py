@@ -1,11 +1,11 @@
 """What a report shows of a load run."""
 
-import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
@@ -39,7 +39,7 @@ def answered(latencies: list[float]) -> LoadResult:
 def test_a_run_nobody_answered_has_no_figures_and_no_histogram(load_result: LoadResult) -> None:
     """Nothing measured is None, never zero."""
     dead = tuple(
-        replace(r, outcome=RequestOutcome.TIMEOUT, sent=math.nan, end=math.nan)
+        structs.replace(r, outcome=RequestOutcome.TIMEOUT, sent=None, end=None)
         for r in load_result.requests
     )
     summary = summarize_load(replace(load_result, requests=dead))
@@ -58,10 +58,10 @@ def test_a_mix_is_summed_up_class_by_class() -> None:
     classes = tuple(RequestClass(name=name, prompts=("p",), output=output) for name in names)
     result = answered([0.1] * 30 + [2.0] * 10)
     mixed = [
-        replace(r, request_class="short" if r.latency_seconds < 1 else "long")
+        structs.replace(r, request_class="short" if (r.latency_seconds or 0) < 1 else "long")
         for r in result.requests
     ]
-    mixed[-1] = replace(mixed[-1], outcome=RequestOutcome.TIMEOUT)
+    mixed[-1] = structs.replace(mixed[-1], outcome=RequestOutcome.TIMEOUT)
     short, long, none = summarize_load(
         replace(result, plan=replace(PLAN, classes=classes), requests=tuple(mixed))
     ).classes

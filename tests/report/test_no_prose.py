@@ -25,6 +25,7 @@ from vllm_rollout.judge.ordered_verdicts import (
 from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialPercentile, SequentialRate
 from vllm_rollout.model.evidence import Evidence, GateResult, Step, as_json, read_evidence
+from vllm_rollout.model.load_result import GeneratorFigures
 from vllm_rollout.report.derivation import working
 from vllm_rollout.report.explain import explain_evidence
 from vllm_rollout.report.formatting import headline, outcome_counts
@@ -76,10 +77,11 @@ def evidence(
     make_gate: Callable[..., GateResult], make_evidence: Callable[..., Evidence]
 ) -> Evidence:
     """Of all kinds of verdicts; the first on the load is the generator's, in seconds as well."""
-    lagging = generator_verdict(
-        lag_seconds=0.2, max_lag_seconds=0.1, cpu=0.5, max_cpu=0.9, dropped=0, total=100,
+    figures = GeneratorFigures(
+        lag_seconds=0.2, cpu=0.5, dropped=0, total=100,
         workers=1, cpu_seconds_per_request=0.01, rate_per_second=10,
     )  # fmt: skip
+    lagging = generator_verdict(figures, max_lag_seconds=0.1, max_cpu=0.9)
     gates = [make_gate(f"gate_{i}", each, load="load") for i, each in enumerate(verdicts())]
     gates += [make_gate("error", error="first line\nlast line"), make_gate("skip", skipped="why")]
     gates += [make_gate("silent", unreachable="http://127.0.0.1:1", error="refused")]

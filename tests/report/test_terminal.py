@@ -105,7 +105,7 @@ def running(*, latencies: Sequence[float] = (), **changes: object) -> LoadProgre
         latency=times,
         ttft=RunningTimes(),
         lag_p99_seconds=0.002,
-        generator_cpu=math.nan,
+        generator_cpu=None,
     )
     return replace(progress, **changes)  # type: ignore[arg-type]
 

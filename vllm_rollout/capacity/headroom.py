@@ -66,14 +66,15 @@ def with_headroom(
     known: KnownCapacity | None,
     *,
     expected_per_second: float,
-    offered_per_second: float,
+    offered_per_second: float | None,
 ) -> Verdict:
     """The load gate's verdict with a word on headroom: never a guess, and no change of outcome."""
     if not verdict.passed:
         return verdict
     return replace(
         verdict,
-        reason=f"{verdict.reason}; " + _headroom(known, expected_per_second, offered_per_second),
+        reason=f"{verdict.reason}; "
+        + _headroom(known, expected_per_second, offered_per_second or 0.0),
     )
 
 

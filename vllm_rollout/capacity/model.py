@@ -140,10 +140,10 @@ class Probe:
     saturated: bool = False
     requests: int = 0
     failures: int = 0
-    offered_per_second: float = math.nan
-    p50_seconds: float = math.nan
-    p95_seconds: float = math.nan
-    good_per_second: float = math.nan
+    offered_per_second: float | None = None
+    p50_seconds: float | None = None
+    p95_seconds: float | None = None
+    good_per_second: float | None = None
     generator_limited: str = ""
     """How the generator fell behind, or empty; such a probe says nothing of the server."""
     unmeasured: str = ""

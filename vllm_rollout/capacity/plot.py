@@ -52,7 +52,8 @@ def capacity_plot(
 
 
 def _goodput(x: Axis, shown: Sequence[Probe], capacity: Capacity, expected: float) -> str:
-    most = max([p.good_per_second for p in shown if math.isfinite(p.good_per_second)] + [expected])
+    good = [(p, p.good_per_second) for p in shown if p.good_per_second is not None]
+    most = max([rate for _, rate in good] + [expected])
     y = Axis(0, most * 1.1, BOTTOM, TOP)
     parts = [*x_axis(x, "requests sent per second"), *y_axis(y, "goodput", "1/s")]
     parts += _interval(x, capacity)
@@ -64,7 +65,7 @@ def _goodput(x: Axis, shown: Sequence[Probe], capacity: Capacity, expected: floa
         y,
         'stroke="currentColor" stroke-opacity="0.5" stroke-dasharray="2 4"',
     )
-    parts += _points(x, y, [(p, p.good_per_second) for p in shown])
+    parts += _points(x, y, good)
     parts += upright(
         x.at(expected), f"expected {format_value(expected, '1/s')}", "currentColor", "2 3", 28
     )
@@ -77,16 +78,19 @@ def _goodput(x: Axis, shown: Sequence[Probe], capacity: Capacity, expected: floa
 
 
 def _latency(x: Axis, shown: Sequence[Probe], capacity: Capacity, slos: Slos) -> str:
-    finite = [p.p95_seconds for p in shown if 0 < p.p95_seconds < math.inf]
+    known = [(p, p.p95_seconds) for p in shown if p.p95_seconds is not None]
     limit = slos.latency_seconds
-    marks = [*finite, *([limit] if limit else [])]
+    marks = [
+        *(seconds for _, seconds in known if 0 < seconds < math.inf),
+        *([limit] if limit else []),
+    ]
     if not marks:
         return ""
     y = Axis(min(marks) / 1.3, max(marks) * 1.3, BOTTOM, TOP, logarithmic=True)
     parts = [*x_axis(x, "requests sent per second"), *y_axis(y, "P95 latency", "s")]
     parts += _interval(x, capacity)
     # An infinite P95 is drawn at the upper edge.
-    parts += _points(x, y, [(p, min(p.p95_seconds, y.high)) for p in shown])
+    parts += _points(x, y, [(p, min(seconds, y.high)) for p, seconds in known])
     if limit:
         at = y.at(limit)
         parts.append(path(f"M{LEFT} {at:.1f}H{RIGHT}", RED, "5 4"))

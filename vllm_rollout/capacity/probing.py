@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from vllm_rollout.judge.generator import generator_verdict
 from vllm_rollout.load.load_progress import LoadProgress
 from vllm_rollout.load.run_load import Start, run_load
 from vllm_rollout.model.load_plan import LoadPlan
-from vllm_rollout.model.load_result import LoadResult, RequestRecord
+from vllm_rollout.model.load_result import MOST_UNKNOWN, LoadResult, RequestRecord
 from vllm_rollout.model.percentiles import percentile_of
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.policy import Load
@@ -55,7 +55,7 @@ def send_probe(
         start=start,
     )
     generator = generator_verdict(
-        **asdict(result.generator),
+        result.generator,
         max_lag_seconds=load.max_lag_seconds,
         max_cpu=load.max_cpu,
         cores=cores,
@@ -95,6 +95,11 @@ class _Watch:
         latencies = np.sort(np.where(answers.failed, math.inf, answers.latency_seconds)).tolist()
         outcome, reason = Outcome.INCONCLUSIVE, self._undecided()
         limited = "" if generator.passed else f"{generator.reason}. {generator.remedy}".strip(". ")
+        if not limited and self._slos.goodput and result.stalled > MOST_UNKNOWN * result.total:
+            limited = (
+                f"the generator stalled while {result.stalled:,} of {result.total:,} answers came, "
+                "so their times are not known"
+            )
         if result.incomplete or limited:
             reason = result.incomplete or limited
         elif self._judge.failed or self._saturated:
@@ -116,7 +121,7 @@ class _Watch:
             p95_seconds=percentile_of(latencies, 95),
             good_per_second=float(np.count_nonzero(answers.good(self._slos))) / seconds
             if seconds > 0
-            else math.nan,
+            else None,
             generator_limited="" if result.incomplete else limited,
             unmeasured=result.incomplete,
         )

@@ -1,7 +1,9 @@
 """Verdict on the load generator: if it was the bottleneck, its load shows nothing of the server."""
 
 import math
+from collections.abc import Callable
 
+from vllm_rollout.model.load_result import GeneratorFigures
 from vllm_rollout.model.units import format_rate, format_share
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
@@ -10,72 +12,81 @@ _ROOM = 0.6
 
 
 def generator_verdict(
+    figures: GeneratorFigures,
     *,
-    lag_seconds: float,
     max_lag_seconds: float,
-    cpu: float,
     max_cpu: float,
-    dropped: int,
-    total: int,
-    workers: int,
-    cpu_seconds_per_request: float,
-    rate_per_second: float,
     cores: int | None = None,
 ) -> Verdict:
     """Judge the generator of a load: a pass, or inconclusive with the number of workers it takes.
 
+    A figure that is not known never passes.
+
     Args:
-        lag_seconds: how late requests left at P99; NaN where it is not known, which never passes.
-        max_lag_seconds: what that may be.
-        cpu: what the busiest worker used, as a fraction of a core; NaN as above.
-        max_cpu: what that may be.
-        dropped: requests of the schedule that were not sent.
-        total: all requests of the schedule.
-        workers: generator processes there were.
-        cpu_seconds_per_request: CPU time of the generator for each request; NaN where unknown.
-        rate_per_second: the highest rate that is asked for.
+        figures: what it did.
+        max_lag_seconds: how late requests may leave at P99.
+        max_cpu: what the busiest worker may use, as a fraction of a core.
         cores: of the machine that the generator ran on; None where they are not limited by one.
     """
-    lag = "an unknown time" if math.isnan(lag_seconds) else f"{lag_seconds * 1000:.0f} ms"
-    used = "an unknown share" if math.isnan(cpu) else format_share(round(cpu, 3))
+    lag_seconds, cpu = figures.lag_seconds, figures.cpu
+    lag = "an unknown time" if lag_seconds is None else f"{lag_seconds * 1000:.0f} ms"
+    used = "an unknown share" if cpu is None else format_share(round(cpu, 3))
     asked = {
         f"at P99 requests left {lag} late (`load.max_lag`: {max_lag_seconds * 1000:g} ms)": (
-            lag_seconds <= max_lag_seconds
+            lag_seconds is not None and lag_seconds <= max_lag_seconds
         ),
         f"its busiest process used {used} of a core (`load.max_cpu`: {format_share(max_cpu)})": (
-            cpu <= max_cpu
+            cpu is not None and cpu <= max_cpu
         ),
-        f"{dropped:,} of {total:,} requests were not sent": not dropped,
-        "no request was due": total > 0,
+        f"{figures.dropped:,} of {figures.total:,} requests were not sent": not figures.dropped,
+        "no request was due": figures.total > 0,
     }
     broken = [text for text, holds in asked.items() if not holds]
     verdict = Verdict(
         outcome=Outcome.PASS,
         reason=f"at P99 requests left {lag} late, and the busiest process used {used} of a core",
-        measured=None if math.isnan(lag_seconds) else lag_seconds,
+        measured=lag_seconds,
         limit=max_lag_seconds,
-        n=total,
+        n=figures.total,
         unit="s",
         method=VerdictMethod.COMPARED,
     )
     if not broken:
         return verdict
     return verdict.inconclusive_because(
-        f"the generator was the bottleneck: {'; '.join(broken)}",
-        _remedy(workers, cpu_seconds_per_request, rate_per_second, cores),
+        f"the generator was the bottleneck: {'; '.join(broken)}", _remedy(figures, cores)
     )
 
 
-def workers_needed(cpu_seconds_per_request: float, rate_per_second: float) -> int | None:
-    """Generator processes that a rate takes, with room; None where that cannot be computed."""
-    busy = cpu_seconds_per_request * rate_per_second
-    return max(1, math.ceil(busy / _ROOM)) if 0 <= busy < math.inf else None
+def despite_stalls(verdict: Verdict, at_best: Callable[[], Verdict], *, stalled: int) -> Verdict:
+    """Return a verdict on times of which `stalled` answers have some that are not known.
+
+    The generator stalled while it read them. `verdict` counts those times as long as they can be,
+    `at_best` as short; where they decide, it is inconclusive.
+    """
+    if not stalled or verdict.outcome is Outcome.PASS:
+        return verdict
+    if at_best().outcome is verdict.outcome:
+        return verdict
+    return verdict.inconclusive_because(
+        f"{stalled:,} of {verdict.n:,} requests have times that are not known, since the load "
+        f"generator itself stalled while their answers came; counted as late, {verdict.reason}",
+        "Give the load generator a machine of its own, or more of its CPU (a container's limit "
+        "stops it in the middle of reading), and measure again.",
+    )
 
 
-def _remedy(workers: int, per_request: float, rate: float, cores: int | None) -> str:
-    needed = workers_needed(per_request, rate)
-    if needed is None:
+def workers_needed(cpu_seconds_per_request: float, rate_per_second: float) -> int:
+    """Generator processes that a rate takes, with room."""
+    return max(1, math.ceil(cpu_seconds_per_request * rate_per_second / _ROOM))
+
+
+def _remedy(figures: GeneratorFigures, cores: int | None) -> str:
+    per_request, rate = figures.cpu_seconds_per_request, figures.rate_per_second
+    workers = figures.workers
+    if per_request is None or rate is None:
         return "See why the generator measured nothing: its own log has the last lines it wrote."
+    needed = workers_needed(per_request, rate)
     costs = f"a request takes it {per_request * 1000:.2g} ms of CPU and up to {_rate(rate)} are due"
     if needed <= workers:
         return (

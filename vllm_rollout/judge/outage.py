@@ -6,7 +6,6 @@ it: a refusal of this request or of this client (429, say) is one, and so is a s
 and took too long. A request that the generator did not send shows nothing of the deployment.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,13 +42,13 @@ class Outage:
     refused: bool
     last: RequestRecord
 
-    def reason(self, started_at: float = math.nan) -> str:
+    def reason(self, started_at: float | None = None) -> str:
         """Return when it began, how many failed in a row, and the last error.
 
         `started_at` is the load's zero as Unix time.
         """
         clock = ""
-        if math.isfinite(started_at):
+        if started_at is not None:
             clock = f"{datetime.fromtimestamp(started_at + self.began, UTC):%H:%M:%S} UTC, "
         what = "nothing listened" if self.refused else "every request failed"
         began, seconds = (format_value(round(s, 1), "s") for s in (self.began, self.seconds))
@@ -110,7 +109,7 @@ def find_outage(records: Iterable[RequestRecord], limits: OutageLimits) -> Outag
     return watch.found
 
 
-def outage_verdict(outage: Outage, *, started_at: float, n: int) -> Verdict:
+def outage_verdict(outage: Outage, *, started_at: float | None, n: int) -> Verdict:
     """The fail of every gate on a load of `n` requests in which there was an `outage`."""
     return Verdict(
         outcome=Outcome.FAIL,
@@ -121,7 +120,8 @@ def outage_verdict(outage: Outage, *, started_at: float, n: int) -> Verdict:
 
 
 def _answered(record: RequestRecord) -> bool:
-    slow = record.outcome is RequestOutcome.TIMEOUT and not math.isnan(record.first_token)
+    begun = record.first_token is not None or record.stalled_seconds > 0
+    slow = record.outcome is RequestOutcome.TIMEOUT and begun
     return record.ok or slow or record.status in _REFUSALS
 
 

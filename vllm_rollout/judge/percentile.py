@@ -112,7 +112,7 @@ class _Sample:
         seen = replace(blank, measured=measured, lower=lower, upper=upper, p_value=self._p_value())
         against = f"{self.sure} (limit: below {_seconds(self.limit)})"
         if self.censored:
-            against += f"; {self.censored:,} of {self.n:,} requests had no answer"
+            against += f"; {self.censored:,} of {self.n:,} requests failed"
 
         if upper is not None and upper < self.limit:
             reason = f"{self.name} is at most {_seconds(upper)}, {against}"

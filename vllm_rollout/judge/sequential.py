@@ -146,7 +146,7 @@ class SequentialPercentile:
                 dependence=lambda: latest.block_length(percentile, limit_seconds),
             ),
             rate_per_second,
-            seen=f"took {time} or longer",
+            seen=f"failed or took {time} or longer",
             are="do",
             against=f"(limit: P{percentile:g} below {time}, so below {format_share(share)})",
             remedy=FIX_SLOWNESS,

@@ -50,9 +50,9 @@ class LoadCollector:
     def read(self, *, to_the_end: bool = False) -> None:
         """Take in what was logged since the last call; `to_the_end` when nobody logs any more."""
         for log in self._logs:
-            records = dict(log.read(to_the_end=to_the_end))
-            self._records |= records
-            self._meter.add(records.values())
+            records = log.read(to_the_end=to_the_end)
+            self._records.update((record.number, record) for record in records)
+            self._meter.add(records)
 
     def next_in_order(self) -> Iterator[RequestRecord]:
         """The judged requests that have ended and follow the last one given, without a gap."""
@@ -70,12 +70,17 @@ class LoadCollector:
         return self._meter.progress(
             elapsed_seconds=elapsed_seconds,
             sent=sum(log.sent for log in self._logs),
-            busy_seconds=max(log.busy_seconds for log in self._logs),
+            busy_seconds=max(
+                (log.busy_seconds for log in self._logs if log.busy_seconds is not None),
+                default=None,
+            ),
         )
 
     def result(self, *, problem: str = "") -> LoadResult:
         """The judged requests; incomplete for `problem` and for whatever the logs lack."""
-        end = min(log.stopped_at for log in self._logs)
+        end = min(
+            (log.stopped_at for log in self._logs if log.stopped_at is not None), default=math.inf
+        )
         requests = self._requests_before(end)
         judged = tuple(r for r in requests if r.intended >= self._plan.warmup_seconds)
         unsent = [request for request in requests if request.outcome is RequestOutcome.UNSENT]
@@ -84,7 +89,7 @@ class LoadCollector:
         strangers = [
             _name(index, log)
             for index, log in enumerate(self._logs)
-            if not log.node.clock_within_seconds <= _CLOCK_WITHIN_SECONDS
+            if (within := log.node.clock_within_seconds) is None or within > _CLOCK_WITHIN_SECONDS
         ]
         lost = sum(log.lost for log in self._logs)
         unparsable = sum(log.unparsable for log in self._logs)
@@ -106,18 +111,19 @@ class LoadCollector:
             f"({next(iter(cached), '')})": bool(cached),
             "the schedule holds no request": not judged,
         }
-        busy = [log.busy_seconds for log in self._logs]
-        last_end = max((r.end for r in requests if not math.isnan(r.end)), default=0.0)
+        busy = [log.busy_seconds for log in self._logs if log.busy_seconds is not None]
+        measured = len(busy) == len(self._logs)
+        last_end = max((r.end for r in requests if r.end is not None), default=0.0)
         seconds = max(last_end, min(end, self._plan.total_seconds))
         return LoadResult(
             plan=self._plan,
-            started_at=math.nan if self.started_at is None else self.started_at,
+            started_at=self.started_at,
             requests=judged,
             incomplete="; ".join(text for text, found in problems.items() if found),
             unended=tuple(unended),
             stopped_after_seconds=max(0.0, end - self._plan.warmup_seconds),
-            generator_cpu=max(busy) / seconds if seconds > 0 else math.nan,
-            generator_seconds=sum(busy),
+            generator_cpu=max(busy) / seconds if measured and seconds > 0 else None,
+            generator_seconds=sum(busy) if measured else None,
             gaps=gaps,
         )
 
@@ -129,14 +135,17 @@ class LoadCollector:
         due = itertools.takewhile(lambda each: each[1] < end, enumerate(self._schedule))
         return [
             self._records.get(number)
-            or RequestRecord(intended=intended, outcome=RequestOutcome.UNSENT, error=_NO_RECORD)
+            or RequestRecord(
+                number=number, intended=intended, outcome=RequestOutcome.UNSENT, error=_NO_RECORD
+            )
             for number, intended in due
         ]
 
     def _gaps(self) -> tuple[ItlSummary, str]:
         """The gaps of all workers, and what is wrong with them."""
         try:
-            return merged(log.gaps for log in self._logs), ""
+            unknown = sum(log.unknown_gaps for log in self._logs)
+            return merged((log.gaps for log in self._logs), unknown=unknown), ""
         except ValueError as error:
             return ItlSummary(), f"the inter-token gaps cannot be read: {error}"
 

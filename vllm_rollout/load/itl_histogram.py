@@ -6,7 +6,7 @@ add up exactly to that of all.
 
 from collections.abc import Iterable
 
-from vllm_rollout.model.load_result import ItlSummary
+from vllm_rollout.model.load_result import MOST_UNKNOWN, ItlSummary
 
 _LONGEST_MICROSECONDS = 3600 * 1_000_000
 _SIGNIFICANT_DIGITS = 3
@@ -18,6 +18,7 @@ class ItlHistogram:
     """Counts gaps. Adding is cheap: they are sorted into the histogram many at once."""
 
     def __init__(self) -> None:
+        import numpy  # noqa: F401 - a load would stand still for as long as that takes
         from hdrh.histogram import HdrHistogram
 
         self._histogram = HdrHistogram(1, _LONGEST_MICROSECONDS, _SIGNIFICANT_DIGITS)
@@ -49,8 +50,8 @@ class ItlHistogram:
             self._histogram.record_value(int(value), int(count))
 
 
-def merged(encoded: Iterable[str]) -> ItlSummary:
-    """The gaps of several histograms together.
+def merged(encoded: Iterable[str], *, unknown: int = 0) -> ItlSummary:
+    """The gaps of several histograms together, and how many more are `unknown`.
 
     Raises:
         ValueError: a text is no histogram.
@@ -63,11 +64,13 @@ def merged(encoded: Iterable[str]) -> ItlSummary:
             whole.decode_and_add(text.encode("ascii"))
         except Exception as error:  # the library raises what its decoder happens to raise
             raise ValueError(f"not a histogram: {text[:40]!r}") from error
-    if whole.get_total_count() == 0:
-        return ItlSummary()
+    count = whole.get_total_count()
+    if count == 0 or unknown > MOST_UNKNOWN * (count + unknown):
+        return ItlSummary(count=count, unknown=unknown)
     at = {p: whole.get_value_at_percentile(p) / _PER_SECOND for p in (50, 95, 99)}
     return ItlSummary(
-        count=whole.get_total_count(),
+        count=count,
+        unknown=unknown,
         p50_seconds=at[50],
         p95_seconds=at[95],
         p99_seconds=at[99],

@@ -42,16 +42,16 @@ class RunningTimes:
         """Number of times."""
         return int(self._histogram.get_total_count())
 
-    def percentile(self, percentile: float) -> float:
-        """The percentile; NaN of none, infinite where it lies among the failed."""
+    def percentile(self, percentile: float) -> float | None:
+        """The percentile; None of none, infinite where it lies among the failed."""
         if self.count == 0:
-            return math.nan
+            return None
         seconds = float(self._histogram.get_value_at_percentile(percentile)) / _PER_SECOND
         return math.inf if seconds > _LONGEST_SECONDS else seconds
 
-    def at_rank(self, rank: int) -> float:
+    def at_rank(self, rank: int) -> float | None:
         """The time of that rank, 1 being the fastest."""
-        return self.percentile(100 * rank / self.count) if self.count else math.nan
+        return self.percentile(100 * rank / self.count) if self.count else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class LoadProgress:
     """Progress of a running load; counts include the warm-up, times do not.
 
     Rates are those of the last ten seconds: what the schedule asked for, and what was sent.
-    `generator_cpu` is what the busiest worker used of a core so far; NaN before it is known.
+    `generator_cpu` is what the busiest worker used of a core so far; None before it is known.
     """
 
     elapsed_seconds: float
@@ -75,8 +75,8 @@ class LoadProgress:
     latency: RunningTimes
     ttft: RunningTimes
     """None are counted where answers are not streamed."""
-    lag_p99_seconds: float
-    generator_cpu: float
+    lag_p99_seconds: float | None
+    generator_cpu: float | None
 
 
 class ProgressMeter:
@@ -97,22 +97,25 @@ class ProgressMeter:
             self._unsent += record.outcome is RequestOutcome.UNSENT
             if record.intended < self._plan.warmup_seconds:
                 continue
-            self._latency.add(record.latency_seconds if record.ok else math.inf)
-            if not math.isnan(record.sent):
-                self._lag.add(record.lag_seconds)
+            latency, ttft, lag = record.latency_seconds, record.ttft_seconds, record.lag_seconds
+            self._latency.add(latency if record.ok and latency is not None else math.inf)
+            if lag is not None:
+                self._lag.add(lag)
             # Of a mix only some may be streamed; the rest has no first token to wait for.
-            if not math.isnan(record.first_token) or (self._plan.stream and not record.ok):
-                self._ttft.add(record.ttft_seconds if record.ok else math.inf)
+            if record.ok and ttft is not None:
+                self._ttft.add(ttft)
+            elif not record.ok and (ttft is not None or self._plan.stream):
+                self._ttft.add(math.inf)
 
     def progress(
-        self, *, elapsed_seconds: float, sent: int, busy_seconds: float = math.nan
+        self, *, elapsed_seconds: float, sent: int, busy_seconds: float | None = None
     ) -> LoadProgress:
         """Return the progress at `elapsed_seconds` into the schedule.
 
         Args:
             elapsed_seconds: since the schedule's zero; negative before it.
             sent: requests sent so far.
-            busy_seconds: CPU time that the busiest worker took so far.
+            busy_seconds: CPU time that the busiest worker took so far, if it is known.
         """
         elapsed = max(0.0, elapsed_seconds)
         sent = max(sent, self._done)
@@ -130,7 +133,7 @@ class ProgressMeter:
             latency=self._latency,
             ttft=self._ttft,
             lag_p99_seconds=self._lag.percentile(99),
-            generator_cpu=busy_seconds / elapsed if elapsed > 0 else math.nan,
+            generator_cpu=busy_seconds / elapsed if busy_seconds is not None and elapsed else None,
         )
 
     def _rates(self, elapsed: float, sent: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
 
@@ -37,6 +38,7 @@ class Template:
     """The body of a request: `before`, the request's number where it is `numbered`, `after`."""
 
     request_class: str
+    max_tokens: int
     path: str
     stream: bool
     before: bytes
@@ -171,6 +173,7 @@ def _template(name: str, api: str, fields: dict[str, object], *, stream: bool) -
     before, mark, after = json.dumps(fields).encode().partition(_NUMBER_MARK.encode())
     return Template(
         request_class=name,
+        max_tokens=cast("int", fields["max_tokens"]),
         path=_PATHS[api],
         stream=stream,
         before=before,

@@ -151,10 +151,10 @@ class LoadPlan:
         return self.warmup_seconds + self.duration_seconds
 
     @property
-    def expected_requests(self) -> float:
-        """Mean number of judged requests the plan makes; NaN where users wait for answers."""
+    def expected_requests(self) -> float | None:
+        """Mean number of judged requests the plan makes; None where users wait for answers."""
         if self.closed:
-            return math.nan
+            return None
         if self.trace:
             return float(len(self.trace))
         if self.shape:
@@ -162,14 +162,15 @@ class LoadPlan:
         return self.rate_per_second * self.duration_seconds
 
     @property
-    def mean_rate_per_second(self) -> float:
-        """Mean rate of the judged requests."""
-        if self.shape or self.trace or self.closed:
-            return self.expected_requests / self.duration_seconds
-        return self.rate_per_second
+    def mean_rate_per_second(self) -> float | None:
+        """Mean rate of the judged requests; None where users wait for answers."""
+        if not (self.shape or self.trace or self.closed):
+            return self.rate_per_second
+        expected = self.expected_requests
+        return None if expected is None else expected / self.duration_seconds
 
     @property
-    def peak_rate_per_second(self) -> float:
+    def peak_rate_per_second(self) -> float | None:
         """The highest rate a shape asks for; of any other plan the mean."""
         return max(
             (max(segment.start, segment.end) for segment in self.shape),

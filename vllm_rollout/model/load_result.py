@@ -7,22 +7,32 @@ never sent is there, by name.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from msgspec import Struct, structs
 
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.percentiles import percentile_of
 
+MOST_UNKNOWN = 0.01
+"""Share of times that may be unknown in a figure; with more of them it is unknown itself."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItlSummary:
-    """Inter-token gaps of a run's judged requests, in seconds; NaN where there was none."""
+    """Inter-token gaps of a run's judged requests, in seconds; None where there was none.
+
+    The generator stalled while `unknown` more were read: no figure is known if they are too many.
+    """
 
     count: int = 0
-    p50_seconds: float = math.nan
-    p95_seconds: float = math.nan
-    p99_seconds: float = math.nan
-    longest_seconds: float = math.nan
+    unknown: int = 0
+    p50_seconds: float | None = None
+    p95_seconds: float | None = None
+    p99_seconds: float | None = None
+    longest_seconds: float | None = None
 
 
 class RequestOutcome(StrEnum):
@@ -43,17 +53,24 @@ class RequestOutcome(StrEnum):
     address for the server's name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord:
-    """One request. Times are seconds since the start of the run; a missing one is NaN.
+class RequestRecord(
+    Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True, gc=False
+):
+    """One request, as a line of the request log has it.
 
+    Times are seconds since the start of the run, None where there is none or it is not known.
     `latency_seconds` and `ttft_seconds` are measured from `intended`.
+
+    Raises:
+        ValueError: an answer that never ended.
     """
 
+    number: int = 0
+    """Its place in the schedule."""
     intended: float
-    sent: float = math.nan
-    first_token: float = math.nan
-    end: float = math.nan
+    sent: float | None = None
+    first_token: float | None = None
+    end: float | None = None
     outcome: RequestOutcome
     status: int = 0
     prompt_tokens: int = 0
@@ -63,6 +80,13 @@ class RequestRecord:
     """Name of the plan's class it is of; empty where all are alike."""
     cached: str = ""
     """What shows that its answer came from a cache; empty where nothing does."""
+    stalled_seconds: float = 0.0
+    """Above 0 where the generator stalled before it read the first token or the end: the time of
+    the first token is not known then, if it was that, and `end` may be so much late."""
+
+    def __post_init__(self) -> None:
+        if self.end is None and self.outcome is RequestOutcome.OK:
+            raise ValueError("an answer has an end")
 
     @property
     def ok(self) -> bool:
@@ -70,39 +94,66 @@ class RequestRecord:
         return self.outcome is RequestOutcome.OK
 
     @property
-    def latency_seconds(self) -> float:
-        """From intended send to the last byte; NaN when it never ended."""
-        return self.end - self.intended
+    def failure_kind(self) -> str:
+        """Its outcome, an HTTP error's with the status: `http_error 503`."""
+        http = self.outcome is RequestOutcome.HTTP_ERROR
+        return f"{self.outcome} {self.status}" if http else str(self.outcome)
 
     @property
-    def ttft_seconds(self) -> float:
+    def latency_seconds(self) -> float | None:
+        """From intended send to the last byte; None when it never ended."""
+        return None if self.end is None else self.end - self.intended
+
+    @property
+    def ttft_seconds(self) -> float | None:
         """Time to first token, from intended send."""
-        return self.first_token - self.intended
+        return None if self.first_token is None else self.first_token - self.intended
 
     @property
-    def itl_seconds(self) -> float:
-        """Inter-token latency, the mean after the first token; 0 for one token, NaN for none."""
+    def itl_seconds(self) -> float | None:
+        """Inter-token latency, the mean after the first token; 0 for one token, None for none."""
         if self.completion_tokens < 2:
-            return 0.0 if self.completion_tokens else math.nan
+            return 0.0 if self.completion_tokens else None
+        if self.first_token is None or self.end is None or self.stalled_seconds:
+            return None
         return (self.end - self.first_token) / (self.completion_tokens - 1)
 
     @property
-    def lag_seconds(self) -> float:
+    def at_best(self) -> "RequestRecord":
+        """The request as quick as it may have been, where the generator stalled: all at once."""
+        if self.end is None or not self.stalled_seconds:
+            return self
+        quickest = self.end - self.stalled_seconds
+        return structs.replace(
+            self,
+            first_token=self.intended if self.first_token is None else self.first_token,
+            end=quickest,
+            completion_tokens=min(self.completion_tokens, 1),
+            stalled_seconds=0.0,
+        )
+
+    @property
+    def lag_seconds(self) -> float | None:
         """Schedule lag: how late the generator sent it."""
-        return self.sent - self.intended
+        return None if self.sent is None else self.sent - self.intended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorFigures:
-    """Figures of a load generator, named as `judge.generator.generator_verdict` takes them."""
+    """Figures of a load generator, None where one is not known.
 
-    lag_seconds: float
-    cpu: float
+    `lag_seconds` is how late requests left at P99, `cpu` what the busiest worker used of a core,
+    `dropped` the requests of the schedule's `total` that were not sent; `workers` processes took
+    `cpu_seconds_per_request` of CPU time. `rate_per_second` is the highest rate that was asked for.
+    """
+
+    lag_seconds: float | None
+    cpu: float | None
     dropped: int
     total: int
     workers: int
-    cpu_seconds_per_request: float
-    rate_per_second: float
+    cpu_seconds_per_request: float | None
+    rate_per_second: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,20 +164,20 @@ class LoadResult:
     generator was killed, fewer arrivals than planned); no verdict may pass on an incomplete result.
     `stopped_after_seconds` of judged arrivals the load was stopped because everything was decided;
     infinite where it went to its end. `generator_cpu` is the CPU use of the busiest worker over the
-    run, as a fraction of one core, `generator_seconds` that of all workers in CPU seconds; NaN
+    run, as a fraction of one core, `generator_seconds` that of all workers in CPU seconds; None
     where they were not measured. `gaps` are the times between tokens.
     """
 
     plan: LoadPlan
-    started_at: float
-    """Unix time of the schedule's zero."""
+    started_at: float | None
+    """Unix time of the schedule's zero; None where it never started."""
     requests: tuple[RequestRecord, ...]
     incomplete: str = ""
     unended: tuple[str, ...] = ()
     """The workers that did not end by themselves."""
     stopped_after_seconds: float = math.inf
-    generator_cpu: float = math.nan
-    generator_seconds: float = math.nan
+    generator_cpu: float | None = None
+    generator_seconds: float | None = None
     gaps: ItlSummary = field(default_factory=ItlSummary)
 
     @property
@@ -140,10 +191,20 @@ class LoadResult:
         return min(self.plan.duration_seconds, self.stopped_after_seconds)
 
     @property
-    def offered_per_second(self) -> float:
-        """Rate at which requests were really sent; NaN of no time."""
-        sent, seconds = sum(not math.isnan(r.sent) for r in self.requests), self.judged_seconds
-        return sent / seconds if seconds else math.nan
+    def offered_per_second(self) -> float | None:
+        """Rate at which requests were really sent; None of no time."""
+        sent, seconds = sum(r.sent is not None for r in self.requests), self.judged_seconds
+        return sent / seconds if seconds else None
+
+    @property
+    def at_best(self) -> "LoadResult":
+        """The load with every request as quick as it may have been."""
+        return replace(self, requests=tuple(request.at_best for request in self.requests))
+
+    @property
+    def stalled(self) -> int:
+        """Answers that have a time which is not known, because the generator stalled."""
+        return sum(r.stalled_seconds > 0 for r in self.requests if r.ok)
 
     @property
     def unsent(self) -> int:
@@ -151,10 +212,12 @@ class LoadResult:
         return sum(r.outcome is RequestOutcome.UNSENT for r in self.requests)
 
     @property
-    def generator_seconds_per_request(self) -> float:
-        """CPU time the generator took for each request it sent; NaN where that is not known."""
-        sent = self.offered_per_second * (self.judged_seconds + self.plan.warmup_seconds)
-        return self.generator_seconds / sent if sent > 0 else math.nan
+    def generator_seconds_per_request(self) -> float | None:
+        """CPU time the generator took for each request it sent; None where that is not known."""
+        rate, seconds = self.offered_per_second, self.generator_seconds
+        if not rate or seconds is None:
+            return None
+        return seconds / (rate * (self.judged_seconds + self.plan.warmup_seconds))
 
     @property
     def generator(self) -> GeneratorFigures:
@@ -177,7 +240,7 @@ class LoadResult:
     @property
     def latencies_seconds(self) -> tuple[float, ...]:
         """Latencies of the requests that were answered; the others are `censored`."""
-        return tuple(r.latency_seconds for r in self.requests if r.ok)
+        return tuple(r.end - r.intended for r in self.requests if r.ok and r.end is not None)
 
     @property
     def censored(self) -> int:
@@ -187,17 +250,19 @@ class LoadResult:
     @property
     def latencies_in_order(self) -> tuple[float, ...]:
         """Latencies of all requests, in order of intended time; infinite without an answer."""
-        return tuple(r.latency_seconds if r.ok else math.inf for r in self.requests)
+        return tuple(
+            r.end - r.intended if r.ok and r.end is not None else math.inf for r in self.requests
+        )
 
     @property
-    def ttft_in_order(self) -> tuple[float, ...]:
-        """Times to first token of all requests, in that order; NaN without an answer."""
-        return tuple(r.ttft_seconds if r.ok else math.nan for r in self.requests)
+    def ttft_in_order(self) -> tuple[float | None, ...]:
+        """Times to first token of all requests, in that order; None without an answer."""
+        return tuple(r.ttft_seconds if r.ok else None for r in self.requests)
 
     @property
-    def itl_in_order(self) -> tuple[float, ...]:
-        """Mean inter-token latencies of all requests, in that order; NaN without an answer."""
-        return tuple(r.itl_seconds if r.ok else math.nan for r in self.requests)
+    def itl_in_order(self) -> tuple[float | None, ...]:
+        """Mean inter-token latencies of all requests, in that order; None without an answer."""
+        return tuple(r.itl_seconds if r.ok else None for r in self.requests)
 
     @property
     def failed_in_order(self) -> tuple[bool, ...]:
@@ -206,17 +271,10 @@ class LoadResult:
 
     @property
     def failures_by_kind(self) -> dict[str, int]:
-        """Failure count by outcome, HTTP errors split by status (`http_error 503`), most first."""
-        counts: dict[str, int] = {}
-        for request in self.requests:
-            if not request.ok:
-                kind = str(request.outcome)
-                if request.outcome is RequestOutcome.HTTP_ERROR:
-                    kind += f" {request.status}"
-                counts[kind] = counts.get(kind, 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+        """Failure count by `RequestRecord.failure_kind`, most first."""
+        return dict(Counter(r.failure_kind for r in self.requests if not r.ok).most_common())
 
-    def lag_percentile(self, percentile: float) -> float:
-        """Schedule lag at `percentile` (nearest rank) over the requests sent; NaN when none was."""
-        lags = sorted(r.lag_seconds for r in self.requests if not math.isnan(r.sent))
-        return percentile_of(lags, percentile)
+    def lag_percentile(self, percentile: float) -> float | None:
+        """Schedule lag at `percentile` (nearest rank) over the requests sent; None of none."""
+        lags = (r.lag_seconds for r in self.requests)
+        return percentile_of(sorted(lag for lag in lags if lag is not None), percentile)

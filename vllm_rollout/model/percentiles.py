@@ -13,6 +13,6 @@ def nearest_rank(n: int, percentile: float | str) -> int:
     return max(1, math.ceil(Fraction(str(percentile)) * n / 100))
 
 
-def percentile_of(ordered: Sequence[float], percentile: float | str) -> float:
-    """The percentile of values in rising order; NaN of nothing."""
-    return ordered[nearest_rank(len(ordered), percentile) - 1] if len(ordered) else math.nan
+def percentile_of(ordered: Sequence[float], percentile: float | str) -> float | None:
+    """The percentile of values in rising order; None of nothing."""
+    return ordered[nearest_rank(len(ordered), percentile) - 1] if len(ordered) else None

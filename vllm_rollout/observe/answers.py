@@ -12,11 +12,14 @@ from typing import Any
 import msgspec
 
 from vllm_rollout.model.load_result import RequestOutcome
+from vllm_rollout.observe.event_stream import EventStream, NotAnEventStreamError
 
 _LONGEST_ERROR = 200
-_LONGEST_LINE = 16 * 1024 * 1024
-_FIELDS = (b"data", b"event", b"id", b"retry", b":")
-_LONGEST_FIELD = 5
+_LAST_STATUS = 599
+_PIECE_BYTES = 64
+"""Size of a str besides its characters."""
+_MOST_TOKENS = 2**31
+"""A server that claims as many in one answer is wrong."""
 _UNFINISHED = ("abort", "error")
 """Finish reasons with which vLLM ends an answer that it did not finish."""
 
@@ -31,11 +34,30 @@ class AnswerError(Exception):
 
 
 class _Message(msgspec.Struct):
-    """A chat's `message` or, streamed, its `delta`; `role` is there in the one that opens it."""
+    """A chat's `message` or, streamed, its `delta`.
+
+    A reasoning model's first tokens come beside the content, and a tool call has none. `role` is
+    there in the delta that opens an answer, before any token; some servers repeat it in each.
+    """
 
     role: Any = msgspec.UNSET
-    content: str | None = None
+    content: str | list[Any] | None = None
     reasoning: str | None = None
+    reasoning_content: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+    def read(self) -> tuple[str, bool]:
+        """Return its text, and whether it is a token, which may be empty (half of a character)."""
+        content = self.content
+        if content and isinstance(content, str):
+            return content, True
+        found = content or self.reasoning or self.reasoning_content or self.refusal
+        text = "".join(map(_part, found)) if isinstance(found, list) else _part(found)
+        if found or self.tool_calls or self.function_call:
+            return text, True
+        return text, content is not None and self.role is msgspec.UNSET
 
 
 class _Choice(msgspec.Struct):
@@ -76,8 +98,10 @@ class Answer:
     created: object = field(default=None, compare=False)
 
 
-def parse_completion(body: bytes) -> Answer:
+def parse_completion(body: bytes, *, max_tokens: int = _MOST_TOKENS) -> Answer:
     """The answer in the body of a 200 response that was not streamed.
+
+    It was asked for at most `max_tokens`.
 
     Raises:
         AnswerError: HTTP_ERROR for an error body, MALFORMED for anything else that is not an
@@ -91,7 +115,10 @@ def parse_completion(body: bytes) -> Answer:
     for choice in answer.choices:
         _check_finish(choice.finish_reason)
     first = answer.choices[0]
-    return _answer(_text(first), first.finish_reason, answer.usage, answer)
+    text, found = _read(first)
+    if not found and first.message is None:
+        raise _malformed("a choice without text")
+    return _answer(text, first.finish_reason, answer.usage, max_tokens, answer)
 
 
 def error_of(status: int, body: bytes) -> AnswerError:
@@ -110,18 +137,23 @@ class SseAnswer:
     """Reads one streamed answer (server-sent events) as its bytes come, however they are cut.
 
     The request must have asked for usage (`stream_options: {"include_usage": true}`): the number of
-    tokens is part of a valid answer.
+    tokens is part of a valid answer. So many as `max_tokens` were asked for at most.
     """
 
-    def __init__(self) -> None:
-        self._rest: list[bytes | bytearray] = []
-        self._rest_length = 0
-        self._data: list[bytes] = []
+    def __init__(self, *, max_tokens: int = _MOST_TOKENS) -> None:
+        self._max_tokens = max_tokens
+        self._events = EventStream()
         self._text: list[str] = []
+        self._text_bytes = 0
         self._finish_reasons: dict[int, str | None] = {}
         self._usage: Any = None
         self._first: _Wire | None = None
         self._done = False
+
+    @property
+    def held(self) -> int:
+        """About how many bytes are kept: the text so far, and the event that is not whole yet."""
+        return self._events.held + self._text_bytes
 
     def feed(self, data: bytes | bytearray) -> list[str]:
         """Take the next bytes; return the text of each event that they complete and holds a token.
@@ -131,26 +163,12 @@ class SseAnswer:
         Raises:
             AnswerError: HTTP_ERROR for an error event, with its code as status; MALFORMED.
         """
-        self._rest.append(data)
-        self._rest_length += len(data)
-        if self._rest_length > _LONGEST_LINE:
-            raise _malformed(f"a line of more than {_LONGEST_LINE} bytes")
-        if b"\n" not in data:
-            return []
-        lines = b"".join(self._rest).split(b"\n")
-        self._rest = [lines.pop()]
-        self._rest_length = len(self._rest[0])
         tokens: list[str] = []
-        for line in lines:
-            line = line.removesuffix(b"\r")  # noqa: PLW2901 - either line end is allowed
-            if line.startswith(b"data:"):
-                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
-            elif line:
-                _check_field(line)
-            elif self._data:
-                event = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-                self._data.clear()
+        try:
+            for event in self._events.feed(data):
                 self._take(event, tokens)
+        except NotAnEventStreamError as error:
+            raise _malformed(str(error)) from error
         return tokens
 
     def finish(self) -> Answer:
@@ -161,17 +179,20 @@ class SseAnswer:
                 or no usage.
         """
         if not self._done:
-            if self._rest_length >= _LONGEST_FIELD:
-                _check_field(b"".join(self._rest))
+            try:
+                self._events.finish()
+            except NotAnEventStreamError as error:
+                raise _malformed(str(error)) from error
             raise _truncated("the stream ended without [DONE]")
         if not self._finish_reasons:
             raise _malformed("a stream without a token")
         for reason in self._finish_reasons.values():
             _check_finish(reason)
         first = self._finish_reasons[min(self._finish_reasons)]
-        return _answer("".join(self._text), str(first), self._usage, self._first)
+        text = "".join(self._text)
+        return _answer(text, str(first), self._usage, self._max_tokens, self._first)
 
-    def _take(self, event: bytes, tokens: list[str]) -> None:
+    def _take(self, event: bytes | bytearray, tokens: list[str]) -> None:
         """Take one event's data, and add what it holds to the tokens."""
         if event == b"[DONE]":
             self._done = True
@@ -186,23 +207,21 @@ class SseAnswer:
         if chunk.choices is None:
             raise _malformed(f"no choices: {event[:_LONGEST_ERROR]!r}")
         for choice in chunk.choices:
-            text = _text(choice)
-            if text or choice.delta is None or choice.delta.role is msgspec.UNSET:
+            text, token = _read(choice)
+            if token:
                 tokens.append(text)
                 self._finish_reasons.setdefault(choice.index, None)
+            elif choice.delta is choice.message is choice.finish_reason is None:
+                raise _malformed("a choice without text")
             if choice.index == 0:
                 self._text.append(text)
+                self._text_bytes += len(text) + _PIECE_BYTES
+            # LiteLLM ends with a choice of a finish reason alone.
             if choice.finish_reason is not None:
                 self._finish_reasons[choice.index] = choice.finish_reason
 
 
-def _check_field(line: bytes) -> None:
-    """Refuse a web page or plain JSON in place of an event stream."""
-    if line and not line.startswith(_FIELDS):
-        raise _malformed(f"not an event stream: {line[:_LONGEST_ERROR]!r}")
-
-
-def _decoded(body: bytes) -> _Wire:
+def _decoded(body: bytes | bytearray) -> _Wire:
     """Decode and check the shape in one go: this is done for every token."""
     try:
         return _WIRE.decode(body)
@@ -221,20 +240,30 @@ def _error(reported: Any) -> AnswerError:
     code: Any = 0
     if isinstance(reported, dict):
         message, code = reported.get("message"), reported.get("code")
-    return AnswerError(
-        RequestOutcome.HTTP_ERROR, _cut(str(message)), status=code if isinstance(code, int) else 0
-    )
+    try:
+        text = str(message)
+    except (ValueError, RecursionError):  # digits without end, or nested too deeply to be shown
+        text = "an error that cannot be shown"
+    known = type(code) is int and 100 <= code <= _LAST_STATUS
+    return AnswerError(RequestOutcome.HTTP_ERROR, _cut(text), status=code if known else 0)
 
 
-def _text(choice: _Choice) -> str:
-    """The text of a choice: a completion's `text`, a chat's `message` or, streamed, its `delta`."""
-    message = choice.message or choice.delta
+def _read(choice: _Choice) -> tuple[str, bool]:
+    """The text of a choice, and whether it is a token.
+
+    It is a completion's `text`, a chat's `message` or, streamed, its `delta`.
+    """
+    message = choice.delta or choice.message
     if message is not None:
-        # A reasoning model's first tokens come beside the content, and a tool call has none.
-        return message.content or message.reasoning or ""
-    if choice.text is None:
-        raise _malformed("a choice without text")
-    return choice.text
+        return message.read()
+    return choice.text or "", choice.text is not None
+
+
+def _part(part: Any) -> str:
+    """The text of one part of a content that is a list, `{"type": "text", "text": "…"}`."""
+    if isinstance(part, dict):
+        part = part.get("text")
+    return part if isinstance(part, str) else ""
 
 
 def _check_finish(reason: Any) -> None:
@@ -244,16 +273,23 @@ def _check_finish(reason: Any) -> None:
         raise _truncated(f"ended with finish_reason {reason}")
 
 
-def _answer(text: str, finish_reason: str, usage: Any, named: _Wire | None) -> Answer:
+def _answer(
+    text: str, finish_reason: str, usage: Any, max_tokens: int, named: _Wire | None
+) -> Answer:
     if not isinstance(usage, dict):
         raise _malformed("no usage")
     prompt_tokens, completion_tokens = (
         usage.get(key) for key in ("prompt_tokens", "completion_tokens")
     )
-    if not isinstance(prompt_tokens, int) or not isinstance(completion_tokens, int):
+    # A bool is an int to Python, and JSON's may have digits without end.
+    if type(prompt_tokens) is not int or type(completion_tokens) is not int:
         raise _malformed("a usage without numbers of tokens")
-    if completion_tokens < 1:
+    if completion_tokens == 0:
         raise _malformed("an answer of no tokens")
+    if not 0 <= prompt_tokens < _MOST_TOKENS:
+        raise _malformed("a usage that no prompt can have")
+    if not 0 < completion_tokens <= max_tokens:
+        raise _malformed(f"a usage that no answer of at most {max_tokens} tokens can have")
     return Answer(
         text=text,
         finish_reason=finish_reason,

@@ -4,7 +4,6 @@ It observes and has no opinion. A server that answers badly gives an `Inference`
 says how; only a server that cannot be reached at all raises.
 """
 
-import math
 import secrets
 import threading
 import time
@@ -51,7 +50,7 @@ class Health:
 class Inference:
     """One inference request. `answer` is there only when the outcome is OK.
 
-    `seconds` and `ttft_seconds` run from the moment of sending, when the connection stands; NaN
+    `seconds` and `ttft_seconds` run from the moment of sending, when the connection stands; None
     when it did not come so far. `cached` is what shows that the answer came from a cache, which
     says nothing of the engine.
     """
@@ -59,7 +58,7 @@ class Inference:
     outcome: RequestOutcome
     status: int
     seconds: float
-    ttft_seconds: float = math.nan
+    ttft_seconds: float | None = None
     answer: Answer | None = None
     error: Printable = NOTHING
     cached: Printable = NOTHING
@@ -236,8 +235,9 @@ class InferenceClient:
 
     def _ask(self, path: str, body: dict[str, Any], *, timeout_seconds: float) -> Inference:
         started = time.monotonic()
-        stream = _Stream() if body["stream"] else None
-        status, seconds = 0, math.nan
+        stream = _Stream(body["max_tokens"]) if body["stream"] else None
+        status = 0
+        seconds: float | None = None
         outcome, reason, answer, cached = RequestOutcome.OK, NOTHING, None, NOTHING
         try:
             got = self._http.request(
@@ -250,7 +250,11 @@ class InferenceClient:
             status, seconds, cached = got.status, got.seconds, _cached(got)
             if status != HTTPStatus.OK:
                 raise _refusal(got)
-            answer = stream.finish() if stream else parse_completion(got.body)
+            answer = (
+                stream.finish()
+                if stream
+                else parse_completion(got.body, max_tokens=body["max_tokens"])
+            )
         except HttpError as error:
             if error.unreachable:
                 raise self._unreachable(error) from error
@@ -265,8 +269,8 @@ class InferenceClient:
         return Inference(
             outcome=outcome,
             status=status,
-            seconds=time.monotonic() - started if math.isnan(seconds) else seconds,
-            ttft_seconds=stream.ttft_seconds if stream else math.nan,
+            seconds=time.monotonic() - started if seconds is None else seconds,
+            ttft_seconds=stream.ttft_seconds if stream else None,
             answer=answer,
             error=reason,
             cached=cached,
@@ -285,9 +289,9 @@ class InferenceClient:
 class _Stream:
     """Takes a streamed answer as it comes, and keeps what was wrong with it."""
 
-    def __init__(self) -> None:
-        self.ttft_seconds = math.nan
-        self._sse = SseAnswer()
+    def __init__(self, max_tokens: int) -> None:
+        self.ttft_seconds: float | None = None
+        self._sse = SseAnswer(max_tokens=max_tokens)
         self._wrong: AnswerError | None = None
 
     def begin(self, status: int, sent: float) -> Sink | None:
@@ -303,7 +307,7 @@ class _Stream:
 
     def _feed(self, data: bytes) -> bool:
         try:
-            if self._sse.feed(data) and math.isnan(self.ttft_seconds):
+            if self._sse.feed(data) and self.ttft_seconds is None:
                 self.ttft_seconds = time.monotonic() - self._sent
         except AnswerError as error:
             self._wrong = error

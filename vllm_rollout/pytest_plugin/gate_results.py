@@ -6,7 +6,6 @@ follows from all of them.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +20,11 @@ from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.pytest_plugin.gate_selection import gate_of, title_of
-from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.verdict_recorder import (
     GateFailedError,
     GateInconclusiveError,
     VerdictRecorder,
 )
-from vllm_rollout.report.load_summary import summarize_load
 from vllm_rollout.report.terminal import verdict_line
 
 BEFORE = pytest.StashKey[dict[str, Any]]()
@@ -173,7 +170,7 @@ def record_result(
         base_url=address_of(settings, deployment),
         identities=[item.stash.get(BEFORE, after), after],
         result=result,
-        load=None if load is None else _summary(load),
+        load=None if load is None else load.summary,
         requests="" if load is None else load.requests_file,
     )
     item.stash.setdefault(_RECORD, record)
@@ -193,11 +190,6 @@ def _error(raised: BaseException | None, report: pytest.TestReport, *, judged: b
     if report.failed:  # without an exception: a mark or a hook made it so
         return str(report.longrepr)
     return "" if judged else "the gate ended without a verdict: it judged nothing"
-
-
-def _summary(load: JudgedLoad) -> LoadSummary:
-    name = Path(load.requests_file).name if load.requests_file else ""
-    return summarize_load(load.result, stopped=load.stopped, requests_file=name)
 
 
 def _skip_reason(raised: BaseException | None) -> str:

@@ -4,9 +4,12 @@ The very tests that may stop a load judge it afterwards, so the verdict on a sto
 that stopped it.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.alpha_spending import (
@@ -15,11 +18,15 @@ from vllm_rollout.judge.alpha_spending import (
     last_verdict,
     stopped_verdict,
 )
+from vllm_rollout.judge.generator import despite_stalls
+from vllm_rollout.judge.messages import with_failures
 from vllm_rollout.judge.outage import Outage, OutageLimits, OutageWatch, outage_verdict
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
 from vllm_rollout.pytest_plugin.load_questions import LoadQuestion
+from vllm_rollout.report.load_summary import summarize_load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +64,8 @@ class WatchedQuestion:
         if self.decided:
             return
         passing = self._passing(record) if self._passing else None
-        self.verdict = early_verdict(self._failing(record), passing, self._spending)
+        # No fail may rest on what the generator did, and no pass either.
+        self.verdict = early_verdict(self._failing(record.at_best), passing, self._spending)
 
     @property
     def decided(self) -> bool:
@@ -79,14 +87,33 @@ class LoadWatch:
         watching: Watching | None,
         outage: OutageLimits | None = None,
     ) -> None:
-        self._asked = [WatchedQuestion(each, plan, watching) for each in questions if watching]
-        self._watching = watching
-        self._outage = OutageWatch(outage) if outage else None
+        self.watching = watching
         self.why = ""
+        self._plan = plan
+        self._outage = OutageWatch(outage) if outage else None
+        self._asked = [WatchedQuestion(each, plan, watching) for each in questions if watching]
+        self._taken = -1
+
+    def verdict(self, question: LoadQuestion, requests: Iterable[RequestRecord]) -> Verdict | None:
+        """The verdict on `requests`, those watched and the rest; None where there are none."""
+        asked = next((each for each in self._asked if each.question == question), None)
+        if asked is None and self.watching:
+            asked = WatchedQuestion(question, self._plan, self.watching)
+            for record in requests:
+                asked.take(record)
+        return asked.verdict if asked else None
+
+    def end(self, requests: Iterable[RequestRecord]) -> None:
+        """Take in those of the load's requests that ended after those watched."""
+        rest = [record for record in requests if record.number > self._taken]
+        for record in rest:
+            for asked in self._asked:
+                asked.take(record)
 
     def enough(self, records: Iterable[RequestRecord]) -> bool:
         """Take in the next requests in order, and say whether to stop."""
         for record in records:
+            self._taken = record.number
             for asked in self._asked:
                 asked.take(record)
             if self._outage:
@@ -99,13 +126,13 @@ class LoadWatch:
 
     def _decide(self) -> None:
         failed = [a.question.name for a in self._asked if _outcome(a) is Outcome.FAIL]
-        if self._watching is None or not self._watching.spending.passes:
+        if self.watching is None or not self.watching.spending.passes:
             if failed:
                 self.why = f"{' and '.join(failed)} had failed"
         elif self._asked and all(asked.decided for asked in self._asked):
             if failed:
                 self.why = f"all was decided, and {' and '.join(failed)} had failed"
-            elif not self._watching.wholes:
+            elif not self.watching.wholes:
                 self.why = "every gate on it had passed"
 
 
@@ -113,46 +140,62 @@ def _outcome(asked: WatchedQuestion) -> Outcome | None:
     return asked.verdict.outcome if asked.verdict else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class JudgedLoad:
     """A load run and how it is judged: by a fixed sample, or, where it was watched, as it was.
 
-    `stopped` says why it was stopped before its end; empty where it was not. `requests_file` is
+    `watch` has taken in all of it. `stopped` says why it was stopped before its end; empty where it
+    was not. `outage` is one that was found in it: every question fails then. `requests_file` is
     where a line for each request was written; empty where the policy asks for none. `cores` are
     those of the machine that made the load; None where pods made it, wherever they were.
-    `outage` is one that was found in it: every question fails then. `path_errors` are the
-    connectivity errors meanwhile, where requests failed.
+    `path_errors` are the connectivity errors meanwhile, where requests failed.
     """
 
     result: LoadResult
     confidence: float
-    watching: Watching | None = None
+    watch: LoadWatch | None = None
     stopped: str = ""
     outage: Outage | None = None
     requests_file: str = ""
     cores: int | None = None
     path_errors: UnreachableError | None = None
 
+    @cached_property
+    def summary(self) -> LoadSummary:
+        """Its figures for a report."""
+        name = Path(self.requests_file).name if self.requests_file else ""
+        return summarize_load(self.result, stopped=self.stopped, requests_file=name)
+
     def verdict(self, question: LoadQuestion) -> Verdict:
-        """The verdict on `question`."""
-        load, watching = self.result, self.watching
+        """The verdict on `question`, with what most of the failed requests failed of."""
         if outage := self.outage_verdict():
             return outage
-        if watching is None:
-            return question.whole(load, confidence=self.confidence)
-        asked = WatchedQuestion(question, load.plan, watching)
-        for record in load.requests:
-            asked.take(record)
-            if asked.decided:
-                break
-        early = asked.verdict
-        if early is None:
-            return question.whole(load, confidence=self.confidence)  # no request: inconclusive
+        verdict = self._verdict(question)
+        if verdict.passed or not self.result.failures:
+            return verdict
+        answered = tuple(request for request in self.result.requests if request.ok)
+        alone = question.whole(
+            dataclasses.replace(self.result, requests=answered), confidence=self.confidence
+        )
+        return with_failures(verdict, self.result.requests, alone=alone)
+
+    def _verdict(self, question: LoadQuestion) -> Verdict:
+        load = self.result
+        watching = self.watch.watching if self.watch else None
+
+        def whole(confidence: float) -> Verdict:
+            return despite_stalls(
+                question.whole(load, confidence=confidence),
+                lambda: question.whole(load.at_best, confidence=confidence),
+                stalled=load.stalled,
+            )
+
+        early = self.watch.verdict(question, load.requests) if self.watch and watching else None
+        if watching is None or early is None:
+            return whole(self.confidence)
         if self.stopped:
             return stopped_verdict(early, self.stopped)
-        return last_verdict(
-            early, lambda confidence: question.whole(load, confidence=confidence), watching.spending
-        )
+        return last_verdict(early, whole, watching.spending)
 
     def outage_verdict(self) -> Verdict | None:
         """The fail of every gate on it, if there was an outage."""
@@ -167,4 +210,5 @@ def stop_reason(load: LoadResult, watch: LoadWatch) -> str:
     if math.isinf(load.stopped_after_seconds):
         return ""
     planned = load.plan.expected_requests
-    return f"{watch.why}, after {load.total:,} of about {planned:,.0f} requests"
+    of = "" if planned is None else f" of about {planned:,.0f}"
+    return f"{watch.why}, after {load.total:,}{of} requests"

@@ -4,10 +4,11 @@ Each question can be asked of a load that ran to its end, and of one that is wat
 request while it runs (`vllm_rollout.pytest_plugin.judged_load`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
@@ -94,7 +95,14 @@ class LatencyQuestion:
             burst=burst,
             rate_per_second=plan.mean_rate_per_second,
         )
-        return lambda r: test.update([r.latency_seconds]) if r.ok else test.update([], 1)
+
+        def one_more(record: RequestRecord) -> Verdict:
+            seconds = record.latency_seconds
+            if not record.ok or seconds is None:
+                return test.update([], 1)
+            return test.update([seconds])
+
+        return one_more
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +150,8 @@ class GoodputQuestion:
             self._limits(),
             target=self.gate.target,
             confidence=confidence,
-            ttft_seconds=load.ttft_in_order,
-            inter_token_seconds=load.itl_in_order,
+            ttft_seconds=np.array(load.ttft_in_order, dtype=np.float64),
+            inter_token_seconds=np.array(load.itl_in_order, dtype=np.float64),
             latency_seconds=load.latencies_in_order,
             rate_per_second=load.plan.mean_rate_per_second,
         )
@@ -163,16 +171,12 @@ class GoodputQuestion:
         )
 
         def one_more(record: RequestRecord) -> Verdict:
-            met = (
-                record.ok
-                and meets_limits(
-                    limits,
-                    ttft_seconds=[record.ttft_seconds],
-                    inter_token_seconds=[record.itl_seconds],
-                    latency_seconds=[record.latency_seconds],
-                ).all()
+            times = (record.ttft_seconds, record.itl_seconds, record.latency_seconds)
+            ttft, itl, latency = np.array(times, dtype=np.float64)[:, np.newaxis]
+            met = meets_limits(
+                limits, ttft_seconds=ttft, inter_token_seconds=itl, latency_seconds=latency
             )
-            return test.update(bool(met))
+            return test.update(record.ok and bool(met.all()))
 
         return one_more
 
@@ -218,11 +222,11 @@ class CapacityQuestion:
 
         def one_more(record: RequestRecord) -> Verdict:
             nonlocal sent
-            sent += not math.isnan(record.sent)
+            sent += record.sent is not None
             seconds = record.intended - plan.warmup_seconds
             return at_expected_rate(
                 test.update(int(not record.ok), 1),
-                offered_per_second=sent / seconds if seconds > 0 else math.nan,
+                offered_per_second=sent / seconds if seconds > 0 else None,
                 expected_per_second=self.gate.expected_rate,
                 seconds=seconds,
             )

@@ -1,13 +1,14 @@
 """Makes a deployment's one load run as the policy asks, watched where the policy says so."""
 
-import json
 import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from msgspec import json
+from msgspec.structs import asdict
 
 from vllm_rollout.judge import Verdict
 from vllm_rollout.judge.alpha_spending import AlphaSpending
@@ -51,9 +52,9 @@ def run_judged_load(
     questions = load_questions(environment.gates)
     watching = _watching(policy, environment.load, plan, len(questions) + others, wholes=wholes)
     outage = _outage_limits(environment.load)
-    watch = (
-        LoadWatch(questions, plan, watching, outage) if questions and (watching or outage) else None
-    )
+    watch = None
+    if watching or (questions and outage):
+        watch = LoadWatch(questions, plan, watching, outage if questions else None)
     before = settings.path_errors(deployment)
     with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
         result = run_load(
@@ -64,12 +65,14 @@ def run_judged_load(
             enough=watch.enough if watch else None,
             start=remotely(pods) if pods else None,
         )
+    if watch:
+        watch.end(result.requests)
     problem = settings.path_errors(deployment).since(before) if pods is None else None
     kept = _keep(result, deployment) if environment.load.keep_requests else ""
     return JudgedLoad(
         result=result,
         confidence=policy.confidence,
-        watching=watching,
+        watch=watch,
         cores=None if pods else len(os.sched_getaffinity(0)),
         stopped=stop_reason(result, watch) if watch else "",
         outage=find_outage(result.requests, outage) if outage else None,
@@ -100,7 +103,7 @@ def _watching(
             gates=max(1, gates),
             method=policy.family_risk,
         ),
-        burst=max(1, math.ceil(plan.peak_rate_per_second * stop.stall_seconds)),
+        burst=max(1, math.ceil((plan.peak_rate_per_second or 0) * stop.stall_seconds)),
         wholes=wholes,
     )
 
@@ -125,7 +128,7 @@ def judge_run(load: Load, judged: JudgedLoad) -> Verdict:
     """
     result = judged.result
     generator = generator_verdict(
-        **asdict(result.generator),
+        result.generator,
         max_lag_seconds=load.max_lag_seconds,
         max_cpu=load.max_cpu,
         cores=judged.cores,
@@ -149,11 +152,5 @@ def write_requests(result: LoadResult, path: Path) -> None:
     Its keys are the fields of `RequestRecord`; times are seconds since the start of the run, and
     one that is missing is null.
     """
-    with path.open("w", encoding="utf-8") as file:
-        for record in result.requests:
-            fields = {name: _plain(value) for name, value in asdict(record).items()}
-            file.write(json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    with path.open("wb") as file:
+        file.writelines(json.encode(asdict(record)) + b"\n" for record in result.requests)

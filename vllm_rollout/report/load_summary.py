@@ -1,10 +1,10 @@
 """Summary of a load run for a report: percentiles, a histogram and the course over time."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vllm_rollout.model.load_figures import ClassSummary, LatencyBin, LoadMoment, LoadSummary
-from vllm_rollout.model.load_result import LoadResult, RequestRecord
+from vllm_rollout.model.load_result import MOST_UNKNOWN, LoadResult, RequestRecord
 from vllm_rollout.model.percentiles import percentile_of
 
 _BINS = 60
@@ -28,29 +28,29 @@ def summarize_load(
     """
     answered = [r for r in result.requests if r.ok]
     latencies = _sorted(r.latency_seconds for r in answered)
-    ttfts = _sorted(r.ttft_seconds for r in answered)
+    ttfts = _measured(answered, lambda r: r.ttft_seconds)
     return LoadSummary(
-        rate_per_second=result.plan.mean_rate_per_second,
+        rate_per_second=result.plan.mean_rate_per_second or result.offered_per_second or 0.0,
         duration_seconds=result.judged_seconds,
         total=result.total,
         failures=result.failures,
         failures_by_kind=result.failures_by_kind,
-        p50_seconds=_known(percentile_of(latencies, 50)),
-        p95_seconds=_known(percentile_of(latencies, 95)),
-        p99_seconds=_known(percentile_of(latencies, 99)),
-        ttft_p50_seconds=_known(percentile_of(ttfts, 50)),
-        ttft_p95_seconds=_known(percentile_of(ttfts, 95)),
+        p50_seconds=percentile_of(latencies, 50),
+        p95_seconds=percentile_of(latencies, 95),
+        p99_seconds=percentile_of(latencies, 99),
+        ttft_p50_seconds=percentile_of(ttfts, 50),
+        ttft_p95_seconds=percentile_of(ttfts, 95),
         output_tokens_per_second=_tokens_per_second(result, answered),
-        lag_p99_seconds=_known(result.lag_percentile(99)),
+        lag_p99_seconds=result.lag_percentile(99),
         histogram=_histogram(latencies),
         timeline=_timeline(result),
         incomplete=result.incomplete,
         stopped=stopped,
-        offered_per_second=_known(result.offered_per_second),
-        itl_p50_seconds=_known(result.gaps.p50_seconds),
-        itl_p95_seconds=_known(result.gaps.p95_seconds),
-        itl_p99_seconds=_known(result.gaps.p99_seconds),
-        generator_cpu=_known(result.generator_cpu),
+        offered_per_second=result.offered_per_second,
+        itl_p50_seconds=result.gaps.p50_seconds,
+        itl_p95_seconds=result.gaps.p95_seconds,
+        itl_p99_seconds=result.gaps.p99_seconds,
+        generator_cpu=result.generator_cpu,
         workers=result.plan.workers,
         unsent=result.unsent,
         classes=tuple(_class(result, each.name) for each in result.plan.classes),
@@ -62,28 +62,32 @@ def _class(result: LoadResult, name: str) -> ClassSummary:
     requests = [r for r in result.requests if r.request_class == name]
     answered = [r for r in requests if r.ok]
     latencies = _sorted(r.latency_seconds for r in answered)
-    ttfts = _sorted(r.ttft_seconds for r in answered)
-    itls = _sorted(r.itl_seconds for r in answered)
+    ttfts = _measured(answered, lambda r: r.ttft_seconds)
+    itls = _measured(answered, lambda r: r.itl_seconds)
     return ClassSummary(
         name=name,
         total=len(requests),
         failures=len(requests) - len(answered),
-        p50_seconds=_known(percentile_of(latencies, 50)),
-        p95_seconds=_known(percentile_of(latencies, 95)),
-        ttft_p50_seconds=_known(percentile_of(ttfts, 50)),
-        ttft_p95_seconds=_known(percentile_of(ttfts, 95)),
-        itl_p50_seconds=_known(percentile_of(itls, 50)),
-        itl_p95_seconds=_known(percentile_of(itls, 95)),
+        p50_seconds=percentile_of(latencies, 50),
+        p95_seconds=percentile_of(latencies, 95),
+        ttft_p50_seconds=percentile_of(ttfts, 50),
+        ttft_p95_seconds=percentile_of(ttfts, 95),
+        itl_p50_seconds=percentile_of(itls, 50),
+        itl_p95_seconds=percentile_of(itls, 95),
         output_tokens_per_second=_tokens_per_second(result, answered),
     )
 
 
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _sorted(values: Iterable[float | None]) -> list[float]:
+    return sorted(value for value in values if value is not None)
 
 
-def _sorted(values: Iterable[float]) -> list[float]:
-    return sorted(v for v in values if math.isfinite(v))
+def _measured(
+    answered: Sequence[RequestRecord], seconds: Callable[[RequestRecord], float | None]
+) -> list[float]:
+    """Times of the requests in rising order; none where the generator's stalls hide too many."""
+    hidden = sum(r.stalled_seconds > 0 and seconds(r) is None for r in answered)
+    return [] if hidden > MOST_UNKNOWN * len(answered) else _sorted(map(seconds, answered))
 
 
 def _tokens_per_second(result: LoadResult, answered: Sequence[RequestRecord]) -> float:
@@ -137,6 +141,6 @@ def _moment(at_seconds: float, requests: Sequence[RequestRecord]) -> LoadMoment:
         at_seconds=at_seconds,
         requests=len(requests),
         failures=sum(not r.ok for r in requests),
-        p50_seconds=_known(percentile_of(latencies, 50)),
-        p95_seconds=_known(percentile_of(latencies, 95)),
+        p50_seconds=percentile_of(latencies, 50),
+        p95_seconds=percentile_of(latencies, 95),
     )

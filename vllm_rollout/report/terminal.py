@@ -1,9 +1,6 @@
 """Gates, load and watch on a terminal: plain lines, and a table for rich."""
 
-import math
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import Protocol
 
 from rich.console import Group
 from rich.progress_bar import ProgressBar
@@ -12,9 +9,8 @@ from rich.text import Text
 
 from vllm_rollout.judge.sample_outputs import doubts_of
 from vllm_rollout.load.load_progress import LoadProgress, RunningTimes
-from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import GateResult, GateRun
-from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.model.observation import Observation
 from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.units import format_duration, format_value
@@ -34,22 +30,6 @@ __all__ = [
 _COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
 _OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
 _TITLE_WIDTH = 40
-
-
-class Observation(Protocol):
-    """Observation at one moment; `replicas` is None when the platform did not report it."""
-
-    @property
-    def probes(self) -> ProbeSample:
-        """The inference requests sent and what became of them."""
-
-    @property
-    def replicas(self) -> Sequence[Replica] | None:
-        """The replicas that existed."""
-
-    @property
-    def live(self) -> LiveCounts | None:
-        """Counts from Prometheus since the observation before."""
 
 
 def verdict_line(result: GateResult) -> str:
@@ -144,7 +124,7 @@ def _percentile(times: RunningTimes, percentile: float, confidence: float) -> st
 def _generator(progress: LoadProgress) -> str:
     """Return how well the generator keeps up."""
     parts = [f"lag P99 {format_value(progress.lag_p99_seconds, 's')}"]
-    if not math.isnan(progress.generator_cpu):
+    if progress.generator_cpu is not None:
         parts.append(f"CPU {progress.generator_cpu:.0%}")
     if progress.unsent:
         parts.append(f"{progress.unsent:,} not sent")
