@@ -1,5 +1,6 @@
 """The policy: YAML to a typed, validated `Policy`; the defaults are the workflow's numbers."""
 
+from vllm_rollout.policy.conditions import SignOff, Soak
 from vllm_rollout.policy.dump import dump_policy
 from vllm_rollout.policy.gates import (
     Environment,
@@ -19,11 +20,9 @@ from vllm_rollout.policy.load_policy import Override, load_policy
 from vllm_rollout.policy.load_profile import EarlyStop
 from vllm_rollout.policy.models import ModelRules, Policy, Rules
 from vllm_rollout.policy.outputs import Outputs
-from vllm_rollout.policy.platforms import Kubernetes, Local
+from vllm_rollout.policy.platforms import Kubernetes, Local, StartupProbe, StartupThreshold
 from vllm_rollout.policy.prometheus import LiveMetrics
 from vllm_rollout.policy.ramp import RampStep
-from vllm_rollout.policy.soak_and_sign_off import SignOff, Soak
-from vllm_rollout.policy.startup import StartupProbe, StartupThreshold
 from vllm_rollout.policy.watch import (
     CrashLoop,
     ErrorSpike,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import model_validator
 
 from vllm_rollout.model.units import format_duration
+from vllm_rollout.policy.conditions import Preflight, SignOff, Soak
 from vllm_rollout.policy.fields import (
     Block,
     Count,
@@ -22,9 +23,7 @@ from vllm_rollout.policy.fields import (
 )
 from vllm_rollout.policy.load_profile import EarlyStop, LoadOutage, Traffic
 from vllm_rollout.policy.outputs import Outputs
-from vllm_rollout.policy.preflight import Preflight
 from vllm_rollout.policy.prometheus import LiveMetrics
-from vllm_rollout.policy.soak_and_sign_off import SignOff, Soak
 
 
 class Pods(Block):

@@ -1,4 +1,4 @@
-"""Load profiles of more than one rate and one prompt, and when a load may end early."""
+"""Loads of more than one rate and one prompt, their early end, and the search for capacity."""
 
 from datetime import timedelta
 from typing import Annotated, Literal, Self
@@ -146,3 +146,43 @@ class Traffic(Block):
     def profile_duration(self) -> timedelta:
         """How long the stretches last together."""
         return sum((stretch.for_ for stretch in self.profile or ()), timedelta())
+
+
+class CapacitySearch(Block):
+    """The search of `vllm-rollout capacity`: short loads, each at one rate."""
+
+    precision: Limit
+    """Relative width of the interval that is looked for."""
+    most_probes: Annotated[Count, Field(ge=3)]
+    """Loads sent at most."""
+    probe: Span
+    """The shortest of them lasts this long, unless it ends early."""
+    proof: Span
+    """The longest may last this long: to prove a small error rate takes many requests."""
+    max_rate: Rate
+    """No load has a higher rate."""
+    settle: Span
+    """How long the server may take after a load until it answers as it did before."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.probe > self.proof:
+            raise broken_rule("probe is longer than proof", "probe", "proof")
+        if self.precision >= 1:
+            raise broken_rule("precision must be below 100%", "precision")
+        return self
+
+    @property
+    def probe_seconds(self) -> float:
+        """`probe` in seconds."""
+        return self.probe.total_seconds()
+
+    @property
+    def proof_seconds(self) -> float:
+        """`proof` in seconds."""
+        return self.proof.total_seconds()
+
+    @property
+    def settle_seconds(self) -> float:
+        """`settle` in seconds."""
+        return self.settle.total_seconds()

@@ -7,8 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.policy.canary import Canary
-from vllm_rollout.policy.capacity_search import CapacitySearch
+from vllm_rollout.policy.conditions import ModelRegistry
 from vllm_rollout.policy.fields import (
     Block,
     Confidence,
@@ -23,12 +22,11 @@ from vllm_rollout.policy.fields import (
     once_each,
 )
 from vllm_rollout.policy.gates import Environment
+from vllm_rollout.policy.load_profile import CapacitySearch
 from vllm_rollout.policy.notifications import Notifications
-from vllm_rollout.policy.platforms import Kubernetes, Local
+from vllm_rollout.policy.platforms import Kubernetes, Local, StartupProbe, guess_parameters
 from vllm_rollout.policy.prometheus import Prometheus
-from vllm_rollout.policy.ramp import Ramp, falling_step
-from vllm_rollout.policy.registry import ModelRegistry
-from vllm_rollout.policy.startup import StartupProbe, guess_parameters
+from vllm_rollout.policy.ramp import Canary, Ramp, falling_step
 from vllm_rollout.policy.validation_errors import did_you_mean
 from vllm_rollout.policy.watch import Triggers, Watch
 from vllm_rollout.policy.windows import Windows

@@ -1,13 +1,22 @@
-"""The ramp: the steps by which production is reached."""
+"""The ramp by which production is reached, and how much worse than the baseline a canary may be."""
 
 import math
 from decimal import Decimal
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
 from vllm_rollout.model.units import format_share
-from vllm_rollout.policy.fields import Block, Count, Duration, Limit, ascending, broken_rule
+from vllm_rollout.policy.fields import (
+    Block,
+    Count,
+    Duration,
+    Limit,
+    MayBeOff,
+    Percentile,
+    ascending,
+    broken_rule,
+)
 
 
 class RampStep(Block):
@@ -81,3 +90,37 @@ def falling_step(ramp: tuple[RampStep, ...], capacity: int, *, by_traffic: bool 
             return f"step {number} is {shown}, {before} came before"
         reached, before = now, format_share(now) if by_traffic else str(now)
     return ""
+
+
+class CanaryLatency(Block):
+    """A percentile of the canary's latency against the baseline's."""
+
+    percentile: Percentile
+    """Percentile of latency."""
+    slower: Limit
+    """By how much of the baseline's it may be longer."""
+
+
+class CanaryErrors(Block):
+    """The canary's share of failed requests against the baseline's."""
+
+    more: Limit
+    """By how much it may be greater."""
+
+
+class Canary(Block):
+    """A ramp's canary: how it gets its share, and what it is held against while both serve."""
+
+    by: Literal["replicas", "traffic"]
+    """Whether the release's own replicas change builds, or traffic moves to a release beside it."""
+    latency: Annotated[CanaryLatency | None, MayBeOff()]
+    """Latency against the baseline, in a ramp by traffic."""
+    error_rate: Annotated[CanaryErrors | None, MayBeOff()]
+    """Failed requests against the baseline, in a ramp by traffic."""
+    extend: Duration
+    """How much longer a step is held where the two do not differ clearly yet; then it is undone."""
+
+    @property
+    def compares(self) -> bool:
+        """True if the canary is held against the baseline."""
+        return self.latency is not None or self.error_rate is not None

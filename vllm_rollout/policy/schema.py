@@ -19,8 +19,8 @@ from pydantic_core import core_schema
 from vllm_rollout.policy.fields import Block
 from vllm_rollout.policy.models import Policy
 from vllm_rollout.policy.outputs import Sample
+from vllm_rollout.policy.platforms import StartupThreshold
 from vllm_rollout.policy.ramp import RampStep
-from vllm_rollout.policy.startup import StartupThreshold
 from vllm_rollout.policy.windows import Freeze
 from vllm_rollout.resources import POLICY_SCHEMA
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rollout.platform.local.balancer import Balancer
+from vllm_rollout.platform.local.proxy import Balancer
 
 
 def balancer(weights: dict[str, float]) -> Balancer[str]:

@@ -10,8 +10,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from vllm_rollout.platform.local.balancer import Balancer
-from vllm_rollout.platform.local.proxy import Proxy, Upstream, make_session
+from vllm_rollout.platform.local.proxy import Balancer, Proxy, Upstream, make_session
 from vllm_rollout.ports import LOOPBACK, free_port
 
 Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]

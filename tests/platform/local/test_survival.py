@@ -15,7 +15,7 @@ from support.local_release import LocalRelease, tiny, until
 
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.router_lock import RouterLock
+from vllm_rollout.platform.local.router_control import RouterLock
 
 MINUTE = timedelta(minutes=1)
 CLIENT = """

@@ -10,9 +10,8 @@ from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.composition import Composition
-from vllm_rollout.platform.local.release_logs import ReleaseLogs
 from vllm_rollout.platform.local.replica import GIVEN_UP
-from vllm_rollout.platform.local.router_control import Routers
+from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State
 from vllm_rollout.platform.local.values import LocalValues
 from vllm_rollout.platform.writer import Guard

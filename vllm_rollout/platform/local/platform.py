@@ -23,8 +23,7 @@ from vllm_rollout.platform.base import PathErrors, Route, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.proxy import OWN_PATH
-from vllm_rollout.platform.local.release_logs import ReleaseLogs
-from vllm_rollout.platform.local.router_control import Routers
+from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
 from vllm_rollout.platform.local.values import LocalValues, parse_values

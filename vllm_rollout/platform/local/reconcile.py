@@ -4,17 +4,55 @@ import asyncio
 import itertools
 import logging
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.platform.local.balancer import Balancer
-from vllm_rollout.platform.local.canary import Side, canary_key, with_canary
+from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Part
-from vllm_rollout.platform.local.logs import trim
-from vllm_rollout.platform.local.proxy import Upstream
+from vllm_rollout.platform.local.processes import trim
+from vllm_rollout.platform.local.proxy import Balancer, Upstream
 from vllm_rollout.platform.local.replica import GIVEN_UP, ReplicaKeeper, Surroundings
 from vllm_rollout.platform.local.state import ALL_STABLE, ReplicaRow, RevisionRow
 from vllm_rollout.platform.local.values import LocalValues
 from vllm_rollout.ports import LOOPBACK
+
+
+def canary_key(release: str) -> str:
+    """The name, in the state file, of the canary of the release that is called `release` there."""
+    return f"{release}-canary"
+
+
+@dataclass(eq=False)
+class Side:
+    """One of the two sides as a whole. One that has nobody to serve it has no `url`."""
+
+    url: str = ""
+    open_requests: int = 0
+
+
+_NOBODY = Side()
+
+
+def with_canary(
+    own: Mapping[Upstream, float], weights: Weights, canary: Side | None
+) -> dict[Upstream, float]:
+    """The weights of the own replicas and of the canary's router, each side in its share.
+
+    A side that has nobody to serve it keeps its share, whose requests fail: to give it to the
+    other, which was not sized for it, would hide the failure and might make another.
+    """
+    if canary is None or not weights.canary:
+        return dict(own)
+    whole = sum(own.values())
+    divided: dict[Upstream, float] = {
+        each: weight * weights.stable / whole for each, weight in own.items()
+    }
+    if not own:
+        divided[_NOBODY] = weights.stable
+    divided[canary] = weights.canary
+    return divided
+
 
 _TICK_SECONDS = 0.1
 _TRIM_EVERY_TICKS = 100

@@ -23,12 +23,11 @@ from aiohttp import web
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.balancer import Balancer
-from vllm_rollout.platform.local.logs import log_folder
-from vllm_rollout.platform.local.proxy import OWN_PATH, Proxy, Upstream, make_session
+from vllm_rollout.platform.local.processes import log_folder
+from vllm_rollout.platform.local.proxy import OWN_PATH, Balancer, Proxy, Upstream, make_session
 from vllm_rollout.platform.local.reconcile import Reconciler
 from vllm_rollout.platform.local.replica import Surroundings
-from vllm_rollout.platform.local.router_lock import RouterLock
+from vllm_rollout.platform.local.router_control import RouterLock
 from vllm_rollout.platform.local.state import ReleaseRow, State, open_state
 from vllm_rollout.ports import LOOPBACK
 

@@ -1,5 +1,10 @@
-"""Control of routers by a command: find, start, and stop one with all it runs."""
+"""Control of routers by a command: find, start, and stop one with all it runs; its lock and logs.
 
+One router runs for each release: a file lock holds that, which the kernel gives back however its
+holder ends.
+"""
+
+import fcntl
 import os
 import signal
 import sys
@@ -13,13 +18,39 @@ import psutil
 
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.logs import log_folder, tail
-from vllm_rollout.platform.local.processes import Identity
-from vllm_rollout.platform.local.router_lock import RouterLock
-from vllm_rollout.platform.local.state import State
+from vllm_rollout.platform.local.processes import Identity, log_folder, redact, tail
+from vllm_rollout.platform.local.state import ReplicaRow, State
+
+_POLL_SECONDS = 0.02
+
+
+class RouterLock:
+    """Held by a release's router for its life, and by whoever makes sure that there is none."""
+
+    def __init__(self, state_dir: Path, release: str) -> None:
+        folder = state_dir / "locks"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = (folder / f"{release}.lock").open("w")
+
+    def take(self, *, within_seconds: float) -> bool:
+        """Take the lock; False when someone else still has it after so long."""
+        deadline = time.monotonic() + within_seconds
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(_POLL_SECONDS)
+            else:
+                return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self._file.close()
+
 
 _START_SECONDS = 30.0
-_POLL_SECONDS = 0.02
 _REPLICA_GRACE_SECONDS = 5.0
 _LOCK_SECONDS = 10.0
 _LOG_LINES = 5
@@ -115,3 +146,33 @@ class Routers:
                 self._state.delete_release(name)
         finally:
             lock.release()
+
+
+class ReleaseLogs:
+    """Reads the logs of one state directory's replicas."""
+
+    def __init__(self, state_dir: Path, state: State, routers: Routers) -> None:
+        self._state_dir = state_dir
+        self._state = state
+        self._routers = routers
+
+    def read(self, replica: ReplicaRow, *, lines: int) -> str:
+        """The last lines of one replica under a heading.
+
+        Where the value of a secret it was given is not known here, nothing is shown: it could not
+        be struck out.
+        """
+        return f"==> {replica.name} <==\n{self._redacted(replica, lines)}"
+
+    def _redacted(self, replica: ReplicaRow, lines: int) -> str:
+        revision = self._state.revision(replica.release, replica.revision)
+        names = [] if revision is None else revision.values.get("secrets", [])
+        sources = (self._routers.environment(replica.release), os.environ)
+        hidden: set[str] = set()
+        for name in names:
+            known = {source[name] for source in sources if source.get(name)}
+            if not known:
+                return f"(withheld: without {name} in the environment it cannot be struck out)"
+            hidden |= known
+        path = log_folder(self._state_dir, replica.release) / f"{replica.name}.log"
+        return redact("\n".join(tail(path, lines)), hidden)
