@@ -22,6 +22,8 @@ from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers
 
 _LONGEST_TEXT = 300
+_SHORTEST_PART = 6
+"""Characters of a key by which it is recognised."""
 _SHORTEST_TIMER_SECONDS = 0.001
 _MOST_HELD_BYTES, _LEAST_HELD_BYTES = 1 << 28, 1 << 16
 """What all unfinished answers may hold together, and what each may at any time."""
@@ -162,7 +164,8 @@ class Completions:
     def _ended(self, exchange: Exchange, record: RequestRecord) -> None:
         self._under_way.pop(exchange.number, None)
         if record.error or record.cached:
-            error, cached = self._redacted(record.error), self._redacted(record.cached)
+            error = presentable(record.error, self._secret)
+            cached = presentable(record.cached, self._secret)
             record = replace(record, error=error, cached=cached)
         if record.ok and exchange.intended >= self._plan.warmup_seconds:
             self.gaps.add(exchange.gaps)
@@ -175,14 +178,6 @@ class Completions:
 
     def _may_hold(self) -> int:
         return max(_LEAST_HELD_BYTES, _MOST_HELD_BYTES // max(1, self.under_way))
-
-    def _redacted(self, text: str) -> str:
-        """Return text of the server's as it may be written down.
-
-        A server may send the key back, or half of a surrogate pair, which UTF-8 cannot hold.
-        """
-        text = text.replace(self._secret, "***") if self._secret else text
-        return text[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
     def _arm(self, deadline: float) -> None:
         seconds = max(_SHORTEST_TIMER_SECONDS, deadline - self.now())
@@ -203,6 +198,17 @@ class Completions:
         first = next(iter(self._under_way.values()), None)
         if first is not None and self._timer is None:
             self._arm(first.deadline)
+
+
+def presentable(text: str, key: str | None) -> str:
+    """Return text of the server's as it may be written down.
+
+    A server may send the key back, whole or cut off where its text was cut, or half of a surrogate
+    pair, which UTF-8 cannot hold.
+    """
+    for length in range(len(key or ""), _SHORTEST_PART - 1, -1):
+        text = text.replace((key or "")[:length], "***")
+    return text[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
 
 def _head(url: SplitResult, api_key: str | None) -> str:
