@@ -117,6 +117,30 @@ def test_what_does_not_last_or_is_not_everything_fires_nothing(
     assert watch(look).fired == ""
 
 
+@pytest.mark.parametrize(
+    ("bad", "began", "name"),
+    [
+        (sight(seconds=8), 310, "P95 latency"),
+        (sight(failures=5), 590, "error rate"),
+        (sight(failures=10), 590, "complete outage"),
+    ],
+)
+def test_a_condition_that_begins_late_is_watched_until_it_fires(
+    bad: Observation, began: float, name: str
+) -> None:
+    end = watch(lambda at: bad if at >= began else sight(), minutes=10)
+
+    assert end.fired.startswith(name)
+
+
+def test_a_condition_that_is_over_ends_the_watch_and_a_single_look_is_one() -> None:
+    over = watch(lambda at: sight(failures=10 if 590 <= at < 610 else 0), minutes=10)
+    assert (over.fired, over.observed_seconds < 1000) == ("", True)
+
+    once = watch(lambda _at: sight(failures=5), minutes=0)
+    assert (once.fired, once.observed_seconds) == ("", 0)
+
+
 def test_a_health_check_that_trickles_without_end_holds_no_trigger_up() -> None:
     def trickles_and_fails(connection: socket.socket, request: bytes) -> None:
         if request.startswith(b"GET /health"):

@@ -33,11 +33,13 @@ class _Kind(StrEnum):
 class Found:
     """State of the triggers after an observation.
 
-    `fired` is why to roll back, or empty. `blind` names triggers that had no data from probes or
-    platform, `unseen` those that had none from Prometheus.
+    `fired` is why to roll back, or empty. `pending` names triggers whose condition holds, and has
+    not held for long enough yet. `blind` names triggers that had no data from probes or platform,
+    `unseen` those that had none from Prometheus.
     """
 
     fired: str = ""
+    pending: tuple[str, ...] = ()
     blind: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
@@ -95,10 +97,15 @@ class Triggers:
 
     def step(self, at: float, observation: Observation) -> Found:
         """Feed what was seen at `at` seconds."""
-        fired, blind = self._feed(self._triggers, at, self._probed(at, observation))
+        probed = self._feed(self._triggers, at, self._probed(at, observation))
         counted = self._counted(observation.live)
-        fired_live, unseen = self._feed(self._by_prometheus, at, counted, " by Prometheus")
-        return Found(fired=fired or fired_live, blind=blind, unseen=unseen)
+        live = self._feed(self._by_prometheus, at, counted, " by Prometheus")
+        return Found(
+            fired=probed.fired or live.fired,
+            pending=(*probed.pending, *live.pending),
+            blind=probed.blind,
+            unseen=live.blind,
+        )
 
     def _feed(
         self,
@@ -106,9 +113,9 @@ class Triggers:
         at: float,
         seen: dict[_Kind, float | None],
         source: str = "",
-    ) -> tuple[str, tuple[str, ...]]:
-        """Return why to roll back, or empty, and which triggers had no data, by name."""
-        fired, blind = "", []
+    ) -> Found:
+        """Return the state of the triggers of one source."""
+        fired, pending, blind = "", [], []
         for kind, trigger in triggers.items():
             spike = kind is _Kind.SPIKE
             if spike and (self._spike_until is None or at > self._spike_until):
@@ -118,9 +125,11 @@ class Triggers:
             name = f"{percentile}{kind}{source}"
             if state.fired:
                 fired = fired or f"{name}: {state.reason}"
+            elif state.observable and state.since is not None:
+                pending.append(f"{name}: {state.reason}")
             elif not state.observable and not spike:  # the error rate says the same
                 blind.append(name)
-        return fired, tuple(blind)
+        return Found(fired=fired, pending=tuple(pending), blind=tuple(blind))
 
     def _probed(self, at: float, observation: Observation) -> dict[_Kind, float | None]:
         now = observation.probes

@@ -185,6 +185,10 @@ class DeploymentObserver:
                 on_seen=lambda: self.log.log_step(
                     "Prometheus has data for every trigger again", str(deployment)
                 ),
+                on_pending=lambda conditions: self.log.log_step(
+                    f"{deployment} is watched on, until this fires or is over",
+                    "; ".join(conditions),
+                ),
                 on_tick=on_tick,
             )
             end = watcher.watch(duration, after_promotion=after_promotion)

@@ -41,7 +41,8 @@ class Watcher:
     `observe` makes one observation and does not raise. `on_tick` is called for each observation,
     with the seconds since the watch began; `on_blind`, once each time, with the triggers that have
     had no data for longer than the policy's gap, `on_unseen` with those that had none from
-    Prometheus, and why, `on_seen` when Prometheus has data for all again. `live` returns its counts
+    Prometheus, and why, `on_seen` when Prometheus has data for all again, `on_pending` with the
+    conditions for which it goes on after its time. `live` returns its counts
     since the watch began, None without Prometheus. `interrupted` is called before each observation.
     """
 
@@ -52,17 +53,21 @@ class Watcher:
     on_blind: Callable[[tuple[str, ...]], None] = lambda _names: None
     on_unseen: Callable[[str], None] = lambda _gap: None
     on_seen: Callable[[], None] = lambda: None
+    on_pending: Callable[[tuple[str, ...]], None] = lambda _conditions: None
     live: Callable[[], LiveCounts | None] = lambda: None
     interrupted: Callable[[], bool] = lambda: False
     _slo_samples: list[ProbeSample] = field(default_factory=list)
     _reported_blind: set[str] = field(default_factory=set)
     _reported_unseen: set[str] = field(default_factory=set)
+    _watching_on: bool = False
     _latest: LiveCounts | None = None
 
     def watch(self, duration: timedelta | None, *, after_promotion: bool = False) -> WatchEnd:
         """Watch for `duration`, at least one observation; `after_promotion` judges the SLO too.
 
-        None is without end: until a trigger fires or it is interrupted.
+        None is without end: until a trigger fires or it is interrupted. A condition that holds at
+        the end is watched on until it fires or is over, unless `duration` is 0: what began late is
+        no sign of health.
         """
         watch = self.policy.watch
         triggers = Triggers(
@@ -70,6 +75,7 @@ class Watcher:
             spike_until=watch.error_spike.within_seconds if after_promotion else None,
         )
         self._slo_samples.clear()
+        self._watching_on = False
         started = self.clock.monotonic()
         verdicts: Mapping[str, Verdict] = {}
         unjudged: tuple[str, ...] = ()
@@ -94,7 +100,11 @@ class Watcher:
                 verdicts = {**by_probes, **self._slo_by_prometheus()}
                 failed = [v.reason for v in verdicts.values() if v.outcome is Outcome.FAIL]
                 fired = fired or "; ".join(failed)
-            if fired or (duration is not None and elapsed >= duration.total_seconds()):
+            over = duration is not None and elapsed >= duration.total_seconds()
+            if over and found.pending and duration:
+                self._watch_on(found.pending)
+                over = False
+            if fired or over:
                 return WatchEnd(
                     fired=fired,
                     unobservable=(*found.blind, *unjudged),
@@ -103,6 +113,12 @@ class Watcher:
                     observed_seconds=elapsed,
                 )
             self.clock.sleep(watch.interval)
+
+    def _watch_on(self, pending: tuple[str, ...]) -> None:
+        """Report once why the watch goes on after its time."""
+        if not self._watching_on:
+            self._watching_on = True
+            self.on_pending(pending)
 
     def _report(self, found: Found) -> None:
         """Report triggers without data for too long, once, and that Prometheus has data again.
