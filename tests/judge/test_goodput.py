@@ -68,7 +68,7 @@ def test_too_few_requests_say_how_many_would_do():
     verdict = goodput_verdict(LATENCY, latency_seconds=[1.0] * 28, rate_per_second=1.0, **CLAIM)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "About 29 requests would decide" in verdict.remedy
-    assert "raise `load.duration` to 29s at 1/s" in verdict.remedy
+    assert "raise `load.duration` to 46s at 1/s" in verdict.remedy
     at_target = goodput_verdict(LATENCY, latency_seconds=[1.0] * 90 + [4.0] * 10, **CLAIM)
     assert "may never decide" in at_target.remedy
 

@@ -38,7 +38,7 @@ def test_fifty_eight_fast_requests_cannot_show_a_p95():
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.upper is None
     assert verdict.remedy == (
-        "At least 59 requests are needed; you sent 58: raise `load.duration` to 6s at 10/s."
+        "At least 59 requests are needed; you sent 58: raise `load.duration` to 9s at 10/s."
     )
     assert percentile_verdict([0.1] * 59, **CLAIM).passed
 

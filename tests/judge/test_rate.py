@@ -59,7 +59,7 @@ def test_too_few_requests_say_how_many_and_how_long():
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.remedy == (
         "2,995 error-free requests are needed to claim < 0.1% at 95%; you sent 400: "
-        "raise `load.duration` to 5m at 10/s."
+        "raise `load.duration` to 6m at 10/s."
     )
     assert "4,742 requests with no second failure" in rate_verdict(1, 400, **CLAIM).remedy
     assert "no more than these 2 failures" in rate_verdict(2, 1000, **CLAIM).remedy

@@ -69,9 +69,9 @@ def test_requests_to_decide_settles_a_share_above_the_limit_too():
 @pytest.mark.parametrize(
     ("requests", "rate", "words"),
     [
-        (2_995, 10.0, "raise `load.duration` to 5m at 10/s"),
-        (59, 7.0, "raise `load.duration` to 9s at 7/s"),
-        (3_601, 1.0, "raise `load.duration` to 1h1m at 1/s"),
+        (2_995, 10.0, "raise `load.duration` to 6m at 10/s"),
+        (59, 7.0, "raise `load.duration` to 12s at 7/s"),
+        (3_601, 1.0, "raise `load.duration` to 1h4m at 1/s"),
         (10**9, 1e-9, "raise `load.rate`"),
         (2_995, None, "raise `load.duration`"),
         (2_995, float("nan"), "raise `load.duration`"),

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_rollout.model.load_result import RequestOutcome
@@ -195,7 +195,7 @@ def test_an_endless_event_is_held_to_its_limit_only() -> None:
         sse.feed(20 * line)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
 def test_whatever_comes_is_an_answer_or_an_answer_error(value: object) -> None:
     body = value if isinstance(value, bytes) else json.dumps({"choices": value}).encode()

@@ -408,7 +408,7 @@ def test_somebody_must_be_on_call_where_the_policy_asks(
     ("answer", "code", "said"),
     [
         (401, ExitCode.INCONCLUSIVE, "environment variable VLLM_ROLLOUT_API_KEY"),
-        (403, ExitCode.INCONCLUSIVE, "asks for a bearer key (HTTP 403), and nothing was changed"),
+        (403, ExitCode.INCONCLUSIVE, "(HTTP 403), and VLLM_ROLLOUT_API_KEY is not set"),
         (
             UnreachableError("refused", address="http://router"),
             ExitCode.UNREACHABLE,

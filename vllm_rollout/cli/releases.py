@@ -112,5 +112,6 @@ def uninstall_command(
         where.guard(held)
         for name in [deployment.environment] if environment else list(rules.environments):
             target = Deployment(model, name, rules.namespace)
+            there = bool(where.history(target))
             where.uninstall(target, timeout=rules.deploy_timeout)
-            options.console.print(f"{target}: removed")
+            options.console.print(f"{target}: {'removed' if there else 'nothing was deployed'}")

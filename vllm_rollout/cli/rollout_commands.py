@@ -56,7 +56,9 @@ def promote_command(
     ] = None,
     gates: Annotated[
         list[Path] | None,
-        typer.Option("--gates", help="file or folder with gates of your own; repeatable"),
+        typer.Option(
+            "--gates", exists=True, help="file or folder with gates of your own; repeatable"
+        ),
     ] = None,
     workers: options.Workers = None,
     load_in_cluster: options.LoadInCluster = False,

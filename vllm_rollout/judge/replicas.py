@@ -27,7 +27,8 @@ def replicas_verdict(
         return Verdict(
             outcome=Outcome.INCONCLUSIVE,
             reason="the release does not exist",
-            remedy="Deploy it first: vllm-rollout deploy MODEL --environment ENVIRONMENT.",
+            remedy="Bring it there first: vllm-rollout deploy MODEL --values FILE for the first "
+            "environment, gate-and-promote MODEL --to ENVIRONMENT for every other.",
         )
     holds = expected > 0 and len(ready) >= expected and not bad
     return Verdict(

@@ -11,6 +11,8 @@ from vllm_rollout.model.units import format_duration, format_rate, format_share
 MOST_REQUESTS = 10**9
 """Beyond this many no load test will go, and a plan says so in place of a figure."""
 
+_MARGIN = 3.0
+"""Standard deviations of a Poisson count."""
 _WEEK_SECONDS = 7 * 86_400
 
 
@@ -64,12 +66,13 @@ def requests_to_decide(bad_share: float, limit: float, confidence: float) -> int
 def more_load(requests: int, rate_per_second: float | None) -> str:
     """Return how to get `requests` requests: "raise `load.duration` to 5m …".
 
+    Random arrivals of a load bring now more, now fewer: three standard deviations are added.
     Without a rate (requests per second), or with one of 0, the duration stays open. Where it
     would take more than a week, the rate is what to raise.
     """
     if not rate_per_second or not 0 < rate_per_second < math.inf:
         return "raise `load.duration`"
-    seconds = requests / rate_per_second
+    seconds = (requests + _MARGIN * math.sqrt(requests)) / rate_per_second
     if seconds > _WEEK_SECONDS:
         return "raise `load.rate`"
     step = 60 if seconds > 60 else 1  # nobody writes 4m59.5s in a policy

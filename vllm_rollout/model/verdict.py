@@ -72,6 +72,10 @@ class Verdict:
         """The same figures, made inconclusive for `reason` (a verdict is only ever weakened)."""
         return replace(self, outcome=Outcome.INCONCLUSIVE, reason=reason, remedy=remedy)
 
+    def without_figures(self) -> "Verdict":
+        """Outcome and words alone, for where the figures are not of what is judged."""
+        return Verdict(outcome=self.outcome, reason=self.reason, remedy=self.remedy, n=self.n)
+
 
 def check(holds: bool | None, reason: str, *, remedy: str = "", n: int = 1) -> Verdict:
     """A verdict about a plain fact: True passes, False fails, None (unknown) is inconclusive."""

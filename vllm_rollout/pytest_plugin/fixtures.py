@@ -200,7 +200,7 @@ def judged_load(
         raise _load_run.path_errors
     usable = judge_run(policy.environments[deployment.environment].load, _load_run)
     if not usable.passed:
-        _end_with(request, usable)
+        _end_with(request, usable.without_figures())  # those are the generator's, not the gate's
     return _load_run
 
 

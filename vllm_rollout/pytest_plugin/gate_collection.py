@@ -147,7 +147,7 @@ def select(config: pytest.Config, items: list[pytest.Item], collected: int) -> s
     asked = {"marker_expression": expression, "arguments": paths_given(config)}
     out = without_release(items) if settings.platform is None else []
     out += on_demand_left_out(items, settings.policy, **asked)
-    if out:
+    if out := list(dict.fromkeys(out)):  # pytest counts them, and some are out for both reasons
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
     items[:] = in_order(items, settings.policy)

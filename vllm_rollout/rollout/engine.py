@@ -10,6 +10,7 @@ from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.policy import Policy
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.evidence_store import (
@@ -66,7 +67,7 @@ def gate_and_promote(
 def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -> RolloutResult:
     run, log, observer, gates = tools.run, tools.log, tools.observer, tools.gates
     source, target, platform = run.source, run.target, tools.releases.platform
-    revision = _served(platform, source)
+    revision = _served(platform, run.policy, source)
     values = platform.values(source, revision.number)
     if _runs(platform, target, revision.build):
         return _nothing_to_do(gates, target, revision)
@@ -133,17 +134,13 @@ def _promote_or_undo(tools: RunTools, promotion: Promotion) -> RolloutResult:
         return roll_back(tools, entry, f"the promotion could not go on: {error}")
 
 
-def _served(platform: ReleaseReader, source: Deployment) -> Revision:
+def _served(platform: ReleaseReader, policy: Policy, source: Deployment) -> Revision:
     """Return the source's newest revision, which must be whole and deployed."""
     history = platform.history(source)
     if not history:
         raise UsageError(
             f"{source.model} is not deployed in {source.environment}",
-            remedy="Deploy it first: "
-            + next_command(
-                *("vllm-rollout", "deploy", source.model),
-                *("--environment", source.environment, "--values", "FILE"),
-            ),
+            remedy="Bring it there first: " + _first_command(policy, source),
         )
     newest = newest_served(history)
     if newest is None or not newest.complete:
@@ -153,6 +150,13 @@ def _served(platform: ReleaseReader, source: Deployment) -> Revision:
             remedy="Deploy it again, or finish the rollout that is under way there.",
         )
     return newest
+
+
+def _first_command(policy: Policy, deployment: Deployment) -> str:
+    """Return the command that brings a model to `deployment`; stages are not skipped."""
+    if policy.previous(deployment.environment) is None:
+        return next_command("vllm-rollout", "deploy", deployment.model, "--values", "FILE")
+    return next_command("gate-and-promote", deployment.model, "--to", deployment.environment)
 
 
 def _go_on_from_its_evidence(tools: RunTools) -> None:

@@ -8,6 +8,7 @@ what is there; a tag may move under an unchanged build, so the images that repli
 compared too.
 """
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
@@ -173,25 +174,27 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
     gates = run.policy.environments[run.target.environment].gates
     if run.serves_users and gates.live_metrics is not None:
         observer.reach_metrics(run.target)
-    smoke = gates.smoke
-    routed = smoke is not None and smoke.url is not None
-    if not routed and newest_served(platform.history(run.target)) is None:
+    router = gates.smoke.url if gates.smoke is not None else None
+    if router is None and newest_served(platform.history(run.target)) is None:
         return  # nobody is there yet who could be asked
     try:
         status = observer.ask_for_a_token(run.target)
     except UnreachableError as error:
-        if not routed:
+        if router is None:
             return  # what serves is down: this build may repair it
         key = f"environments.{run.target.environment}.gates.smoke.url"
         raise UnreachableError(
             f"the smoke gate's router does not answer, and nothing was changed: {error}",
             address=error.address,
-            remedy=f"Correct {key}; off means the platform's own way in.",
+            remedy=f"Name the router's address in {key}, or go by the platform's own: "
+            f"--set {key}=off",
         ) from error
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        key = run.policy.api_key_env
+        ours = f"the key in {key} is not its own" if os.environ.get(key) else f"{key} is not set"
         raise UnmetNeedError(
-            f"{run.target} asks for a bearer key (HTTP {status}), and nothing was changed",
-            remedy=f"Put its key into the environment variable {run.policy.api_key_env}.",
+            f"{router or run.target} asks for a bearer key (HTTP {status}), and {ours}; nothing was changed",
+            remedy=f"Put its key into the environment variable {key}.",
         )
 
 

@@ -98,11 +98,8 @@ class LocalPlatform:
         if release is None:
             raise UsageError(
                 f"there is no release {deployment.release} in {self._state_dir}",
-                remedy="Deploy it first: "
-                + next_command(
-                    *("vllm-rollout", "deploy", deployment.model),
-                    *("--environment", deployment.environment, "--values", "FILE"),
-                ),
+                remedy="See what is deployed where: "
+                + next_command("vllm-rollout", "status", deployment.model),
             )
         return f"http://{LOOPBACK}:{release.port}"
 
