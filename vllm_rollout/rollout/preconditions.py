@@ -193,7 +193,8 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
         key = run.policy.api_key_env
         ours = f"the key in {key} is not its own" if os.environ.get(key) else f"{key} is not set"
         raise UnmetNeedError(
-            f"{router or run.target} asks for a bearer key (HTTP {status}), and {ours}; nothing was changed",
+            f"{router or run.target} asks for a bearer key (HTTP {status}), and {ours}; "
+            "nothing was changed",
             remedy=f"Put its key into the environment variable {key}.",
         )
 
