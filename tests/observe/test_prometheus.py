@@ -129,7 +129,7 @@ TARGET = {"job": "vllm", "instance": "10.0.0.1:8000"}
     [
         (samples(10, 12, 15, 15, 20), 10, 0),
         (samples(10, 12, 3, 5, 5), 2 + 3 + 2, 1),  # it fell: 3 are new
-        (samples(10, 12, None, 14, 14), 2 + 14, 1),  # missing from a scrape: a new process
+        (samples(10, 12, None, 14, 14), 2 + 2, 0),  # missing from a scrape: no new process
         (samples(None, None, 4, 4, 6), 6, 0),  # the first failure makes the series
         (samples(), 0, 0),
     ],
@@ -139,14 +139,28 @@ def test_a_counter_grows_by_what_was_counted_and_nothing_is_made_up(
 ) -> None:
     up = Series(TARGET, samples(1, 1, 1, 1, 1))
     scrapes = scrapes_of([up], NOW - timedelta(seconds=60), NOW)
-    grown = scrapes.increase(Series(TARGET, counter))
+    (grown,) = scrapes.increases([Series(TARGET, counter)])
     assert (grown.amount, grown.resets) == (amount, resets)
 
 
-def test_of_a_new_target_only_what_came_after_its_first_sample_counts() -> None:
-    up = Series(TARGET, samples(None, None, 1, 1, 1))
-    scrapes = scrapes_of([up], NOW - timedelta(seconds=60), NOW)
-    assert scrapes.increase(Series(TARGET, samples(None, None, 900, 901, 903))).amount == 3
+def test_a_start_time_tells_which_counts_are_of_a_new_process() -> None:
+    """Without one, what may be new is neither counted nor forgotten."""
+    start = NOW - timedelta(seconds=60)
+
+    def grown(up: Any, counter: Any, *started: float | None) -> tuple[float, float, int]:
+        begun = [Series(TARGET, samples(*started))]
+        scrapes = scrapes_of([Series(TARGET, up)], start, NOW, begun)
+        (found,) = scrapes.increases([Series(TARGET, counter)])
+        return found.amount, found.unsure, found.resets
+
+    fresh, counter = samples(None, None, 1, 1, 1), samples(None, None, 900, 901, 903)
+    assert grown(fresh, counter) == (3, 900, 0)
+    assert grown(fresh, counter, None, None, *[T - 600] * 3) == (3, 900, 0)
+    assert grown(fresh, counter, None, None, *[T - 40] * 3) == (903, 0, 0)
+    well, missing = samples(1, 1, 1, 1, 1), samples(10, 12, None, 14, 14)
+    assert grown(well, missing) == (4, 12, 0)
+    assert grown(well, missing, *[T - 600] * 5) == (4, 0, 0)
+    assert grown(well, missing, T - 600, T - 600, None, T - 20, T - 20) == (16, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +327,9 @@ def test_metrics_go_by_the_name_that_the_servers_version_has() -> None:
             Series(other, ((T, 0.5),)),
         ],
     }
-    assert metrics(both).gauge(KV_CACHE_USAGE, at=NOW) == 0.75
+    up = [Series(TARGET, ((T, 1.0),)), Series(other, ((T, 1.0),))]
+    assert metrics({**both, "up": up}).gauge(KV_CACHE_USAGE, at=NOW) == 0.75
+    assert metrics(both).gauge(KV_CACHE_USAGE, at=NOW) is None
     assert metrics({}).gauge(KV_CACHE_USAGE, at=NOW) is None
 
 
@@ -354,7 +370,9 @@ def test_a_real_prometheus_tells_exact_counts_and_which_server_goes_down(
     scraped: tuple[DeploymentMetrics, list[RunningSimulator]],
 ) -> None:
     found, (first, second, other) = scraped
-    until(lambda: found._scrapes(ago(300), datetime.now(UTC)).targets == 2, what="both targets up")
+    until(
+        lambda: found._scrapes(ago(300), datetime.now(UTC))[0].targets == 2, what="both targets up"
+    )
     complete(first, 30)
     complete(second, 10)
     complete(other, 50)

@@ -1,7 +1,8 @@
 """Metrics of one deployment in Prometheus: requests, latency, whether its servers were up.
 
-Where several series answer a question they are added up. Where it was not scraped, or has no such
-series, an observation says so in `unknown` and has no figure: absence of data is never health.
+Where several series answer a question they are added up. Where it was not scraped, has no such
+series, or where it is not known whose samples they are, an observation says so in `unknown` and has
+no figure: absence of data is never health.
 """
 
 import math
@@ -9,12 +10,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import ErrorRates, Gap, LatencyCounts, RequestCounts, Uptime
+from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
 from vllm_rollout.observe.prometheus import Prometheus, Series, selector
 from vllm_rollout.observe.series import Scrapes, Target, scrapes_of, target_of
 from vllm_rollout.policy import Policy
@@ -29,6 +31,7 @@ KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.12."""
 WAITING = ("vllm:num_requests_waiting",)
 _SERVERS = "model servers"
+_LABELS = "prometheus.labels"
 _STARTED = "process_start_time_seconds"
 _REJECTIONS = "vllm:admission_rejections_total"
 _CHUNK = timedelta(hours=1)
@@ -76,51 +79,95 @@ class DeploymentMetrics:
         start = end - window
         counter = self._rules.requests
         labels = {**self._fill(counter.labels), **self._labels}
-        own = self._counts(_SERVERS, counter, labels, self._scrapes(start, end))
+        own = self._counts(_SERVERS, counter, labels, *self._scrapes(start, end))
         if self._rules.gateway is None:
             return ErrorRates(sources=(own,))
         gateway = self._rules.gateway
         labels = self._fill(gateway.labels)
         found = self._series(selector(gateway.metric, labels, gateway.matching), start, end)
-        jobs = sorted({series.labels.get("job", "") for series in found})
-        up = [s for job in jobs for s in self._series(selector("up", {"job": job}), start, end)]
-        scrapes = scrapes_of(up, start, end)
-        return ErrorRates(sources=(own, self._counts("gateway", gateway, labels, scrapes)))
+        targets = {target_of(series) for series in found}
+
+        def of_gateway(metric: str) -> list[Series]:
+            """Series of the targets that count, by those of the labels that targets have."""
+            every = (
+                series
+                for job in sorted({job for job, _ in targets})
+                for series in self._series(selector(metric, {"job": job}), start, end)
+            )
+            return [
+                series
+                for series in every
+                if target_of(series) in targets
+                and all(series.labels.get(name, value) == value for name, value in labels.items())
+            ]
+
+        up, started = of_gateway("up"), of_gateway(_STARTED)
+        scrapes = scrapes_of(up, start, end, started)
+        doubt = (
+            mixed_targets(
+                up, scrapes, gateway.labels, "prometheus.gateway.labels", of_one_service=False
+            )
+            or renamed_targets(up, scrapes)
+            or unattributed(started, scrapes)
+        )
+        return ErrorRates(sources=(own, self._counts("gateway", gateway, labels, scrapes, doubt)))
 
     def latency(
         self, window: timedelta, *, end: datetime, histogram: tuple[str, ...] = E2E_LATENCY
     ) -> LatencyCounts:
-        """Return a histogram's increase in the `window` up to `end`, all series added up.
+        """Return a histogram's increase in the `window` up to `end`, all servers added up.
 
         `histogram` has its names, newest first; of each server the newest that it has is taken.
+        Servers of different versions may have different buckets: only bounds that all have, whose
+        process answered a request, are bounds of the whole.
         """
         start = end - window
-        scrapes = self._scrapes(start, end)
+        scrapes, doubt = self._scrapes(start, end)
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
-        if unknown := _unknown(scrapes, gaps):
-            return LatencyCounts(gaps=gaps, unknown=unknown)
         found = self._newest([f"{name}_bucket" for name in histogram], start, end)
-        counts: dict[float, float] = {}
-        resets = 0
-        for series in found:
+        if unknown := _unknown(scrapes, gaps, doubt or unattributed(found, scrapes)):
+            return LatencyCounts(gaps=gaps, unknown=unknown)
+        created = self._newest([f"{name}_created" for name in histogram], start, end)
+        servers: dict[tuple[Target, int], dict[float, float]] = {}
+        increases = scrapes.increases(found, created)
+        for series, grown in zip(found, increases, strict=True):
             bound = float(series.labels.get("le", "nan"))
-            grown = scrapes.increase(series)
-            counts[bound] = counts.get(bound, 0.0) + grown.amount
-            resets = max(resets, grown.resets)
-        if math.inf not in counts or any(math.isnan(bound) for bound in counts):
+            for process, amount in grown.by_process.items():
+                counts = servers.setdefault((target_of(series), process), {})
+                counts[bound] = counts.get(bound, 0.0) + amount
+        if not servers or not all(
+            math.inf in counts and not any(map(math.isnan, counts)) for counts in servers.values()
+        ):
             return LatencyCounts(gaps=gaps, unknown=f"no series of {histogram[0]}")
-        whole = {bound: round(n) for bound, n in sorted(counts.items())}
-        return LatencyCounts(cumulative=whole, resets=resets, gaps=gaps)
+        answering = [each for each in servers.values() if each[math.inf]] or [*servers.values()]
+        bounds = sorted(set[float].intersection(*map(set, answering)))
+        return LatencyCounts(
+            cumulative={bound: round(sum(each[bound] for each in answering)) for bound in bounds},
+            resets=max(grown.resets for grown in increases),
+            gaps=gaps,
+        )
 
     def gauge(self, names: tuple[str, ...], *, at: datetime) -> float | None:
-        """The sum of a gauge over all servers at a moment; None where no server has it."""
+        """The sum of a gauge over all servers at a moment.
+
+        None where no server has it, or where it is not known whose samples they are.
+        """
         start = at - self._rules.max_gap
-        values = [s.samples[-1][1] for s in self._newest(list(names), start, at) if s.samples]
-        return sum(values) if values else None
+        found = [series for series in self._newest(list(names), start, at) if series.samples]
+        scrapes, doubt = self._scrapes(start, at)
+        if not found or doubt or unattributed(found, scrapes):
+            return None
+        return sum(series.samples[-1][1] for series in found)
 
     def uptime(self, start: datetime, end: datetime) -> Uptime:
         """Return how many servers were up at each scrape, and when their counters were reset."""
-        scrapes = self._scrapes(start, end)
+        series, _, scrapes = self._up(start, end)
+        if mixed := mixed_targets(series, scrapes, self._rules.labels, _LABELS):
+            raise UnreachableError(
+                f"Whose samples these are is not known: {mixed}",
+                address=self._prometheus.url,
+                remedy=f"Fix `{_LABELS}` in the policy, or the scrape configuration.",
+            )
         longest = self._rules.max_gap_seconds
         scraped = sorted(
             (at, target, up == 1) for target, seen in scrapes.up.items() for at, up in seen
@@ -133,21 +180,12 @@ class DeploymentMetrics:
             count = sum(well for when, well in latest.values() if at - when <= longest)
             if at > scrapes.start:
                 moments.append((at, count))
+        counters = self._series(selector(self._rules.requests.metric, self._labels), start, end)
         return Uptime(
             moments=tuple(moments),
-            restarts=tuple(sorted(self._restarts(scrapes, start, end))),
+            restarts=tuple(sorted(scrapes.restarts(counters))),
             gaps=scrapes.gaps(longest),
         )
-
-    def _restarts(self, scrapes: Scrapes, start: datetime, end: datetime) -> set[float]:
-        """Return when a server's process was seen to be another one."""
-        found: set[float] = set()
-        for series in self._series(selector(_STARTED, self._labels), start, end):
-            found |= {now[0] for was, now in pairwise(series.samples) if now[1] != was[1]}
-        counter = self._rules.requests.metric
-        for series in self._series(selector(counter, self._labels), start, end):
-            found |= {now[0] for was, now in pairwise(series.samples) if now[1] < was[1]}
-        return {at for at in found if at > scrapes.start}
 
     def _counts(
         self,
@@ -155,35 +193,57 @@ class DeploymentMetrics:
         counter: RequestCounter,
         labels: Mapping[str, str],
         scrapes: Scrapes,
+        doubt: str,
     ) -> RequestCounts:
         start = datetime.fromtimestamp(scrapes.start, UTC)
         end = datetime.fromtimestamp(scrapes.end, UTC)
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
-        if unknown := _unknown(scrapes, gaps):
-            return RequestCounts(source=source, gaps=gaps, unknown=unknown)
         status = counter.status_label
         every = self._series(selector(counter.metric, labels, counter.matching), start, end)
+        rejections: list[Series] = []
+        if source == _SERVERS:
+            rejections = self._series(selector(_REJECTIONS, self._labels), start, end)
+        doubt = doubt or unattributed(every, scrapes) or unattributed(rejections, scrapes)
+        if unknown := _unknown(scrapes, gaps, doubt):
+            return RequestCounts(source=source, gaps=gaps, unknown=unknown)
         if not every or not all(series.labels.get(status) for series in every):
             unknown = f"no series of {counter.metric} that all have the label {status}"
             return RequestCounts(source=source, gaps=gaps, unknown=unknown)
-        bad = [s for s in every if re.fullmatch(counter.failed, s.labels[status])]
-        total, resets = _sum(scrapes, every)
-        failures, _ = _sum(scrapes, bad)
-        turned_away = 0
-        if source == _SERVERS:
-            rejections = self._series(selector(_REJECTIONS, self._labels), start, end)
-            turned_away, _ = _sum(scrapes, rejections)
+        metric = f"{counter.metric.removesuffix('_total')}_created"
+        created = self._series(selector(metric, labels, counter.matching), start, end)
+        increases = scrapes.increases(every, created)
+        bad = [
+            grown
+            for series, grown in zip(every, increases, strict=True)
+            if re.fullmatch(counter.failed, series.labels[status])
+        ]
+        unsure = round(sum(grown.unsure for grown in bad))
+        failures = round(sum(grown.amount for grown in bad))
+        turned_away = scrapes.increases(rejections)
+        rejected = round(sum(grown.amount for grown in turned_away))
+        unsure += round(sum(grown.unsure for grown in turned_away))
         return RequestCounts(
             source=source,
-            total=total,
-            failures=max(failures, turned_away),
-            failures_at_most=failures + turned_away,
-            resets=resets,
+            total=round(sum(grown.amount for grown in increases)) + unsure,
+            failures=max(failures, rejected),
+            failures_at_most=failures + rejected + unsure,
+            resets=max(grown.resets for grown in increases),
             gaps=gaps,
         )
 
-    def _scrapes(self, start: datetime, end: datetime) -> Scrapes:
-        return scrapes_of(self._series(selector("up", self._labels), start, end), start, end)
+    def _scrapes(self, start: datetime, end: datetime) -> tuple[Scrapes, str]:
+        """The servers' scrapes, and why it is not known whose they are (or nothing)."""
+        up, started, scrapes = self._up(start, end)
+        return scrapes, (
+            mixed_targets(up, scrapes, self._rules.labels, _LABELS)
+            or renamed_targets(up, scrapes)
+            or unattributed(started, scrapes)
+        )
+
+    def _up(self, start: datetime, end: datetime) -> tuple[list[Series], list[Series], Scrapes]:
+        up = self._series(selector("up", self._labels), start, end)
+        started = self._series(selector(_STARTED, self._labels), start, end)
+        return up, started, scrapes_of(up, start, end, started)
 
     def _newest(self, names: list[str], start: datetime, end: datetime) -> list[Series]:
         """The series of the first of `names` that each server has."""
@@ -210,13 +270,7 @@ class DeploymentMetrics:
         return {name: value.format_map(self._filled) for name, value in labels.items() if value}
 
 
-def _unknown(scrapes: Scrapes, gaps: Iterable[Gap]) -> str:
+def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:
     if not scrapes.targets:
-        return "Prometheus knows no target with the deployment's labels (`prometheus.labels`)"
-    return "; ".join(str(gap) for gap in gaps)
-
-
-def _sum(scrapes: Scrapes, found: Iterable[Series]) -> tuple[int, int]:
-    """The growth of all series together, in whole requests, and the most resets of any."""
-    grown = [scrapes.increase(series) for series in found]
-    return round(sum(each.amount for each in grown)), max((g.resets for g in grown), default=0)
+        return f"Prometheus knows no target with the deployment's labels (`{_LABELS}`)"
+    return doubt or "; ".join(str(gap) for gap in gaps)

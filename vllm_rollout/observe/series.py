@@ -1,11 +1,11 @@
 """Scraped samples over a stretch of time: increases of counters, and gaps.
 
-Nothing is extrapolated. A counter that falls, or was missing from a scrape that succeeded, was
-reset; time without a scrape is a gap and is named.
+Nothing is extrapolated. A counter begins again with a new process; time without a scrape is a gap
+and is named.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -14,23 +14,38 @@ from vllm_rollout.observe.prometheus import Series
 
 Target = tuple[str, str]
 """Job and instance, by which Prometheus itself tells targets apart."""
+Samples = tuple[tuple[float, float], ...]
+
+SAME_PROCESS_SECONDS = 2.0
+"""Start times differ by less within one process, where they are computed from a clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Increase:
-    """Increase of a counter, and how often it was reset meanwhile."""
+    """Increase of a counter, and how often it was reset meanwhile.
+
+    `unsure` may be of the window besides: what a target that is older than the window had counted
+    at its first scrape, or a counter that was missing meanwhile where no start time tells whether
+    its process is another. `by_process` has `amount` by the target's processes.
+    """
 
     amount: float
     resets: int
+    unsure: float = 0.0
+    by_process: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Scrapes:
-    """Scrapes of each target, by its `up`: the times in Unix seconds, with 1 or 0."""
+    """Scrapes of each target, by its `up`: the times in Unix seconds, with 1 or 0.
 
-    up: Mapping[Target, tuple[tuple[float, float], ...]]
+    `started` has the start time of a target's process at each scrape.
+    """
+
+    up: Mapping[Target, Samples]
     start: float
     end: float
+    started: Mapping[Target, Samples] = field(default_factory=dict)
 
     @property
     def targets(self) -> int:
@@ -47,7 +62,7 @@ class Scrapes:
             times = [at for at, _ in seen if at > self.start]
             if not times or any(gap.what == "any target" for gap in found):
                 continue
-            good = [at for at, value in seen if value == 1]
+            good = self.scraped(target)
             # Only while it was known: a pod that is gone is not missed.
             first = self.start if seen[0][0] <= self.start else times[0]
             found += self._between(target[1] or "a target", good, first, times[-1], longest_seconds)
@@ -67,29 +82,72 @@ class Scrapes:
                     datetime.fromtimestamp(later, UTC),
                 )
 
-    def increase(self, series: Series) -> Increase:
-        """Return the increase of `series` from `start` to `end`.
+    def increases(self, found: Sequence[Series], created: Iterable[Series] = ()) -> list[Increase]:
+        """Return the increase of each series of a metric from `start` to `end`.
 
-        A series that comes up on a target which was scraped before has counted from 0 (the first
-        failure makes the series of failures). Of a target that is itself new only what came after
-        its first sample is counted.
+        A new process begins at 0; its start time shows it, or a fall where it has none. A
+        series that comes up on a target which was scraped before has counted from 0 (the first
+        failure makes the series of failures). That of a target that is itself new has counted in
+        the window if its process, or by `created` the series, is no older than the window.
         """
-        scraped = [at for at, value in self.up.get(target_of(series), ()) if value == 1]
-        amount, resets = 0.0, 0
+        born = {_own(s): s.samples[-1][1] for s in created if s.samples}
+        begins = self.begins(found)
+        return [self._increase(s, begins[target_of(s)], born.get(_own(s), 0.0)) for s in found]
+
+    def _increase(self, series: Series, begins: Sequence[float], born: float) -> Increase:
+        target = target_of(series)
+        scraped = self.scraped(target)
+        amount, unsure, resets = 0.0, 0.0, 0
+        by_process: dict[int, float] = {}
         before: tuple[float, float] | None = None
         for at, value in series.samples:
-            missed = before is not None and any(before[0] < scrape < at for scrape in scraped)
-            if before is None:
-                grown = value if any(scrape < at for scrape in scraped) else 0.0
-            elif missed or value < before[1]:
+            if not scraped or at > scraped[-1]:
+                break  # of a scrape that came in after the question for `up`
+            again, grown = False, 0.0
+            if before is not None:
+                again = value < before[1] or any(before[0] < b <= at for b in begins)
+                grown = value if again else value - before[1]
+                missed = any(before[0] < scrape < at for scrape in scraped)
+                if missed and not again and target not in self.started and at > self.start:
+                    unsure += before[1]
+            elif scraped[0] < at or max(self._start_of(target, at), born) >= self.start:
                 grown = value
-            else:
-                grown = value - before[1]
+            elif at > self.start:
+                unsure += value
             if at > self.start:
+                process = sum(b <= at for b in begins)
+                by_process[process] = by_process.get(process, 0.0) + grown
                 amount += grown
-                resets += before is not None and (missed or value < before[1])
+                resets += again
             before = (at, value)
-        return Increase(amount, resets)
+        return Increase(amount, resets, unsure, by_process)
+
+    def restarts(self, counters: Sequence[Series]) -> set[float]:
+        """Return when a server's process was first seen to be another one."""
+        seen = _falls(counters).union(*map(self.changes, self.started))
+        return {at for at in seen if at > self.start}
+
+    def begins(self, found: Sequence[Series]) -> dict[Target, list[float]]:
+        """The times at which another process of a target was first scraped."""
+        own: dict[Target, list[Series]] = {}
+        for series in found:
+            own.setdefault(target_of(series), []).append(series)
+        return {
+            target: sorted(self.changes(target) if target in self.started else _falls(each))
+            for target, each in own.items()
+        }
+
+    def changes(self, target: Target) -> set[float]:
+        """The times at which a target's process was first scraped with a later start."""
+        pairs = pairwise(self.started.get(target, ()))
+        return {now[0] for was, now in pairs if now[1] - was[1] > SAME_PROCESS_SECONDS}
+
+    def _start_of(self, target: Target, at: float) -> float:
+        return max((s for t, s in self.started.get(target, ()) if t <= at), default=0.0)
+
+    def scraped(self, target: Target) -> list[float]:
+        """The times of a target's successful scrapes."""
+        return [at for at, value in self.up.get(target, ()) if value == 1]
 
 
 def target_of(series: Series) -> Target:
@@ -97,11 +155,26 @@ def target_of(series: Series) -> Target:
     return series.labels.get("job", ""), series.labels.get("instance", "")
 
 
-def scrapes_of(up: Iterable[Series], start: datetime, end: datetime) -> Scrapes:
-    """The scrapes that the series of `up` tell of; those before `start` are its baseline."""
-    seen: dict[Target, tuple[tuple[float, float], ...]] = {}
-    for series in up:
+def scrapes_of(
+    up: Iterable[Series], start: datetime, end: datetime, started: Iterable[Series] = ()
+) -> Scrapes:
+    """The scrapes that the series of `up` show; those before `start` are its baseline."""
+    return Scrapes(_by_target(up), start.timestamp(), end.timestamp(), _by_target(started))
+
+
+def _by_target(found: Iterable[Series]) -> dict[Target, Samples]:
+    seen: dict[Target, Samples] = {}
+    for series in found:
         if series.samples:
             both = (*seen.get(target_of(series), ()), *series.samples)
             seen[target_of(series)] = tuple(sorted(both))
-    return Scrapes(seen, start.timestamp(), end.timestamp())
+    return seen
+
+
+def _own(series: Series) -> frozenset[tuple[str, str]]:
+    """The labels that a counter shares with its `_created`."""
+    return frozenset((k, v) for k, v in series.labels.items() if k not in ("__name__", "le"))
+
+
+def _falls(found: Iterable[Series]) -> set[float]:
+    return {now[0] for s in found for was, now in pairwise(s.samples) if now[1] < was[1]}

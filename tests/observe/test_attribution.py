@@ -1,0 +1,474 @@
+"""Whose samples these are: worlds of pods and Prometheis, and what the suite says of each."""
+
+import ast
+import math
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from cluster.required import debian_tool
+from support.prometheus import running_prometheus
+
+import vllm_rollout
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.observe.deployment_metrics import KV_CACHE_USAGE, DeploymentMetrics
+from vllm_rollout.observe.prometheus import Prometheus
+from vllm_rollout.policy import load_policy
+
+PRODUCTION = Deployment("llama-2-7b", "production")
+LABELS = {"namespace": "system", "service": "llama-2-7b-production", "job": "vllm"}
+WINDOW = timedelta(minutes=15)
+NEW = (0.3, 1.0, 1.5, 2.5, 5.0, 10.0, 60.0, 120.0, 960.0, math.inf)
+MIDDLE = (0.3, 1.0, 1.5, 2.5, 5.0, 10.0, 60.0, math.inf)
+OLD = (1.0, 2.5, 5.0, 10.0, 60.0, math.inf)
+
+World = dict[tuple[tuple[str, str], ...], dict[float, float]]
+"""Samples of each series, its name in `__name__`."""
+
+
+@dataclass
+class Pod:
+    """A server: times are seconds before the end of the window, shares are of its requests."""
+
+    address: str
+    born: float = 86400
+    gone: float = 0
+    ready: float = math.inf
+    """First scraped then."""
+    rate: float = 2.0
+    bad: Callable[[float], float] = lambda ago: 0.0
+    """Share of 5xx among the requests that it got so long ago."""
+    seconds: float = 1.2
+    slow_since: float = 0
+    buckets: Sequence[float] = NEW
+    restarted: float | None = None
+    buckets_since: Sequence[float] = ()
+    down: tuple[float, float] = (-1, -1)
+    labels: dict[str, str] = field(default_factory=dict)
+    counters: Callable[[float], dict[str, str]] = lambda ago: {}
+    """Labels that the counters, but not `up`, have at a time."""
+    le: Callable[[float, float], str] = lambda ago, bound: (
+        "+Inf" if math.isinf(bound) else f"{bound}"
+    )
+    starts: bool = True
+    created: bool = False
+
+    def scraped(self, end: float, *, offset: float = 0, every: float = 15, **labels: str) -> World:
+        """Its scrapes of the last 18 minutes by one Prometheus, which adds `labels`."""
+        world: World = {}
+        own = {**LABELS, "instance": self.address, **self.labels, **labels}
+        counted_since, step, every_one, failed, slow = math.nan, 0.0, 0.0, 0.0, 0.0
+
+        def put(metric: str, ago: float, value: float, **more: str) -> None:
+            key = tuple(sorted({"__name__": metric, **own, **more}.items()))
+            world.setdefault(key, {})[round(end - ago, 3)] = value
+
+        for i in range(int(1080 / every)):
+            ago = 1080 - offset - i * every
+            if not self.gone <= ago <= min(self.born, self.ready):
+                continue
+            if self.down[1] < ago <= self.down[0]:
+                put("up", ago, 0)
+                continue
+            again = self.restarted is not None and ago <= self.restarted
+            born = self.restarted if again and self.restarted else self.born
+            put("up", ago, 1)
+            put("vllm:kv_cache_usage_perc", ago, 0.5)
+            if self.starts:
+                put("process_start_time_seconds", ago, round(end - born, 3))
+            if born != counted_since:
+                # Of what came before the first scrape, the last eighteen minutes are enough.
+                counted_since, step = born, min(born, 1080.0)
+                every_one, failed, slow = self.rate * (born - step), 0.0, 0.0
+            while step - 5 > ago:
+                bad = self.rate * 5 * self.bad(step)
+                every_one, failed = every_one + self.rate * 5, failed + bad
+                slow += (self.rate * 5 - bad) * (step <= self.slow_since)
+                step -= 5
+            more = self.counters(ago)
+            handler = {"handler": "/v1/completions", **more}
+            put("http_requests_total", ago, round(every_one - failed), status="2xx", **handler)
+            if failed:
+                put("http_requests_total", ago, round(failed), status="5xx", **handler)
+            if failed and self.created:
+                put("http_requests_created", ago, round(end - ago), status="5xx", **handler)
+            for bound in self.buckets_since if again and self.buckets_since else self.buckets:
+                quick = every_one - failed - slow if self.seconds <= bound else 0
+                count = quick + (slow if bound >= 12 else 0)
+                name = "vllm:e2e_request_latency_seconds_bucket"
+                put(name, ago, round(count), le=self.le(ago, bound), **more)
+        return world
+
+
+def merged(*worlds: World) -> World:
+    whole: World = {}
+    for world in worlds:
+        for key, samples in world.items():
+            whole[key] = {**whole.get(key, {}), **samples}
+    return whole
+
+
+END = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
+T = END.timestamp()
+
+
+def scripted(world: Callable[[str], World]) -> Prometheus:
+    """A Prometheus that answers range questions from the world that it asks for each."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        form = dict(httpx.QueryParams(request.content.decode()))
+        found = re.fullmatch(r"([\w:]+)\{(.*)\}\[(\d+)ms\]", form["query"])
+        assert found, form["query"]
+        metric, labels, milliseconds = found.groups()
+        exact = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        end = float(form["time"])
+        start = end - int(milliseconds) / 1000
+        result = [
+            {"metric": dict(key), "values": [[t, str(v)] for t, v in sorted(taken.items())]}
+            for key, samples in world(metric).items()
+            if {**exact, "__name__": metric}.items() <= dict(key).items()
+            if (taken := {t: v for t, v in samples.items() if start < t <= end})
+        ]
+        body = {"status": "success", "data": {"resultType": "matrix", "result": result}}
+        content = httpx.Response(200, json=body).content
+        return httpx.Response(200, stream=httpx.ByteStream(content))
+
+    transport = httpx.MockTransport(answer)
+    return Prometheus("http://prometheus", timeout_seconds=1, transport=transport)
+
+
+def metrics(prometheus: Prometheus, **labels: str) -> DeploymentMetrics:
+    policy = {"prometheus.url": "http://prometheus"}
+    policy |= {f"prometheus.labels.{name}": value for name, value in labels.items()}
+    return DeploymentMetrics(prometheus, load_policy(None, overrides=policy).prometheus, PRODUCTION)
+
+
+def of(world: World, **labels: str) -> DeploymentMetrics:
+    return metrics(scripted(lambda metric: world), **labels)
+
+
+@dataclass
+class Judged:
+    errors: str
+    latency: str
+    words: str
+
+
+def judged(found: DeploymentMetrics, end: datetime = END) -> Judged:
+    """The outcomes of the gate `live_metrics`, and what it says where it does not know."""
+    rates, latency = found.error_rates(WINDOW, end=end), found.latency(WINDOW, end=end)
+    (errors,) = error_rate_verdicts(rates.sources, limit=0.01, confidence=0.95)
+    slow = latency_verdict(latency, percentile=95, limit_seconds=2.5, confidence=0.95)
+    return Judged(errors.outcome, slow.outcome, rates.unknown or latency.unknown)
+
+
+def four(**options: object) -> list[Pod]:
+    return [Pod(f"10.0.0.{i}:8000", **options) for i in range(1, 5)]  # type: ignore[arg-type]
+
+
+def one(pods: Sequence[Pod], offset: float = 0, **labels: str) -> World:
+    """The pods as one Prometheus scraped them, one after the other."""
+    return merged(*(p.scraped(T, offset=offset + i, **labels) for i, p in enumerate(pods)))
+
+
+def pair(pods: Sequence[Pod]) -> World:
+    return merged(one(pods, replica="a"), one(pods, 7, replica="b"))
+
+
+def outage(ago: float) -> float:
+    return 0.98 if ago <= 900 else 0.0
+
+
+# ------------------------------------------------- not known whose
+
+
+def relabelled(pods: Sequence[Pod], **label: str) -> World:
+    """A label was added to the targets five minutes ago."""
+    world = one(pods)
+    before = {k: {t: v for t, v in s.items() if t <= T - 300} for k, s in world.items()}
+    since = {k: {t: v for t, v in s.items() if t > T - 300} for k, s in world.items()}
+    return merged(
+        before, {tuple(sorted((*key, *label.items()))): samples for key, samples in since.items()}
+    )
+
+
+def deduplicated() -> World:
+    """`up` of replica a, whose scrapes failed for a while; the counters went to b and stay."""
+    down = one(four(bad=outage, down=(600, 420)))
+    other = one(four(bad=outage), 7)
+    return {
+        key: samples
+        if dict(key)["__name__"] == "up"
+        else {t: v for t, v in samples.items() if t < T - 600}
+        | {t: v for t, v in other[key].items() if t >= T - 590}
+        for key, samples in down.items()
+    }
+
+
+def on_nodes(name: bool) -> World:
+    """Two pods a node, and `instance` is the node; with a label `pod`, or without."""
+    pods = [
+        Pod(f"node-{i % 2}", 9000 + i * 100, bad=outage, labels={"pod": f"p{i}"} if name else {})
+        for i in range(4)
+    ]
+    return merged(*(pod.scraped(T, offset=3 * i) for i, pod in enumerate(pods)))
+
+
+def clusters(*addresses: str) -> World:
+    eu = [Pod(f"10.0.0.{i}:8000", rate=0.5, bad=outage) for i in range(1, 5)]
+    us = [Pod(f"{address}:8000", rate=20) for address in addresses]
+    return merged(one(eu, cluster="eu"), one(us, 6, cluster="us"))
+
+
+MIXED: dict[str, tuple[Callable[[], World], str]] = {
+    "HA pair": (lambda: pair(four(bad=outage)), r"label replica has several values \(a, b\)"),
+    "HA pair, slow": (lambda: pair(four(slow_since=900)), r"label replica"),
+    "HA pair, old errors": (
+        lambda: pair(four(bad=lambda ago: 0.5 if ago > 960 else 0)),
+        r"set replica in `prometheus.labels`",
+    ),
+    "HA pair in the same millisecond": (
+        lambda: merged(*(one(four(bad=outage), prometheus=r) for r in "ab")),
+        r"label prometheus has",
+    ),
+    "one of two has a label": (
+        lambda: merged(one(four(bad=outage)), one(four(), 7, scraper="b")),
+        r"label scraper has several values \(none, b\)",
+    ),
+    "deduplicated": (deduplicated, r"10\.0\.0\.\d:8000 has samples from \d+ times .* no `up`"),
+    "instance is the node": (lambda: on_nodes(True), r"node-\d has 2 `up` at once.* pod:"),
+    "instance is the node, no label": (
+        lambda: on_nodes(False),
+        r"start of the process of node-. went back",
+    ),
+    "two clusters": (lambda: clusters("10.9.0.1", "10.9.0.2"), r"label cluster .*\(eu, us\)"),
+    "two clusters, one address": (lambda: clusters("10.0.0.1"), r"label cluster has"),
+    "two jobs scrape the same": (
+        lambda: merged(one(four(bad=outage)), one(four(bad=outage), 7, job="again")),
+        r"label job has several values \(again, vllm\)",
+    ),
+    "label added": (lambda: relabelled(four(), team="ml"), r"label team has .* \(none, ml\)"),
+    "label of servers added": (
+        lambda: relabelled(four(), node="n1"),
+        r"10\.0\.0\.\d:8000 has other labels since 09:55:\d\d UTC \(node\)",
+    ),
+    "le written otherwise": (
+        lambda: one(
+            four(
+                le=lambda ago, bound: (
+                    f"{bound:g}" if ago > 300 else f"{bound}".replace("inf", "+Inf")
+                )
+            )
+        ),
+        r"series of 10\.0\.0\.\d:8000 have other labels since 09:55:\d\d UTC \(le\)",
+    ),
+    "counters relabelled": (
+        lambda: one(four(counters=lambda ago: {"model": "m"} if ago < 300 else {})),
+        r"series of 10\.0\.0\.\d:8000 have other labels .* \(model\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_samples_of_unknown_servers_are_inconclusive_and_named(name: str) -> None:
+    world, words = MIXED[name]
+    found = judged(of(world()))
+    assert "inconclusive" in (found.errors, found.latency), found
+    assert "pass" not in (found.errors, found.latency) or "le" in words, found
+    assert re.search(words, found.words), found.words
+
+
+@pytest.mark.parametrize("metric", ["up", "process_start_time_seconds"])
+def test_a_balancer_over_two_prometheis_is_inconclusive(metric: str) -> None:
+    """One question goes to the other Prometheus: no label tells them apart."""
+    worlds = {True: one(four(bad=outage), 7), False: one(four(bad=outage))}
+    found = judged(metrics(scripted(lambda asked: worlds[asked == metric])))
+    assert (found.errors, found.latency) == ("inconclusive", "inconclusive")
+    assert re.search("several Prometheis answer as one", found.words), found.words
+
+
+def test_with_the_label_set_each_world_is_judged_as_it_is() -> None:
+    assert judged(of(pair(four(bad=outage)), replica="a")).errors == "fail"
+    assert judged(of(pair(four()), replica="b")) == Judged("pass", "pass", "")
+    assert judged(of(pair(four(slow_since=900)), replica="b")).latency == "fail"
+    assert judged(of(clusters("10.9.0.1", "10.0.0.1"), cluster="eu")).errors == "fail"
+    # Servers of one deployment may differ in it, if the policy says so.
+    teams = merged(one(four()[:2], site="x"), one(four()[2:], 3, site="y"))
+    assert "site: set" not in judged(of(teams, site="off")).words
+    assert judged(of(teams, site="off")).errors == "pass"
+    assert judged(of(teams)).errors == "inconclusive"
+
+
+def test_a_soak_and_a_gauge_do_not_go_by_samples_of_unknown_servers() -> None:
+    start = END - WINDOW
+    for world in (pair(four()), on_nodes(True), on_nodes(False), clusters("10.9.0.1")):
+        with pytest.raises(UnreachableError, match="Whose samples these are is not known: "):
+            of(world).uptime(start, END)
+        assert of(world).gauge(KV_CACHE_USAGE, at=END) is None
+    seen = of(pair(four()), replica="a").uptime(start, END)
+    assert {up for _, up in seen.moments[8:]} == {4}
+    assert seen.restarts == ()
+    # Its servers were up under either label.
+    assert of(relabelled(four(), node="n")).uptime(start, END).restarts == ()
+
+
+# ------------------------------------------------- sound worlds
+
+
+def rolling() -> list[Pod]:
+    """Two vLLM versions: pods go one by one, others come; each with its own labels and buckets."""
+    labels = {"pod_template_hash": "a1", "node": "n1", "app_kubernetes_io_version": "0.11"}
+    old = [
+        Pod(f"10.0.0.{i}:8000", gone=100 * i, buckets=OLD, labels={**labels, "pod": f"a{i}"})
+        for i in range(1, 5)
+    ]
+    labels |= {"pod_template_hash": "b2", "app_kubernetes_io_version": "0.12"}
+    new = [
+        Pod(f"10.0.1.{i}:8000", born=100 * i + 40, labels={**labels, "pod": f"b{i}"})
+        for i in range(1, 5)
+    ]
+    return old + new
+
+
+SOUND: dict[str, Callable[[], World]] = {
+    "steady": lambda: one(four()),
+    "without start times": lambda: one(four(starts=False)),
+    "on several nodes": lambda: one(
+        [Pod(f"10.0.0.{i}:8000", labels={"pod": f"p{i}", "node": f"n{i % 2}"}) for i in range(4)]
+    ),
+    "rolling upgrade": lambda: one(rolling()),
+    "buckets of two versions": lambda: one([*four(buckets=MIDDLE)[:3], *four()[3:]]),
+    "upgraded at the same address": lambda: one(
+        four(restarted=300, buckets=OLD, buckets_since=NEW)
+    ),
+    "one pod comes": lambda: one([*four(), Pod("10.0.0.9:8000", born=400)]),
+    "a pod that is long up is scraped for the first time": lambda: one(
+        [*four(), Pod("10.0.0.9:8000", ready=400)]
+    ),
+    "its address is used again": lambda: one(
+        [
+            *four()[1:],
+            Pod("10.0.0.1:8000", gone=500, labels={"pod": "a"}),
+            Pod("10.0.0.1:8000", born=470, labels={"pod": "b"}),
+        ]
+    ),
+    "one restarts": lambda: one([*four()[1:], Pod("10.0.0.1:8000", restarted=400)]),
+    "one restarts, without start times": lambda: one(
+        [*four()[1:], Pod("10.0.0.1:8000", restarted=400, starts=False)]
+    ),
+    "one scrape is missed": lambda: one([*four()[1:], Pod("10.0.0.1:8000", down=(410, 395))]),
+    "old errors": lambda: one(four(bad=lambda ago: 0.5 if ago > 960 else 0)),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_world_passes_without_a_false_alarm(name: str) -> None:
+    found = of(SOUND[name]())
+    assert judged(found) == Judged("pass", "pass", "")
+    found.uptime(END - WINDOW, END)
+    assert found.gauge(KV_CACHE_USAGE, at=END) is not None
+
+
+@pytest.mark.parametrize("name", ["steady", "rolling upgrade", "one restarts", "one pod comes"])
+def test_a_broken_sound_world_fails(name: str) -> None:
+    broken = {
+        "steady": four(bad=outage, slow_since=900),
+        "rolling upgrade": rolling(),
+        "one restarts": [*four()[1:], Pod("10.0.0.1:8000", restarted=400)],
+        "one pod comes": [*four(), Pod("10.0.0.9:8000", born=400)],
+    }[name]
+    for pod in broken:
+        pod.bad, pod.slow_since = outage, 900
+    assert (judged(of(one(broken))).errors, judged(of(one(broken))).latency) == ("fail", "fail")
+
+
+def test_all_that_a_new_pod_has_counted_at_its_first_scrape_is_counted() -> None:
+    """It failed everything in its first 14 seconds, before Prometheus knew it."""
+    new = Pod("10.0.0.9:8000", born=454, ready=440, rate=20, bad=lambda ago: float(ago > 440))
+
+    def failures(*pods: Pod) -> tuple[int, int]:
+        (counts,) = of(one([*four(), *pods])).error_rates(WINDOW, end=END).sources
+        return counts.failures, counts.failures_at_most
+
+    least, most = failures(new)
+    assert least == most >= 240
+    # It ran before the window: what it brings may be older, unless its series is not.
+    new.born, new.bad = 5000, lambda ago: float(440 < ago < 480)
+    least, most = failures(new)
+    assert least == 0 < most
+    new.created = True
+    assert failures(new) == (most, most)
+
+
+def test_a_percentile_goes_by_bounds_that_all_servers_have() -> None:
+    mixed = of(one([*four(buckets=OLD)[:2], *four()[2:]])).latency(WINDOW, end=END)
+    assert tuple(mixed.cumulative) == OLD
+    assert mixed.percentile_above(95, 6) is False
+    hidden = of(one([*four(buckets=MIDDLE, seconds=70)[:3], *four(seconds=70)[3:]]))
+    slow = hidden.latency(WINDOW, end=END)
+    assert slow.percentile_above(95, 6) is True
+    assert slow.percentile_above(95, 80) is None
+
+
+def test_a_scrape_between_two_questions_is_no_other_prometheus() -> None:
+    """The newest scrape came in after `up` had been asked for."""
+    world = one(four())
+    newest = {
+        key: {t: v for t, v in samples.items() if t < max(samples)}
+        for key, samples in world.items()
+        if dict(key)["__name__"] == "up"
+    }
+    assert judged(of({**world, **newest})) == Judged("pass", "pass", "")
+
+
+# ------------------------------------------------- one place, and a real Prometheus
+
+
+def test_one_function_alone_tells_which_target_a_series_is_of() -> None:
+    package = Path(vllm_rollout.__file__).parent
+    naming = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if "instance" in (text := path.read_text(encoding="utf-8"))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and node.value == "instance"
+    }
+    assert naming == {"observe/series.py"}
+
+
+@pytest.mark.prometheus
+def test_a_real_prometheus_with_an_outage_in_an_ha_pair_never_passes(tmp_path: Path) -> None:
+    now = math.floor(datetime.now(UTC).timestamp()) // 60 * 60
+    world = merged(
+        *(
+            pod.scraped(now, offset=i + offset, replica=replica)
+            for replica, offset in (("a", 0), ("b", 7))
+            for i, pod in enumerate(four(bad=outage))
+        )
+    )
+    lines = []
+    for metric in sorted({dict(key)["__name__"] for key in world}):
+        lines.append(f"# TYPE {metric} unknown")
+        for key, samples in world.items():
+            labels = ",".join(f'{k}="{v}"' for k, v in key if k != "__name__")
+            if dict(key)["__name__"] == metric:
+                lines += [f"{metric}{{{labels}}} {v} {t:.3f}" for t, v in sorted(samples.items())]
+    (tmp_path / "samples").write_text("\n".join([*lines, "# EOF\n"]))
+    create = [debian_tool("promtool"), "tsdb", "create-blocks-from", "openmetrics"]
+    subprocess.run([*create, "samples", "data"], cwd=tmp_path, check=True, capture_output=True)
+    end = datetime.fromtimestamp(now, UTC)
+    with running_prometheus(tmp_path, {}) as url:
+        prometheus = Prometheus(url, timeout_seconds=30)
+        unknown = judged(metrics(prometheus), end)
+        assert (unknown.errors, unknown.latency) == (Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE)
+        assert "label replica has several values (a, b)" in unknown.words
+        assert judged(metrics(prometheus, replica="a"), end).errors == Outcome.FAIL
+        prometheus.close()
