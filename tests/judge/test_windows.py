@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from vllm_rollout.judge.windows import closed_because, next_opening
+from vllm_rollout.model.errors import PolicyError
 from vllm_rollout.policy import Windows, load_policy
 
 
@@ -90,6 +91,49 @@ def test_an_hour_that_the_clocks_repeat_is_open_both_times() -> None:
     assert in_utc(next_opening(rules, first - timedelta(hours=1))) == first
     assert closed_because(rules, first + timedelta(minutes=35))  # 2:05 again: peak hours
     assert in_utc(next_opening(rules, first + timedelta(minutes=35))) == second
+
+
+def test_hours_over_midnight_belong_to_the_day_on_which_they_begin() -> None:
+    rules = windows(
+        days=["friday"],
+        hours={"from": "22:00", "to": "04:00"},
+        peak_hours=[{"from": "23:30", "to": "00:30"}],
+        freezes=[{"from": "2026-11-28", "to": "2026-11-28", "reason": "stocktaking"}],
+    )
+
+    def closed(day: int, hour: int, minute: int = 0) -> str:
+        return closed_because(rules, datetime(2026, 11, day, hour, minute, tzinfo=UTC))
+
+    assert not closed(20, 22)
+    assert not closed(21, 3, 59)
+    assert "saturday" in closed(21, 4)
+    assert "21:59 is outside 22:00-04:00" in closed(20, 21, 59)
+    assert "thursday" in closed(20, 3)
+    assert "saturday" in closed(21, 22)
+    assert "peak hours 23:30-00:30" in closed(20, 23, 45)
+    assert "peak hours" in closed(21, 0, 29)
+    assert "frozen" in closed(28, 1)
+    opening = next_opening(rules, datetime(2026, 11, 20, 23, 45, tzinfo=UTC))
+    assert opening == datetime(2026, 11, 21, 0, 30, tzinfo=UTC)
+
+
+def test_a_day_ends_at_24_and_hours_of_no_length_are_refused() -> None:
+    rules = windows(hours={"from": "16:00", "to": "24:00"})
+    assert not closed_because(rules, datetime(2026, 11, 18, 23, 59, 59, tzinfo=UTC))
+    assert "outside 16:00-24:00" in closed_because(rules, datetime(2026, 11, 19, tzinfo=UTC))
+    assert rules.hours.model_dump(by_alias=True, mode="json") == {"from": "16:00", "to": "24:00"}
+    whole = windows(hours={"from": "00:00", "to": "24:00"})
+    for hour in range(24):
+        assert not closed_because(whole, datetime(2026, 11, 18, hour, tzinfo=UTC))
+    frozen = windows(
+        hours={"from": "22:00", "to": "04:00"},
+        freezes=[{"from": "2026-11-16", "to": "2026-11-17", "reason": "stocktaking"}],
+    )
+    opening = next_opening(frozen, datetime(2026, 11, 17, 12, tzinfo=UTC))
+    assert opening == datetime(2026, 11, 18, tzinfo=UTC)
+    for begin, end in (("00:00", "00:00"), ("24:00", "04:00"), ("16:00", "09:00")):
+        with pytest.raises(PolicyError):
+            windows(hours={"from": begin, "to": end})
 
 
 def test_windows_that_never_open_say_so() -> None:

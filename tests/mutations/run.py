@@ -239,8 +239,8 @@ MUTATIONS = (
     Mutation(
         "production is closed outside its hours",
         "vllm_rollout/judge/windows.py",
-        "    if not windows.hours.from_ <= local.time() < windows.hours.to:",
-        "    if not windows.hours.from_ <= local.time():",
+        "    if not windows.hours.contain(local.time()):",
+        "    if local.time() < windows.hours.from_:",
         "tests/judge/test_windows.py",
     ),
     Mutation(

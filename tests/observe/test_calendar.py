@@ -77,6 +77,63 @@ def test_events_close_production_while_they_last(file: Path, when: str, said: st
     assert (said in reason) if said else reason == ""
 
 
+DAYS = """BEGIN:VCALENDAR
+VERSION:2.0
+PRODID:-//tests//EN
+BEGIN:VEVENT
+UID:1
+DTSTAMP:20260101T000000Z
+DTSTART;VALUE=DATE:20261223
+SUMMARY:A day
+END:VEVENT
+BEGIN:VEVENT
+UID:2
+DTSTAMP:20260101T000000Z
+DTSTART:20260104T013000
+DTEND:20260104T023000
+RRULE:FREQ=WEEKLY
+SUMMARY:Floating
+END:VEVENT
+END:VCALENDAR
+"""
+EVERY_DAY = {
+    "days": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
+    "hours": {"from": "00:00", "to": "24:00"},
+    "avoid_last_days_of_month": 0,
+    "avoid_last_days_of_quarter": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "zone", ["Pacific/Auckland", "Australia/Sydney", "UTC", "America/Los_Angeles", "Etc/GMT+12"]
+)
+def test_days_and_floating_times_are_those_of_the_windows_zone(tmp_path: Path, zone: str) -> None:
+    (tmp_path / "days.ics").write_text(DAYS)
+    rules = windows(tmp_path / "days.ics", **EVERY_DAY | {"timezone": zone})
+
+    def closed(text: str) -> bool:
+        moment = datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone))
+        return bool(closed_now(rules, moment.astimezone(UTC)))
+
+    day = ("2026-12-23T00:00", "2026-12-23T09:00", "2026-12-23T12:00", "2026-12-23T23:59")
+    assert [closed(text) for text in day] == [True] * 4
+    assert not closed("2026-12-22T23:59")
+    assert not closed("2026-12-24T00:00")
+    # The same on both sides of a change of clocks.
+    for date in ("2026-03-01", "2026-05-03", "2026-09-06", "2026-11-15"):
+        times = [f"{date}T{time}" for time in ("01:29", "01:30", "02:29", "02:30")]
+        assert [closed(text) for text in times] == [False, True, True, False], date
+
+
+def test_a_floating_event_closes_an_hour_that_the_clocks_repeat_both_times(tmp_path: Path) -> None:
+    (tmp_path / "days.ics").write_text(DAYS)
+    rules = windows(tmp_path / "days.ics", **EVERY_DAY)
+    repeated = [datetime(2026, 10, 25, hour, 15, tzinfo=UTC) for hour in (0, 1)]  # 2:15 in Berlin
+    assert all(closed_now(rules, moment) for moment in repeated)
+    left_out = datetime(2026, 3, 29, 0, 45, tzinfo=UTC)  # 1:45; 2:30 is never
+    assert closed_now(rules, left_out)
+
+
 def test_the_next_opening_is_when_the_last_event_in_the_way_ends(file: Path) -> None:
     assert opens_next(windows(file), berlin("2026-11-17T10:30")) == berlin("2026-11-17T12:00")
     assert opens_next(windows(file), berlin("2026-11-18T09:00")) == berlin("2026-11-19T09:00")

@@ -41,7 +41,8 @@ def next_opening(windows: Windows, now: datetime, events: Sequence[Event] = ()) 
 def _ends(
     windows: Windows, events: Iterable[Event], now: datetime, end: datetime
 ) -> Sequence[datetime]:
-    times = [windows.hours.from_, *(peak.to for peak in windows.peak_hours)]
+    # At midnight another day begins, in the middle of hours that go on.
+    times = [time(), windows.hours.from_, *(peak.to for peak in windows.peak_hours)]
     today = now.astimezone(windows.zone).date()
     days = [today + timedelta(days=offset) for offset in range((end - now).days)]
     # An hour that the clocks repeat is there twice.
@@ -62,23 +63,21 @@ def _ends(
 
 def _closed_by_rule(windows: Windows, now: datetime) -> str:
     local = now.astimezone(windows.zone)
+    before = timedelta(days=windows.hours.begun_before_midnight(local.time()))
+    name = calendar.day_name[(local.date() - before).weekday()].lower()
+    if name not in windows.days:
+        return f"{name} is not a deployment day"
     if reason := _closed_day(windows, local.date()):
         return reason
-    if not windows.hours.from_ <= local.time() < windows.hours.to:
-        return (
-            f"{local:%H:%M} is outside {windows.hours.from_:%H:%M}-{windows.hours.to:%H:%M} "
-            f"{windows.timezone}"
-        )
+    if not windows.hours.contain(local.time()):
+        return f"{local:%H:%M} is outside {windows.hours} {windows.timezone}"
     for peak in windows.peak_hours:
-        if peak.from_ <= local.time() < peak.to:
-            return f"{local:%H:%M} is within peak hours {peak.from_:%H:%M}-{peak.to:%H:%M}"
+        if peak.contain(local.time()):
+            return f"{local:%H:%M} is within peak hours {peak}"
     return ""
 
 
 def _closed_day(windows: Windows, day: date) -> str:
-    name = calendar.day_name[day.weekday()].lower()
-    if name not in windows.days:
-        return f"{name} is not a deployment day"
     if day in windows.holidays:
         return f"{day} is a holiday"
     for freeze in windows.freezes:

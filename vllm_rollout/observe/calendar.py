@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date, datetime, time, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ _LONGEST_SUMMARY = 100
 _MAX_BYTES = 10_000_000
 _MOST_EVENTS = 100_000
 _MEMORY_BYTES = 2 << 30
+_FARTHEST_ZONES = timedelta(days=2)
 
 
 def events_between(windows: "Windows", start: datetime, end: datetime) -> Sequence[Event]:
@@ -41,7 +42,9 @@ def events_between(windows: "Windows", start: datetime, end: datetime) -> Sequen
         return ()
     seconds = windows.calendar_timeout.total_seconds()
     text = _text(windows.calendar, seconds)
-    command = [sys.executable, "-P", "-m", __name__, start.isoformat(), end.isoformat()]
+    # Days and times without a zone are taken in the windows' own below: ask for more than is meant.
+    asked = (start - _FARTHEST_ZONES, end + _FARTHEST_ZONES)
+    command = [sys.executable, "-P", "-m", __name__, *(moment.isoformat() for moment in asked)]
     try:
         expanded = subprocess.run(  # noqa: S603 - this very module
             command, input=text, capture_output=True, timeout=seconds, check=False
@@ -52,18 +55,23 @@ def events_between(windows: "Windows", start: datetime, end: datetime) -> Sequen
         why = expanded.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise _unreadable(windows.calendar, shown(why) or "its events take too much memory")
     found = [_event(each, windows.zone) for each in json.loads(expanded.stdout)]
-    return sorted(found, key=lambda event: event.start)
+    lasting = (each for each in found if each.start <= end and start <= each.end)
+    return sorted(lasting, key=lambda event: event.start)
 
 
 def _event(expanded: dict[str, Any], zone: tzinfo) -> Event:
-    start, end = (_moment(expanded[key], zone) for key in ("start", "end"))
-    return Event(start, end, expanded["summary"])
+    start, end = min(_moments(expanded["start"], zone)), max(_moments(expanded["end"], zone))
+    return Event(start.astimezone(zone), end.astimezone(zone), expanded["summary"])
 
 
-def _moment(text: str, zone: tzinfo) -> datetime:
-    """A day begins at its midnight in the windows' time zone, where times without one are too."""
+def _moments(text: str, zone: tzinfo) -> list[datetime]:
+    """A day begins at its midnight in the windows' time zone, where times without one are too.
+
+    A time that the clocks repeat, or leave out, is two moments (in UTC, by which they compare).
+    """
     value = datetime.fromisoformat(text)
-    return value if value.tzinfo else value.replace(tzinfo=zone)
+    both = [value] if value.tzinfo else [value.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
+    return [moment.astimezone(UTC) for moment in both]
 
 
 def _text(source: str, timeout_seconds: float) -> bytes:

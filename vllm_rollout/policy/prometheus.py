@@ -83,7 +83,7 @@ class Prometheus(Block):
     max_gap: Span
     """Longer without a scrape, and nothing is known of that time; some scrape intervals."""
     labels: Annotated[Labels, Field(min_length=1)]
-    """Labels of the deployment's targets; {model}, {release} and others are filled in."""
+    """Labels of the deployment's targets, {model} and others filled in; off lets them differ."""
     requests: RequestCounter
     """Requests as the model servers count them; `labels` above are added."""
     gateway: Annotated[RequestCounter | None, MayBeOff()]

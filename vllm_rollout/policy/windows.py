@@ -37,11 +37,26 @@ def _time_of_day(value: object) -> object:
     raise broken_rule(f'{value!r} is not a time of day: write "09:00"')
 
 
+def _end_of_day(value: object) -> object:
+    return _MIDNIGHT if value == "24:00" else _time_of_day(value)
+
+
+_MIDNIGHT = time(fold=1)
+"""24:00: the end of a day, where 00:00 is its beginning."""
+_DAY = 24 * 60
+_NIGHT = range(1, 12 * 60 + 1)
+"""Minutes that hours over midnight may last."""
 TimeOfDay = Annotated[
     time,
     BeforeValidator(_time_of_day),
     PlainSerializer(lambda value: f"{value:%H:%M}", return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^([01]?[0-9]|2[0-3]):[0-5][0-9]$"}),
+]
+EndOfDay = Annotated[
+    time,
+    BeforeValidator(_end_of_day),
+    PlainSerializer(lambda value: "24:00" if value.fold else f"{value:%H:%M}", return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^(([01]?[0-9]|2[0-3]):[0-5][0-9]|24:00)$"}),
 ]
 
 
@@ -59,18 +74,37 @@ Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "satur
 
 
 class Hours(Block):
-    """A part of a day, in the windows' time zone."""
+    """A part of a day, in the windows' time zone; over midnight where `to` is before `from`."""
 
     from_: TimeOfDay = Field(alias="from")
     """Its first minute."""
-    to: TimeOfDay
-    """The minute after its last."""
+    to: EndOfDay
+    """The minute after its last; 24:00 is the end of the day."""
 
     @model_validator(mode="after")
-    def _forward(self) -> Self:
-        if self.from_ >= self.to:
-            raise broken_rule("from must be earlier than to", "from", "to")
+    def _has_length(self) -> Self:
+        # A swapped pair, or a `from` after the default's `to`, is not meant to last all night.
+        over_midnight = (self.to.hour - self.from_.hour) * 60 + self.to.minute - self.from_.minute
+        if self.to <= self.from_ and not self.to.fold and over_midnight % _DAY not in _NIGHT:
+            raise broken_rule(
+                "from must be earlier than to, or hours over midnight last 12 h at most",
+                "from",
+                "to",
+            )
         return self
+
+    def __str__(self) -> str:
+        return f"{self.from_:%H:%M}-{'24:00' if self.to.fold else f'{self.to:%H:%M}'}"
+
+    def contain(self, moment: time) -> bool:
+        """Return whether they have this time of day."""
+        if self.from_ < self.to:
+            return self.from_ <= moment < self.to
+        return self.from_ <= moment or moment < self.to
+
+    def begun_before_midnight(self, moment: time) -> bool:
+        """Return whether these hours began on the day before."""
+        return moment < self.to < self.from_
 
 
 class Freeze(Block):
@@ -113,7 +147,7 @@ class Windows(Block):
     timezone: ZoneName
     """Time zone of everything here: UTC or one like Europe/Berlin."""
     days: Annotated[tuple[Weekday, ...], Field(min_length=1), AfterValidator(once_each)]
-    """Days on which it may."""
+    """Days on which it may; hours over midnight are of the day on which they begin."""
     hours: Hours
     """Hours in which it may."""
     peak_hours: tuple[Hours, ...]
