@@ -93,7 +93,7 @@ def test_an_hour_that_the_clocks_repeat_is_open_both_times() -> None:
     assert in_utc(next_opening(rules, first + timedelta(minutes=35))) == second
 
 
-def test_hours_over_midnight_belong_to_the_day_on_which_they_begin() -> None:
+def test_hours_over_midnight_are_of_the_day_they_begin() -> None:
     rules = windows(
         days=["friday"],
         hours={"from": "22:00", "to": "04:00"},
@@ -117,7 +117,7 @@ def test_hours_over_midnight_belong_to_the_day_on_which_they_begin() -> None:
     assert opening == datetime(2026, 11, 21, 0, 30, tzinfo=UTC)
 
 
-def test_a_day_ends_at_24_and_hours_of_no_length_are_refused() -> None:
+def test_a_day_ends_at_24_and_empty_hours_are_refused() -> None:
     rules = windows(hours={"from": "16:00", "to": "24:00"})
     assert not closed_because(rules, datetime(2026, 11, 18, 23, 59, 59, tzinfo=UTC))
     assert "outside 16:00-24:00" in closed_because(rules, datetime(2026, 11, 19, tzinfo=UTC))

@@ -125,7 +125,7 @@ def test_days_and_floating_times_are_those_of_the_windows_zone(tmp_path: Path, z
         assert [closed(text) for text in times] == [False, True, True, False], date
 
 
-def test_a_floating_event_closes_an_hour_that_the_clocks_repeat_both_times(tmp_path: Path) -> None:
+def test_a_floating_event_closes_a_repeated_hour_both_times(tmp_path: Path) -> None:
     (tmp_path / "days.ics").write_text(DAYS)
     rules = windows(tmp_path / "days.ics", **EVERY_DAY)
     repeated = [datetime(2026, 10, 25, hour, 15, tzinfo=UTC) for hour in (0, 1)]  # 2:15 in Berlin

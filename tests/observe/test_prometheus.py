@@ -143,7 +143,7 @@ def test_a_counter_grows_by_what_was_counted_and_nothing_is_made_up(
     assert (grown.amount, grown.resets) == (amount, resets)
 
 
-def test_a_start_time_tells_which_counts_are_of_a_new_process() -> None:
+def test_a_start_time_tells_the_counts_of_a_new_process() -> None:
     """Without one, what may be new is neither counted nor forgotten."""
     start = NOW - timedelta(seconds=60)
 

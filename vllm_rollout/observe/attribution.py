@@ -25,6 +25,7 @@ _OF_SERVERS = re.compile(
     re.IGNORECASE,
 )
 """Labels in which servers of one deployment differ: where one runs, and which build it is."""
+_MOST_VALUES = 3
 _RELABELLED = (
     "and its process is the same or not known: which of its counts are new is not known; wait "
     "until the window begins later"
@@ -51,15 +52,19 @@ def mixed_targets(
 def _mixed(
     up: Sequence[Series], scrapes: Scrapes, fixed: Collection[str], key: str, of_one_service: bool
 ) -> Iterator[str]:
+    unfixed = []
     for name in sorted({name for series in up for name in series.labels} - {*fixed, "__name__"}):
-        values = sorted({series.labels.get(name, "") for series in up})
+        values = sorted({series.labels.get(name, "none") for series in up})
         unusual = of_one_service and not _OF_SERVERS.fullmatch(name)
         if len(values) > 1 and (unusual or _OF_SCRAPERS.fullmatch(name)):
-            yield (
-                f"the label {name} has several values ({', '.join(v or 'none' for v in values)}) "
-                f"and no selector fixes it: set {name} in `{key}` to the deployment's value, or to "
-                "off where all are the deployment's"
-            )
+            more = ["…"] if len(values) > _MOST_VALUES else []
+            unfixed.append(f"{name} ({', '.join(values[:_MOST_VALUES] + more)})")
+    if unfixed:
+        yield (
+            f"targets have several values of a label that no selector fixes: {', '.join(unfixed)}; "
+            f"set it in `{key}` to the deployment's value, or to off where all of them are the "
+            "deployment's"
+        )
     for target, own in _by_target(up).items():
         if any(later.samples[0][0] <= earlier.samples[-1][0] for earlier, later in pairwise(own)):
             yield (

@@ -90,11 +90,13 @@ class Scrapes:
         failure makes the series of failures). That of a target that is itself new has counted in
         the window if its process, or by `created` the series, is no older than the window.
         """
-        born = {_own(s): s.samples[-1][1] for s in created if s.samples}
+        born = {_own(series): dict(series.samples) for series in created}
         begins = self.begins(found)
-        return [self._increase(s, begins[target_of(s)], born.get(_own(s), 0.0)) for s in found]
+        return [self._increase(s, begins[target_of(s)], born.get(_own(s), {})) for s in found]
 
-    def _increase(self, series: Series, begins: Sequence[float], born: float) -> Increase:
+    def _increase(
+        self, series: Series, begins: Sequence[float], born: Mapping[float, float]
+    ) -> Increase:
         target = target_of(series)
         scraped = self.scraped(target)
         amount, unsure, resets = 0.0, 0.0, 0
@@ -110,7 +112,9 @@ class Scrapes:
                 missed = any(before[0] < scrape < at for scrape in scraped)
                 if missed and not again and target not in self.started and at > self.start:
                     unsure += before[1]
-            elif scraped[0] < at or max(self._start_of(target, at), born) >= self.start:
+            elif (
+                scraped[0] < at or max(self._start_of(target, at), born.get(at, 0.0)) >= self.start
+            ):
                 grown = value
             elif at > self.start:
                 unsure += value
