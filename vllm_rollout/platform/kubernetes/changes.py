@@ -178,7 +178,7 @@ class Changes:
         """End of a sentence that names the fields which a return to `revision` takes; or ""."""
         try:
             found = self.conflicts_with(deployment, revision)
-        except RolloutError:  # the way back does not depend on what is said of it
+        except RolloutError:  # the rollback does not depend on it
             return ""
         return f", over what was set since: {'; '.join(found)}" if found else ""
 
