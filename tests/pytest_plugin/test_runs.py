@@ -19,7 +19,10 @@ from vllm_rollout.resources import GATES
         (("-m", "staging"), "no model given"),
         (("-m", "staging", "--model", "LLama 2"), "DNS-1123"),
         (("-m", "staging", "--model", MODEL, "--base-url", "nowhere"), "not an http(s) URL"),
-        (("-m", "staging", "--model", MODEL, "--policy-set", "confidence=200%"), "confidence"),
+        (
+            ("-m", "staging", "--model", MODEL, "--policy-set", "confidence=200%"),
+            "--policy-set: confidence",
+        ),
     ],
 )
 def test_a_run_that_names_too_little_is_a_usage_error_that_teaches(

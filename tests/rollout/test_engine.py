@@ -341,7 +341,7 @@ def test_ctrl_c_says_what_state_production_is_in(world: World) -> None:
 
     assert evidence.exit_code == ExitCode.INTERRUPTED
     assert "1 of 4 replicas on build" in evidence.conclusion
-    assert "again" in evidence.conclusion
+    assert evidence.conclusion.endswith(": gate-and-promote llama-2-7b --to production")
 
 
 def test_a_model_that_is_not_in_staging_is_a_usage_error(world: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 from vllm_rollout.gate_runs import identity, identity_and_differences
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.policy import Override
 from vllm_rollout.pytest_plugin import (
     BUILT_IN_MARKERS,
     fixtures,
@@ -267,8 +268,8 @@ def _load_settings(config: pytest.Config) -> Settings:
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str) -> tuple[str, Override]:
     key, equals, value = text.partition("=")
     if not equals:
         raise pytest.UsageError(f"--policy-set {text!r}: write KEY=VALUE")
-    return key, value
+    return key, Override(value, "--policy-set")
