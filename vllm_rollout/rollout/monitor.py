@@ -237,6 +237,7 @@ class Monitor:
             if own.releases.touched or code is ExitCode.NEEDS_PERSON:
                 break
             if code is ExitCode.OK:
+                self._log_once(log, "not rolled back", evidence.conclusion)
                 return None
             self._log_once(log, "not rolled back yet", evidence.conclusion)
             log.notify("rollback", f"{fired}. It waits: {evidence.conclusion}")

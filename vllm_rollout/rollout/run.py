@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -212,9 +212,11 @@ class RunLog:
                 self.log_step(f"{finding.replica}: {finding.cause}", finding.text, Outcome.FAIL)
 
     def log_result(self, result: RolloutResult) -> None:
-        """Log the end of the run."""
+        """Log the end of the run; the conclusion is shown by whoever ends it, as the last line."""
         self.result = result
-        self.log_step(f"exit {result.code.value}", result.conclusion)
+        title = f"exit {result.code.value}"
+        self.steps.append(Step(at=self.now(), title=title, detail=result.conclusion))
+        self.reporter.step(replace(self.steps[-1], detail=""))
 
     def append_audit(
         self, kind: DecisionKind, why: str, *, who: str = "", build: str = "", evidence: str = ""
