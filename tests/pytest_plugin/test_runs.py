@@ -17,6 +17,8 @@ from vllm_rollout.resources import GATES
         (("--model", MODEL), "pytest -m staging --model llama-2-7b"),
         (("-m", "not production", "--model", MODEL), "no environment selected"),
         (("-m", "staging"), "no model given"),
+        (("-m", "staging", "--namespace", "x"), "--model llama-2-7b --namespace x"),
+        ((f"{GATES}/test_pods.py::test_none", "--model", "m"), "-m staging --model m"),
         (("-m", "staging", "--model", "LLama 2"), "DNS-1123"),
         (("-m", "staging", "--model", MODEL, "--base-url", "nowhere"), "not an http(s) URL"),
         (

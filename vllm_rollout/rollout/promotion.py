@@ -95,24 +95,25 @@ def promote(tools: RunTools, promotion: Promotion) -> RolloutResult:
             run, tools.log, tools.releases, tools.observer, promotion, before=before
         )
     if not isinstance(reached, tuple):
-        return _carried_out(tools, reached)
+        return _result(tools, reached)
     entry, revision = reached
     if not run.serves_users:
-        return _carried_out(tools, _verify(run, tools.log, tools.releases, tools.gates, entry))
+        return _result(tools, _verify(run, tools.log, tools.releases, tools.gates, entry))
     watched = _pass_gates(
         run, tools.log, tools.releases, tools.gates, entry, revision, promotion.started
     )
     if isinstance(watched, Undo):
-        return _carried_out(tools, watched)
+        return _result(tools, watched)
     return watch_to_the_end(tools, watched)
 
 
 def watch_to_the_end(tools: RunTools, entry: JournalEntry) -> RolloutResult:
     """Watch the promoted target and close the journal, or roll it back."""
-    return _carried_out(tools, _watch(tools.run, tools.log, tools.releases, tools.observer, entry))
+    return _result(tools, _watch(tools.run, tools.log, tools.releases, tools.observer, entry))
 
 
-def _carried_out(tools: RunTools, end: Undo | RolloutResult) -> RolloutResult:
+def _result(tools: RunTools, end: Undo | RolloutResult) -> RolloutResult:
+    """Return the result; an `Undo` is carried out first."""
     if isinstance(end, Undo):
         return roll_back(tools, end.entry, end.reason, code=end.code)
     return end
