@@ -1,5 +1,6 @@
 """Response time: every sample request answers within the limit (workflow: "< 5s")."""
 
+from vllm_rollout.judge.diagnosis import no_answer_remedy
 from vllm_rollout.judge.replicas import cached_verdict
 from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.observe.client import InferenceClient
@@ -21,10 +22,12 @@ def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictReco
             verdict(refused)
     if cached := next((a.cached for a in answers if a.ok and a.cached), ""):
         verdict(cached_verdict(cached))
-    verdict(
-        every_sample_within(
-            [a.seconds for a in answers if a.ok],
-            limit_seconds=gate.limit_seconds,
-            failed=sum(not a.ok for a in answers),
-        )
-    )
+    failed = [answer for answer in answers if not answer.ok]
+    figures = {"limit_seconds": gate.limit_seconds, "failed": len(failed)}
+    if failed:
+        first = failed[0]
+        figures |= {
+            "error": first.error,
+            "remedy": no_answer_remedy(client.path, status=first.status, error=first.error),
+        }
+    verdict(every_sample_within([a.seconds for a in answers if a.ok], **figures))

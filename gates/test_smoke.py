@@ -16,7 +16,7 @@ from vllm_rollout.settings import Settings
 
 @pytest.fixture
 def router(settings: Settings, deployment: Deployment, slo: Gates) -> Iterator[InferenceClient]:
-    """A client that takes the users' way in: the router's URL, or where the platform routes."""
+    """A client of the users' address: the router's URL, or where the platform routes."""
     url = slo.smoke.url or settings.url_of(deployment)
     with settings.client(url, deployment, fresh=True) as client:
         yield client

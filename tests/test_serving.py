@@ -203,6 +203,13 @@ def test_the_policy_says_which_endpoint_is_asked(
         assert "hang" not in found[1].remedy
 
 
+def test_a_model_served_under_another_name_is_not_found_by_its_own(serve: Serve) -> None:
+    here = settings(serve(Stub()).url, **{f"models.{MODEL}.served_as": "wrongname"})
+    found = asked(here, "inference")[0]
+    assert found.outcome is Outcome.FAIL
+    assert found.reason.endswith(", not wrongname")
+
+
 def test_an_embedding_model_is_not_called_a_hung_engine(serve: Serve) -> None:
     stub = serve(Stub(api="/v1/embeddings"))
     remedy = asked(settings(stub.url), "health")[-1].remedy

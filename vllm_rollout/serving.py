@@ -17,6 +17,7 @@ from vllm_rollout.judge.sample_outputs import answer_verdict
 from vllm_rollout.judge.served_model import root_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
+from vllm_rollout.next_command import next_command
 from vllm_rollout.observe.client import Inference as Answered
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.reader import ReleaseReader
@@ -54,7 +55,7 @@ class Cluster:
     def findings(self) -> tuple[Finding, ...]:
         """Return why each replica that is not ready is not."""
         symptoms = self.platform.symptoms(self.deployment)
-        return findings_of(symptoms, self.policy, self.deployment.model)
+        return findings_of(symptoms, self.policy, self.deployment)
 
     def logs(self, *, tail: int = 20) -> str:
         """The last log lines of each replica."""
@@ -98,6 +99,12 @@ class Servers:
         )
         replicas = policy.environments[deployment.environment].replicas
         return cls(address, replicas, settings, deployment, clients)
+
+    @property
+    def logs(self) -> str:
+        """The command line that prints the replicas' logs."""
+        deployment = self._deployment
+        return next_command("vllm-rollout", "logs", deployment.model, "-e", deployment.environment)
 
     def ready(self) -> dict[str, InferenceClient]:
         """Return a client for each ready replica, by its name; none where one has no address."""
@@ -148,18 +155,18 @@ def health_and_a_token(servers: Servers, gate: Health) -> Iterator[Verdict]:
     """`/health` returns 200 and one token comes, from each ready replica and at the address."""
 
     def ask(client: InferenceClient) -> Verdict:
-        health = _health(client, gate)
+        health = _health(client, gate, servers.logs)
         return _token(client, gate) if health.passed else health
 
     replicas = servers.ready()
     yield from _replicas(servers, replicas, ask)
-    yield _health(servers.address, gate)
+    yield _health(servers.address, gate, servers.logs)
     yield _token(servers.address, gate)
     if not replicas:
         yield from _further(servers, ask)
 
 
-def _health(client: InferenceClient, gate: Health) -> Verdict:
+def _health(client: InferenceClient, gate: Health, logs: str) -> Verdict:
     health = client.health(timeout_seconds=gate.timeout_seconds)
     if health.status == 200 and health.cached:
         return cached_verdict(health.cached)
@@ -168,7 +175,7 @@ def _health(client: InferenceClient, gate: Health) -> Verdict:
         f"/health answered {health.status or health.error}",
         remedy="If the server's health check has another path, set `health_path` in the policy."
         if health.status == 404
-        else "Look at the replica's log: vllm-rollout logs MODEL --environment ENVIRONMENT.",
+        else f"Look at the replicas' logs: {logs}",
     )
 
 
@@ -201,7 +208,7 @@ def sample_inference(
         served is not None,
         f"/v1/models cannot be read: {listed.error}"
         if listed.error
-        else f"/v1/models lists {listed.names}",
+        else f"/v1/models lists {listed.names}" + (f", not {client.model}" if not served else ""),
         remedy=f"Serve it under its name, --served-model-name {client.model}, or set `served_as` "
         f"of the model to {other} in the policy.",
     )

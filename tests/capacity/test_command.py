@@ -128,7 +128,7 @@ def test_a_generator_at_its_end_says_what_it_takes_and_nothing_of_the_server(fol
     assert found["capacity"]["lower"] == 0
     assert {probe["outcome"] for probe in found["probes"]} == {"inconclusive"}
     assert "of a core (`load.max_cpu`: 0.001%)" in found["capacity"]["detail"]
-    assert "a request takes it" in found["capacity"]["detail"]
+    assert "the generator needs" in found["capacity"]["detail"]
 
 
 def test_a_server_that_hangs_alone_is_not_searched(folder: Path) -> None:

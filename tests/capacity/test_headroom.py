@@ -8,6 +8,7 @@ import pytest
 
 from vllm_rollout.capacity.headroom import NO_WORD, KnownCapacity, capacity_found, with_headroom
 from vllm_rollout.capacity.model import Capacity, StopReason
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 FOUND = Capacity(
@@ -54,8 +55,18 @@ def test_nothing_found_is_inconclusive_and_one_end_is_used_for_what_it_is() -> N
     assert most.outcome is Outcome.FAIL
 
 
+def headroom_of(verdict: Verdict, known: KnownCapacity | None, *, offered: float = 10.0) -> Verdict:
+    return with_headroom(
+        verdict,
+        known,
+        deployment=Deployment("m", "staging", "system"),
+        expected_per_second=10,
+        offered_per_second=offered,
+    )
+
+
 def headroom(known: KnownCapacity | None, *, offered: float = 10.0) -> str:
-    verdict = with_headroom(PASSED, known, expected_per_second=10, offered_per_second=offered)
+    verdict = headroom_of(PASSED, known, offered=offered)
     assert verdict.outcome is Outcome.PASS
     return verdict.reason.partition("; ")[2]
 
@@ -73,7 +84,7 @@ def test_without_a_record_headroom_is_what_the_load_itself_showed_and_no_more() 
         "headroom over the expected traffic is not known"
     )
     assert headroom(None, offered=15.0).startswith("headroom: at least 1.5 × the expected traffic")
-    assert "vllm-rollout capacity" in headroom(None)
+    assert headroom(None).endswith("it is found by: vllm-rollout capacity m -e staging")
 
 
 def test_a_capacity_of_other_slos_or_of_nothing_is_not_used() -> None:
@@ -84,4 +95,4 @@ def test_a_capacity_of_other_slos_or_of_nothing_is_not_used() -> None:
 
 def test_a_verdict_that_is_no_pass_is_left_alone() -> None:
     failed = replace(PASSED, outcome=Outcome.FAIL)
-    assert with_headroom(failed, KNOWN, expected_per_second=10, offered_per_second=10) == failed
+    assert headroom_of(failed, KNOWN) == failed

@@ -271,7 +271,7 @@ def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site:
                 cluster.send("DELETE", f"{account}/{ACCOUNT}").raise_for_status()
         code = rollout.wait(300)
     assert code == ExitCode.UNREACHABLE, "".join(lines)
-    assert "run gate-and-promote again" in "".join(lines).replace("\n", " ")
+    assert "To go on watching: gate-and-promote" in "".join(lines).replace("\n", " ")
     assert "2 of 2 replicas" in site.helm_history()[-1]["description"]
 
     code, printed = site.run("gate-and-promote", MODEL)

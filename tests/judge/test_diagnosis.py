@@ -3,8 +3,10 @@
 import pytest
 
 from vllm_rollout.judge.diagnosis import diagnose
-from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.symptoms import NodeRoom, StartupProbe, Symptoms
+
+HERE = Deployment("m", "staging", "system")
 
 TRACEBACK = """INFO loading weights
 Traceback (most recent call last):
@@ -102,7 +104,7 @@ def slow(threshold: int | None) -> Symptoms:
     ],
 )
 def test_each_trouble_has_its_cause_and_resolution(symptoms, cause, resolution):
-    (finding,) = diagnose([symptoms])
+    (finding,) = diagnose([symptoms], HERE)
     assert cause in finding.cause
     assert resolution in finding.resolution
 
@@ -115,7 +117,8 @@ def test_a_gpu_shortage_says_how_many_are_short_and_on_which_nodes():
                 NodeRoom(node="gpu-1", allocatable=8, requested=6),
                 NodeRoom(node="gpu-2", allocatable=8, requested=0, refused="the taint other-team"),
             )
-        ]
+        ],
+        HERE,
     )
     assert finding.cause == "it waits for 4 nvidia.com/gpu, 2 more than any node has free"
     assert "gpu-1: 2 of 8 nvidia.com/gpu free" in finding.shown_by
@@ -130,7 +133,7 @@ def test_a_gpu_shortage_says_how_many_are_short_and_on_which_nodes():
     [(20, 40, "to 40 "), (40, 40, "to 80 "), (20, None, "to 40 "), (None, 20, "to 20 ")],
 )
 def test_a_start_up_probe_that_is_too_short_gets_the_value_to_set(had, policy, wanted):
-    (finding,) = diagnose([slow(had)], failure_threshold=policy)
+    (finding,) = diagnose([slow(had)], HERE, failure_threshold=policy)
     assert "start-up probe's time" in finding.cause
     assert f"startupProbe.failureThreshold {wanted}" in finding.resolution
     if had == 20:
@@ -138,13 +141,14 @@ def test_a_start_up_probe_that_is_too_short_gets_the_value_to_set(had, policy, w
 
 
 def test_a_crash_shows_the_last_lines_of_its_traceback():
-    (finding,) = diagnose([crashed("ValueError: no such model")])
+    (finding,) = diagnose([crashed("ValueError: no such model")], HERE)
     assert finding.shown_by[0] == "last end: exit code 1, 3 restarts"
     assert finding.shown_by[-1] == "ValueError: no such model"
     assert finding.replica == "llama-abc"
+    assert finding.resolution.endswith("vllm-rollout logs m -e staging")
 
 
 def test_what_serves_has_no_finding_and_long_lines_are_cut():
     serving = Symptoms(replica=replica("Running", ready=True))
-    (finding,) = diagnose([serving, crashed("x" * 10_000)])
+    (finding,) = diagnose([serving, crashed("x" * 10_000)], HERE)
     assert max(map(len, finding.shown_by)) <= 300

@@ -56,8 +56,8 @@ def test_whatever_it_fell_short_of_is_named_and_nothing_is_judged(
 def test_the_remedy_says_how_many_workers_it_takes() -> None:
     """1,000/s at 1 ms each fill a core: two processes have room for that."""
     verdict = judged(cpu=0.99, rate_per_second=1000)
-    assert "Set `load.workers` to 2: a request takes it 1 ms of CPU" in verdict.remedy
-    assert "up to 1000/s are due" in verdict.remedy
+    assert "Set `load.workers` to 2: the generator needs 1 ms of CPU per request" in verdict.remedy
+    assert "at up to 1000/s" in verdict.remedy
     assert "cores" not in verdict.remedy
     beyond = judged(cpu=0.99, rate_per_second=5000)
     assert "Set `load.workers` to 9" in beyond.remedy

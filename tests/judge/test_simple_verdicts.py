@@ -73,6 +73,14 @@ def test_samples_pass_only_when_every_one_was_answered_in_time(
     assert every_sample_within(seconds, limit_seconds=5, failed=failed).outcome is outcome
 
 
+def test_more_gpus_are_advised_only_where_samples_were_slow() -> None:
+    slow = every_sample_within([0.1, 9.0], limit_seconds=5)
+    assert "GPUs" in slow.remedy
+    refused = every_sample_within([], limit_seconds=5, failed=2, error="404", remedy="Correct it.")
+    assert refused.remedy == "Correct it."
+    assert refused.reason == "2 of 2 sample requests were not answered: 404"
+
+
 @pytest.mark.parametrize(
     ("offered", "unserved", "outcome"),
     [

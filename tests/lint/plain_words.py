@@ -41,6 +41,8 @@ WORDS = {
     r"taken for": "treated as",
     # "a way to do something" is no network path.
     r"ways? (to|from|into|through) (an?|the|its?|each|every|one|this|that|them|their)": "path",
+    r"(?<!half\s)(?<!under\s)way in": "address, or path",
+    r"the way there": "path, connection",
     r"on (the|its|their) way": "in transit, in between",
 }
 _WORDS = [

@@ -83,7 +83,7 @@ def test_durations_are_seconds_where_a_gate_needs_them(load: Load) -> None:
     assert production.gates.smoke is not None
     assert production.gates.smoke.timeout_seconds == 60
     assert production.load.warmup_seconds == 10
-    assert [step.hold_seconds for step in policy.ramp] == [3600, 3600, 0]
+    assert [step.hold.total_seconds() for step in policy.ramp] == [3600, 3600, 0]
     assert policy.triggers.latency.above_seconds == 6
     assert policy.triggers.outage.for_seconds == 30
     assert policy.watch.slo.within_seconds == 300

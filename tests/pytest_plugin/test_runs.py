@@ -17,9 +17,14 @@ from vllm_rollout.resources import GATES
         (("--model", MODEL), "pytest -m staging --model llama-2-7b"),
         (("-m", "not production", "--model", MODEL), "no environment selected"),
         (("-m", "staging"), "no model given"),
+        (("-m", "staging", "--namespace", "x"), "--model llama-2-7b --namespace x"),
+        ((f"{GATES}/test_pods.py::test_none", "--model", "m"), "-m staging --model m"),
         (("-m", "staging", "--model", "LLama 2"), "DNS-1123"),
         (("-m", "staging", "--model", MODEL, "--base-url", "nowhere"), "not an http(s) URL"),
-        (("-m", "staging", "--model", MODEL, "--policy-set", "confidence=200%"), "confidence"),
+        (
+            ("-m", "staging", "--model", MODEL, "--policy-set", "confidence=200%"),
+            "--policy-set: confidence",
+        ),
     ],
 )
 def test_a_run_that_names_too_little_is_a_usage_error_that_teaches(

@@ -24,6 +24,7 @@ from vllm_rollout.judge.ordered_verdicts import (
 )
 from vllm_rollout.judge.response_time import every_sample_within
 from vllm_rollout.judge.sequential import SequentialGoodput, SequentialPercentile, SequentialRate
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.evidence import Evidence, GateResult, Step, as_json, read_evidence
 from vllm_rollout.model.load_result import GeneratorFigures
 from vllm_rollout.report.derivation import working
@@ -163,7 +164,10 @@ def test_the_plot_has_the_latency_limit_whatever_else_is_in_seconds(evidence: Ev
 
 def test_a_word_on_headroom_keeps_the_method() -> None:
     verdict = rate_verdict_in_order(SLOW > 9, limit=0.1, **SURE)
-    told = with_headroom(verdict, None, expected_per_second=1, offered_per_second=1)
+    here = Deployment("m", "staging", "system")
+    told = with_headroom(
+        verdict, None, deployment=here, expected_per_second=1, offered_per_second=1
+    )
     assert (told.method, told.block) == (VerdictMethod.CLOPPER_PEARSON, 1)
 
 

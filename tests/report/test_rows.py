@@ -38,6 +38,13 @@ def test_a_gate_that_could_not_know_has_an_inconclusive_finding(
         assert any(said in v.reason for v in findings(judged))
 
 
+def test_a_silent_address_is_named_once(make_gate: Make) -> None:
+    silent = "nothing answers at http://h:1: ConnectError"
+    for error in (silent, "ConnectError"):
+        (found,) = findings(make_gate("latency", unreachable="http://h:1", error=error))
+        assert found.reason.count("http://h:1") == 1
+
+
 @pytest.mark.parametrize("exit_code", [None, 0, 1, 2, 3, 4, 5, 6, 130, 77])
 @pytest.mark.parametrize("changed", ["", "revision 3 became 4"])
 @pytest.mark.parametrize("expected", [(), ("latency",), ("latency", "soak")])

@@ -70,6 +70,8 @@ def test_a_watch_that_sees_nothing_says_so() -> None:
     """Absence of data is shown, never left out."""
     watching = timedelta(minutes=10)
     assert observation_line(5, watching, None) == "5s of 10m: cannot observe"
+    left = timedelta(seconds=4.99626)
+    assert observation_line(0, left, None) == "0s of 5s: cannot observe"
     dead = Seen(ProbeSample(total=10, failures=10, latencies_seconds=(), healthy=False), None)
     assert observation_line(65, watching, dead) == (
         "1m5s of 10m: 0 of 10 probes answered, health check failed, replicas unknown"

@@ -4,7 +4,18 @@ from datetime import timedelta
 
 import pytest
 from support.crashing import Killed
-from support.world import MODEL, PRODUCTION, RAMP, STAGING, World, builds, changes, healthy, kinds
+from support.world import (
+    MODEL,
+    PRODUCTION,
+    RAMP,
+    STAGING,
+    ListReporter,
+    World,
+    builds,
+    changes,
+    healthy,
+    kinds,
+)
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Replica
@@ -341,7 +352,7 @@ def test_ctrl_c_says_what_state_production_is_in(world: World) -> None:
 
     assert evidence.exit_code == ExitCode.INTERRUPTED
     assert "1 of 4 replicas on build" in evidence.conclusion
-    assert "again" in evidence.conclusion
+    assert evidence.conclusion.endswith(": gate-and-promote llama-2-7b --to production")
 
 
 def test_a_model_that_is_not_in_staging_is_a_usage_error(world: World) -> None:
@@ -351,3 +362,11 @@ def test_a_model_that_is_not_in_staging_is_a_usage_error(world: World) -> None:
 
     assert evidence.exit_code == ExitCode.USAGE
     assert f"{MODEL} is not deployed in staging" in evidence.conclusion
+
+
+def test_the_conclusion_is_not_shown_twice(world: World) -> None:
+    tools = world.tools()
+    tools.log.reporter = shown = ListReporter()
+    evidence = gate_and_promote(tools)
+    assert evidence.steps[-1].detail == evidence.conclusion  # which the command prints last
+    assert (shown.steps[-1].title, shown.steps[-1].detail) == ("exit 0", "")

@@ -186,6 +186,16 @@ def test_rollback_by_hand_returns_to_a_withdrawn_build_only_by_its_number(world:
     assert done.exit_code == ExitCode.OK
 
 
+def test_rollback_of_nothing_or_to_a_wrong_number_says_so(world: World) -> None:
+    wrong = manual_rollback(world.tools(source=PRODUCTION), to=0, reason="by hand")
+    assert "has no revision 0" in wrong.conclusion
+    del world.platform.releases[PRODUCTION.release]
+    nothing = manual_rollback(world.tools(source=PRODUCTION), to=None, reason="by hand")
+    assert nothing.exit_code == ExitCode.USAGE
+    assert "nothing is deployed" in nothing.conclusion
+    assert "--to REVISION" not in nothing.conclusion
+
+
 def test_rollback_by_hand_returns_to_the_build_before(world: World) -> None:
     gate_and_promote(world.tools())
     tools = world.tools(source=PRODUCTION)

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from vllm_rollout.capacity.model import Capacity, StopReason
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
+from vllm_rollout.next_command import next_command
 
 NO_WORD = frozenset(
     {StopReason.UNMEASURED, StopReason.NOT_RECOVERED, StopReason.CHANGED, StopReason.UNSTEADY}
 )
 """Ends after which what was found is not relied on."""
-
-_SEARCH = "`vllm-rollout capacity` finds it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,7 @@ def with_headroom(
     verdict: Verdict,
     known: KnownCapacity | None,
     *,
+    deployment: Deployment,
     expected_per_second: float,
     offered_per_second: float | None,
 ) -> Verdict:
@@ -74,26 +75,30 @@ def with_headroom(
     return replace(
         verdict,
         reason=f"{verdict.reason}; "
-        + _headroom(known, expected_per_second, offered_per_second or 0.0),
+        + _headroom(known, deployment, expected_per_second, offered_per_second or 0.0),
     )
 
 
-def _headroom(known: KnownCapacity | None, expected: float, offered: float) -> str:
+def _headroom(
+    known: KnownCapacity | None, deployment: Deployment, expected: float, offered: float
+) -> str:
     if known is not None and known.same_question and known.lower > 0:
         return (
             f"headroom: {times_text(known.lower, known.upper, expected)} the expected traffic "
             f"(capacity {interval_text(known.lower, known.upper, known.confidence)}, found for "
             f"this build on {known.found:%Y-%m-%d})"
         )
+    where = (deployment.model, "-e", deployment.environment)
+    search = next_command("vllm-rollout", "capacity", *where)
     why = ""
     if known is not None and not known.same_question:
         why = " (the capacity on record is for other SLOs, requests or replicas)"
     if offered >= 1.05 * expected:
         return (
             f"headroom: at least {offered / expected:.2g} × the expected traffic, by this load; "
-            f"how much in all is not known{why}: {_SEARCH}"
+            f"how much in all is not known{why}; it is found by: {search}"
         )
-    return f"headroom over the expected traffic is not known{why}: {_SEARCH}"
+    return f"headroom over the expected traffic is not known{why}; it is found by: {search}"
 
 
 def times_text(lower: float, upper: float, expected: float) -> str:

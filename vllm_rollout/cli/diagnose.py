@@ -33,7 +33,7 @@ def diagnose_command(
     policy = settings.policy.for_model(model)
     deployment = settings.deployment(model, environment or policy.order[0])
     symptoms = settings.reader().symptoms(deployment)
-    findings = findings_of(symptoms, policy, model)
+    findings = findings_of(symptoms, policy, deployment)
     if as_json:
         document = {
             "deployment": asdict(deployment),

@@ -49,7 +49,7 @@ def preflight_command(
     deployment = settings.deployment(model, environment or settings.policy.order[-1])
     content = read_mapping(values) if values else _values_before(settings, deployment)
     if not checked_before(settings, deployment, content, gate_options=choice.for_gates(settings)):
-        options.say(f"{deployment}: nothing is looked at beforehand on this platform, by policy")
+        options.say(f"{deployment}: nothing is checked beforehand on this platform, by policy")
 
 
 def checked_before(

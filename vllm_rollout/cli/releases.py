@@ -73,7 +73,7 @@ def deploy_command(
                     timeout=rules.deploy_timeout,
                 )
             except NotReadyError as error:
-                show_findings(findings_of(error.symptoms, rules, model))
+                show_findings(findings_of(error.symptoms, rules, deployment))
                 raise
         if registered := register(rules, where, deployment, revision):
             options.say(f"registered {deployment}: {registered}")
@@ -95,6 +95,12 @@ def logs_command(
 ) -> None:
     """Print the last log lines of MODEL's replicas in --environment (default: the first)."""
     _, where, deployment = _reach(choice, model, environment)
+    if not where.replicas(deployment):
+        raise UsageError(
+            f"{deployment} has no replica, and so no log",
+            remedy="Where it is deployed is shown by: "
+            + next_command("vllm-rollout", "status", model),
+        )
     typer.echo(where.logs(deployment, tail=tail))
 
 

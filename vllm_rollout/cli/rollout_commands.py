@@ -126,7 +126,7 @@ def rollback_command(
         int | None,
         typer.Option("--to", help="revision (default: the newest with passing evidence before)"),
     ] = None,
-    reason: Reason = "by hand",
+    reason: Reason = "a manual rollback",
     *,
     choice: options.Choice,
     report_dir: options.ReportDir = None,

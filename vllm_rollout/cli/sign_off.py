@@ -10,9 +10,14 @@ from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.writer import writer_of
-from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.evidence_store import find_evidence
-from vllm_rollout.rollout.sign_offs import SignOff, SignOffs, gate_run, unusable
+from vllm_rollout.rollout.sign_offs import (
+    SignOff,
+    SignOffs,
+    environment_after,
+    last_gate_run,
+    unusable,
+)
 from vllm_rollout.settings import Settings
 
 
@@ -50,7 +55,7 @@ def sign_off_command(
         f"evidence {sign_off.evidence}"
     )
     if sign_off.approved:
-        following = _after(settings.policy, sign_off.environment)
+        following = environment_after(settings.policy, sign_off.environment)
         options.say("next: " + next_command("gate-and-promote", model, "--to", following))
 
 
@@ -64,7 +69,7 @@ def _decided(
         (
             each
             for each in policy.order
-            if policy.environments[each].sign_off and gate_run(evidence, each)
+            if policy.environments[each].sign_off and last_gate_run(evidence, each)
         ),
         None,
     )
@@ -78,7 +83,7 @@ def _decided(
     revision = newest_served(platform.history(deployment))
     if revision is None:
         raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to sign off.")
-    run = gate_run(evidence, environment)
+    run = last_gate_run(evidence, environment)
     why = unusable(run, policy, environment, revision, now)
     same = run is not None and (run.revision, run.build) == (revision.number, revision.build)
     if why and (approved or not same):
@@ -100,7 +105,3 @@ def _decided(
         ),
         evidence.run_id,
     )
-
-
-def _after(policy: Policy, environment: str) -> str:
-    return policy.order[policy.order.index(environment) + 1]

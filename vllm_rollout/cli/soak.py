@@ -9,7 +9,7 @@ from vllm_rollout.cli import options
 from vllm_rollout.judge.soak import SoakState, soak_text
 from vllm_rollout.model.deployment import Deployment, Revision, newest_served
 from vllm_rollout.model.errors import RolloutError, UsageError
-from vllm_rollout.model.units import parse_duration
+from vllm_rollout.model.units import UnitError, parse_duration
 from vllm_rollout.next_command import next_command
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.platform.writer import writer_of
@@ -36,20 +36,31 @@ def soak_command(
     by default the one before the last. It may be stopped and started: a pause longer than the
     policy's soak.max_gap does not count.
     """
+    try:
+        pause = parse_duration(every)
+    except UnitError as error:
+        raise UsageError(f"--every {every}: {error}", remedy="Write 1m.") from error
+    if pause < timedelta(seconds=1):
+        raise UsageError(f"--every {every} is less than a second", remedy="Write 1m.")
     settings = choice.settings()
     order = settings.policy.order
     deployment = settings.deployment(model, environment or order[max(0, len(order) - 2)])
     policy = settings.policy.for_model(model)
     rules = policy.environments[deployment.environment].soak
     if rules is None:
-        raise UsageError(f"{deployment.environment} has no soak in the policy")
+        others = ", ".join(name for name in order if policy.environments[name].soak)
+        raise UsageError(
+            f"{deployment.environment} has no soak in the policy",
+            remedy=f"Name an environment that has one with -e: {others}."
+            if others
+            else f"Give it one: environments.{deployment.environment}.soak.",
+        )
     if (how := observed_by(policy, rules)) != "samples":
         raise UsageError(
             f"the soak of {deployment} is observed by {how}: it takes no samples",
             remedy="soak.observed_by in the policy changes it. It is shown by: "
             + next_command("vllm-rollout", "status", model),
         )
-    pause = max(parse_duration(every), timedelta(seconds=1))
     clock = SystemClock()
     shown: object = None
     while True:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from vllm_rollout.cli import options
 from vllm_rollout.model.units import format_duration, format_share
+from vllm_rollout.next_command import next_command
 from vllm_rollout.rollout.model_status import (
     CanaryStatus,
     EnvironmentStatus,
@@ -43,7 +44,10 @@ def status_command(
         typer.echo(TypeAdapter(list[ModelStatus]).dump_json(found, indent=1).decode())
         return
     if not found:
-        options.console.print("no rollout is known here: name a model, vllm-rollout status MODEL")
+        options.say(
+            "no rollout is known here: name a model, "
+            + next_command("vllm-rollout", "status", "MODEL")
+        )
     for status in found:
         _show(status)
 

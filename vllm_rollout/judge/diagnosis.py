@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.symptoms import Symptoms
+from vllm_rollout.next_command import next_command
 from vllm_rollout.policy import Policy
 
 _LINES = 5
@@ -81,7 +83,7 @@ _LOG_SIGNS = (
 
 
 def diagnose(
-    symptoms: Sequence[Symptoms], *, failure_threshold: int | None = None
+    symptoms: Sequence[Symptoms], deployment: Deployment, *, failure_threshold: int | None = None
 ) -> tuple[Finding, ...]:
     """One finding for each replica that does not serve, in the order given.
 
@@ -89,16 +91,18 @@ def diagnose(
     where it does not know. A replica that serves has none.
     """
     return tuple(
-        _finding(each, failure_threshold)
+        _finding(each, deployment, failure_threshold)
         for each in symptoms
         if each.replica is None or not each.replica.ready
     )
 
 
-def findings_of(symptoms: Sequence[Symptoms], policy: Policy, model: str) -> tuple[Finding, ...]:
+def findings_of(
+    symptoms: Sequence[Symptoms], policy: Policy, deployment: Deployment
+) -> tuple[Finding, ...]:
     """`diagnose` with what the policy asks of the start-up probe of a model of this size."""
-    threshold = policy.startup_failure_threshold(policy.parameters(model))
-    return diagnose(symptoms, failure_threshold=threshold)
+    threshold = policy.startup_failure_threshold(policy.parameters(deployment.model))
+    return diagnose(symptoms, deployment, failure_threshold=threshold)
 
 
 def no_answer_remedy(path: str, *, status: int, error: str) -> str:
@@ -120,7 +124,7 @@ def no_answer_remedy(path: str, *, status: int, error: str) -> str:
     return "The engine hangs behind a healthy front: restart the replica and read its log."
 
 
-def _finding(symptoms: Symptoms, failure_threshold: int | None) -> Finding:
+def _finding(symptoms: Symptoms, deployment: Deployment, failure_threshold: int | None) -> Finding:
     rules: tuple[Callable[[Symptoms], Finding | None], ...] = (
         _quota,
         _unschedulable,
@@ -129,7 +133,7 @@ def _finding(symptoms: Symptoms, failure_threshold: int | None) -> Finding:
         _out_of_memory,
         lambda each: _slow_start(each, failure_threshold),
         _evicted,
-        _crash,
+        lambda each: _crash(each, deployment),
         _unready,
     )
     return next((found for rule in rules if (found := rule(symptoms))), _unknown(symptoms))
@@ -240,7 +244,7 @@ def _slow_start(symptoms: Symptoms, failure_threshold: int | None) -> Finding | 
     )
 
 
-def _crash(symptoms: Symptoms) -> Finding | None:
+def _crash(symptoms: Symptoms, deployment: Deployment) -> Finding | None:
     crashed = symptoms.exit_code not in (None, 0)
     replica = symptoms.replica
     gone = replica and (replica.reason == "CrashLoopBackOff" or replica.phase == "Failed")
@@ -255,7 +259,8 @@ def _crash(symptoms: Symptoms) -> Finding | None:
         symptoms,
         "its process ends soon after every start",
         [end, *_log(symptoms)],
-        "The last lines of the log say why; `vllm-rollout logs` shows more of it.",
+        "The last lines of the log say why. More of it: "
+        + next_command("vllm-rollout", "logs", deployment.model, "-e", deployment.environment),
     )
 
 

@@ -87,7 +87,8 @@ def _remedy(figures: GeneratorFigures, cores: int | None) -> str:
     if per_request is None or rate is None:
         return "See why the generator measured nothing: its own log has the last lines it wrote."
     needed = workers_needed(per_request, rate)
-    costs = f"a request takes it {per_request * 1000:.2g} ms of CPU and up to {_rate(rate)} are due"
+    each = f"{per_request * 1000:.2g} ms of CPU per request"
+    costs = f"the generator needs {each}, at up to {_rate(rate)}"
     if needed <= workers:
         return (
             f"More workers would not help: {costs}, for which {_processes(needed)} should do and "

@@ -147,7 +147,10 @@ def soak_verdict(state: SoakState, *, remedy: str) -> Verdict:
 
 def soak_text(state: SoakState) -> str:
     """Return the soak in one line: how long, how much is left, what restarted it, its gaps."""
-    seen = f"seen healthy for {_time(state.soaked)} of {format_duration(state.minimum)}"
+    minimum = format_duration(state.minimum)
+    seen = f"seen healthy for {_time(state.soaked)} of {minimum}"
+    if not state.seen:
+        seen = f"not observed yet, and {minimum} are required,"
     words = [f"{seen} since {state.since:%Y-%m-%d %H:%M:%S %Z}"]
     if state.left:
         words.append(f"{format_duration(state.left)} are left")

@@ -53,7 +53,7 @@ class ServedModels:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSample:
     """One observation of a deployment. A server that cannot be reached has failed every probe,
-    unless it is known that the way there was at fault. What a cache answered is not in `total`.
+    unless it is known that the path was at fault. What a cache answered is not in `total`.
     """
 
     total: int
@@ -78,7 +78,7 @@ class ProbeSample:
     """
 
     def unless(self, path_errors: UnreachableError | None) -> "ProbeSample":
-        """The sample; one of nothing where what failed in it may be the doing of the way there."""
+        """The sample; one of nothing where what failed in it may be due to the path."""
         if path_errors is None or (self.healthy and not self.failures):
             return self
         return replace(

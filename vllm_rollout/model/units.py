@@ -117,6 +117,11 @@ def format_duration(duration: timedelta) -> str:
     return "".join(parts)
 
 
+def format_about(duration: timedelta) -> str:
+    """Write a duration to the tenth of a second, for display: `5s` where 4.996 s are left."""
+    return format_duration(timedelta(seconds=round(duration.total_seconds(), 1)))
+
+
 def format_share(fraction: float) -> str:
     """Write the fraction 0.001 as `0.1%`, exactly: no digit of the float is lost."""
     return f"{_plain(Decimal(repr(fraction)) * 100)}%"

@@ -136,6 +136,6 @@ class PathErrors:
         if self.count == before.count:
             return None
         return UnreachableError(
-            f"the way there failed, which says nothing of the deployment: {self.what}",
+            f"the connection failed, which says nothing of the deployment: {self.what}",
             address=self.address,
         )

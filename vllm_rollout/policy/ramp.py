@@ -35,11 +35,6 @@ class RampStep(Block):
             raise broken_rule("needs either replicas or share, and not both")
         return self
 
-    @property
-    def hold_seconds(self) -> float:
-        """`hold` in seconds."""
-        return self.hold.total_seconds()
-
     def replicas_of(self, capacity: int) -> int:
         """Replicas of `capacity` that run the new build at this step: 1 at least, all at most.
 

@@ -18,10 +18,10 @@ import pytest
 from vllm_rollout.pytest_plugin import BUILT_IN_MARKERS, fixtures, marker_words, names_gates
 from vllm_rollout.pytest_plugin.fixtures import SETTINGS
 from vllm_rollout.pytest_plugin.gate_selection import (
-    LIST_THEM,
     deployment_of,
     in_order,
     is_bundled,
+    list_gates,
     no_model,
     nothing_selected,
     on_demand_left_out,
@@ -105,7 +105,8 @@ def collect_gates(session: pytest.Session) -> list[pytest.Item]:
                 found.append(item)
     if missing := [arg for arg in named if "::" in arg and arg not in used]:
         raise pytest.UsageError(
-            f"no such gate: {', '.join(missing)}\nSee which there are:  {LIST_THEM}"
+            f"no such gate: {', '.join(missing)}\n"
+            f"See which there are:  {list_gates(models_given(config))}"
         )
     return found
 
@@ -154,7 +155,7 @@ def select(config: pytest.Config, items: list[pytest.Item], collected: int) -> s
     if any(deployment_of(item) for item in items):
         return selection_problem(items, **asked)
     if asks_for_suites_gates(config):
-        return nothing_selected(settings.policy, config, collected)
+        return nothing_selected(settings.policy, config, collected, models_given(config))
     environments = sorted(environments_named(config))
     if not environments:
         return ""

@@ -24,7 +24,8 @@ PREFLIGHT = "preflight"
 SOAK = "soak"
 ON_DEMAND = (PREFLIGHT, SOAK)
 """Gates that are run only where they are asked for by name."""
-LIST_THEM = next_command("pytest", "--collect-only", "-q", "-m", "staging", "--model", "llama-2-7b")
+_SOME_MODEL = "llama-2-7b"
+"""Stands in commands for a model that is not known."""
 _ASK_THE_PLATFORM = ("pods", PREFLIGHT, SOAK)
 
 
@@ -196,7 +197,7 @@ def selection_problem(
             if d.environment not in named and d.environment not in ids
         }
     )
-    model = next((d.model for d in deployments if d.model != NO_MODEL), "llama-2-7b")
+    model = next((d.model for d in deployments if d.model != NO_MODEL), _SOME_MODEL)
     if silent:
         return (
             f"no environment selected: these gates would run against {', '.join(silent)}.\n"
@@ -213,12 +214,20 @@ def no_model(environment: str) -> str:
     return (
         "no model given.\n"
         "Name the model, for example:  "
-        f"{next_command('pytest', '-m', environment, '--model', 'llama-2-7b')}\n"
+        f"{next_command('pytest', '-m', environment, '--model', _SOME_MODEL)}\n"
         "(--model may be repeated; VLLM_ROLLOUT_MODEL works too)"
     )
 
 
-def nothing_selected(policy: Policy, config: pytest.Config, collected: int) -> str:
+def list_gates(models: Sequence[str]) -> str:
+    """Return the command line that lists gates, of the first model that the run names."""
+    model = next(iter(models), _SOME_MODEL)
+    return next_command("pytest", "--collect-only", "-q", "-m", "staging", "--model", model)
+
+
+def nothing_selected(
+    policy: Policy, config: pytest.Config, collected: int, models: Sequence[str]
+) -> str:
     """Return why a run that asked for gates has none, and what to type."""
     words = marker_words(config)
     known = [*policy.order, *ON_DEMAND]
@@ -230,5 +239,5 @@ def nothing_selected(policy: Policy, config: pytest.Config, collected: int) -> s
         return f"no gate was run: -k {keyword!r} left none of the {collected} gates."
     return (
         f"no gate was run: of {collected} gates the paths, -m {expression!r} and the policy left "
-        f"none.\nSee which there are:  {LIST_THEM}"
+        f"none.\nSee which there are:  {list_gates(models)}"
     )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from vllm_rollout.gate_runs import identity, identity_and_differences
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.next_command import options_of_this_run
+from vllm_rollout.policy import Override
 from vllm_rollout.pytest_plugin import (
     BUILT_IN_MARKERS,
     fixtures,
@@ -50,6 +53,7 @@ from vllm_rollout.pytest_plugin.session_results import (
 from vllm_rollout.report.terminal import verdict_line
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings, load_settings
+from vllm_rollout.variables import option_or_environment
 
 _PROBLEM = pytest.StashKey[str]()
 _CALLS = pytest.StashKey[list[str]]()
@@ -60,6 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LOADS] = {}
     config.stash[OUTCOMES] = {}
     config.stash[RECORDS] = []
+    repeated = ExitStack()
+    repeated.enter_context(options_of_this_run(_options_given(config)))
+    config.add_cleanup(repeated.close)
     try:
         settings = _load_settings(config)
         for model in models_given(config):
@@ -267,8 +274,18 @@ def _load_settings(config: pytest.Config) -> Settings:
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _options_given(config: pytest.Config) -> list[tuple[str, str]]:
+    """The options and variables of this run that a printed command repeats."""
+    names = ("policy", "platform", "namespace", "kube-context")
+    chosen = {n: option_or_environment(n, config.getoption(n.replace("-", "_"))) for n in names}
+    return [
+        *((f"--{name}", value) for name, value in chosen.items() if value),
+        *(("--set", change) for change in config.getoption("policy_set")),
+    ]
+
+
+def _pair(text: str) -> tuple[str, Override]:
     key, equals, value = text.partition("=")
     if not equals:
         raise pytest.UsageError(f"--policy-set {text!r}: write KEY=VALUE")
-    return key, value
+    return key, Override(value, "--policy-set")

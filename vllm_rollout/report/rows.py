@@ -47,10 +47,13 @@ def findings(result: GateResult) -> tuple[Verdict, ...]:
     """The gate's verdicts and an inconclusive one for each thing that kept it from knowing."""
     found = list(result.verdicts)
     if result.unreachable:
+        error = _last_line(result.error)
+        silent = f"nothing answered at {result.unreachable}"
+        if result.unreachable not in error:
+            error = f"{silent}: {error}" if error else silent
         found.append(
             _unknown(
-                f"nothing answered at {result.unreachable}"
-                + (f": {_last_line(result.error)}" if result.error else ""),
+                error,
                 "Check that the deployment is up and the address is right.",
             )
         )

@@ -13,7 +13,7 @@ from vllm_rollout.model.evidence import GateResult, GateRun
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.text import one_line
-from vllm_rollout.model.units import format_duration, format_value
+from vllm_rollout.model.units import format_about, format_duration, format_value
 from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.report.formatting import short_title, verdict_text
 from vllm_rollout.report.rows import findings
@@ -138,7 +138,7 @@ def observation_line(
 
     `duration` is None for a watch without end.
     """
-    when = _clock(elapsed_seconds) + (f" of {format_duration(duration)}" if duration else "")
+    when = _clock(elapsed_seconds) + (f" of {format_about(duration)}" if duration else "")
     if observation is None:
         return f"{when}: cannot observe"
     probes = observation.probes

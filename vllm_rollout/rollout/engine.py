@@ -57,7 +57,7 @@ def gate_and_promote(
             )
 
     def work(started: datetime) -> RolloutResult:
-        before = _left_alone(tools) if plan_only else _resume(tools)
+        before = _refusal_to_plan(tools) if plan_only else _resume(tools)
         return before or _gate_then_promote(tools, started, plan_only=plan_only)
 
     done = None if plan_only else DecisionKind.PROMOTED
@@ -95,7 +95,6 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     promotion = Promotion(
         build=build,
         values=values,
-        source_revision=revision.number,
         started=started,
         images=gated.images,
     )
@@ -195,7 +194,7 @@ def _nothing_to_do(gates: Gates, target: Deployment, revision: Revision) -> Roll
     return RolloutResult(code=code, conclusion=f"{same}, and {not_serving(run)}")
 
 
-def _left_alone(tools: RunTools) -> RolloutResult | None:
+def _refusal_to_plan(tools: RunTools) -> RolloutResult | None:
     """Return the end of a plan where a run left a rollout unfinished, which a plan leaves alone."""
     entry = tools.releases.journal.read()
     if entry is None or not entry.unfinished:
@@ -269,10 +268,14 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
         earlier = [r for r in history if r.build != leaving]
         good = passed.good_revision(target, earlier)
         number = to if to is not None else good.number if good else None
+        if not history:
+            raise UsageError(
+                f"nothing is deployed as {target}", remedy="There is nothing to roll back."
+            )
         if number is None or number not in {r.number for r in history}:
             raise UsageError(
                 f"{target} has no revision {to}"
-                if to
+                if to is not None
                 else f"{target} has no earlier revision with a build that was not rolled back",
                 remedy="--to REVISION returns to any. They are listed by: "
                 + next_command("vllm-rollout", "history", target.model, "-e", target.environment),
@@ -280,7 +283,7 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
         entry = releases.begin(
             left.build if left and left.traffic else history[-1].build,
             before=number,
-            note="rollback by hand",
+            note="manual rollback",
             traffic=left.traffic if left else None,
         )
         return roll_back(tools, entry, reason, code=ExitCode.OK)

@@ -6,6 +6,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, documents, verified
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 
@@ -44,7 +45,10 @@ def stored_evidence(store: StoreReader, model: str, digest: str) -> Evidence:
     def value(key: str) -> Any:
         entry = store.read(key)
         if entry is None:
-            raise UsageError(f"{key} is no longer kept", remedy="Run gate-and-promote again.")
+            raise UsageError(
+                f"{key} is no longer kept",
+                remedy=f"Make it again: {next_command('gate-and-promote', model)}",
+            )
         return entry.value
 
     key = _key_of(model, digest)
@@ -70,7 +74,8 @@ def find_evidence(store: StoreReader, model: str, prefix: str) -> Evidence:
         found = f"{len(keys)} digests begin with it" if keys else "no evidence has that digest"
         raise UsageError(
             f"--evidence {prefix}: {found}, of those that are kept of {model}",
-            remedy="Give more of it; gate-and-promote prints the one to sign off.",
+            remedy="Give more of it. The one to sign off is printed by: "
+            + next_command("gate-and-promote", model),
         )
     return stored_evidence(store, model, f"sha256:{keys[0].rpartition('/')[2]}")
 

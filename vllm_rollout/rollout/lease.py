@@ -112,7 +112,7 @@ class HeldLease:
     def _loss(self, why: str) -> LeaseLostError:
         return LeaseLostError(
             f"the lease of {self._name} was lost, and nothing more is changed by this run: {why}",
-            remedy="Run gate-and-promote again: it finds the journal and goes on from there.",
+            remedy="Run the same command again: a rollout goes on from its journal.",
         )
 
 

@@ -146,8 +146,8 @@ def state_when_interrupted(releases: LeasedReleases) -> str:
     if traffic:
         state += f", {format_share(share)} of the traffic goes to its canary"
     return (
-        f"Interrupted in the {entry.phase} phase; {target}: {state}. Run gate-and-promote "
-        "again: it finishes or undoes this rollout"
+        f"Interrupted in the {entry.phase} phase; {target}: {state}. To finish or "
+        f"undo this rollout: {releases.run.command}"
     )
 
 

@@ -114,7 +114,7 @@ def _environment(
         ()
         if after is None
         else (
-            *_blocks_here(newest, replicas, under_way, environment),
+            *_blocks_here(newest, replicas, under_way, deployment),
             *_blocks_on_the_way(platform, policy, deployment, newest, after, now),
         )
     )
@@ -196,9 +196,9 @@ def _blocks_here(
     newest: Revision,
     replicas: tuple[Replica, ...],
     under_way: JournalEntry | None,
-    environment: str,
+    deployment: Deployment,
 ) -> Iterator[str]:
-    if under_way is not None and environment in (under_way.source, under_way.target):
+    if under_way is not None and deployment.environment in (under_way.source, under_way.target):
         again = next_command("gate-and-promote", under_way.model, "--to", under_way.target)
         if under_way.unverified:
             yield f"{under_way.target} was rolled back, not verified: {again} verifies it"
@@ -211,7 +211,10 @@ def _blocks_here(
         yield f"revision {newest.number} is {newest.status}, {newest.replicas} of {newest.capacity}"
     ready = sum(replica.ready for replica in replicas)
     if ready < newest.capacity:
-        yield f"{ready} of {newest.capacity} replicas are ready: vllm-rollout diagnose shows why"
+        why = next_command(
+            "vllm-rollout", "diagnose", deployment.model, "-e", deployment.environment
+        )
+        yield f"{ready} of {newest.capacity} replicas are ready: {why} shows why"
 
 
 def _blocks_on_the_way(

@@ -17,7 +17,7 @@ from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import Observation
-from vllm_rollout.model.units import format_duration
+from vllm_rollout.model.units import format_about
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.rollout.engine import watch_rollback
 from vllm_rollout.rollout.journal import Journal, JournalEntry
@@ -157,7 +157,7 @@ class Monitor:
             log.log_step("the watch was asked to end", outcome=Outcome.PASS)
             return ExitCode.OK
         if not self._seen:
-            why = "there was nothing to observe, or no way to"
+            why = "nothing was deployed, or it could not be reached"
             log.log_step("the watch is over and saw nothing", why, Outcome.INCONCLUSIVE)
             return ExitCode.INCONCLUSIVE
         log.log_step("the time of the watch is over", outcome=Outcome.PASS)
@@ -187,7 +187,7 @@ class Monitor:
             self._log_once(
                 log,
                 f"watching {target}, revision {serving.number}",
-                f"for {format_duration(left)}" if left else "until stopped",
+                f"for {format_about(left)}" if left else "until stopped",
             )
             sample = observer.soak_sampler(target, serving)
 
@@ -237,6 +237,7 @@ class Monitor:
             if own.releases.touched or code is ExitCode.NEEDS_PERSON:
                 break
             if code is ExitCode.OK:
+                self._log_once(log, "not rolled back", evidence.conclusion)
                 return None
             self._log_once(log, "not rolled back yet", evidence.conclusion)
             log.notify("rollback", f"{fired}. It waits: {evidence.conclusion}")

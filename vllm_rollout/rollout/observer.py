@@ -68,9 +68,9 @@ class DeploymentObserver:
                 metrics.now()
 
     def ask_for_a_token(self, deployment: Deployment) -> int:
-        """Return the HTTP status of one token asked for by the users' way in; 0 without an answer.
+        """Return the HTTP status of one token asked for at the users' address; 0 without an answer.
 
-        That way is the router of the smoke gate, where it names one.
+        That is the router of the smoke gate, where it names one.
 
         Raises:
             UnreachableError: nothing answers there; the error names the address.

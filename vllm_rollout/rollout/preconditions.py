@@ -32,7 +32,7 @@ from vllm_rollout.rollout.sign_offs import (
     SignOff,
     SignOffs,
     SignOffsReader,
-    gate_run,
+    last_gate_run,
     sign_off_command,
     unusable,
 )
@@ -216,7 +216,7 @@ def reusable_run(
         except RolloutError as error:
             log.log_step(f"evidence {sign_off.evidence} is not used", str(error))
             continue
-        signed = gate_run(evidence, source.environment)
+        signed = last_gate_run(evidence, source.environment)
         why = unusable(signed, run.policy, source.environment, revision, log.now())
         if signed is not None and not why:
             left_out = _own_gates(gates.runner.own_gates) - {g.gate for g in signed.gates}

@@ -30,7 +30,6 @@ class Promotion:
 
     build: Build
     values: Mapping[str, Any]
-    source_revision: int
     started: datetime
     images: tuple[str, ...]
     """Image digests that the gated replicas really ran, as far as they are known."""
@@ -96,24 +95,25 @@ def promote(tools: RunTools, promotion: Promotion) -> RolloutResult:
             run, tools.log, tools.releases, tools.observer, promotion, before=before
         )
     if not isinstance(reached, tuple):
-        return _undone(tools, reached)
+        return _result(tools, reached)
     entry, revision = reached
     if not run.serves_users:
-        return _undone(tools, _verify(run, tools.log, tools.releases, tools.gates, entry))
+        return _result(tools, _verify(run, tools.log, tools.releases, tools.gates, entry))
     watched = _pass_gates(
         run, tools.log, tools.releases, tools.gates, entry, revision, promotion.started
     )
     if isinstance(watched, Undo):
-        return _undone(tools, watched)
+        return _result(tools, watched)
     return watch_to_the_end(tools, watched)
 
 
 def watch_to_the_end(tools: RunTools, entry: JournalEntry) -> RolloutResult:
     """Watch the promoted target and close the journal, or roll it back."""
-    return _undone(tools, _watch(tools.run, tools.log, tools.releases, tools.observer, entry))
+    return _result(tools, _watch(tools.run, tools.log, tools.releases, tools.observer, entry))
 
 
-def _undone(tools: RunTools, end: Undo | RolloutResult) -> RolloutResult:
+def _result(tools: RunTools, end: Undo | RolloutResult) -> RolloutResult:
+    """Return the result; an `Undo` is carried out first."""
     if isinstance(end, Undo):
         return roll_back(tools, end.entry, end.reason, code=end.code)
     return end
@@ -187,7 +187,7 @@ def _ramp_by_replicas(
             return RolloutResult(
                 code=ExitCode.UNREACHABLE,
                 conclusion=f"The watch over {what} went blind ({', '.join(end.unobservable)}), and "
-                "what is not seen does not go on: run gate-and-promote again, it undoes this step",
+                f"what is not seen does not go on. To undo this step: {run.command}",
             )
     if revision is None:
         raise AssertionError("the policy has no ramp")
@@ -252,8 +252,8 @@ def _watch(
     if end.unobservable:
         return RolloutResult(
             code=ExitCode.UNREACHABLE,
-            conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}): run "
-            "gate-and-promote again to go on watching",
+            conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}). "
+            f"To go on watching: {run.command}",
         )
     log.log_step(f"{run.target}: no trigger fired", outcome=Outcome.PASS)
     try:
@@ -263,7 +263,7 @@ def _watch(
         return RolloutResult(
             code=ExitCode.UNREACHABLE,
             conclusion=f"Promoted, and watched to the end, which could not be written down "
-            f"({error}): run gate-and-promote again, it watches once more and closes the journal",
+            f"({error}). To watch once more and close the journal: {run.command}",
         )
 
 

@@ -39,9 +39,8 @@ def reasons_to_wait(
     """
     soak = soak_of(platform, policy, source, revision, now)
     if soak is not None and not soak.over:
-        nobody = "nobody has looked, " if not soak.seen else ""
         yield (
-            f"the soak is not over: revision {revision.number} of {source.environment}: {nobody}"
+            f"the soak is not over: revision {revision.number} of {source.environment}: "
             f"{soak_text(soak)}. {soak_remedy(policy, source)}"
         )
     if target.environment == policy.order[-1] and (reason := closed_now(policy.windows, now)):

@@ -244,8 +244,8 @@ class _Rollback:
         return RolloutResult(
             code=ExitCode.ROLLED_BACK,
             conclusion=f"Rolled back to {_named(entry)} in {seconds} because of {self.reason}; not "
-            f"verified: {error}. {error.remedy} The journal stays open, and the next "
-            "gate-and-promote verifies the rollback before anything else",
+            f"verified: {error}. {error.remedy} The journal stays open. To verify the "
+            f"rollback before anything else: {self.run.command}",
         )
 
     def _failed(self, entry: JournalEntry, tried: list[str]) -> RolloutResult:
@@ -265,8 +265,8 @@ class _Rollback:
             f"{self.reason}, and did not: {failures}. What served was left serving. "
             f"To act: {diagnose} (why replicas are not ready), {history} (where to return to), "
             f"{back}. "
-            f"Evidence and logs are in {self.run.folder}; the journal stays open, and the next "
-            "gate-and-promote takes the rollback up again"
+            f"Evidence and logs are in {self.run.folder}; the journal stays open. "
+            f"To take the rollback up again: {self.run.command}"
         )
         self.log.log_step("ROLLBACK DID NOT RESTORE SERVICE", failures, Outcome.FAIL)
         return RolloutResult(code=ExitCode.NEEDS_PERSON, conclusion=conclusion)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun, Override, Step
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
@@ -54,6 +55,11 @@ class Run:
     def serves_users(self) -> bool:
         """True if the target is the last environment, the one with users' traffic."""
         return self.target.environment == self.policy.order[-1]
+
+    @property
+    def command(self) -> str:
+        """The command line that goes on from the journal, or begins the same rollout again."""
+        return next_command("gate-and-promote", self.target.model, "--to", self.target.environment)
 
 
 # CLOCK_MONOTONIC stands still while a Linux machine is suspended: a lease would seem to last.
@@ -202,13 +208,15 @@ class RunLog:
     def log_symptoms(self, error: RolloutError) -> None:
         """Log why replicas did not become ready, as far as `error` knows."""
         if isinstance(error, NotReadyError):
-            for finding in findings_of(error.symptoms, self.run.policy, self.run.target.model):
+            for finding in findings_of(error.symptoms, self.run.policy, self.run.target):
                 self.log_step(f"{finding.replica}: {finding.cause}", finding.text, Outcome.FAIL)
 
     def log_result(self, result: RolloutResult) -> None:
-        """Log the end of the run."""
+        """Log the end of the run; the conclusion is shown by whoever ends it, as the last line."""
         self.result = result
-        self.log_step(f"exit {result.code.value}", result.conclusion)
+        title = f"exit {result.code.value}"
+        self.steps.append(Step(at=self.now(), title=title, detail=result.conclusion))
+        self.reporter.step(replace(self.steps[-1], detail=""))
 
     def append_audit(
         self, kind: DecisionKind, why: str, *, who: str = "", build: str = "", evidence: str = ""

@@ -122,7 +122,7 @@ _MOST_KEPT = 500
 """The audit log has all of them."""
 
 
-def gate_run(evidence: Evidence, environment: str) -> GateRun | None:
+def last_gate_run(evidence: Evidence, environment: str) -> GateRun | None:
     """Return the last run in `evidence` of the gates of `environment`'s deployment."""
     runs = [run for run in evidence.runs if run.deployment.environment == environment]
     return next((run for run in reversed(runs) if run.revision is not None), None)
@@ -167,6 +167,11 @@ def validity(policy: Policy, environment: str) -> timedelta:
     return min(limits, default=timedelta())
 
 
+def environment_after(policy: Policy, environment: str) -> str:
+    """Return the environment that a sign-off in `environment` opens."""
+    return policy.order[policy.order.index(environment) + 1]
+
+
 def sign_off_command(model: str, digest: str) -> str:
     """Return the command that signs evidence off."""
     short = digest.removeprefix("sha256:")[:16]
@@ -186,11 +191,14 @@ def what_sign_off_lacks(
             return f"revision {revision.number} was {each} (evidence {each.evidence})"
     for each in decided:
         evidence = stored_evidence(store, source.model, each.evidence)
-        run = gate_run(evidence, source.environment)
+        run = last_gate_run(evidence, source.environment)
         if not unusable(run, policy, source.environment, revision, now):
             return ""
     if asked := known.asked(source):
-        run = gate_run(stored_evidence(store, source.model, asked), source.environment)
+        run = last_gate_run(stored_evidence(store, source.model, asked), source.environment)
         if not unusable(run, policy, source.environment, revision, now):
             return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
-    return "no fresh evidence of it is signed off: gate-and-promote makes evidence to sign"
+    following = environment_after(policy, source.environment)
+    return "no fresh evidence of it is signed off; evidence to sign is made by: " + next_command(
+        "gate-and-promote", source.model, "--to", following
+    )

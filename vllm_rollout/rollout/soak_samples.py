@@ -170,10 +170,7 @@ def judge_soak(
     state = soak_of(platform, policy, deployment, revision, now)
     if state is None:
         raise UsageError(f"{deployment.environment} has no soak in the policy")
-    verdict = soak_verdict(state, remedy=soak_remedy(policy, deployment))
-    if not state.seen and not state.over:
-        return verdict.inconclusive_because(f"nobody has looked: {verdict.reason}", verdict.remedy)
-    return verdict
+    return soak_verdict(state, remedy=soak_remedy(policy, deployment))
 
 
 def soak_remedy(policy: Policy, deployment: Deployment) -> str:

@@ -177,6 +177,6 @@ def _in_cluster(kubeconfig_error: Exception) -> Any:
         raise UnreachableError(
             f"no cluster: {kubeconfig_error}; and {error}",
             address="kubeconfig",
-            remedy="Set KUBECONFIG or --kube-context, or use the local platform.",
+            remedy="Set KUBECONFIG or --kube-context, or use --platform local.",
         ) from error
     return client.ApiClient(configuration)

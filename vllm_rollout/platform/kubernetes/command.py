@@ -130,7 +130,7 @@ def _start(
         raise UnreachableError(
             f"cannot run {binary!r}: {error.strerror or error}",
             address=binary,
-            remedy="Install Helm 3 or 4 and put it on PATH, or use the local platform.",
+            remedy="Install Helm 3 or 4 and put it on PATH, or use --platform local.",
         ) from error
 
 
@@ -178,7 +178,7 @@ def _error(verb: str, text: str, where: str) -> RolloutError:
         return DeployError(
             message,
             remedy="Another client is changing the release, or was killed while it did: the next "
-            "gate-and-promote recovers it.",
+            "deployment, rollout or rollback recovers it.",
         )
     if _NO_CLUSTER.search(text):
         url = _URL.search(text)

@@ -10,6 +10,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, Target
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
+from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import PathErrors, Route, Weights
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
 from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
@@ -202,9 +203,11 @@ class KubernetesPlatform:
             if entry.revision == revision:
                 rollout = self._releases.rollout(deployment, entry)
                 if not is_ours(rollout):
+                    words = ("deploy", deployment.model, "--values", "FILE")
                     raise UsageError(
                         f"revision {revision} of {deployment.release} was not made by vllm-rollout",
-                        remedy="Deploy it with `vllm-rollout deploy`; then its values are known.",
+                        remedy="Bring it from the first environment, and its values are known: "
+                        + next_command("vllm-rollout", *words),
                     )
                 return rollout.values
         raise UsageError(f"{deployment.release} has no revision {revision}")
