@@ -106,6 +106,8 @@ def doubts_of(probes: ProbeSample) -> dict[str, str]:
         if (wrong := degenerate(text, completion_tokens=tokens))
     ]
     doubts = {}
+    if probes.refused_because:
+        doubts["refused"] = probes.refused_because
     if probes.cached:
         sent = probes.total + probes.cached
         doubts["cached"] = f"{probes.cached} of {sent} answers from a cache ({probes.cached_by})"

@@ -186,7 +186,7 @@ def _ramp_by_replicas(
         if end.unobservable:
             return RolloutResult(
                 code=ExitCode.UNREACHABLE,
-                conclusion=f"The watch over {what} went blind ({', '.join(end.unobservable)}), and "
+                conclusion=f"The watch over {what} went blind ({end.blind}), and "
                 "what is not seen does not go on: run gate-and-promote again, it undoes this step",
             )
     if revision is None:
@@ -252,7 +252,7 @@ def _watch(
     if end.unobservable:
         return RolloutResult(
             code=ExitCode.UNREACHABLE,
-            conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}): run "
+            conclusion=f"Promoted, and the watch went blind ({end.blind}): run "
             "gate-and-promote again to go on watching",
         )
     log.log_step(f"{run.target}: no trigger fired", outcome=Outcome.PASS)
