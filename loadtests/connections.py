@@ -27,6 +27,8 @@ _LONGEST_IDLE_SECONDS = 1.0
 would be lost and look like the server's failure, so an older connection is not used again."""
 _ADDRESSES_FOR_SECONDS = 1.0
 _RECEIVE_BYTES = 1 << 16
+_MOST_HEADER_BYTES = 1 << 16
+"""Of one response, its trailers too: the parser has no limit of its own."""
 _READ, _WRITE = 1, 2
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -83,6 +85,8 @@ class Connection(HTTPResponseParser):
         self.idle_since = 0.0
         self._names: list[str] = []
         self._values: list[str] = []
+        self._counted = (0, 0, 0)
+        """Names, values and their bytes that are counted."""
         self._on_header_field, self._on_header_value = self._names.append, self._values.append
         self._give_back = give_back
         self._sock: gevent.socket.socket | None = sock
@@ -198,10 +202,25 @@ class Connection(HTTPResponseParser):
             if data:
                 raise
             raise EOFError("the connection was closed in the middle of the answer") from error
+        self._count_headers()
         if not data and not self._ended:
             if not self._begun:
                 raise ConnectionResetError("closed before any answer")
             raise EOFError("the connection was closed in the middle of the answer")
+
+    def _count_headers(self) -> None:
+        """Count the bytes of the headers that have come since it was called last.
+
+        Raises:
+            HTTPParseError: they are too many.
+        """
+        names, values, size = self._counted
+        if (names, values) == (len(self._names), len(self._values)):
+            return
+        size += sum(map(len, self._names[names:])) + sum(map(len, self._values[values:]))
+        self._counted = (len(self._names), len(self._values), size)
+        if size > _MOST_HEADER_BYTES:
+            raise HTTPParseError(f"more than {_MOST_HEADER_BYTES} bytes of headers")
 
     def _fail(self, error: Exception) -> None:
         receiver = self._receiver
@@ -214,6 +233,7 @@ class Connection(HTTPResponseParser):
             raise HTTPParseError("more than the one answer that was asked for")
         self._names.clear()
         self._values.clear()
+        self._counted = (0, 0, 0)
 
     def _on_headers_complete(self) -> None:
         # Interim responses (1xx) have no body and are followed by the real one.

@@ -181,8 +181,10 @@ class Exchange:
     def _cached_by(self, answer: Answer) -> str:
         if self.connection and (by := cached_by(self.connection.headers())):
             return by
-        # A stand-in that replays one recording gives all of its answers one id.
-        again = self._known.came_before(answer) and self._known.several
+        # A stand-in that replays one undated recording gives all of its answers one id.
+        again = self._known.came_before(answer) and (
+            answer.created is not None or self._known.several
+        )
         return f"the answer {answer.id[:40]} came before" if again else ""
 
     def _end(

@@ -10,16 +10,18 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from vllm_rollout.judge import Verdict, check
+from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.judge.diagnosis import Finding, findings_of, no_answer_remedy
 from vllm_rollout.judge.replicas import cached_verdict, each_answers, replicas_verdict
 from vllm_rollout.judge.sample_outputs import answer_verdict
 from vllm_rollout.judge.served_model import root_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
+from vllm_rollout.model.verdict import NoWord
 from vllm_rollout.next_command import next_command
 from vllm_rollout.observe.client import Inference as Answered
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.probe import not_of_the_build
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.gates import Health, Inference
@@ -31,8 +33,6 @@ Attach = Callable[[str, str], None]
 Ask = Callable[[InferenceClient], Verdict]
 
 _MOST_AT_ONCE = 32
-_KEY_REFUSED = (401, 403)
-_REDIRECTS = range(300, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +134,11 @@ class Servers:
 
 def no_word_on_the_build(client: InferenceClient, status: int, error: str) -> Verdict | None:
     """Return the verdict on an answer about the key or the address; None for any other."""
-    if status in _KEY_REFUSED:
-        key = client.key_variable
-        ours = f"the key in {key} is not its own" if client.has_key else f"{key} is not set"
-        return check(
-            None,
-            f"{client.base_url} asks for a bearer key (HTTP {status}), and {ours}",
-            remedy=f"Put the server's key into the environment variable {key}.",
-        )
-    if status in _REDIRECTS:
-        return check(
-            None,
-            f"{client.base_url} answers {status}: {error}",
-            remedy="Name the server's own address, with --base-url or `service_url`.",
-        )
-    return None
+    found = not_of_the_build(client, status, error)
+    if found is None:
+        return None
+    reason, remedy = found
+    return NoWord(outcome=Outcome.INCONCLUSIVE, reason=reason, remedy=remedy, n=1)
 
 
 def health_and_a_token(servers: Servers, gate: Health) -> Iterator[Verdict]:

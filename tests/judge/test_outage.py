@@ -38,6 +38,8 @@ def outage_in(*runs: tuple[int, dict[str, object]], limits: OutageLimits = LIMIT
 
 OK: dict[str, object] = {}
 DOWN: dict[str, object] = {"outcome": "connection", "error": REFUSED}
+LIMITED: dict[str, object] = {"outcome": "http_error", "status": 429, "error": "429 no deployments"}
+NO_KEY: dict[str, object] = {"outcome": "http_error", "status": 401, "error": "401 who are you"}
 BROKEN: dict[str, object] = {"outcome": "http_error", "status": 503, "error": "HTTP 503: no engine"}
 
 
@@ -74,8 +76,9 @@ def test_requests_cut_off_by_the_kill_belong_to_the_outage():
         [(50, OK), (29, DOWN), (50, OK)],
         [(9, DOWN), (1, OK)] * 50,
         [(19, {**DOWN, "outcome": "timeout"}), (1, OK)] * 50,
-        [(500, {"outcome": "http_error", "status": 429})],
-        [(500, {"outcome": "http_error", "status": 400})],
+        [(95, LIMITED), (1, OK)] * 5,
+        [(50, OK), (99, LIMITED), (50, OK)],
+        [(500, NO_KEY)],
         [(500, {"outcome": "timeout", "first_token": 1.0})],
         [(500, {"outcome": "unsent", "error": "Too many open files"})],
         [],
@@ -85,8 +88,9 @@ def test_requests_cut_off_by_the_kill_belong_to_the_outage():
         "a restart of three seconds",
         "one of several replicas",
         "short stalls",
-        "too many requests",
-        "requests that are refused",
+        "a limit that lets some pass",
+        "a burst of refusals",
+        "a key that is refused from the start",
         "slow streams",
         "the generator's own failure",
         "nothing",
@@ -94,6 +98,25 @@ def test_requests_cut_off_by_the_kill_belong_to_the_outage():
 )
 def test_what_is_no_outage(runs):
     assert outage_in(*runs) is None
+
+
+@pytest.mark.parametrize("refusal", [LIMITED, {**LIMITED, "status": 400}, NO_KEY])
+def test_nothing_but_refusals_for_as_long_is_an_outage_named_so(refusal) -> None:
+    found = outage_in((50, OK), (200, refusal))
+    assert found is not None
+    assert (found.began, found.seconds, found.requests) == (5.0, 10.0, 101)
+    assert "every request was refused from 5 s into the load. 101 requests" in found.reason()
+    assert found.reason().endswith(f"the last with: {refusal['error']}")
+    assert "gateway" in outage_verdict(found, started_at=None, n=250).remedy
+
+
+def test_refusals_between_failures_end_no_outage() -> None:
+    gateway = [(14, BROKEN), (1, LIMITED)] * 20
+    found = outage_in((50, OK), *gateway)
+    assert found is not None
+    assert (found.began, found.requests) == (5.0, 101)
+    assert "every request failed" in found.reason()
+    assert outage_in(*gateway[:12], (1, OK), *gateway[:12]) is None
 
 
 def test_few_requests_in_a_long_time_are_no_outage_yet():

@@ -43,6 +43,22 @@ NONSENSE = [
     "\u7684" * 6,
     "\x00" * 8,
     "Sure, I can" + "!" * 60,
+    "Hello!!!!!!!!!",
+    " I am I am I am I am I am",
+    " a b a b a b a b a b",
+    "a b a b a b a b",
+    "It is, it is, it is, it is, it",
+    " of the of the of the of the of the of the",
+    "\u6211\u4eec" * 8,
+    "<extra_id_0><extra_id_1>",
+    "<0x0A><0x0A>",
+    "<tool_call><tool_call>",
+    "</tool_call>",
+    "<reserved_special_token_12>",
+    "<SPECIAL_12><begin_of_text>",
+    "<unused12> [unused3] <s>",
+    "[BOS] [EOS]",
+    "\ufffd\ufffd\ufffd",
 ]
 SENSE = [
     "Hi",
@@ -64,6 +80,36 @@ SENSE = [
     "Hello \U0001f44b\ufffd\ufffd",  # cut in the middle of a character
     "<think>\nThe user says hello",
     "JJwor\ufffd\ufffdou\ufffd)",  # recorded: a random model of two layers
+    # Lists, refrains, code, tables and answers of two words that repeat by right:
+    "yes yes",
+    "no, no, no",
+    "1, 2, 1, 2",
+    "0 1 0 1",
+    "Row, row, row your boat\nGently down the stream\nMerrily, merrily, merrily, merrily",
+    "Bah, bah, black sheep, have you any wool? Yes sir, yes sir, three bags full",
+    "La la la, la la la, hey! La la la",
+    "tick tock tick tock",
+    "knock knock. Who is there?",
+    "- [ ] a\n- [ ] b\n- [ ] c\n- [ ] d",
+    "1. Paris\n2. Rome\n3. Bern\n4. Oslo",
+    "| 0 | 0 | 0 |\n| 0 | 0 | 1 |",
+    "[[0, 0, 0], [0, 1, 0], [0, 0, 0]]",
+    "| --- | --- | --- | --- |\n| a | b | c | d |",
+    "if x:\n    pass\nelse:\n    pass",
+    "for i in range(3):\n    for j in range(3):\n        print(i, j)",
+    "<div><p>One</p><p>Two</p></div>",
+    '<tool_call>{"name": "f", "arguments": {}}</tool_call>',
+    "std::vector<int> a; std::vector<int> b;",
+    "Section one\n-----------",
+    "# ---------------",
+    "Contents ........ 12",
+    "Name: ________",
+    "Wait...... what?",
+    "So excited!!!!!!",
+    "\u54c8\u54c8\u54c8\u54c8",
+    "0xFFFFFFFFFFFF",
+    "x = 1 + 1 + 1 + 1",
+    "very very very good",
     "\ufffd\ufffd\x0b\ufffd\ufffd\x13\ufffd\ufffd\ufffdvll\ufffd\ufffd\x0c\ufffdworld",
 ]
 
@@ -83,6 +129,7 @@ def test_sense_is_left_alone(text: str) -> None:
 
 def test_one_token_that_is_half_a_character_is_no_nonsense() -> None:
     assert degenerate("\ufffd", completion_tokens=1) == ""
+    assert degenerate("\ufffd\ufffd\ufffd", completion_tokens=3)
 
 
 def test_a_rule_that_is_broken_is_a_fail_even_of_nonsense() -> None:

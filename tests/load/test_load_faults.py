@@ -3,6 +3,7 @@
 import errno
 import gzip
 import itertools
+import re
 import socket
 import ssl
 import struct
@@ -25,7 +26,9 @@ from vllm_rollout.ports import free_port
 from vllm_rollout.simulator.running import RunningSimulator
 
 NOAUTH = Path(__file__).parents[1] / "data" / "vllm-0.32.0" / "noauth"
-STREAM = (NOAUTH / "completion_stream_usage.body").read_bytes()
+RECORDED = (NOAUTH / "completion_stream_usage.body").read_bytes()
+# Undated: a dated answer that comes a second time is a cache's.
+STREAM = re.sub(rb'"created":\d+,', b"", RECORDED)
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 LENGTH = b"Content-Length: %d\r\n\r\n"
 WHOLE = SSE + LENGTH % len(STREAM) + STREAM

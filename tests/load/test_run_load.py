@@ -142,15 +142,13 @@ def test_answers_from_a_cache_leave_the_result_incomplete(
         text = await request.text()
         bodies.append(text)
         assert "no-store" in request.headers["Cache-Control"]
-        # Its second answer, of another id, shows that ids are not all one.
-        body = EVENTS if len(bodies) != 2 else [e.replace(b"cmpl-b", b"cmpl-a") for e in EVENTS]
         headers = {"X-Cache": "HIT"} if shown_by == "x-cache: HIT" else {}
-        return web.Response(body=b"".join(body), headers=headers)
+        return web.Response(body=b"".join(EVENTS), headers=headers)
 
     result = run_load(a_plan(serve(cache), rate_per_second=20, nonce="c0ffee"), work_dir=tmp_path)
 
     assert outcomes(result) == {"ok": 20}
-    assert re.search(rf"(20|18) of 20 answers came from a cache.*{shown_by}", result.incomplete)
+    assert re.search(rf"(20|19) of 20 answers came from a cache.*{shown_by}", result.incomplete)
     assert len(set(bodies)) == 20
 
 

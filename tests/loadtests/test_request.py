@@ -1,15 +1,19 @@
 """The times of an answer are those at which it came, or not known."""
 
+import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import gevent
 import pytest
 from support.completions import EVENTS
 
 from loadtests.completions import Completions
+from loadtests.connections import Connections
 from loadtests.request import Exchange
 from vllm_rollout.load.workload import Workload
 from vllm_rollout.model.load_plan import LoadPlan
@@ -20,8 +24,13 @@ BODY = b"".join(EVENTS)
 PLAN = LoadPlan(base_url="http://h", model="m", rate_per_second=1, duration_seconds=1)
 
 
-def read(*events: bytes, at: list[float], stalled: list[float]) -> tuple[RequestRecord, Exchange]:
-    """The record of an answer whose n-th event is read at `at`, after a stall of `stalled`."""
+def read(
+    *events: bytes, at: list[float], stalled: list[float], known: KnownAnswers | None = None
+) -> tuple[RequestRecord, Exchange]:
+    """The record of an answer whose n-th event is read at `at`, after a stall of `stalled`.
+
+    `known` are the answers that came before.
+    """
     records: list[RequestRecord] = []
     times = iter(zip(at, stalled, strict=True))
     exchange = Exchange(
@@ -32,7 +41,7 @@ def read(*events: bytes, at: list[float], stalled: list[float]) -> tuple[Request
         now=lambda: next(times),
         may_hold=lambda: 1 << 20,
         on_end=lambda _, record: records.append(record),
-        known=KnownAnswers(),
+        known=known or KnownAnswers(),
     )
     for event in events:
         exchange.received(200, event, ended=event is events[-1])
@@ -111,3 +120,54 @@ def test_a_loop_that_stood_still_while_an_answer_came_knows_it(
     assert record.stalled_seconds >= 0.1
     assert completions.gaps.encoded() == ""
     assert completions.unknown_gaps == 3
+
+
+def test_one_dated_answer_for_the_whole_load_is_a_caches() -> None:
+    known = KnownAnswers()
+    first, again = (read(BODY, at=[9.0], stalled=[0.0], known=known)[0] for _ in range(2))
+    assert (first.cached, again.cached[-11:]) == ("", "came before")
+
+    undated = re.sub(rb'"created":\d+,', b"", BODY)  # as of a server that numbers nothing
+    known = KnownAnswers()
+    same = [read(undated, at=[9.0], stalled=[0.0], known=known)[0] for _ in range(2)]
+    assert [record.cached for record in same] == ["", ""]
+
+
+@pytest.fixture
+def endless_headers() -> Iterator[int]:
+    """A server whose answer has headers, or after a body trailers, without end."""
+
+    def answer() -> None:
+        for head in (b"", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"):
+            sock, _ = listener.accept()
+            with sock, contextlib.suppress(OSError):
+                sock.recv(1 << 16)
+                sock.sendall(b"HTTP/1.1 200 OK\r\n" + head)
+                for number in range(2000):
+                    sock.sendall(b"X-%d: %b\r\n" % (number, b"x" * 4000))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(30)
+
+
+def test_headers_and_trailers_without_end_are_malformed(
+    endless_headers: int,
+) -> None:
+    failed: list[Exception] = []
+
+    class Receiver:
+        def received(self, status: int, body: bytes | bytearray, *, ended: bool) -> None:
+            assert not ended
+
+        def failed(self, error: Exception) -> None:
+            failed.append(error)
+
+    connections = Connections(urlsplit(f"http://127.0.0.1:{endless_headers}"))
+    for number in (1, 2):
+        connections.open().send(b"GET / HTTP/1.1\r\n\r\n", Receiver())
+        while len(failed) < number:
+            gevent.sleep(0.01)
+    assert [str(error) for error in failed] == ["more than 65536 bytes of headers"] * 2

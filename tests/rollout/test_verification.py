@@ -15,6 +15,7 @@ import pytest
 from cluster.fixtures import eventually
 from rich.console import Console
 from support.simulated import ALL_STABLE, FakeClock
+from support.stub_server import Stub, serving
 from support.traffic import CANARY
 from support.world import BY_TRAFFIC, PRODUCTION, World, builds, changes, kinds
 
@@ -214,6 +215,16 @@ def test_errors_of_the_path_are_not_held_against_the_deployment(
     run = verify(settings(trickling), PRODUCTION, FakeClock())
 
     assert (run.outcome, run.unreachable) == (Outcome.INCONCLUSIVE, "the API server")
+
+
+def test_a_server_that_asks_for_another_key_is_not_verified(
+    settings: Callable[[str], Settings],
+) -> None:
+    with serving(Stub(status=401)) as stub:
+        with pytest.raises(CannotVerifyError, match=r"bearer key \(HTTP 401\), and VLLM_"):
+            verify(settings(stub.url), PRODUCTION, FakeClock())
+        stub.status = 500
+        assert verify(settings(stub.url), PRODUCTION, FakeClock()).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("error", [OSError("disk I/O error"), RolloutError("no such table")])

@@ -13,6 +13,7 @@ from support.simulated import FakeClock
 from support.world import PRODUCTION, World
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.sample_outputs import doubts_of
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.observation import Observation, ProbeSample
 from vllm_rollout.model.request_counts import (
@@ -367,3 +368,27 @@ def test_without_a_prometheus_in_the_policy_nothing_is_said_of_it() -> None:
     end = watch(lambda _at: sight(), told=told)
 
     assert (end.unseen, told) == ("", [])
+
+
+@pytest.mark.parametrize("status", [401, 403, 307])
+def test_a_refused_key_or_a_redirect_is_a_gap_with_its_reason(status: int) -> None:
+    def refuses(connection: socket.socket, _request: bytes) -> None:
+        head = f"HTTP/1.1 {status} No\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\n\r\n"
+        connection.sendall(head.encode())
+
+    with hostile(refuses) as url, InferenceClient(url, model="m", api_key="k") as client:
+        probes = probe(client, count=2, timeout_seconds=5)
+    end = watch(lambda _at: Observation(probes=probes, replicas=[GOOD]), after_promotion=True)
+
+    assert end.fired == ""
+    assert set(end.unobservable) >= {"error rate", "complete outage", "P95 latency", "health check"}
+    assert url in doubts_of(probes)["refused"]
+    assert ("bearer key" in end.blind) is (status != 307)
+
+
+def test_probes_beside_refused_ones_show_failures_and_no_health() -> None:
+    def half(observation: Observation) -> Observation:
+        return replace(observation, probes=replace(observation.probes, refused=2))
+
+    assert watch(lambda _at: half(sight(failures=10))).fired.startswith("complete outage")
+    assert "error rate" in watch(lambda _at: half(sight())).unobservable

@@ -91,6 +91,8 @@ def _take_sample(settings: Settings, deployment: Deployment) -> SoakState:
         problem = platform.path_errors(deployment).since(before)
     if problem and probes.unless(problem).path_errors:
         raise problem
+    if probes.health_refused or (probes.refused and not probes.total):
+        raise RolloutError(f"nothing was seen of {deployment}: {probes.refused_because}")
     if not probes.total:
         raise RolloutError(
             f"the answer of {deployment} came from a cache ({probes.cached_by})",

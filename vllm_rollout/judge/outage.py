@@ -2,8 +2,9 @@
 
 It is one where every request fails for a stated time, or where every connection does for a shorter
 one: nothing listens any more. Either takes a number of requests in a row besides. An answer ends
-it: a refusal of this request or of this client (429, say) is one, and so is a stream that had begun
-and took too long. A request that the generator did not send shows nothing of the deployment.
+it, and so does a stream that had begun and took too long. A refusal (429, say) does not: a gateway
+without a server behind it refuses everything. A request that the generator did not send shows
+nothing of the deployment, and nor does a refused key with which none was answered before.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 
-_REFUSALS = frozenset({400, 401, 403, 407, 413, 422, 429})
+_KEY_REFUSED = frozenset({401, 403, 407})
+_REFUSALS = _KEY_REFUSED | {400, 413, 422, 429}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +35,15 @@ class OutageLimits:
 class Outage:
     """Requests in a row that failed: due from `began` on, in seconds since the load's zero.
 
-    `refused` is whether nothing listened in the end.
+    `refused` is whether nothing listened in the end, `refusals` whether all were refusals of
+    something that did.
     """
 
     began: float
     seconds: float
     requests: int
     refused: bool
+    refusals: bool
     last: RequestRecord
 
     def reason(self, started_at: float | None = None) -> str:
@@ -50,11 +54,14 @@ class Outage:
         clock = ""
         if started_at is not None:
             clock = f"{datetime.fromtimestamp(started_at + self.began, UTC):%H:%M:%S} UTC, "
-        what = "nothing listened" if self.refused else "every request failed"
+        what = "every request was refused" if self.refusals else "every request failed"
+        if self.refused:
+            what = "nothing listened"
+        ended = "were refused" if self.refusals else "failed"
         began, seconds = (format_value(round(s, 1), "s") for s in (self.began, self.seconds))
         return (
             f"an outage: {what} from {clock}{began} into the load. {self.requests:,} requests in "
-            f"a row failed within {seconds}, the last with: {self.last.error or self.last.outcome}"
+            f"a row {ended} within {seconds}, the last with: {self.last.error or self.last.outcome}"
         )
 
 
@@ -63,6 +70,9 @@ class OutageWatch:
 
     def __init__(self, limits: OutageLimits) -> None:
         self._limits = limits
+        self._answered = False
+        self._refusals = True
+        """Whether the requests of the run that goes on were all refused."""
         self._failing: tuple[float, int] | None = None
         self._refused: tuple[float, int] | None = None
         self.found: Outage | None = None
@@ -77,7 +87,13 @@ class OutageWatch:
         if self.found or record.outcome is RequestOutcome.UNSENT:
             return
         refused = record.outcome is RequestOutcome.CONNECTION
-        self._failing = None if _answered(record) else _longer(self._failing, record.intended)
+        if record.status in _KEY_REFUSED and not (self._answered or self._failing):
+            return
+        if _answered(record):
+            self._answered, self._failing, self._refusals = True, None, True
+        else:
+            self._failing = _longer(self._failing, record.intended)
+            self._refusals = self._refusals and record.status in _REFUSALS
         self._refused = _longer(self._refused, record.intended) if refused else None
         nobody = self._lasts(self._refused, record, self._limits.refused_seconds)
         if self._failing and (
@@ -89,6 +105,7 @@ class OutageWatch:
                 seconds=record.intended - began,
                 requests=count,
                 refused=nobody,
+                refusals=self._refusals,
                 last=record,
             )
 
@@ -111,18 +128,16 @@ def find_outage(records: Iterable[RequestRecord], limits: OutageLimits) -> Outag
 
 def outage_verdict(outage: Outage, *, started_at: float | None, n: int) -> Verdict:
     """The fail of every gate on a load of `n` requests in which there was an `outage`."""
-    return Verdict(
-        outcome=Outcome.FAIL,
-        reason=outage.reason(started_at),
-        n=n,
-        remedy="See why the servers stopped at that time: their last log lines, restarts, memory.",
-    )
+    remedy = "See why the servers stopped at that time: their last log lines, restarts, memory."
+    if outage.refusals:
+        remedy = "See what refuses them: a gateway without a server, or a limit below the rate."
+    return Verdict(outcome=Outcome.FAIL, reason=outage.reason(started_at), n=n, remedy=remedy)
 
 
 def _answered(record: RequestRecord) -> bool:
     begun = record.first_token is not None or record.stalled_seconds > 0
     slow = record.outcome is RequestOutcome.TIMEOUT and begun
-    return record.ok or slow or record.status in _REFUSALS
+    return record.ok or slow
 
 
 def _longer(run: tuple[float, int] | None, intended: float) -> tuple[float, int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from vllm_rollout.judge.diagnosis import Finding
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check, worst
+from vllm_rollout.model.verdict import NoWord, Outcome, Verdict, VerdictMethod, check, worst
 
 CACHE_REMEDY = (
     "Ask the servers past the cache: name their own address with --base-url or `service_url`, or "
@@ -48,7 +48,8 @@ def each_answers(found: Mapping[str, Verdict], *, noun: str = "replicas") -> Ver
     bad = {name: verdict for name, verdict in found.items() if not verdict.passed}
     count = f"{len(found) - len(bad)} of {len(found)} {noun} answered"
     outcome = worst([verdict.outcome for verdict in found.values()])
-    return Verdict(
+    unheard = bool(bad) and all(isinstance(verdict, NoWord) for verdict in bad.values())
+    return (NoWord if unheard else Verdict)(
         outcome=outcome,
         reason="; ".join([count, *(f"{name}: {verdict.reason}" for name, verdict in bad.items())]),
         n=len(found),

@@ -142,13 +142,17 @@ class Triggers:
         total = sum(sample.total for _, sample in self._window)
         failures = sum(sample.failures for _, sample in self._window)
         share = failures / total if total else None
+        outage = now.failures / now.total if now.total else None
+        if now.refused and not now.failures:  # what refuses the watch's key shows no health
+            share = outage = None
+        health = 0.0 if now.healthy else 1.0
         return {
             _Kind.ERROR_RATE: share,
-            _Kind.OUTAGE: now.failures / now.total if now.total else None,
+            _Kind.OUTAGE: outage,
             _Kind.SPIKE: share,
-            _Kind.LATENCY: self._percentile(),
+            _Kind.LATENCY: self._percentile() if now.total else None,
             _Kind.CRASH_LOOP: crashing,
-            _Kind.HEALTH: None if now.health_cached else 0.0 if now.healthy else 1.0,
+            _Kind.HEALTH: None if now.health_cached or now.health_refused else health,
         }
 
     def _counted(self, live: LiveCounts | None) -> dict[_Kind, float | None]:

@@ -8,18 +8,22 @@ from vllm_rollout.model.verdict import Verdict, check
 from vllm_rollout.policy.outputs import Sample
 
 _SPECIAL = re.compile(
-    r"<[|｜][^<>]{1,40}[|｜]>|</?s>|<(?:unk|pad|eos|bos|mask|(?:start|end)_of_turn|(?:unused|reserved)"
-    r"_?\d+)>|\[(?:UNK|PAD|CLS|SEP|MASK|/?INST)\]|</?think>",
+    r"<[|｜][^<>]{1,40}[|｜]>|</?s>|<(?:unk|pad|eos|bos|mask|(?:begin|start|end)_of_(?:text|turn)|"
+    r"(?:(?:unused|reserved|extra_id|special)_?|(?:reserved_special|unused)_token_)\d+|0x[0-9A-F]{2}|"
+    r"/?tool_(?:call|response))>|\[(?:UNK|PAD|CLS|SEP|MASK|BOS|EOS|/?INST|(?:unused|control_)\d+)\]|"
+    r"</?think>",
     re.IGNORECASE,
 )
 """Special tokens, as tokenizers of common models write them."""
 _UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
 _CUT_CHARACTER = 3
 """Replacement characters at most that the first bytes of a cut character make."""
-_MANY_WORDS, _MANY_MARKS = 5, 4
-"""Repetitions that make a word, or what has no letter or digit, the only token of an answer."""
+_MANY_WORDS, _MANY_MARKS, _MANY_PAIRS = 5, 4, 4
+"""Repetitions that make a word, or what has no letter or digit, or two words, the only token of an
+answer."""
 _LONGEST_UNIT = 16
-_TAIL = re.compile(r"([^\w\s])\1{15,}\s*$")
+_TAIL = re.compile(r"(?:!{8,}|([^\w\s])\1{15,})\s*$")
+"""Lines of other marks end headings and forms; "!" is the token 0 of many vocabularies."""
 
 
 def degenerate(text: str, *, completion_tokens: int) -> str:
@@ -35,11 +39,11 @@ def degenerate(text: str, *, completion_tokens: int) -> str:
         return "the answer is empty" if not text else "the answer is white space only"
     # max_tokens may cut the last character: its bytes are then undecodable, and nothing is wrong.
     cut = re.sub(f"{_UNDECODABLE}{{1,{_CUT_CHARACTER}}}$", "", said)
-    rest = cut if cut.strip() or completion_tokens <= _CUT_CHARACTER else said
+    rest = cut if cut.strip() or completion_tokens < _CUT_CHARACTER else said
     broken = rest.count(_UNDECODABLE)
     if broken and 2 * broken > len(rest.replace(" ", "")):
         return f"most of the answer cannot be decoded: {_shown(text)}"
-    if unit := _only_token(said.split()):
+    if unit := _only_token(said.split()) or _only_pair(said.casefold().split()):
         return f"the answer repeats {unit!r} and says nothing else: {_shown(text)}"
     tail = _TAIL.search(said)
     if tail and 2 * len(tail[0]) > len(said):
@@ -56,6 +60,13 @@ def _only_token(words: list[str]) -> str:
     unit = next((u for u in starts if (u * len(first)).startswith(first)), first)
     many = _MANY_WORDS if any(map(str.isalnum, unit)) else _MANY_MARKS
     return unit if sum(map(len, words)) >= many * len(unit) else ""
+
+
+def _only_pair(words: list[str]) -> str:
+    """Return the two words that are repeated throughout, or empty; the last word may be cut."""
+    whole, last = words[:-1], words[-1]
+    loops = whole[2:] == whole[:-2] and words[-3:][0].startswith(last)
+    return " ".join(words[:2]) if loops and len(words) >= 2 * _MANY_PAIRS else ""
 
 
 def _shown(text: str) -> str:
@@ -106,6 +117,8 @@ def doubts_of(probes: ProbeSample) -> dict[str, str]:
         if (wrong := degenerate(text, completion_tokens=tokens))
     ]
     doubts = {}
+    if probes.refused_because:
+        doubts["refused"] = probes.refused_because
     if probes.cached:
         sent = probes.total + probes.cached
         doubts["cached"] = f"{probes.cached} of {sent} answers from a cache ({probes.cached_by})"

@@ -53,7 +53,8 @@ class ServedModels:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSample:
     """One observation of a deployment. A server that cannot be reached has failed every probe,
-    unless it is known that the path was at fault. What a cache answered is not in `total`.
+    unless it is known that the path was at fault. What a cache answered is not in `total`, nor what
+    asked for another key or address.
     """
 
     total: int
@@ -72,6 +73,12 @@ class ProbeSample:
     """What showed that of the first of them."""
     answers: tuple[tuple[str, int], ...] = ()
     """Text and number of tokens of the answered probes."""
+    refused: int = 0
+    """Probes that were refused for the key, or sent elsewhere: they show nothing of the build."""
+    refused_because: str = ""
+    """The reason of the first of them, or of `/health`."""
+    health_refused: bool = False
+    """Whether `/health` was refused so: nothing is known of it."""
     path_errors: str = ""
     """Connectivity errors on the path to the deployment; then nothing is known of the deployment,
     and no probe counts.

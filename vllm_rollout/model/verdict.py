@@ -77,6 +77,11 @@ class Verdict:
         return Verdict(outcome=self.outcome, reason=self.reason, remedy=self.remedy, n=self.n)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoWord(Verdict):
+    """Inconclusive for an answer about the key or the address: nothing is known of the build."""
+
+
 def check(holds: bool | None, reason: str, *, remedy: str = "", n: int = 1) -> Verdict:
     """A verdict about a plain fact: True passes, False fails, None (unknown) is inconclusive."""
     outcome = {True: Outcome.PASS, False: Outcome.FAIL, None: Outcome.INCONCLUSIVE}[holds]

@@ -1,4 +1,7 @@
-"""Probes: a handful of real inference requests at once, and one request to `/health`."""
+"""Probes: a handful of real inference requests at once, and one request to `/health`.
+
+Which answers are about the key or the address, and show nothing of the build, is decided here.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,15 +9,36 @@ from typing import TypeVar
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.observe.client import Inference, InferenceClient
+from vllm_rollout.observe.client import Health, Inference, InferenceClient
 
 T = TypeVar("T")
+
+_KEY_REFUSED = (401, 403)
+_REDIRECTS = range(300, 400)
+
+
+def not_of_the_build(client: InferenceClient, status: int, error: str) -> tuple[str, str] | None:
+    """Return reason and remedy of an answer about the key or the address; None for any other."""
+    if status in _KEY_REFUSED:
+        key = client.key_variable
+        ours = f"the key in {key} is not its own" if client.has_key else f"{key} is not set"
+        return (
+            f"{client.base_url} asks for a bearer key (HTTP {status}), and {ours}",
+            f"Put the server's key into the environment variable {key}.",
+        )
+    if status in _REDIRECTS:
+        return (
+            f"{client.base_url} answers {status}: {error}",
+            "Name the server's own address, with --base-url or `service_url`.",
+        )
+    return None
 
 
 def probe(client: InferenceClient, *, count: int, timeout_seconds: float) -> ProbeSample:
     """Send `count` small completions side by side and ask `/health` once.
 
-    An answer from a cache is no probe of the engine, and counts as none.
+    An answer from a cache is no probe of the engine, and counts as none; nor is one about the key
+    or the address.
     """
     with ThreadPoolExecutor(max_workers=count + 1) as pool:
         health = pool.submit(_or_error, lambda: client.health(timeout_seconds=timeout_seconds))
@@ -27,9 +51,16 @@ def probe(client: InferenceClient, *, count: int, timeout_seconds: float) -> Pro
         ]
         answers = [future.result() for future in asked]
         healthy = health.result()
+    refused = [
+        refusal
+        for answer in (*answers, healthy)
+        if (refusal := _refusal(client, answer)) is not None
+    ]
+    health_refused = _refusal(client, healthy) is not None
     cached = [a.cached for a in answers if isinstance(a, Inference) and a.ok and a.cached]
     good = [a for a in answers if isinstance(a, Inference) and a.ok and not a.cached]
-    total = count - len(cached)
+    unheard = len(refused) - health_refused
+    total = count - len(cached) - unheard
     return ProbeSample(
         total=total,
         failures=total - len(good),
@@ -39,6 +70,9 @@ def probe(client: InferenceClient, *, count: int, timeout_seconds: float) -> Pro
         health_cached=not isinstance(healthy, UnreachableError) and bool(healthy.cached),
         cached=len(cached),
         cached_by=next(iter(cached), ""),
+        refused=unheard,
+        refused_because=next(iter(refused), ""),
+        health_refused=health_refused,
         answers=tuple((a.answer.text, a.answer.completion_tokens) for a in good if a.answer),
     )
 
@@ -48,6 +82,13 @@ def _or_error(ask: Callable[[], T]) -> T | UnreachableError:
         return ask()
     except UnreachableError as error:
         return error
+
+
+def _refusal(client: InferenceClient, answer: Health | Inference | UnreachableError) -> str | None:
+    if isinstance(answer, UnreachableError):
+        return None
+    found = not_of_the_build(client, answer.status, answer.error)
+    return found and found[0]
 
 
 def _failed(answer: Inference | UnreachableError) -> bool:

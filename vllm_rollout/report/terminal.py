@@ -144,6 +144,8 @@ def observation_line(
     probes = observation.probes
     if probes.path_errors:
         return f"{when}: not seen: {one_line(probes.path_errors)}"
+    if probes.refused_because and not probes.total:
+        return f"{when}: not seen: {one_line(probes.refused_because)}"
     parts = [
         f"{probes.total - probes.failures} of {probes.total} probes answered",
         "healthy" if probes.healthy else "health check failed",

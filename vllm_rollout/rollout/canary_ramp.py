@@ -228,7 +228,7 @@ class CanaryRamp:
             return RolloutResult(
                 code=ExitCode.UNREACHABLE,
                 conclusion=f"The watch over the canary, {format_share(share)} of the traffic, went "
-                f"blind ({', '.join(end.unobservable)}), and what is not seen does not go on. "
+                f"blind ({end.blind}), and what is not seen does not go on. "
                 f"To undo this step: {self.run.command}",
             )
         return None

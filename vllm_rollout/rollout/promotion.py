@@ -186,7 +186,7 @@ def _ramp_by_replicas(
         if end.unobservable:
             return RolloutResult(
                 code=ExitCode.UNREACHABLE,
-                conclusion=f"The watch over {what} went blind ({', '.join(end.unobservable)}), and "
+                conclusion=f"The watch over {what} went blind ({end.blind}), and "
                 f"what is not seen does not go on. To undo this step: {run.command}",
             )
     if revision is None:
@@ -252,7 +252,7 @@ def _watch(
     if end.unobservable:
         return RolloutResult(
             code=ExitCode.UNREACHABLE,
-            conclusion=f"Promoted, and the watch went blind ({', '.join(end.unobservable)}). "
+            conclusion=f"Promoted, and the watch went blind ({end.blind}). "
             f"To go on watching: {run.command}",
         )
     log.log_step(f"{run.target}: no trigger fired", outcome=Outcome.PASS)

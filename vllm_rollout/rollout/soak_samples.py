@@ -116,12 +116,13 @@ class Sampling:
         return cls(store, deployment, revision, rules)
 
     def see(self, at: datetime, replicas: Sequence[Replica] | None, probes: ProbeSample) -> None:
-        """Keep an observation, unless its replicas are unknown or its path had errors.
+        """Keep an observation, unless its replicas are unknown, its path had errors, or `/health`
+        refused the key.
 
         Raises:
             RolloutError: it could not be kept.
         """
-        if replicas is None or probes.path_errors or not probes.total:
+        if replicas is None or probes.path_errors or not probes.total or probes.health_refused:
             return
         sample = sample_of(at, replicas, self.revision.capacity, probes)
         last = self._last

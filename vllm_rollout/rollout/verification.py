@@ -17,6 +17,7 @@ from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
+from vllm_rollout.model.verdict import NoWord
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Gates
@@ -59,9 +60,11 @@ def verify(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
         raise
     except Exception as error:
         raise _cannot_verify(deployment, f"{type(error).__name__}: {error}") from error
-    knows = any(not verdict.passed for gate in run.gates for verdict in gate.verdicts)
+    bad = [each for gate in run.gates for each in gate.verdicts if not each.passed]
+    knows = not all(isinstance(each, NoWord) for each in bad)
     if run.outcome is Outcome.INCONCLUSIVE and not (run.unreachable or run.changed or knows):
         why = [f"{gate.gate}: {gate.error}" for gate in run.gates if gate.error]
+        why += dict.fromkeys(f"{each.reason}. {each.remedy}" for each in bad)
         raise _cannot_verify(deployment, "; ".join(why))
     return run
 

@@ -21,7 +21,8 @@ class WatchEnd:
 
     `fired` is the reason for rollback, or empty. `unobservable` names triggers that had no data at
     the end, and the SLO after promotion where no probe was seen in its time: nothing is known of
-    them. `unseen` names those that had none from Prometheus, and why; the
+    them. `refused` is why the last probes showed nothing of the build, where they were refused for
+    the key or sent elsewhere. `unseen` names those that had none from Prometheus, and why; the
     probes had theirs. `verdicts` are the SLO's by name, where the watch was long enough.
     `interrupted` is set where the caller ended it before its time.
     """
@@ -29,9 +30,15 @@ class WatchEnd:
     fired: str = ""
     interrupted: bool = False
     unobservable: tuple[str, ...] = ()
+    refused: str = ""
     unseen: str = ""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     observed_seconds: float
+
+    @property
+    def blind(self) -> str:
+        """The triggers without data, and the reason where the probes were refused."""
+        return ": ".join(filter(None, [", ".join(self.unobservable), self.refused]))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +115,7 @@ class Watcher:
                 return WatchEnd(
                     fired=fired,
                     unobservable=(*found.blind, *unjudged),
+                    refused=observation.probes.refused_because,
                     unseen=self._gap(found) if duration != timedelta() else "",
                     verdicts=verdicts,
                     observed_seconds=elapsed,
