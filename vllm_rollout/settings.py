@@ -231,6 +231,7 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Release
         http_route=policy.kubernetes.http_route,
         environment_owns=policy.kubernetes.environment_owns,
         order=policy.order,
+        overwrite=policy.kubernetes.field_conflicts == "overwrite",
     )
 
 

@@ -20,6 +20,12 @@ class ConflictError(RolloutError):
     exit_code = ExitCode.INCONCLUSIVE
 
 
+class ForeignChangeError(RolloutError):
+    """Somebody else has changed a release since this run's last step: they decide about it."""
+
+    exit_code = ExitCode.INCONCLUSIVE
+
+
 class NotReadyError(DeployError):
     """Replicas did not become ready in time; `symptoms` are what was known of them then."""
 

@@ -3,6 +3,7 @@
 An import contract keeps the code of gates and reports away from this module.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol, cast
 
@@ -99,6 +100,7 @@ class ReleaseWriter(ReleaseReader, Protocol):
         """Bring the release to `target` in a new revision and wait until its replicas are ready.
 
         Raises:
+            ForeignChangeError: somebody else has changed what this would change.
             DeployError: not ready within `timeout`; the failed revision stays in the history. It
                 is a NotReadyError where more is known.
             UnreachableError: the platform did not answer.
@@ -110,6 +112,12 @@ class ReleaseWriter(ReleaseReader, Protocol):
         """Make a new revision with the state of `revision` and wait until it is ready.
 
         Raises: as `apply`.
+        """
+
+    def field_conflicts(self, deployment: Deployment, revision: int | None = None) -> Sequence[str]:
+        """Return the fields of `revision` (None: the newest) that somebody else has set otherwise.
+
+        One line for each, with who has set it; none where nobody else can.
         """
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:

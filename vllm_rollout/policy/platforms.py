@@ -48,6 +48,9 @@ class Kubernetes(Block):
     """The HTTPRoute (Gateway API) whose weights divide a release's traffic in a ramp by traffic."""
     helm: Text
     """The Helm command, Helm 3 or Helm 4."""
+    field_conflicts: Literal["refuse", "overwrite"]
+    """Fields that somebody else has set (`kubectl scale`, an autoscaler), in a promotion under
+    Helm 4: it is refused and names them, or overwrites them. A rollback always overwrites."""
     load_generator: LoadGenerator
     """Load made in the cluster."""
     surge: CountOrZero

@@ -16,7 +16,7 @@ from cluster.required import each_helm
 
 from vllm_rollout.model.deployment import Deployment, RevisionStatus, Target, images_of
 from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
-from vllm_rollout.platform.base import NotReadyError
+from vllm_rollout.platform.base import ForeignChangeError, NotReadyError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.resources import CHARTS
@@ -97,6 +97,45 @@ def test_the_command_of_the_record_returns_to_the_revision_by_helm_alone(
     assert {r.build for r in platform.replicas(production) if r.ready} == {first.build.digest}
     type_it(None)
     assert platform.history(production) == []
+
+
+@pytest.mark.parametrize("helm_binary", ["helm4"], indirect=True)
+def test_a_way_back_takes_fields_from_others_and_a_promotion_refuses(
+    namespace: Namespace,
+    platform: KubernetesPlatform,
+    production: Deployment,
+    apply: Callable[..., Any],
+    helm_binary: str,
+) -> None:
+    where = f"/apis/apps/v1/namespaces/{namespace.name}/deployments/{production.release}/scale"
+
+    def scale(replicas: int) -> None:
+        patch = {"spec": {"replicas": replicas}}
+        namespace.cluster.send("PATCH", f"{where}?fieldManager=kubectl", patch).raise_for_status()
+
+    first, second = apply(made_of("one")), apply(made_of("two"))
+    assert platform.field_conflicts(production) == []
+    scale(3)
+    found = f".spec.replicas of Deployment {production.release} is set by kubectl"
+    with pytest.raises(ForeignChangeError, match=found):
+        apply(made_of("three"))
+    assert [r.status for r in platform.history(production)[1:]] == [RevisionStatus.DEPLOYED]
+
+    assert platform.field_conflicts(production, first.number) == [found]
+    back = platform.rollback(production, first.number, description="it broke", timeout=LONG)
+    assert back.build == first.build
+    assert platform.field_conflicts(production) == []
+
+    scale(3)
+    words = shlex.split(platform.undo_command(production, second.number))[1:]
+    subprocess.run([helm_binary, *words], check=True, capture_output=True)
+    assert platform.history(production)[-1].build == second.build
+
+    scale(3)
+    overwriting = namespace.platform(helm_binary, overwrite=True)
+    target = Target(build=second.build, values=made_of("two"), replicas=2, capacity=2)
+    overwriting.apply(production, target, description="a test", timeout=LONG)
+    assert platform.field_conflicts(production) == []
 
 
 def test_what_is_not_as_rendered_is_named(

@@ -12,7 +12,7 @@ from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
-from vllm_rollout.platform.base import NotReadyError
+from vllm_rollout.platform.base import ForeignChangeError, NotReadyError
 from vllm_rollout.platform.kubernetes.build import Builds, check_same
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import (
@@ -22,7 +22,8 @@ from vllm_rollout.platform.kubernetes.composition import (
     release_values,
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
-from vllm_rollout.platform.kubernetes.releases import Releases, newest_served
+from vllm_rollout.platform.kubernetes.releases import Releases
+from vllm_rollout.platform.kubernetes.rendered import without_hooks
 from vllm_rollout.platform.kubernetes.served import unlike_build
 from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
 from vllm_rollout.platform.kubernetes.value_files import write_values
@@ -39,7 +40,8 @@ class Changes:
     """Changes of releases of one chart. The fields are those of `KubernetesPlatform`.
 
     `symptoms` says what is known of a deployment's pods, `anything_left` whether one that is
-    being removed still has any of them, or what makes them.
+    being removed still has any of them, or what makes them, and `conflicts` which fields of some
+    objects somebody else has set. `overwrite` takes these fields in an upgrade, too.
     """
 
     helm: Helm
@@ -49,6 +51,8 @@ class Changes:
     unavailable: int
     symptoms: Callable[[Deployment], Sequence[Symptoms]]
     anything_left: Callable[[Deployment], bool]
+    conflicts: Callable[[Deployment, Sequence[Mapping[str, Any]]], Sequence[str]]
+    overwrite: bool = False
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
@@ -61,12 +65,14 @@ class Changes:
         the failed one stays in the history.
 
         Raises:
+            ForeignChangeError: somebody else has set fields that Helm would set; the move that
+                finds it changes nothing.
             NotReadyError: not ready; it has what was known of the pods while they were there.
             DeployError: Helm refused, or the chart is not the one `target.build` was made of.
             UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
             UnreachableError: Helm or the cluster did not answer.
         """
-        served = newest_served(self.releases.entries(deployment))
+        served = self.releases.to_return_to(deployment, self.releases.entries(deployment))
         with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
             # A copy, so that what is compared with the target is what Helm then reads.
             path = copied(self.builds.chart, Path(folder))
@@ -84,6 +90,8 @@ class Changes:
             self._check_revisions(deployment, target, path, moves, revisions)
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
+                left = [[*values, each] for each in revisions[number - 1 :]]
+                self._refuse_conflicts(deployment, path, left)
                 self._upgrade(
                     deployment,
                     path,
@@ -98,7 +106,8 @@ class Changes:
     ) -> None:
         """Make a new revision with the state of `revision` and wait until its pods are ready.
 
-        Raises: as `apply`.
+        Fields that somebody else has set are taken. Raises: as `apply`, ForeignChangeError
+        excepted.
         """
         try:
             self._go_back(deployment, revision, description, timeout)
@@ -138,11 +147,12 @@ class Changes:
             f"{deployment.release} revision {pending.revision} was left {pending.status} "
             f"since {pending.updated:%Y-%m-%d %H:%M:%S %Z}"
         )
-        served = newest_served(entries)
+        served = self.releases.to_return_to(deployment, entries)
         if served is not None:
             description = f"vllm-rollout recovery: back to revision {served.revision}"
+            taken = self._taken(deployment, served.revision)
             self._go_back(deployment, served.revision, description, timeout)
-            return f"{found}; rolled back to revision {served.revision}"
+            return f"{found}; rolled back to revision {served.revision}{taken}"
         if pending.status == "pending-install":
             self.uninstall(deployment, timeout=timeout)
             return f"{found}; nothing had served before, so it was uninstalled"
@@ -152,6 +162,48 @@ class Changes:
             remedy=f"Look at `{next_command('helm', 'history', *where)}` and "
             "uninstall the release if it serves nobody.",
         )
+
+    def conflicts_with(self, deployment: Deployment, revision: int | None) -> Sequence[str]:
+        """Return the fields of `revision` (None: the newest) that somebody else has set."""
+        if revision is None:
+            entries = self.releases.entries(deployment)
+            if not entries:
+                return []
+            revision = entries[-1].revision
+        where = deployment.namespace
+        manifest = self.helm.manifest(deployment.release, revision, namespace=where)
+        return self.conflicts(deployment, manifest)
+
+    def _taken(self, deployment: Deployment, revision: int) -> str:
+        """End of a sentence that names the fields which a return to `revision` takes; or ""."""
+        try:
+            found = self.conflicts_with(deployment, revision)
+        except RolloutError:  # the rollback does not depend on it
+            return ""
+        return f", over what was set since: {'; '.join(found)}" if found else ""
+
+    def _refuse_conflicts(
+        self, deployment: Deployment, chart: Path, revisions: Sequence[Sequence[Path]]
+    ) -> None:
+        """Return if Helm can apply all of these, each with its values files.
+
+        Raises:
+            ForeignChangeError: it would fail half way, at fields that somebody else has set.
+        """
+        if self.overwrite or not self.helm.forcing:
+            return
+        found: dict[str, None] = {}
+        for values in revisions:
+            objects = self.helm.template(
+                deployment.release, chart, namespace=deployment.namespace, values=values
+            )
+            found |= dict.fromkeys(self.conflicts(deployment, without_hooks(objects)))
+        if found:
+            raise ForeignChangeError(
+                f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
+                remedy="Put that into the values of the deployment, or take it back: a rollback "
+                "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
+            )
 
     def _moves(
         self,
@@ -233,6 +285,7 @@ class Changes:
                 values=values,
                 description=description,
                 timeout=timeout,
+                force=self.overwrite,
             )
         except DeployError as error:
             if self.releases.entries(deployment)[-1:] == entries[-1:]:
@@ -252,9 +305,10 @@ class Changes:
         parts, symptoms = [str(error)], self._known(deployment)
         if served is not None:
             description = f"vllm-rollout: not ready, back to revision {served.revision}"
+            taken = self._taken(deployment, served.revision)
             try:
                 self._go_back(deployment, served.revision, description, timeout)
-                parts.append(f"{deployment.release} is back at revision {served.revision}.")
+                parts.append(f"{deployment.release} is back at revision {served.revision}{taken}.")
             except RolloutError as failure:
                 parts.append(f"Going back to revision {served.revision} failed as well: {failure}")
         return NotReadyError(". ".join(parts), symptoms=symptoms, remedy=error.remedy or _NOT_READY)

@@ -74,6 +74,15 @@ class Helm:
         # Came with a minor version of Helm 4; distributions backport, so the help text decides.
         return "--description" in self._run("rollback", "--help")
 
+    @cached_property
+    def forcing(self) -> tuple[str, ...]:
+        """Options by which a change takes fields from their managers.
+
+        None under Helm 3, which patches fields whoever set them. Helm 4 refuses the second option
+        for a release that Helm 3 made without the first one.
+        """
+        return () if self.version.major == 3 else ("--server-side=true", "--force-conflicts")
+
     def upgrade(
         self,
         release: str,
@@ -83,12 +92,17 @@ class Helm:
         values: Sequence[Path],
         description: str,
         timeout: timedelta,
+        force: bool = False,
     ) -> None:
-        """Install or upgrade, with exactly these values files, and wait until pods are ready."""
+        """Install or upgrade, with exactly these values files, and wait until pods are ready.
+
+        `force` takes fields that somebody else has set; without it Helm 4 fails at them.
+        """
         self._change(
             "upgrade",
             *("--install", release, str(chart)),
             *("--namespace", namespace, "--reset-values", *_files(values)),
+            *(self.forcing if force else ()),
             *("--description", _shortened(description)),
             *self._waiting(timeout),
             timeout=timeout,
@@ -99,12 +113,14 @@ class Helm:
     ) -> None:
         """Make a new revision with the state of `revision` and wait until pods are ready.
 
-        Helm 3 takes no description for a rollback and writes its own.
+        It takes fields that somebody else has set: the way back always works. Helm 3 takes no
+        description for a rollback and writes its own.
         """
         described = ["--description", _shortened(description)] if self._describes_rollbacks else []
         self._change(
             *("rollback", release, str(revision), "--namespace", namespace),
             *described,
+            *self.forcing,
             *self._waiting(timeout),
             timeout=timeout,
         )

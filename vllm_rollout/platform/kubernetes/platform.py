@@ -23,7 +23,7 @@ from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
 from vllm_rollout.platform.kubernetes.releases import (
     Releases,
-    newest_served,
+    field_conflicts,
     revision_of,
     unlike_running,
 )
@@ -42,7 +42,7 @@ class KubernetesPlatform:
     `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
     `start_up` how long models may load (None leaves it to the chart). `http_route` is the name of
     the HTTPRoute that divides a release's traffic (`HttpRoutes`). `environment_owns` and `order`
-    are those of `Builds`.
+    are those of `Builds`. `overwrite` lets an upgrade take fields that somebody else has set.
     """
 
     name = "kubernetes"
@@ -63,6 +63,7 @@ class KubernetesPlatform:
         http_route: str = "{model}-{environment}",
         environment_owns: Sequence[str] = OWNED_BY_ENVIRONMENT,
         order: Sequence[str] = ENVIRONMENTS,
+        overwrite: bool = False,
     ) -> None:
         self._namespace = namespace
         self._context = context
@@ -71,7 +72,7 @@ class KubernetesPlatform:
         self._own_paths: dict[int, Paths] = {}
         self._http_route = http_route
         self._helm = Helm(helm, context=context)
-        self._releases = Releases(self._helm)
+        self._releases = Releases(self._helm, self._pods)
         self._builds = Builds(
             helm=self._helm,
             chart=chart,
@@ -87,6 +88,10 @@ class KubernetesPlatform:
             unavailable=unavailable,
             symptoms=self.symptoms,
             anything_left=lambda deployment: anything_left(self._api, deployment),
+            conflicts=lambda deployment, objects: field_conflicts(
+                self._api, deployment.namespace, objects
+            ),
+            overwrite=overwrite,
         )
 
     @cached_property
@@ -175,10 +180,15 @@ class KubernetesPlatform:
             paths.close()
 
     def history(self, deployment: Deployment) -> list[Revision]:
-        """All revisions, oldest first; empty when the release does not exist."""
+        """All revisions, oldest first; empty when the release does not exist.
+
+        The one that serves is deployed, by what the pods run: see `Releases.served`.
+        """
+        entries = self._releases.entries(deployment)
+        served = self._releases.served(deployment, entries)
         return [
-            revision_of(entry, self._releases.rollout(deployment, entry))
-            for entry in self._releases.entries(deployment)
+            revision_of(entry, self._releases.rollout(deployment, entry), serves=entry is served)
+            for entry in entries
         ]
 
     def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
@@ -209,7 +219,7 @@ class KubernetesPlatform:
         Live pod templates and pods are held against what Helm applied, and that against what the
         chart makes of the build's values now, where it still is the build's chart.
         """
-        entry = newest_served(self._releases.entries(deployment))
+        entry = self._releases.to_return_to(deployment, self._releases.entries(deployment))
         rollout = self._releases.rollout(deployment, entry) if entry else None
         if entry is None or rollout is None or not is_ours(rollout):
             return []
@@ -258,8 +268,17 @@ class KubernetesPlatform:
         what = ["uninstall"] if revision is None else ["rollback"]
         number = [] if revision is None else [str(revision)]
         words = ["helm", *what, deployment.release, *number, "-n", deployment.namespace, "--wait"]
+        if revision is not None:
+            words += self._helm.forcing
         context = [] if self._context is None else ["--kube-context", self._context]
         return shlex.join([*words, *context])
+
+    def field_conflicts(self, deployment: Deployment, revision: int | None = None) -> Sequence[str]:
+        """Return the fields of `revision` (None: the newest) that somebody else has set otherwise.
+
+        Raises: as `releases.field_conflicts`.
+        """
+        return self._changes.conflicts_with(deployment, revision)
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and its history. The store's documents stay."""
@@ -275,11 +294,14 @@ class KubernetesPlatform:
     def replicas(self, deployment: Deployment) -> list[Replica]:
         """The pods that are meant to serve, by name."""
         try:
-            return [replica_of(pod) for pod in list_pods(self._api, deployment)]
+            return self._pods(deployment)
         except UnreachableError as error:
             for paths in self._all_paths():
                 paths.record_error(deployment, str(error))
             raise
+
+    def _pods(self, deployment: Deployment) -> list[Replica]:
+        return [replica_of(pod) for pod in list_pods(self._api, deployment)]
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each pod, secrets redacted."""

@@ -1,10 +1,13 @@
 """History of a release, read from Helm, and what of its newest revision runs."""
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
-from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
-from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.deployment import Deployment, Replica, Revision, RevisionStatus
+from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
@@ -16,18 +19,70 @@ Json = Mapping[str, Any]
 
 TRACK_LABEL = "vllm-rollout/track"
 _LIVE = ("Deployment", "StatefulSet")
+_NEVER_UP = re.compile(r'(Upgrade|Rollback|Release) ".*?" failed: ')
+_MANAGER = re.compile(r'conflict with "([^"]+)"')
+_HELM = "helm"
+"""Field manager of Helm, whichever version."""
 
 
 class Releases:
-    """Reads releases; changes nothing. Every method raises as `command.run` does."""
+    """Reads releases; changes nothing. Every method raises as `command.run` does.
 
-    def __init__(self, helm: Helm) -> None:
+    `replicas` reads the pods of a deployment.
+    """
+
+    def __init__(
+        self, helm: Helm, replicas: Callable[[Deployment], Sequence[Replica]] = lambda _: ()
+    ) -> None:
         self._helm = helm
+        self._replicas = replicas
         self._read: dict[tuple[str, str, HelmRevision], tuple[Rollout, Pods]] = {}
 
     def entries(self, deployment: Deployment) -> list[HelmRevision]:
-        """Helm's own history, oldest first; empty when the release does not exist."""
-        return self._helm.history(deployment.release, namespace=deployment.namespace)
+        """Helm's own history, oldest first; empty when the release does not exist.
+
+        A revision that never came up has failed, though Helm calls it superseded once a rollback
+        from it has failed as well.
+        """
+        found = self._helm.history(deployment.release, namespace=deployment.namespace)
+        return [
+            entry.model_copy(update={"status": "failed"})
+            if entry.status == "superseded" and _NEVER_UP.match(entry.description)
+            else entry
+            for entry in found
+        ]
+
+    def served(
+        self, deployment: Deployment, entries: Sequence[HelmRevision]
+    ) -> HelmRevision | None:
+        """Return the revision that serves, by the builds of the pods; None if none is known to.
+
+        It is the one that Helm calls deployed, as long as there are pods of its build. Else it is
+        the newest that once came up whose build the ready pods run: after a rollback that failed
+        Helm calls none deployed, and after `kubectl rollout undo` one that is gone.
+        """
+        deployed = next((e for e in reversed(entries) if e.status == "deployed"), None)
+        if not entries:
+            return None
+        replicas = self._replicas(deployment)
+        running = {replica.build for replica in replicas if replica.ready and replica.build}
+        there = {replica.build for replica in replicas}
+        if deployed is not None and (
+            not running or self.rollout(deployment, deployed).digest in there
+        ):
+            return deployed
+        for entry in reversed(entries):
+            once_up = entry.status in ("deployed", "superseded")
+            if once_up and self.rollout(deployment, entry).digest in running:
+                return entry
+        return deployed
+
+    def to_return_to(
+        self, deployment: Deployment, entries: Sequence[HelmRevision]
+    ) -> HelmRevision | None:
+        """Return the revision that serves, else the newest that once came up."""
+        once_up = (e for e in reversed(entries) if e.status == "superseded")
+        return self.served(deployment, entries) or next(once_up, None)
 
     def rollout(self, deployment: Deployment, entry: HelmRevision) -> Rollout:
         """Return the rollout of that revision."""
@@ -133,21 +188,64 @@ def _live(api: KubernetesApi, namespace: str, applied: Json) -> Json | None:
     return {**applied, "spec": api.core.api_client.sanitize_for_serialization(found)["spec"]}
 
 
-def newest_served(entries: Sequence[HelmRevision]) -> HelmRevision | None:
-    """The newest revision that was brought up whole: deployed, else superseded."""
-    for status in ("deployed", "superseded"):
-        for entry in reversed(entries):
-            if entry.status == status:
-                return entry
-    return None
+def field_conflicts(api: KubernetesApi, namespace: str, objects: Sequence[Json]) -> list[str]:
+    """Return the fields of `objects` that another manager has set otherwise, and which manager.
+
+    The API server is asked, in a dry run, for what Helm 4 asks of it. An object that it refuses for
+    any other reason is left to Helm.
+
+    Raises:
+        UnreachableError: no answer, or no permission.
+    """
+    lines = []
+    for each in objects:
+        kind, name = each["kind"], each["metadata"]["name"]
+        where = each["metadata"].get("namespace", namespace)
+        resource = f"{_plural(kind)} in namespace {where}"
+        with api.doing("patch", resource):
+            answer = _apply_dry(api, each, where)
+        text = answer.data.decode(errors="replace")
+        if answer.status == HTTPStatus.CONFLICT:
+            for cause in json.loads(text).get("details", {}).get("causes", ()):
+                found = _MANAGER.search(cause.get("message", ""))
+                if found and found[1] != _HELM:
+                    lines.append(f"{cause['field']} of {kind} {name} is set by {found[1]}")
+        elif answer.status >= HTTPStatus.BAD_REQUEST:
+            error = api.refusal(answer.status, text, "patch", resource)
+            if isinstance(error, UnreachableError):
+                raise error
+    return lines
 
 
-def revision_of(entry: HelmRevision, rollout: Rollout) -> Revision:
-    """The suite's revision for Helm's."""
-    status = {
-        "deployed": RevisionStatus.DEPLOYED,
-        "superseded": RevisionStatus.SUPERSEDED,
-    }.get(entry.status, RevisionStatus.FAILED)
+def _apply_dry(api: KubernetesApi, each: Json, namespace: str) -> Any:
+    version = each["apiVersion"]
+    group = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    client = api.core.api_client
+    request = client.param_serialize(
+        "PATCH",
+        f"{group}/namespaces/{namespace}/{_plural(each['kind'])}/{each['metadata']['name']}",
+        query_params=[("fieldManager", _HELM), ("dryRun", "All")],
+        header_params={"Content-Type": "application/apply-patch+yaml"},
+        body=json.dumps(each),
+        auth_settings=["BearerToken"],
+    )
+    answer = client.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+    answer.read()
+    return answer
+
+
+def _plural(kind: str) -> str:
+    name = kind.lower()
+    if name.endswith("y"):
+        return f"{name[:-1]}ies"
+    return f"{name}es" if name.endswith("s") else f"{name}s"
+
+
+def revision_of(entry: HelmRevision, rollout: Rollout, *, serves: bool) -> Revision:
+    """The suite's revision for Helm's; the one that `serves` is deployed."""
+    status = RevisionStatus.FAILED
+    if entry.status in ("deployed", "superseded"):
+        status = RevisionStatus.DEPLOYED if serves else RevisionStatus.SUPERSEDED
     if entry.status.startswith("pending"):
         status = RevisionStatus.PENDING
     return Revision(

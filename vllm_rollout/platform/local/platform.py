@@ -226,6 +226,14 @@ class LocalPlatform:
         """Empty: the releases are the suite's own."""
         return ""
 
+    def field_conflicts(
+        self,
+        deployment: Deployment,  # noqa: ARG002 - the protocol's signature
+        revision: int | None = None,  # noqa: ARG002
+    ) -> list[str]:
+        """Nothing: nobody else changes a release's replicas."""
+        return []
+
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release, its history, its processes and its port. Documents stay.
 
