@@ -23,6 +23,7 @@ from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import (
     ConflictError,
     Entry,
+    ForeignChangeError,
     Lease,
     LeaseHeldError,
     NotReadyError,
@@ -142,6 +143,9 @@ class SimulatedPlatform:
     """By release: how its traffic is divided, where that was ever changed."""
     differences: dict[str, Sequence[str]] = field(default_factory=dict)
     """By environment: how what runs differs from what was rendered."""
+    conflicts: Sequence[str] = ()
+    """Fields of production that somebody else has set; `refuses` is whether a change is refused."""
+    refuses: bool = False
     has_route: bool = True
     """Whether there is something that divides traffic."""
 
@@ -210,6 +214,8 @@ class SimulatedPlatform:
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
     ) -> Revision:
+        if self.conflicts and self.refuses:
+            raise ForeignChangeError(f"{deployment} is not changed: {'; '.join(self.conflicts)}")
         self._call(f"apply {_named(deployment)} {target.replicas}/{target.capacity}")
         fails = self.fail_apply_at == target.replicas or self.calls[-1] in self.failing
         return self._bring_up(
@@ -228,7 +234,11 @@ class SimulatedPlatform:
         old = self.releases[deployment.release][revision - 1]
         if old.build.digest in self.never_ready_again:
             raise DeployError("not ready in time")
+        self.conflicts = ()
         return self._bring_up(deployment, old.build, old.replicas, old.capacity, description)
+
+    def field_conflicts(self, deployment: Deployment, revision: int | None = None) -> Sequence[str]:
+        return self.conflicts
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         self._call(f"uninstall {_named(deployment)}")
@@ -269,6 +279,13 @@ class SimulatedPlatform:
         build = self.build(deployment, values)
         self._add(deployment, build, replicas, replicas, "deployed by the test", age=LONG_AGO)
         return build
+
+    def changed_by_hand(
+        self, deployment: Deployment, values: dict[str, Any], description: str
+    ) -> Revision:
+        """A person's own `helm upgrade` or `helm rollback`, without the suite."""
+        build = self.build(deployment, values)
+        return self._add(deployment, build, 4, 4, description)
 
     def serving(self, deployment: Deployment) -> tuple[str, int, int] | None:
         """The build that serves, and how many of the replicas run it."""

@@ -115,9 +115,10 @@ class ReleaseWriter(ReleaseReader, Protocol):
         """
 
     def field_conflicts(self, deployment: Deployment, revision: int | None = None) -> Sequence[str]:
-        """Return the fields of `revision` (None: the newest) that somebody else has set otherwise.
+        """Return the fields of `revision` that somebody else has set otherwise.
 
-        One line for each, with who has set it; none where nobody else can.
+        One line for each, with who has set it; none where nobody else can. None is the newest
+        revision, and what people have set: the platform's own controllers are left out then.
         """
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:

@@ -8,7 +8,7 @@ from vllm_rollout.model.deployment import Build, Deployment, Revision, newest_se
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.next_command import next_command
-from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.base import ConflictError, ForeignChangeError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.notifications import MessageKind
@@ -127,6 +127,11 @@ def _promote_or_undo(tools: RunTools, promotion: Promotion) -> RolloutResult:
         return promote(tools, promotion)
     except (LeaseLostError, ConflictError):
         raise  # another run is at work: what there is to undo is its business
+    except ForeignChangeError as error:
+        entry = tools.releases.journal.last
+        if entry is None or not entry.unfinished:
+            raise
+        return roll_back(tools, entry, str(error), code=error.exit_code)  # of the canary alone
     except RolloutError as error:
         entry = tools.releases.journal.last
         if entry is None or not entry.unfinished:

@@ -48,6 +48,8 @@ class Event(StrEnum):
     """The state before is back and serves."""
     RESUMED = "resumed"
     """Another run found the entry unfinished."""
+    YIELDED = "yielded"
+    """Somebody else has changed the target, and decides about it."""
     REPLACED = "replaced"
     """Another run found the entry unfinished, and another build in the target."""
 
@@ -58,17 +60,21 @@ _NEXT: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.RAMP, Event.VERIFIED): Phase.DONE,
     (Phase.RAMP, Event.ROLLBACK): Phase.ROLLBACK,
     (Phase.RAMP, Event.RESUMED): Phase.ROLLBACK,
+    (Phase.RAMP, Event.YIELDED): Phase.DONE,
     (Phase.GATES, Event.GATES_PASSED): Phase.WATCH,
     (Phase.GATES, Event.ROLLBACK): Phase.ROLLBACK,
     (Phase.GATES, Event.RESUMED): Phase.ROLLBACK,
+    (Phase.GATES, Event.YIELDED): Phase.DONE,
     (Phase.WATCH, Event.WATCHED): Phase.DONE,
     (Phase.WATCH, Event.ROLLBACK): Phase.ROLLBACK,
     (Phase.WATCH, Event.RESUMED): Phase.WATCH,
     (Phase.WATCH, Event.REPLACED): Phase.DONE,
+    (Phase.WATCH, Event.YIELDED): Phase.DONE,
     (Phase.ROLLBACK, Event.ROLLBACK): Phase.ROLLBACK,
     (Phase.ROLLBACK, Event.UNVERIFIED): Phase.ROLLBACK,
     (Phase.ROLLBACK, Event.RESTORED): Phase.DONE,
     (Phase.ROLLBACK, Event.RESUMED): Phase.ROLLBACK,
+    (Phase.ROLLBACK, Event.YIELDED): Phase.DONE,
 }
 """Every phase that a rollout can enter, by the phase it is in and what happens."""
 

@@ -257,6 +257,7 @@ def _watch(
         )
     log.log_step(f"{run.target}: no trigger fired", outcome=Outcome.PASS)
     try:
+        releases.ensure_own()
         return _promoted(run.target, releases, entry, Event.WATCHED)
     except UnreachableError as error:  # no reason to take back what was found well
         return RolloutResult(

@@ -173,6 +173,9 @@ class TrafficShift:
             serving is not None and serving.complete and serving.build == builds.get(entry.before)
         ):
             return
+        if foreign := self.releases.foreign_revision():
+            self.log.log_step("the release itself is left as it is", foreign)
+            return
         self.releases.rollback(entry.before, note)
 
     def _divide(self, weights: Weights, expect: Weights | None) -> None:

@@ -29,6 +29,7 @@ from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
 from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5
+_AUTOSCALER = "set by kube-controller-manager"
 _NOT_READY = (
     "Read what the pods say. A model that is still loading needs more time: startup_probe and "
     "deploy_timeout."
@@ -164,15 +165,16 @@ class Changes:
         )
 
     def conflicts_with(self, deployment: Deployment, revision: int | None) -> Sequence[str]:
-        """Return the fields of `revision` (None: the newest) that somebody else has set."""
-        if revision is None:
-            entries = self.releases.entries(deployment)
-            if not entries:
-                return []
-            revision = entries[-1].revision
+        """Return the fields of `revision` that somebody else has set; of the newest (None) without
+        those of autoscalers, which set them all the time."""
+        entries = self.releases.entries(deployment) if revision is None else []
+        number = entries[-1].revision if entries else revision
+        if number is None:
+            return []
         where = deployment.namespace
-        manifest = self.helm.manifest(deployment.release, revision, namespace=where)
-        return self.conflicts(deployment, manifest)
+        manifest = self.helm.manifest(deployment.release, number, namespace=where)
+        found = self.conflicts(deployment, manifest)
+        return found if revision else [line for line in found if _AUTOSCALER not in line]
 
     def _taken(self, deployment: Deployment, revision: int) -> str:
         """End of a sentence that names the fields which a return to `revision` takes; or ""."""

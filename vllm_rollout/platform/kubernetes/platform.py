@@ -274,7 +274,8 @@ class KubernetesPlatform:
         return shlex.join([*words, *context])
 
     def field_conflicts(self, deployment: Deployment, revision: int | None = None) -> Sequence[str]:
-        """Return the fields of `revision` (None: the newest) that somebody else has set otherwise.
+        """Return the fields of `revision` that somebody else has set otherwise; of the newest
+        (None) without those of autoscalers.
 
         Raises: as `releases.field_conflicts`.
         """
