@@ -60,7 +60,7 @@ def test_a_revision_of_somebody_else_stops_the_run_and_stays(
     assert (theirs.number, theirs.description) == (after + 2, named)
     assert kinds(world)[-1] == "left"
 
-    # It is nobody's any more: the next run begins anew and undoes nothing.
+    # It is nobody's any more: the next run starts again and undoes nothing.
     changes(world).clear()
     world.probes = healthy
     assert gate_and_promote(world.tools()).exit_code == ExitCode.OK

@@ -208,6 +208,8 @@ class Runs:
     folder: Path
     by_traffic: bool = False
     deploy_timeout: str = "120s"
+    in_hold: Callable[[], object] = lambda: None
+    """What somebody does at the first observation of each run."""
 
     def start(self, version: int, *, bad: bool = False, stop: Stop | None = None) -> Run:
         """Start bringing build `version` to production; a `bad` one fails the gates there."""
@@ -257,7 +259,13 @@ class Runs:
             folder=self.folder,
         )
         tools = scripted_tools(run, settings, gates, clock=clock, lease_ttl=TTL)
-        with scripted_observer(_all_well):
+        deeds = iter([self.in_hold])
+
+        def observe(looks: DeploymentObserver, deployment: Deployment) -> Observation:
+            next(deeds, lambda: None)()
+            return _all_well(looks, deployment)
+
+        with scripted_observer(observe):
             evidence = gate_and_promote(tools)
         steps = [f"{step.title} {step.detail}".rstrip() for step in evidence.steps]
         (self.folder / f"said-{os.getpid()}").write_text("\n".join([*steps, evidence.conclusion]))
