@@ -14,7 +14,13 @@ from cluster.behaviour import HEALTHY, crash_loop, slow_start
 from cluster.fixtures import Namespace, eventually
 from cluster.required import each_helm
 
-from vllm_rollout.model.deployment import Deployment, RevisionStatus, Target, images_of
+from vllm_rollout.model.deployment import (
+    Deployment,
+    RevisionStatus,
+    Target,
+    images_of,
+    newest_served,
+)
 from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.platform.base import ForeignChangeError, NotReadyError
 from vllm_rollout.platform.kubernetes.helm import Helm
@@ -113,7 +119,9 @@ def test_a_way_back_takes_fields_from_others_and_a_promotion_refuses(
         patch = {"spec": {"replicas": replicas}}
         namespace.cluster.send("PATCH", f"{where}?fieldManager=kubectl", patch).raise_for_status()
 
-    first, second = apply(made_of("one")), apply(made_of("two"))
+    first = apply(made_of("one"))
+    (live,) = namespace.list("deployments", "apis/apps/v1")
+    second = apply(made_of("two"))
     assert platform.field_conflicts(production) == []
     scale(3)
     found = f".spec.replicas of Deployment {production.release} is set by kubectl"
@@ -136,6 +144,18 @@ def test_a_way_back_takes_fields_from_others_and_a_promotion_refuses(
     target = Target(build=second.build, values=made_of("two"), replicas=2, capacity=2)
     overwriting.apply(production, target, description="a test", timeout=LONG)
     assert platform.field_conflicts(production) == []
+
+    # As `kubectl rollout undo` does. A first step keeps that template, and the next would not.
+    undone = {"spec": {"template": live["spec"]["template"]}}
+    where = where.removesuffix("/scale")
+    namespace.cluster.send("PATCH", f"{where}?fieldManager=undo", undone).raise_for_status()
+    eventually(lambda: {r.build for r in platform.replicas(production)} == {first.build.digest})
+    serving = newest_served(platform.history(production))
+    assert serving is not None
+    assert serving.build == first.build
+    with pytest.raises(ForeignChangeError, match="set by undo"):
+        apply(made_of("three"), replicas=1)
+    assert {r.build for r in platform.replicas(production)} == {first.build.digest}
 
 
 def test_what_is_not_as_rendered_is_named(

@@ -194,7 +194,12 @@ class Changes:
         """
         if self.overwrite or not self.helm.forcing:
             return
+        # A ramp's first step may keep what somebody set, and fail at it in the next one.
+        entries = self.releases.entries(deployment)
+        applied = [entry.revision for entry in entries if entry.status == "deployed"]
         found: dict[str, None] = {}
+        for number in applied[-1:]:
+            found |= dict.fromkeys(self.conflicts_with(deployment, number))
         for values in revisions:
             objects = self.helm.template(
                 deployment.release, chart, namespace=deployment.namespace, values=values
