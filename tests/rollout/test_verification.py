@@ -25,6 +25,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Target
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import GateRun
+from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback, watch_rollback
@@ -89,14 +90,13 @@ def test_a_verification_finds_what_the_gates_find(
 ) -> None:
     (replica,) = local.reader().replicas(PRODUCTION)
     dials = f"{replica.address}/simulator/dials"
-    changes = [f"--policy-set={key}={value}" for key, value in QUICK_GATES.items()]
+    changes = [
+        *(f"{key}={value}" for key, value in QUICK_GATES.items()),
+        f"local.state={local.policy.local.state}",
+        "environments.production.replicas=1",
+    ]
     runner = GateRunner(
-        options=[
-            "--platform=local",
-            *changes,
-            f"--policy-set=local.state={local.policy.local.state}",
-            "--policy-set=environments.production.replicas=1",
-        ],
+        options=["--platform=local", *(f"--policy-set={change}" for change in changes)],
         on_event=lambda _kind, _text: None,
     )
     if fault:
@@ -105,7 +105,8 @@ def test_a_verification_finds_what_the_gates_find(
         if fault == "dead":  # the router stops sending to it, at a moment of its own
             eventually(lambda: not local.reader().replicas(PRODUCTION)[0].ready)
         by_gates = runner.run(PRODUCTION, tmp_path, only=VERIFY_GATES)
-        found = verify(local, PRODUCTION, SystemClock())
+        with options_of_this_run([("--platform", "local"), *(("--set", c) for c in changes)]):
+            found = verify(local, PRODUCTION, SystemClock())
     finally:
         if fault:
             httpx.patch(dials, json={fault: False}).raise_for_status()
