@@ -11,14 +11,7 @@ from http import HTTPStatus
 from typing import Any, Literal, Self
 from urllib.parse import urljoin
 
-from vllm_rollout.http_client import (
-    Failure,
-    HttpAnswer,
-    HttpClient,
-    HttpError,
-    Sink,
-    monotonic,
-)
+from vllm_rollout.http_client import Failure, HttpAnswer, HttpClient, HttpError, Sink, monotonic
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.model.observation import ServedModels
