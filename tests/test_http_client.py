@@ -4,6 +4,7 @@ import gzip
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 import pytest
 import trustme
 from hypothesis import HealthCheck, given, settings
@@ -260,3 +262,14 @@ def test_whatever_a_server_sends_is_an_outcome_in_printable_words(data: bytes) -
         for name in CLIENTS:
             for text in texts(outcome(name, url, 10, Path(folder))):
                 assert (name, text) == (name, shown(text, 1000))
+
+
+def test_a_fake_clock_of_a_test_measures_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        time.sleep(0.02)
+        return httpx.Response(200)
+
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    with HttpClient(max_bytes=10, transport=httpx.MockTransport(answer)) as client:
+        answered = client.get("http://a", timeout_seconds=9, read=False)
+        assert answered.seconds >= 0.02

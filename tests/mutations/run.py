@@ -153,6 +153,13 @@ MUTATIONS = (
         "tests/pytest_plugin/test_collection.py",
     ),
     Mutation(
+        "no fixture of a conftest reaches a gate of the suite",
+        "vllm_rollout/pytest_plugin/gate_collection.py",
+        "    item.fixturenames[:] = filter(is_ours, item.fixturenames)\n",
+        "",
+        "tests/pytest_plugin/test_collection.py",
+    ),
+    Mutation(
         "a bucket never interpolates its way to a pass",
         "vllm_rollout/judge/buckets.py",
         "        if upper is not None and upper <= self.limit:",

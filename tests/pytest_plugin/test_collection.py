@@ -115,7 +115,7 @@ def test_a_policy_file_elsewhere_does_not_move_the_run(tmp_path: Path) -> None:
 
 
 def test_a_conftests_fixtures_stand_in_for_none_of_the_suites(tmp_path: Path) -> None:
-    names = ("deployment", "verdict", "client", "settings", "slo", "policy")
+    names = ("deployment", "verdict", "client", "servers", "settings", "slo", "policy")
     fixtures = (f"@pytest.fixture\ndef {name}(): return Anything()\n" for name in names)
     (tmp_path / "conftest.py").write_text(
         "import pytest\nclass Anything:\n"
@@ -126,3 +126,37 @@ def test_a_conftests_fixtures_stand_in_for_none_of_the_suites(tmp_path: Path) ->
 
     assert run.returncode == 1, run.stdout
     assert evidence_in(tmp_path).runs[0].unreachable == NOWHERE
+
+
+REACHING = """
+import pytest
+from pathlib import Path
+def note(text):
+    with Path("seen").open("a") as seen: seen.write(f"{text} ")
+@pytest.fixture(autouse=True, params=[1, 2])
+def twice(request): note("twice")
+@pytest.fixture
+def used(): note("used")
+@pytest.fixture
+def added(): note("added")
+@pytest.fixture(autouse=True, scope="session")
+def of_session():
+    note("up")
+    yield
+    note("down")
+def pytest_collection_modifyitems(items):
+    for item in items: item.fixturenames.insert(0, "added")
+"""
+
+
+def test_a_conftests_fixtures_reach_none_of_the_suites_gates(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(REACHING)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nusefixtures = used\n")
+    (tmp_path / "test_ours.py").write_text(GATE)
+    asked = ("-m", "development or staging", *LEFT[2:], "-k", "health or ours")
+    run_gates(tmp_path, *asked, changes=())
+
+    gates = [run.gates for run in evidence_in(tmp_path).runs]
+    assert [[gate.gate for gate in each] for each in gates] == [["health", "ours", "ours"]] * 2
+    own = ["added", "up", "used", "twice", "added", "used", "twice", "down"]
+    assert (tmp_path / "seen").read_text().split() == own * 2

@@ -7,12 +7,23 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from support.gate_runs import FAST, MODEL, evidence_in, run_gates, staging, unreported
+from support.gate_runs import (
+    FAST,
+    MODEL,
+    evidence_in,
+    run_gates,
+    staging,
+    started_gates,
+    unreported,
+)
 
 from vllm_rollout import pytest_plugin as plugin
 from vllm_rollout.judge import Outcome
+from vllm_rollout.pytest_plugin.load_progress_line import check_variables
 from vllm_rollout.simulator.running import RunningSimulator
 
 PLUGIN = Path(plugin.__file__).parent
@@ -105,6 +116,52 @@ def test_ours(deployment, verdict):
     except BaseException:
         pass
 """
+BAD, UNMET = "verdict(check(False, 'bad'))", "assert not 'met'"
+IN_SUBTESTS = """
+from vllm_rollout.judge import check
+def test_ours(deployment, verdict, subtests):
+    with subtests.test("a"):
+        verdict(check(True, "fine"))
+    with subtests.test("b"):
+        {second}
+"""
+IN_TEARDOWN = """
+import contextlib, pytest
+from vllm_rollout.judge import check
+@pytest.fixture
+def later(verdict):
+    yield
+    with contextlib.suppress(BaseException):
+        verdict(check(False, "bad afterwards"))
+def test_ours(deployment, verdict, later): verdict(check(True, "fine"))
+"""
+BY_TWO_REPORTS = (
+    IN_TEARDOWN,
+    IN_SUBTESTS.format(second=BAD),
+    IN_SUBTESTS.format(second=UNMET),
+)
+WRITTEN = """
+from vllm_rollout.judge import Verdict
+def test_ours(deployment, verdict): verdict(Verdict(outcome="{word}", reason="bad"))
+"""
+WARN_ONLY = """
+import pytest
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config):
+    yield
+    {end}
+"""
+LATE_END = """
+import pytest
+class Late:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session):
+        result = yield
+        session.exitstatus = 0
+        return result
+def pytest_runtest_setup(item): item.config.pluginmanager.register(Late())
+"""
+CUT_SHORT = LATE_END.replace("result = yield", "pytest.exit('', returncode=0); yield")
 ASSERTS_ONLY = "def test_ours(deployment): assert deployment.environment == 'staging'\n"
 NOT_RUN = """
 from vllm_rollout.judge import check
@@ -132,7 +189,16 @@ def marked(mark: str) -> str:
             Outcome.INCONCLUSIVE,
         ),
         (FAILING, "def pytest_sessionfinish(session): session.exitstatus = 0\n", Outcome.FAIL),
+        (FAILING, WARN_ONLY.format(end="return 0"), Outcome.FAIL),
+        (FAILING, WARN_ONLY.format(end="raise SystemExit(0)"), Outcome.FAIL),
+        (FAILING, LATE_END, Outcome.FAIL),
         (SWALLOWED, "", Outcome.FAIL),
+        (IN_SUBTESTS.format(second=BAD), "", Outcome.FAIL),
+        (IN_SUBTESTS.format(second=UNMET), "", Outcome.FAIL),
+        (IN_SUBTESTS.format(second="1 / 0"), "", Outcome.INCONCLUSIVE),
+        (IN_TEARDOWN, "", Outcome.FAIL),
+        (WRITTEN.format(word="fail"), "", Outcome.FAIL),
+        (WRITTEN.format(word="failed"), "", Outcome.INCONCLUSIVE),
         (ASSERTS_ONLY, "", Outcome.INCONCLUSIVE),
         (NOT_RUN, "", Outcome.INCONCLUSIVE),
     ],
@@ -145,10 +211,91 @@ def test_a_gate_passes_by_its_recorded_verdict_alone(
     run = run_gates(tmp_path, "test_ours.py", *DEAD, changes=())
 
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
-    assert evidence_in(tmp_path).runs[0].gates[0].outcome is outcome
+    found = [gate.outcome for gate in evidence_in(tmp_path).runs[0].gates]
+    assert found == [Outcome.PASS] * (gate is IN_TEARDOWN) + [outcome]
     assert f"{MODEL}: {outcome.upper()}" in run.stdout
     counted = "failed" if outcome is Outcome.FAIL else "inconclusive"
-    assert f"1 {counted}" in run.stdout.splitlines()[-1]
+    if gate not in BY_TWO_REPORTS:
+        assert f"1 {counted}" in run.stdout.splitlines()[-1]
+
+
+def test_a_session_end_that_is_cut_short_is_no_pass(tmp_path: Path) -> None:
+    (tmp_path / "test_ours.py").write_text(FAILING)
+    (tmp_path / "conftest.py").write_text(CUT_SHORT)
+    assert run_gates(tmp_path, "test_ours.py", *DEAD, changes=()).returncode == 1
+
+
+def test_a_gate_that_kills_its_worker_is_not_run_again(tmp_path: Path) -> None:
+    (tmp_path / "test_ours.py").write_text(
+        "import os\nfrom pathlib import Path\nfrom vllm_rollout.judge import check\n"
+        "def test_a(deployment, verdict): verdict(check(True, 'fine'))\n"
+        "def test_b(deployment, verdict):\n"
+        "    Path('runs').open('a').write('x')\n    os._exit(7)\n"
+        "def test_c(deployment, verdict): verdict(check(True, 'fine'))\n"
+    )
+    run = started_gates(tmp_path, "test_ours.py", *DEAD, "-n", "1", changes=())
+
+    assert run.returncode == 1, run.stdout
+    assert (tmp_path / "runs").read_text() == "x"
+    gates = {gate.item[:6]: gate for gate in evidence_in(tmp_path).runs[0].gates}
+    found = [gates[name].outcome for name in ("test_a", "test_b", "test_c")]
+    assert found == [Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE]
+    assert "crashed while running" in gates["test_c"].error
+
+
+@pytest.mark.parametrize("plugins", [[], [object()]])
+def test_a_policy_among_the_added_options_moves_no_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: list[object]
+) -> None:
+    file = tmp_path / "there" / "rollout.yaml"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"-q --policy '{file}'")
+    asked: list[object] = []
+
+    def main(arguments: list[str], plugins: object) -> int:
+        asked.extend([arguments, os.environ["PYTEST_ADDOPTS"], plugins])
+        return 1
+
+    monkeypatch.setattr(pytest, "main", main)
+    params = pytest.Config.InvocationParams(args=["x"], plugins=plugins, dir=tmp_path)
+    config: Any = SimpleNamespace(invocation_params=params, stash=pytest.Stash())
+
+    assert plugin.pytest_cmdline_main(config) == 1
+    assert asked == [["x"], f"-q --policy={file}", plugins]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("EVENTS", "/nowhere/events"),
+        ("LIFELINE", "0"),
+        ("LIFELINE", "x"),
+        ("LIFELINE", "77"),
+        ("POLICY_SET", "confidence=99%"),
+        ("EVIDENCE", "evidence.json"),
+        ("VALUES", "values.yaml"),
+    ],
+)
+def test_a_variable_that_cannot_be_meant_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(f"VLLM_ROLLOUT_{variable}", value)
+    with pytest.raises(pytest.UsageError, match=f"VLLM_ROLLOUT_{variable}"):
+        check_variables()
+
+
+def test_the_last_line_says_that_no_report_was_written(tmp_path: Path) -> None:
+    (tmp_path / "test_ours.py").write_text(
+        "from vllm_rollout.judge import check\n"
+        "def test_ours(deployment, verdict): verdict(check(True, 'fine'))\n"
+    )
+    (tmp_path / "reports").touch()
+    run = run_gates(tmp_path, "test_ours.py", *staging("http://127.0.0.1:9"), changes=())
+
+    assert run.returncode == pytest.ExitCode.INTERNAL_ERROR
+    (last,) = [line for line in run.stdout.splitlines() if line.startswith(f"{MODEL}: ")]
+    assert last.startswith(f"{MODEL}: the report could not be written")
 
 
 def test_a_gate_that_never_began_is_no_pass_of_the_part(tmp_path: Path) -> None:

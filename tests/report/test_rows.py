@@ -21,6 +21,7 @@ MakeEvidence = Callable[..., Evidence]
         {"error": "Traceback (most recent call last):\n  File\nValueError: no such model"},
         {"unreachable": "http://127.0.0.1:1"},
         {"skipped": "no cluster"},
+        {"error": "Failed: Timeout (>3.0s) from pytest-timeout."},
         {},
     ],
 )
@@ -31,6 +32,7 @@ def test_a_gate_that_could_not_know_has_an_inconclusive_finding(
     bare = findings(make_gate("latency", **problem))
     assert [v.outcome for v in bare] == [Outcome.INCONCLUSIVE]
     assert bare[0].remedy
+    assert ("pytest-timeout" in bare[0].remedy) is ("pytest-timeout" in str(problem))
     judged = make_gate("latency", passing, **problem)
     assert worst([v.outcome for v in findings(judged)]) is judged.outcome
     if problem:

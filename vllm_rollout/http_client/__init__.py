@@ -26,6 +26,7 @@ from vllm_rollout.http_client.exchange import (
     HttpAnswer,
     HttpError,
     Sink,
+    monotonic,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     Transport = httpx.MockTransport
 
-__all__ = ["Begin", "Failure", "HttpAnswer", "HttpClient", "HttpError", "Sink"]
+__all__ = ["Begin", "Failure", "HttpAnswer", "HttpClient", "HttpError", "Sink", "monotonic"]
 
 _MOST_REDIRECTS = 5
 _MOST_IDLE = 20

@@ -6,13 +6,12 @@ says how; only a server that cannot be reached at all raises.
 
 import secrets
 import threading
-import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal, Self
 from urllib.parse import urljoin
 
-from vllm_rollout.http_client import Failure, HttpAnswer, HttpClient, HttpError, Sink
+from vllm_rollout.http_client import Failure, HttpAnswer, HttpClient, HttpError, Sink, monotonic
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.model.observation import ServedModels
@@ -125,11 +124,11 @@ class InferenceClient:
         Raises:
             UnreachableError: no connection could be made.
         """
-        started = time.monotonic()
+        started = monotonic()
         try:
             answer = self._get(self._health_url, timeout_seconds)
         except HttpError as error:
-            return Health(status=0, seconds=time.monotonic() - started, error=error.reason)
+            return Health(status=0, seconds=monotonic() - started, error=error.reason)
         target = answer.redirects_to
         moved = shown(f"redirect to {target}") if target else NOTHING
         return Health(
@@ -234,7 +233,7 @@ class InferenceClient:
             raise self._unreachable(error) if error.unreachable else error from error
 
     def _ask(self, path: str, body: dict[str, Any], *, timeout_seconds: float) -> Inference:
-        started = time.monotonic()
+        started = monotonic()
         stream = _Stream(body["max_tokens"]) if body["stream"] else None
         status = 0
         seconds: float | None = None
@@ -269,7 +268,7 @@ class InferenceClient:
         return Inference(
             outcome=outcome,
             status=status,
-            seconds=time.monotonic() - started if seconds is None else seconds,
+            seconds=monotonic() - started if seconds is None else seconds,
             ttft_seconds=stream.ttft_seconds if stream else None,
             answer=answer,
             error=reason,
@@ -308,7 +307,7 @@ class _Stream:
     def _feed(self, data: bytes) -> bool:
         try:
             if self._sse.feed(data) and self.ttft_seconds is None:
-                self.ttft_seconds = time.monotonic() - self._sent
+                self.ttft_seconds = monotonic() - self._sent
         except AnswerError as error:
             self._wrong = error
             return False

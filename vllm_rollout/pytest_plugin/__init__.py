@@ -4,7 +4,9 @@ Every pytest run where the suite is installed imports this module: it stays ligh
 that asks for no gate as it is. What gates need is in `vllm_rollout.pytest_plugin`.
 """
 
+import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -25,6 +27,9 @@ BUILT_IN_MARKERS = {
     "soak": "how long a revision was healthy",
 }
 """Words of `-m` that ask for gates where no policy file names other environments."""
+
+EXIT_CODE = pytest.StashKey[int | pytest.ExitCode]()
+"""How a run of gates ends, or one that was started again; nothing makes it a success."""
 
 _HINT = (
     "A test that asks for `deployment` is a gate. Name environment and model, for example:  "
@@ -81,12 +86,39 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 """The gate options; a run that gives any of them asks for gates."""
 
+WITHOUT_VARIABLE = ("policy-set", "values", "evidence")
+"""Options that have no variable: they are about one run, and not about a shell."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the gate options; each is an environment variable `VLLM_ROLLOUT_*` too."""
+    """Add the gate options; most are environment variables `VLLM_ROLLOUT_*` too."""
     group = parser.getgroup("vllm-rollout", "gates of a vLLM deployment")
     for name, about in _OPTIONS.items():
         group.addoption(name, **about)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """Have the last word on the exit code: who comes last is outermost."""
+    result = yield
+    early_config.pluginmanager.register(_LastWord(), "vllm_rollout.pytest_plugin.last_word")
+    return result
+
+
+class _LastWord:
+    """Keeps the exit code of gates, whatever a hook of others makes of it."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_cmdline_main(
+        self, config: pytest.Config
+    ) -> Generator[None, int | pytest.ExitCode | None, int | pytest.ExitCode | None]:
+        try:
+            code = yield
+        except SystemExit:
+            if not config.stash.get(EXIT_CODE, 0):
+                raise
+            code = None
+        return code or config.stash.get(EXIT_CODE, code)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,20 +126,31 @@ def pytest_cmdline_main(config: pytest.Config) -> int | pytest.ExitCode | None:
     """Start again with `--policy=FILE` where `--policy FILE` led pytest to FILE's folder.
 
     Before it knows the option pytest takes FILE for a path to test, and so for where rootdir and
-    configuration are.
+    configuration are. The `addopts` of a configuration are read after that.
     """
     if hasattr(config, "workerinput"):
         return None
-    folder = config.invocation_params.dir
-    arguments = list(config.invocation_params.args)
-    for name in ("--policy", "--values", "--evidence", "--report-dir"):
-        for at in range(len(arguments) - 2, -1, -1):
-            path = folder / arguments[at + 1]
-            if arguments[at] == name and path.exists() and path.absolute().parent != folder:
-                arguments[at : at + 2] = [f"{name}={arguments[at + 1]}"]
-    if len(arguments) == len(config.invocation_params.args):
+    given = config.invocation_params
+    added = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
+    typed_joined, added_joined = (_joined(given.dir, each) for each in (given.args, added))
+    if (typed_joined, added_joined) == ([*given.args], added):
         return None
-    return pytest.main(arguments)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTEST_ADDOPTS", shlex.join(added_joined))
+        code = pytest.main(typed_joined, plugins=given.plugins)
+    config.stash[EXIT_CODE] = code
+    return code
+
+
+def _joined(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `=` between an option and its file where that is in another folder."""
+    joined = [str(each) for each in arguments]
+    for at in range(len(joined) - 2, -1, -1):
+        if joined[at] in ("--policy", "--values", "--evidence", "--report-dir"):
+            path = folder / joined[at + 1]
+            if path.exists() and path.absolute().parent != folder:
+                joined[at : at + 2] = [f"{joined[at]}={joined[at + 1]}"]
+    return joined
 
 
 def pytest_configure(config: pytest.Config) -> None:

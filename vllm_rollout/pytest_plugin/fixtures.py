@@ -224,7 +224,7 @@ def _end_with(request: pytest.FixtureRequest, verdict: Verdict) -> None:
 
 
 FIXTURES: tuple[Any, ...] = (
-    settings, deployment, policy, slo, client, cluster, metrics, preflight, known_capacity,
+    settings, deployment, policy, slo, client, servers, cluster, metrics, preflight, known_capacity,
     verdict, _load_run, judged_load, load,
 )  # fmt: skip
 """All of them: the suite's own gates use these, whatever a conftest calls the same."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,25 @@ class GateModule(pytest.Module):
             SourceFileLoader(name, str(self.path)).exec_module(module)
             sys.modules[name] = module
         return sys.modules[name]
+
+
+def drop_foreign_fixtures(item: Any) -> None:
+    """Leave a gate of the suite what it asks for: no `autouse` of a conftest or a plugin.
+
+    `item` is a test, or the definition of one.
+    """
+    info = item._fixtureinfo  # noqa: SLF001 - no public API tells a test's fixtures
+    known: dict[str, Any] = info.name2fixturedefs
+
+    def is_ours(name: str) -> bool:
+        return name in info.argnames or (
+            name in known
+            and known[name][-1].func.__module__ in (fixtures.__name__, item.module.__name__)
+        )
+
+    item.fixturenames[:] = filter(is_ours, item.fixturenames)
+    for name in known.keys() - set(item.fixturenames):
+        del known[name]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ It goes onto the test's report, which says what the record says; `session_result
 follows from all of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from vllm_rollout.gate_runs import address_of, identity
-from vllm_rollout.judge import Outcome, check
+from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.model.deployment import Deployment, strict_json
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.evidence import GateResult
@@ -36,6 +37,11 @@ PATH_ERRORS = pytest.StashKey[PathErrors]()
 _ASKING = {"client", "servers"}
 """Fixtures of gates that send requests to the deployment themselves."""
 _SKIPS: Any = (pytest.skip.Exception, pytest.xfail.Exception)
+CALLING = pytest.StashKey[bool]()
+"""True while the gate's test is called."""
+_IN_SUBTESTS = pytest.StashKey[list[BaseException]]()
+_SEEN = pytest.StashKey[int]()
+"""How many of the gate's verdicts are in its record."""
 _BEGAN = pytest.StashKey[float]()
 
 LOAD_NAME = "load"
@@ -127,24 +133,33 @@ def record_result(
     if call.excinfo and isinstance(call.excinfo.value, RunAgainError) and _RECORD in item.stash:
         put_on_report(report, item.stash[_RECORD])
         return
-    if report.when != "call" and report.passed:
+    raised = call.excinfo.value if call.excinfo else None
+    in_subtests = item.stash.setdefault(_IN_SUBTESTS, [])
+    if item.stash.get(CALLING, False):  # one of its subtests: the gate's record is yet to come
+        in_subtests += [raised] if raised else []
         return
-    settings = item.config.stash[SETTINGS]
     recorder = item.stash.get(RECORDER, None) or VerdictRecorder()
     verdicts = list(recorder.verdicts)
-    raised = call.excinfo.value if call.excinfo else None
+    seen = item.stash.get(_SEEN, 0)
+    swallowed = report.when == "teardown" and not all(v.passed for v in verdicts[seen:])
+    if report.when != "call" and report.passed and not swallowed:
+        return
+    item.stash[_SEEN] = len(verdicts)
+    settings = item.config.stash[SETTINGS]
+    failed = [each for each in (*in_subtests, raised) if isinstance(each, AssertionError)]
+    in_subtests = [e for e in in_subtests if not isinstance(e, (AssertionError, GateFailedError))]
+    raised = raised or next(iter(in_subtests), None)
     if raised is not None and _ASKING & set(getattr(item, "fixturenames", ())):
         problem = settings.path_errors(deployment).since(item.stash[PATH_ERRORS])
         if problem is not None:
             raised, verdicts = problem, [v for v in verdicts if v.passed]
     unreachable = raised.address if isinstance(raised, UnreachableError) else ""
-    error = _error(raised, report, judged=bool(verdicts))
+    error = _error(raised, report, verdicts)
     after = identity(settings.platform, deployment)
     if not unreachable and "unreachable" in after:
         # What was found is about a build that is not known.
         error, unreachable = error or after["unknown"], after["unreachable"]
-    if isinstance(raised, AssertionError):
-        verdicts.append(check(False, str(raised)))
+    verdicts += [check(False, str(each)) for each in failed]
     load = item.config.stash[LOADS].get(deployment)
     if load is not None and "judged_load" not in getattr(item, "fixturenames", ()):
         load = None
@@ -178,18 +193,20 @@ def record_result(
     put_on_report(report, record)
 
 
-def _error(raised: BaseException | None, report: pytest.TestReport, *, judged: bool) -> str:
+def _error(
+    raised: BaseException | None, report: pytest.TestReport, verdicts: Sequence[Verdict]
+) -> str:
     """Return what kept the gate from a verdict; empty where it has one, or was skipped."""
     if isinstance(raised, UnreachableError):
         return str(raised)
     if isinstance(raised, GateInconclusiveError):
-        return "" if judged else str(raised)
+        return str(raised) if all(verdict.passed for verdict in verdicts) else ""
     if raised is not None:
         known = isinstance(raised, (GateFailedError, *_SKIPS))
         return "" if known else f"{type(raised).__name__}: {raised}"
     if report.failed:  # without an exception: a mark or a hook made it so
         return str(report.longrepr)
-    return "" if judged else "the gate ended without a verdict: it judged nothing"
+    return "" if verdicts else "the gate ended without a verdict: it judged nothing"
 
 
 def _skip_reason(raised: BaseException | None) -> str:

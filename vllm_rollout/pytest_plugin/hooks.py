@@ -24,6 +24,7 @@ from vllm_rollout.pytest_plugin.gate_collection import (
     NOTICE,
     asks_for_suites_gates,
     collect_gates,
+    drop_foreign_fixtures,
     models_given,
     only_other_paths,
     only_team_gates_named,
@@ -31,6 +32,7 @@ from vllm_rollout.pytest_plugin.gate_collection import (
 )
 from vllm_rollout.pytest_plugin.gate_results import (
     BEFORE,
+    CALLING,
     PATH_ERRORS,
     RECORDS,
     RunAgainError,
@@ -39,8 +41,14 @@ from vllm_rollout.pytest_plugin.gate_results import (
     record_result,
     serialize_record,
 )
-from vllm_rollout.pytest_plugin.gate_selection import deployment_of, gate_of, parametrize
+from vllm_rollout.pytest_plugin.gate_selection import (
+    deployment_of,
+    gate_of,
+    is_bundled,
+    parametrize,
+)
 from vllm_rollout.pytest_plugin.load_progress_line import (
+    check_variables,
     emit,
     end_by_signals,
     end_with_parent,
@@ -78,6 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # Tests that are no gates must not mind a broken policy file; a gate will say it.
         config.stash[_PROBLEM] = problem
         return
+    check_variables()
     end_with_parent()
     end_by_signals(config)
     config.stash[SETTINGS] = settings
@@ -100,8 +109,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return DeploymentScheduling(config, log, config.stash[SETTINGS], models_given(config))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize every test that uses `deployment`."""
+    if is_bundled(metafunc.definition.path):
+        drop_foreign_fixtures(metafunc.definition)
     if "deployment" not in metafunc.fixturenames or _is_of_another(metafunc):
         return
     if _PROBLEM in metafunc.config.stash:
@@ -160,6 +172,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if deployment_of(item) is None:
         return None
     runner: Any = item.config.pluginmanager.get_plugin("runner")
+    if nextitem is not None and is_bundled(nextitem.path) and not is_bundled(item.path):
+        nextitem = None  # as at a session's end: what a team's fixtures have set up goes down
     return runner.pytest_runtest_protocol(item, nextitem)
 
 
@@ -171,6 +185,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     if BEFORE in item.stash:
         raise RunAgainError("a gate runs once", pytrace=False)
+    if is_bundled(item.path):
+        drop_foreign_fixtures(item)
     settings = item.config.stash[SETTINGS]
     # Preflight checks are about a build that is not there yet.
     look = identity if gate_of(item).startswith("preflight") else identity_and_differences
@@ -181,10 +197,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Call a gate once."""
-    if deployment_of(item) is not None and item.stash.setdefault(_CALLS, []):
+    if deployment_of(item) is None:
+        yield
+        return
+    if item.stash.setdefault(_CALLS, []):
         raise RunAgainError("a gate runs once", pytrace=False)
-    item.stash.setdefault(_CALLS, []).append(item.name)
-    yield
+    item.stash[_CALLS].append(item.name)
+    item.stash[CALLING] = True
+    try:
+        yield
+    finally:
+        item.stash[CALLING] = False
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

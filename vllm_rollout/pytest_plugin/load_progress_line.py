@@ -13,6 +13,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from stat import S_ISFIFO
 from typing import Any, Self
 
 import pytest
@@ -21,11 +22,14 @@ from rich.live import Live
 
 from vllm_rollout.load.run_load import LoadProgress
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.pytest_plugin import WITHOUT_VARIABLE
 from vllm_rollout.report.terminal import progress_line, progress_lines
+from vllm_rollout.variables import variable_of
 
 EVENTS_VARIABLE = "VLLM_ROLLOUT_EVENTS"
 LIFELINE_VARIABLE = "VLLM_ROLLOUT_LIFELINE"
 _SECONDS_BETWEEN_LINES = 5.0
+_STDERR = 2
 
 
 def emit(kind: str, **fields: Any) -> None:
@@ -33,8 +37,37 @@ def emit(kind: str, **fields: Any) -> None:
     path = os.environ.get(EVENTS_VARIABLE)
     if path:
         line = json.dumps({"event": kind, **fields}, ensure_ascii=False)
-        with Path(path).open("a", encoding="utf-8") as events:
+        # A disk that fills up meanwhile takes the words, and not the gates.
+        with suppress(OSError), Path(path).open("a", encoding="utf-8") as events:
             events.write(line + "\n")
+
+
+def check_variables() -> None:
+    """Refuse variables of the suite that cannot be meant, before anything is run.
+
+    Raises:
+        UsageError: one is no file or pipe of a parent's, or of an option that has no variable.
+    """
+    if path := os.environ.get(EVENTS_VARIABLE):
+        try:
+            Path(path).open("a", encoding="utf-8").close()
+        except OSError as error:
+            raise pytest.UsageError(_left_over(EVENTS_VARIABLE, str(error))) from error
+    if lifeline := os.environ.get(LIFELINE_VARIABLE):
+        try:
+            number = int(lifeline)
+            is_pipe = number > _STDERR and S_ISFIFO(os.fstat(number).st_mode)
+        except (ValueError, OverflowError, OSError):
+            is_pipe = False
+        if not is_pipe:
+            raise pytest.UsageError(_left_over(LIFELINE_VARIABLE, f"{lifeline!r} is no pipe"))
+    for option in WITHOUT_VARIABLE:
+        if os.environ.get(variable_of(option)):
+            raise pytest.UsageError(f"{variable_of(option)} is not read: write --{option}")
+
+
+def _left_over(variable: str, problem: str) -> str:
+    return f"{variable}: {problem}.\nUnset it: gate-and-promote sets it for the runs it starts."
 
 
 def end_with_parent() -> None:
@@ -45,7 +78,7 @@ def end_with_parent() -> None:
     must not go on making load.
     """
     lifeline = os.environ.pop(LIFELINE_VARIABLE, None)
-    if lifeline is None:
+    if not lifeline:
         return
 
     def wait() -> None:

@@ -25,6 +25,7 @@ from vllm_rollout.model.evidence import (
     new_run_id,
     write_evidence,
 )
+from vllm_rollout.pytest_plugin import EXIT_CODE
 from vllm_rollout.pytest_plugin.fixtures import SETTINGS
 from vllm_rollout.pytest_plugin.gate_results import (
     LOAD_NAME,
@@ -70,6 +71,8 @@ class SessionResults:
         self._records: dict[tuple[str, str], GateRecord] = {}
         self._planned: dict[str, tuple[Deployment, str]] = {}
         self._reported: set[str] = set()
+        self._crashed: set[str] = set()
+        config.stash[EXIT_CODE] = pytest.ExitCode.TESTS_FAILED  # until it is derived
         self._not_collected = False
         self._ended_by = "the session ended before it"
         self._usage = ""
@@ -93,7 +96,10 @@ class SessionResults:
         record = record_of(report)
         if record is not None:
             self._add([record])
-        elif report.when == "call":
+        elif report.when not in ("setup", "call", "teardown"):  # xdist's of a worker's crash
+            self._crashed.add(report.nodeid)
+            self._ended_by = str(report.longrepr)
+        elif report.when == "call" and not hasattr(report, "context"):  # which a subtest's has
             self._reported.add(report.nodeid)  # no gate, whatever its id is like
 
     @pytest.hookimpl(optionalhook=True)
@@ -116,6 +122,7 @@ class SessionResults:
         found = [] if refused or self._config.getoption("collectonly") else self._evidence()
         code = max([self._finish(each) for each in found], default=pytest.ExitCode.OK)
         session.exitstatus = session.exitstatus or code
+        self._config.stash[EXIT_CODE] = session.exitstatus
         yield
         session.exitstatus = session.exitstatus or code
 
@@ -150,7 +157,10 @@ class SessionResults:
                 self._keep_requests(evidence.model, folder)
                 self._lines.append(f"{words}  {paths.html}")
         except (RolloutError, OSError) as error:
-            self._lines += [words, f"the report could not be written: {error}"]
+            self._lines.append(
+                f"{evidence.model}: the report could not be written ({error}); the gates: "
+                + _in_words(evidence, part)
+            )
             code = max(code, pytest.ExitCode.INTERNAL_ERROR)
         return code
 
@@ -187,7 +197,7 @@ class SessionResults:
     def _unrun(self, now: datetime) -> dict[Deployment, list[GateResult]]:
         """Return a result for each gate that was selected and left none: it is inconclusive."""
         found: dict[Deployment, list[GateResult]] = defaultdict(list)
-        recorded = {key[0] for key in self._records} | self._reported
+        recorded = ({key[0] for key in self._records} - self._crashed) | self._reported
         if self._not_collected and not self._records:
             return found
         for node_id, (deployment, title) in self._planned.items():

@@ -1,10 +1,15 @@
 """The `verdict` fixture, which records a gate's verdicts."""
 
+from dataclasses import asdict
+
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from vllm_rollout.judge import Outcome, Verdict, worst
 from vllm_rollout.model.evidence import Attachment
 from vllm_rollout.report.terminal import verdict_text
+
+_VERDICT = TypeAdapter(Verdict)
 
 
 # The public name is an attribute of an object, where mypy finds no class.
@@ -35,9 +40,16 @@ class VerdictRecorder:
         """Record `verdict`.
 
         Raises:
+            TypeError: it is none, or a field of it is of another type.
             GateFailedError: it is a fail.
             GateInconclusiveError: it is inconclusive.
         """
+        try:
+            verdict = _VERDICT.validate_python(asdict(verdict))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = first["loc"][0]
+            raise TypeError(f"{field} of a verdict is {first['input']!r}: {first['msg']}") from None
         self.verdicts.append(verdict)
         if verdict.outcome is Outcome.FAIL:
             raise GateFailedError(verdict_text(verdict), pytrace=False)

@@ -58,9 +58,10 @@ def findings(result: GateResult) -> tuple[Verdict, ...]:
             )
         )
     elif result.error:
-        found.append(
-            _unknown(_last_line(result.error), "Fix what is named and run the gate again.")
-        )
+        remedy = "Fix what is named and run the gate again."
+        if "from pytest-timeout" in result.error:
+            remedy = "Give gates time: set pytest-timeout's `timeout` to 0, or above a load's time."
+        found.append(_unknown(_last_line(result.error), remedy))
     if result.skipped:
         found.append(_unknown(f"not run: {one_line(result.skipped)}", "Run the gate."))
     if not found:
