@@ -17,7 +17,6 @@ from vllm_rollout.platform.kubernetes.chart import Chart, admit, copied, load_ch
 from vllm_rollout.platform.kubernetes.composition import OWN_VALUES, Rollout
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.releases import stable_templates
-from vllm_rollout.platform.kubernetes.rendered import Json, pinned_images, without_hooks
 from vllm_rollout.platform.kubernetes.served import (
     OWNED_BY_ENVIRONMENT,
     Leaves,
@@ -30,6 +29,12 @@ from vllm_rollout.platform.kubernetes.served import (
     served,
     unlike_build,
     value_at,
+)
+from vllm_rollout.platform.kubernetes.templates import (
+    Json,
+    pinned_images,
+    templates_of,
+    without_hooks,
 )
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles
 
@@ -110,8 +115,9 @@ class Builds:
         build = make_build(chart or self.chart, deployment, dict(values))
         with self._rendering(values, chart) as rendering:
             made = rendering.served(deployment)
-            images = pinned_images(rendering.objects(deployment))
-            if not made:
+            objects = rendering.objects(deployment)
+            images = pinned_images(objects)
+            if not any(each.runs for each in templates_of(objects)):
                 raise UsageError(
                     f"the chart makes nothing that serves in {deployment.environment}",
                     remedy="Let its templates make a Deployment or StatefulSet with replicas.",

@@ -23,7 +23,8 @@ from vllm_rollout.platform.kubernetes.chart import load_chart, merged, overlay
 from vllm_rollout.platform.kubernetes.needs import needed_by, pull_credentials, secret_value
 from vllm_rollout.platform.kubernetes.nodes import Nodes, limits_of, quantity, refusal, requests_of
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL
-from vllm_rollout.platform.kubernetes.rendered import HOOK, Rendered, demand_of
+from vllm_rollout.platform.kubernetes.rendered import Rendered, demand_of
+from vllm_rollout.platform.kubernetes.templates import HOOK
 from vllm_rollout.yaml_file import read_mapping
 
 _NOT_OURS = ("BestEffort", "Terminating")

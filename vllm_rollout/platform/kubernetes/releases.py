@@ -1,5 +1,6 @@
 """History of a release, read from Helm, and what of its newest revision runs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,14 +9,63 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
+from vllm_rollout.platform.kubernetes.nodes import quantity
 from vllm_rollout.platform.kubernetes.pods import list_pods, replica_of
-from vllm_rollout.platform.kubernetes.served import served, unlike
+from vllm_rollout.platform.kubernetes.served import Leaves, served, shown
 from vllm_rollout.platform.kubernetes.surge_plan import Pods
 
 Json = Mapping[str, Any]
 
 TRACK_LABEL = "vllm-rollout/track"
 _LIVE = ("Deployment", "StatefulSet")
+_CONTAINER = r"spec\.(?:containers|initContainers)\[[^\]]*\]"
+_VOLUME = r"spec\.volumes\[[^\]]*\]"
+_HANDLER = rf"{_CONTAINER}\.(?:\w+Probe|lifecycle\.(?:postStart|preStop))"
+_CLAIM = r"volumeClaimTemplates\[\d+\]"
+_DEFAULTS = tuple(
+    (re.compile(path), values)
+    for path, values in {
+        r"spec\.restartPolicy": ("Always",),
+        r"spec\.dnsPolicy": ("ClusterFirst",),
+        r"spec\.schedulerName": ("default-scheduler",),
+        r"spec\.terminationGracePeriodSeconds": (30,),
+        r"spec\.enableServiceLinks": (True,),
+        rf"(?:spec|{_CONTAINER})\.securityContext": ({},),
+        rf"{_CONTAINER}\.resources": ({},),
+        rf"{_CONTAINER}\.terminationMessagePath": ("/dev/termination-log",),
+        rf"{_CONTAINER}\.terminationMessagePolicy": ("File",),
+        rf"{_CONTAINER}\.imagePullPolicy": ("Always", "IfNotPresent"),
+        rf"{_CONTAINER}\.securityContext\.procMount": ("Default",),
+        rf"{_CONTAINER}\.ports\[[^\]]*\]\.protocol": ("TCP",),
+        rf"{_CONTAINER}\.env\[.*\]\.valueFrom\.fieldRef\.apiVersion": ("v1",),
+        rf"{_CONTAINER}\.env\[.*\]\.valueFrom\.resourceFieldRef\.divisor": ("0",),
+        rf"{_HANDLER}\.httpGet\.scheme": ("HTTP",),
+        rf"{_HANDLER}\.httpGet\.path": ("/",),
+        rf"{_HANDLER}\.grpc\.service": ("",),
+        rf"{_HANDLER}\.(?:timeoutSeconds|successThreshold)": (1,),
+        rf"{_HANDLER}\.periodSeconds": (10,),
+        rf"{_HANDLER}\.failureThreshold": (3,),
+        rf"{_VOLUME}\.(?:secret|configMap|downwardAPI|projected)\.defaultMode": (420,),
+        rf"{_VOLUME}\..*\.fieldRef\.apiVersion": ("v1",),
+        rf"{_VOLUME}\..*\.resourceFieldRef\.divisor": ("0",),
+        rf"{_VOLUME}\..*\.serviceAccountToken\.expirationSeconds": (3600,),
+        rf"{_VOLUME}\.hostPath\.type": ("",),
+        rf"{_VOLUME}\.image\.pullPolicy": ("Always", "IfNotPresent"),
+        rf"(?:{_CLAIM}|{_VOLUME}\.ephemeral\.volumeClaimTemplate)\.spec\.volumeMode": (
+            "Filesystem",
+        ),
+        rf"{_CLAIM}\.apiVersion": ("v1",),
+        rf"{_CLAIM}\.kind": ("PersistentVolumeClaim",),
+        rf"{_CLAIM}\.status\.phase": ("Pending",),
+    }.items()
+)
+"""What the API server fills in where a pod template says nothing: values by path. Anything else
+that is live and was not rendered is somebody's edit."""
+_SAME_AS_ABSENT = re.compile(
+    r"^spec\.(hostNetwork|hostPID|hostIPC)$|\.(readOnly|stdin|stdinOnce|tty|hostPort)$"
+    r"|Probe\.initialDelaySeconds$"
+)
+"""Where the API server leaves out False and 0, which it keeps elsewhere."""
 
 
 class Releases:
@@ -110,6 +160,40 @@ def unlike_running(
             texts = (f"{name} runs {' '.join(words)}" for name, words in processes.items())
             lines.append(f"{replica.name} is not as its template: {'; '.join(texts)}")
     return lines
+
+
+def unlike(rendered: Leaves, live: Leaves) -> list[str]:
+    """Return how a live pod template differs from the rendered one, one line for each path.
+
+    The API server fills in `_DEFAULTS`, leaves out what is empty, and writes amounts its own way.
+    """
+    paths = [path for path in rendered if not _alike(path, rendered[path], live.get(path))]
+    paths += [path for path in live if path not in rendered and not _is_default(path, live)]
+    return [f"{p}: {shown(p, rendered)} was rendered, {shown(p, live)} runs" for p in paths]
+
+
+def _alike(path: str, rendered: Any, live: Any) -> bool:
+    if live is None:
+        return rendered in ("", [], {}) or (not rendered and bool(_SAME_AS_ABSENT.search(path)))
+    if rendered == live or str(rendered) == str(live):
+        return True
+    if ".resources." not in path and not path.endswith(".sizeLimit"):
+        return False
+    try:
+        return quantity(rendered) == quantity(live)
+    except (ValueError, TypeError):
+        return False
+
+
+def _is_default(path: str, live: Leaves) -> bool:
+    """Return True if the API server itself put the value there."""
+    value = live[path]
+    if path == "spec.serviceAccount":
+        return True  # the former name of serviceAccountName, which it always copies
+    if path.endswith(".hostPort"):
+        of_container = path.removesuffix("hostPort") + "containerPort"
+        return live.get("spec.hostNetwork") is True and value == live.get(of_container)
+    return any(pattern.fullmatch(path) and value in values for pattern, values in _DEFAULTS)
 
 
 def _process(container: Json) -> tuple[str, ...]:
