@@ -160,12 +160,18 @@ def rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     render = Helm.template
 
     def template(
-        helm: Helm, release: str, chart: Path, *, namespace: str, values: Sequence[Path] = ()
+        helm: Helm,
+        release: str,
+        chart: Path,
+        *,
+        namespace: str,
+        values: Sequence[Path] = (),
+        **more: Any,
     ) -> list[dict[str, Any]]:
         given = [yaml.safe_load(file.read_text()) for file in values]
-        key = release, namespace, json.dumps([each for each in given if each])
+        key = release, namespace, json.dumps([each for each in given if each]), str(more)
         if key not in known:
-            known[key] = render(helm, release, chart, namespace=namespace, values=values)
+            known[key] = render(helm, release, chart, namespace=namespace, values=values, **more)
         return copy.deepcopy(known[key])
 
     monkeypatch.setattr(Helm, "template", template)

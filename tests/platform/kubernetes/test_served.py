@@ -3,7 +3,9 @@
 import copy
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import yaml
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, UsageError
-from vllm_rollout.platform.kubernetes.build import Builds, check_same, make_build
-from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.build import Builds, check_same
+from vllm_rollout.platform.kubernetes.chart import make_build
+from vllm_rollout.platform.kubernetes.composition import Rollout
+from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
 from vllm_rollout.platform.kubernetes.releases import unlike
 from vllm_rollout.platform.kubernetes.served import (
     OWNED_BY_ENVIRONMENT,
@@ -443,3 +447,59 @@ def test_a_build_of_the_former_scheme_asks_to_gate_again(builds: Builds) -> None
     with pytest.raises(DeployError, match="gated by an earlier version") as caught:
         check_same(former, now)
     assert "gate again" in str(caught.value)
+
+
+def own_chart(folder: Path, *, arg: str, name: str = "chart") -> Path:
+    chart = folder / name
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: own\nversion: 1.0.0\n")
+    made = yaml.safe_dump(server(own={"args": ["ARG"]}))
+    (chart / "templates/all.yaml").write_text(made.replace("ARG", f"'{arg}'"))
+    return chart
+
+
+@pytest.mark.parametrize(
+    ("arg", "flags"),
+    [
+        ("{{ .Release.IsUpgrade }}", ["--is-upgrade"]),
+        ("{{ .Capabilities.KubeVersion.Minor }}", ["--kube-version", "1.37.2"]),
+        (
+            '{{ .Capabilities.APIVersions.Has "a.example/v1/B" }}',
+            ["--api-versions", "a.example/v1/B"],
+        ),
+    ],
+)
+def test_a_chart_that_asks_the_cluster_is_rendered_as_there(
+    builds: Builds, tmp_path: Path, helm_binary: str, arg: str, flags: list[str]
+) -> None:
+    chart = own_chart(tmp_path, arg=arg)
+    able = Capabilities(version="v1.37.2", apis=("a.example/v1/B",))
+    own = replace(builds, chart=chart, cluster=lambda: able)
+    (tmp_path / "values-staging.yaml").write_text("{}")
+    build = own.make(STAGING, {})
+    text = subprocess.check_output([helm_binary, "template", "r", str(chart), *flags], text=True)
+    rollout = Rollout(build=build, digest="", values_json="{}", replicas=1, capacity=1)
+
+    assert own.unlike_applied(STAGING, rollout, list(yaml.safe_load_all(text))) == []
+
+
+def test_a_chart_that_reads_its_revision_is_told_so(
+    builds: Builds, tmp_path: Path, helm_binary: str
+) -> None:
+    own = replace(builds, chart=own_chart(tmp_path, arg="{{ .Release.Revision }}"))
+    rollout = Rollout(
+        build=own.make(STAGING, {}), digest="", values_json="{}", replicas=1, capacity=1
+    )
+
+    found = own.unlike_applied(STAGING, rollout, [server(own={"args": ["2"]})])
+    assert "read .Release.Revision" in found[-1]
+
+
+@pytest.mark.parametrize("arg", ["{{ randNumeric 9 }}", "{{ now | date `05.000000000` }}"])
+def test_a_chart_that_is_another_each_time_is_named_as_such(
+    builds: Builds, tmp_path: Path, arg: str
+) -> None:
+    own = replace(builds, chart=own_chart(tmp_path, arg=arg))
+
+    with pytest.raises(UsageError, match=r"not deterministic: Deployment a: .*args\[0\] differs"):
+        own.make(PRODUCTION, {})

@@ -16,7 +16,7 @@ from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
 from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
-from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
@@ -78,6 +78,7 @@ class KubernetesPlatform:
             files=ValueFiles(overlays=overlays or chart, start_up=start_up),
             owned=tuple(environment_owns),
             order=tuple(order),
+            cluster=self._able,
         )
         self._changes = Changes(
             helm=self._helm,
@@ -92,6 +93,10 @@ class KubernetesPlatform:
     @cached_property
     def _api(self) -> KubernetesApi:
         return connect(self._context)
+
+    def _able(self) -> Capabilities:
+        version, apis = self._api.capabilities()
+        return Capabilities(version=version, apis=tuple(apis))
 
     @cached_property
     def store(self) -> KubernetesStore:

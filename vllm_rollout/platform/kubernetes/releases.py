@@ -50,6 +50,7 @@ _DEFAULTS = tuple(
         rf"{_VOLUME}\..*\.resourceFieldRef\.divisor": ("0",),
         rf"{_VOLUME}\..*\.serviceAccountToken\.expirationSeconds": (3600,),
         rf"{_VOLUME}\.hostPath\.type": ("",),
+        rf"{_VOLUME}\.emptyDir": ({},),
         rf"{_VOLUME}\.image\.pullPolicy": ("Always", "IfNotPresent"),
         rf"(?:{_CLAIM}|{_VOLUME}\.ephemeral\.volumeClaimTemplate)\.spec\.volumeMode": (
             "Filesystem",
