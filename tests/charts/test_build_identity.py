@@ -39,6 +39,8 @@ PLACEMENT = {
 BY_NAME = ("image", "model", "canary", "rollout")
 """What belongs to the build whatever a chart makes of it."""
 PROBES = {"startupProbe", "readinessProbe", "livenessProbe"}
+READ = ("model",)
+"""Annotations that a container of one of the charts reads."""
 OTHERS: dict[type, list[Any]] = {
     str: [
         *("{}-other", "other", "9Gi", "77", "sha256:" + "9" * 64, "Always", "Recreate", "99%"),
@@ -114,7 +116,10 @@ def what_serves(objects: list[dict[str, Any]]) -> str:
         if isinstance(value, dict):
             if isinstance(value.get("containers"), list):
                 yield {
-                    key: [{k: v for k, v in each.items() if k not in PROBES} for each in inner]
+                    key: [
+                        {k: v.get("exec") if k in PROBES else v for k, v in each.items()}
+                        for each in inner
+                    ]
                     if key in ("containers", "initContainers")
                     else inner
                     for key, inner in value.items()
@@ -131,10 +136,16 @@ def what_serves(objects: list[dict[str, Any]]) -> str:
         hook = (each["metadata"].get("annotations") or {}).get("helm.sh/hook")
         if each["kind"] == "ConfigMap":
             found.append(each["data"])
+        if each["kind"] in ("PersistentVolume", "Service"):
+            found.append([spec.get(key) for key in ("nfs", "selector")])
+        if each["kind"] == "VirtualService":
+            found.append(spec["http"])
         if each["kind"] == "PersistentVolumeClaim":
             found.append(spec.get("dataSource"))
         if hook != "test" and spec.get("replicas") != 0 and (run := list(pods(each))):
             found.append([each["kind"], each["metadata"]["name"], run])
+            about = (spec.get("template") or {}).get("metadata") or {}
+            found.append([v for k, v in (about.get("annotations") or {}).items() if k in READ])
             claims = spec.get("volumeClaimTemplates") or ()
             found.append([claim["spec"].get("dataSource") for claim in claims])
         if each["kind"] == "LeaderWorkerSet":
@@ -149,12 +160,18 @@ def rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     render = Helm.template
 
     def template(
-        helm: Helm, release: str, chart: Path, *, namespace: str, values: Sequence[Path] = ()
+        helm: Helm,
+        release: str,
+        chart: Path,
+        *,
+        namespace: str,
+        values: Sequence[Path] = (),
+        **more: Any,
     ) -> list[dict[str, Any]]:
         given = [yaml.safe_load(file.read_text()) for file in values]
-        key = release, namespace, json.dumps([each for each in given if each])
+        key = release, namespace, json.dumps([each for each in given if each]), str(more)
         if key not in known:
-            known[key] = render(helm, release, chart, namespace=namespace, values=values)
+            known[key] = render(helm, release, chart, namespace=namespace, values=values, **more)
         return copy.deepcopy(known[key])
 
     monkeypatch.setattr(Helm, "template", template)

@@ -15,7 +15,8 @@ from vllm_rollout.platform.base import ConflictError, Lease
 from vllm_rollout.platform.local.database import Database
 from vllm_rollout.platform.local.store import SqliteStore
 from vllm_rollout.rollout.journal import Event, JournalEntry
-from vllm_rollout.rollout.lease import TTL, HeldLease, LeasedReleases, LeaseLostError, hold
+from vllm_rollout.rollout.lease import TTL, HeldLease, LeaseLostError, hold
+from vllm_rollout.rollout.leased_releases import LeasedReleases
 
 
 @pytest.fixture

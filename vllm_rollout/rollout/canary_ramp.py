@@ -26,7 +26,7 @@ from vllm_rollout.platform.base import Weights
 from vllm_rollout.policy import Policy, RampStep
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
-from vllm_rollout.rollout.lease import LeasedReleases
+from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.preconditions import same_images
 from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, not_serving

@@ -14,7 +14,8 @@ from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisions, store_evidence
 from vllm_rollout.rollout.gates import GateRunner, Gates
 from vllm_rollout.rollout.journal import Journal
-from vllm_rollout.rollout.lease import TTL, LeasedReleases
+from vllm_rollout.rollout.lease import TTL
+from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.preconditions import ask_for_sign_off, notify_of_end
 from vllm_rollout.rollout.run import Clock, Reporter, RolloutResult, Run, RunLog

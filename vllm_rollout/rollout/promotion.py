@@ -14,7 +14,7 @@ from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
 from vllm_rollout.rollout.evidence_store import PassedRevisions, PassedRevisionsReader
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
-from vllm_rollout.rollout.lease import LeasedReleases
+from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_registry import register_target
 from vllm_rollout.rollout.observer import DeploymentObserver

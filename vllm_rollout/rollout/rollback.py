@@ -18,7 +18,8 @@ from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry
-from vllm_rollout.rollout.lease import LeasedReleases, LeaseLostError
+from vllm_rollout.rollout.lease import LeaseLostError
+from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_registry import register_target
 from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, not_serving

@@ -17,7 +17,7 @@ from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.journal import JournalEntry, TrafficBefore
-from vllm_rollout.rollout.lease import LeasedReleases
+from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.run import RunLog

@@ -7,8 +7,14 @@ import pytest
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, UsageError
-from vllm_rollout.platform.kubernetes.build import check_same, make_build
-from vllm_rollout.platform.kubernetes.chart import chart_digest, load_chart, merged, overlay
+from vllm_rollout.platform.kubernetes.build import check_same
+from vllm_rollout.platform.kubernetes.chart import (
+    chart_digest,
+    load_chart,
+    make_build,
+    merged,
+    overlay,
+)
 from vllm_rollout.resources import CHARTS
 
 STAGING = Deployment("llama-2-7b", "staging")

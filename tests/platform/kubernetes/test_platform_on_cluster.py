@@ -271,7 +271,29 @@ spec:
     metadata: {labels: {app.kubernetes.io/instance: "{{ .Release.Name }}"}}
     spec:
       tolerations: [{operator: Exists}]
-      containers: [{name: server, image: "ours:{{ .Values.model.revision }}"}]
+      volumes:
+        - {name: all, projected: {sources: [{serviceAccountToken: {path: key}}]}}
+        - {name: about, downwardAPI: {items: [{path: me, fieldRef: {fieldPath: metadata.name}}]}}
+        - {name: map, configMap: {name: none, optional: true}}
+        - {name: host, hostPath: {path: /models}}
+        - {name: empty}
+      containers:
+        - name: server
+          image: "ours:{{ .Values.model.revision }}"
+          env:
+            - {name: CLUSTER, value: "{{ .Capabilities.KubeVersion.Version }}"}
+            {{- if .Capabilities.APIVersions.Has "coordination.k8s.io/v1/LeaseCandidate" }}
+            - {name: NEVER, value: ""}
+            {{- end }}
+            {{- if .Capabilities.APIVersions.Has "apps/v1/Deployment" }}
+            - {name: LIMIT, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}
+            {{- end }}
+            - {name: EMPTY, value: ""}
+          ports: [{containerPort: 8000}]
+          securityContext: {runAsUser: 0, privileged: false}
+          resources: {limits: {cpu: 0.5}}
+          lifecycle: {postStart: {httpGet: {port: 8000}}}
+          volumeMounts: [{name: host, mountPath: /models, readOnly: false}]
 ---
 apiVersion: v1
 kind: Service
@@ -307,6 +329,8 @@ def test_a_chart_of_a_teams_own_is_rolled_out_in_one_step(
         revision = platform.apply(production, target(version, 2), description=version, timeout=LONG)
         assert revision.build == target(version, 2).build
         eventually(lambda: [r.ready for r in platform.replicas(production)] == [True, True])
+    # The API server's own defaults are no edits, and what the chart asks of it is answered.
+    assert platform.running_differences(production) == []
     with pytest.raises(UsageError, match="cannot run two builds side by side"):
         platform.apply(production, target("three", 1), description="", timeout=LONG)
     assert [entry.description for entry in platform.history(production)] == ["one", "two"]

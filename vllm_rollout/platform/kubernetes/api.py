@@ -1,5 +1,6 @@
 """The Kubernetes API: one connection, and its failures in the suite's words."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,27 @@ class KubernetesApi:
     def custom(self) -> Any:
         return self._group("CustomObjectsApi")
 
+    def capabilities(self) -> tuple[str, list[str]]:
+        """The server's version, and `group/version` and `group/version/Kind` of each of its APIs.
+
+        Raises: as `doing`.
+        """
+        client = self._connection
+        found: list[str] = []
+        kinds = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+        with self.doing("get", "the API server's discovery"):
+            version = self._group("VersionApi").get_code(_request_timeout=TIMEOUT_SECONDS)
+            for path in ("/api", "/apis"):
+                request = client.param_serialize(
+                    method="GET",
+                    resource_path=path,
+                    header_params={"Accept": kinds},
+                    auth_settings=["BearerToken"],
+                )
+                answer = client.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+                found += _apis(json.loads(answer.read()))
+        return version.git_version, found
+
     @contextmanager
     def doing(self, verb: str, resource: str) -> Iterator[None]:
         """Turn the client's exceptions into the suite's, saying what was being done.
@@ -128,6 +150,16 @@ def _message(body: str) -> str:
         return shown(str(json.loads(body)["message"]), _LONGEST_MESSAGE)
     except (ValueError, KeyError, TypeError, RecursionError):
         return shown(body, _LONGEST_MESSAGE)
+
+
+def _apis(discovery: Any) -> Iterator[str]:
+    for group in discovery.get("items", ()):
+        name = group["metadata"].get("name")
+        for version in group["versions"]:
+            api = f"{name}/{version['version']}" if name else version["version"]
+            yield api
+            for resource in version.get("resources", ()):
+                yield f"{api}/{resource['responseKind']['kind']}"
 
 
 def connect(context: str | None) -> KubernetesApi:

@@ -5,19 +5,25 @@ chart and values it was made of are compared too, so that all else of the releas
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_rollout.model.deployment import Build, Deployment, canonical_digest
 from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
-from vllm_rollout.platform.kubernetes.chart import Chart, admit, copied, load_chart, merged
+from vllm_rollout.platform.kubernetes.chart import (
+    Chart,
+    admit,
+    copied,
+    load_chart,
+    make_build,
+    mentioned,
+)
 from vllm_rollout.platform.kubernetes.composition import OWN_VALUES, Rollout
-from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
 from vllm_rollout.platform.kubernetes.releases import stable_templates
-from vllm_rollout.platform.kubernetes.rendered import Json, pinned_images, without_hooks
 from vllm_rollout.platform.kubernetes.served import (
     OWNED_BY_ENVIRONMENT,
     Leaves,
@@ -31,38 +37,17 @@ from vllm_rollout.platform.kubernetes.served import (
     unlike_build,
     value_at,
 )
+from vllm_rollout.platform.kubernetes.templates import (
+    Json,
+    pinned_images,
+    templates_of,
+    without_hooks,
+)
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles
 
 ENVIRONMENTS = ("development", "staging", "production")
 _SHOWN = 5
-
-
-def make_build(chart_path: Path, deployment: Deployment, values: dict[str, Any]) -> Build:
-    """The build that the chart folder and `values` make, as far as is known without rendering.
-
-    Raises:
-        UsageError: the chart cannot be read, or the values serve another model.
-    """
-    chart = load_chart(chart_path)
-    effective = merged(chart.defaults, values)
-    model = _section(effective, "model")
-    named = model.get("name", deployment.model)
-    if named != deployment.model:
-        raise UsageError(
-            f"the values serve the model {named!r}, and the deployment is {deployment}",
-            remedy=f"Set model.name to {deployment.model} in the values.",
-        )
-    return Build(
-        chart_digest=chart.digest,
-        values_digest=canonical_digest(values),
-        image_digest=_section(effective, "image").get("digest") or None,
-        model_revision=model.get("revision") or None,
-    )
-
-
-def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
-    section = values.get(key)
-    return section if isinstance(section, dict) else {}
+_OF_THE_REVISION = (".Release.Revision", ".Release.IsUpgrade", ".Release.IsInstall")
 
 
 def check_same(gated: Build, made: Build) -> None:
@@ -85,7 +70,7 @@ class Builds:
     """Makes builds of one chart folder, by rendering it for an environment.
 
     `owned` are the paths of a pod template that environments may own, `order` the environments that
-    a build passes through.
+    a build passes through. `cluster` reads what the cluster can do, for charts that ask for it.
     """
 
     helm: Helm
@@ -93,6 +78,7 @@ class Builds:
     files: ValueFiles
     owned: Sequence[str] = OWNED_BY_ENVIRONMENT
     order: Sequence[str] = ENVIRONMENTS
+    cluster: Callable[[], Capabilities] | None = None
 
     def __post_init__(self) -> None:
         check_owned(self.owned)
@@ -110,8 +96,9 @@ class Builds:
         build = make_build(chart or self.chart, deployment, dict(values))
         with self._rendering(values, chart) as rendering:
             made = rendering.served(deployment)
-            images = pinned_images(rendering.objects(deployment))
-            if not made:
+            objects = rendering.objects(deployment)
+            images = pinned_images(objects)
+            if not any(each.runs for each in templates_of(objects)):
                 raise UsageError(
                     f"the chart makes nothing that serves in {deployment.environment}",
                     remedy="Let its templates make a Deployment or StatefulSet with replicas.",
@@ -146,12 +133,16 @@ class Builds:
         with self._rendering(rollout.values) as rendering:
             expected = served(without_hooks(rendering.objects(deployment)), self.owned)
         stable = stable_templates(applied) if rollout.previous is not None else []
-        return unlike_build(
+        found = unlike_build(
             served(applied, self.owned),
             expected,
             kept=self.kept(next(iter(stable), None)),
             whole=rollout.previous is None,
         )
+        if found and (read := mentioned(self.chart, _OF_THE_REVISION)):
+            text = "and a build is rendered as an upgrade of revision 1"
+            found.append(f"the chart's templates read {', '.join(read)}, {text}")
+        return found
 
     def kept(self, template: Json | None) -> Leaves | None:
         """The served part of the pod template that stable pods keep during a ramp."""
@@ -165,7 +156,14 @@ class Builds:
             if chart is None:
                 chart = copied(self.chart, Path(folder))
                 admit(chart, OWN_VALUES)
-            yield _Rendering(self, load_chart(chart), Path(folder), values)
+            yield _Rendering(self, load_chart(chart), Path(folder), values, self._able(chart))
+
+    def _able(self, chart: Path) -> Capabilities | None:
+        """Return what the cluster can do, if the chart asks and it can be read."""
+        if self.cluster is not None and mentioned(chart, (".Capabilities",)):
+            with suppress(RolloutError):
+                return self.cluster()
+        return None
 
     def _check_environments(
         self, rendering: "_Rendering", deployment: Deployment, made: Served
@@ -240,6 +238,7 @@ class _Rendering:
     chart: Chart
     folder: Path
     values: Mapping[str, Any]
+    able: Capabilities | None = None
     _known: dict[Any, list[dict[str, Any]]] = field(default_factory=dict, init=False)
 
     def objects(
@@ -249,10 +248,14 @@ class _Rendering:
         names: tuple[str, str] | None = None,
         overlaid: bool = True,
         above: Path | None = None,
+        again: bool = False,
     ) -> list[dict[str, Any]]:
-        """The objects that Helm makes; `names` stand for those of release and namespace."""
+        """The objects that Helm makes in an upgrade, which all revisions but the first are.
+
+        `names` stand for those of release and namespace; `again` renders once more.
+        """
         release, namespace = names or (deployment.release, deployment.namespace)
-        key = (deployment, names, overlaid, above)
+        key = (deployment, names, overlaid, above, again)
         if key not in self._known:
             files = self.builds.files.write(self.folder, self.chart, deployment, self.values)
             files = files if overlaid else files[:-1]
@@ -261,16 +264,28 @@ class _Rendering:
                 self.chart.path,
                 namespace=namespace,
                 values=[*files, *([above] if above else [])],
+                upgrade=True,
+                able=self.able,
             )
         return self._known[key]
 
     def served(self, deployment: Deployment, *, overlaid: bool = True) -> Served:
-        """The served part, under names that are the same in every environment."""
+        """The served part, under names that are the same everywhere. Raises: `UsageError`."""
+        owned = self.builds.owned
         real, other = (
-            served(self.objects(deployment, names=names, overlaid=overlaid), self.builds.owned)
+            served(self.objects(deployment, names=names, overlaid=overlaid), owned)
             for names in (None, names_of_any(deployment))
         )
-        return normalised(real, other, deployment)
+        made = normalised(real, other, deployment)
+        if made != other:
+            again = served(self.objects(deployment, overlaid=overlaid, again=True), owned)
+            if paths := differing(real, again):
+                where = ": ".join(paths[0])
+                raise UsageError(
+                    f"the chart is not deterministic: {where} differs between two renderings",
+                    remedy="Use no random function and no time in what is served.",
+                )
+        return made
 
     def changed_by_overlay(self, deployment: Deployment) -> list[tuple[str, str]]:
         """Objects and paths that the environment's overlay changes; none where that is unknown."""

@@ -23,9 +23,9 @@ from vllm_rollout.platform.kubernetes.composition import (
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.releases import Releases
-from vllm_rollout.platform.kubernetes.rendered import without_hooks
 from vllm_rollout.platform.kubernetes.served import unlike_build
 from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
+from vllm_rollout.platform.kubernetes.templates import without_hooks
 from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5

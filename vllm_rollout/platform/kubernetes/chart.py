@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.deployment import Build, Deployment, canonical_digest
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.yaml_file import read_mapping
 
@@ -67,6 +67,34 @@ def chart_digest(path: Path) -> str:
     )
 
 
+def make_build(chart_path: Path, deployment: Deployment, values: dict[str, Any]) -> Build:
+    """The build that the chart folder and `values` make, as far as is known without rendering.
+
+    Raises:
+        UsageError: the chart cannot be read, or the values serve another model.
+    """
+    chart = load_chart(chart_path)
+    effective = merged(chart.defaults, values)
+    model = _section(effective, "model")
+    named = model.get("name", deployment.model)
+    if named != deployment.model:
+        raise UsageError(
+            f"the values serve the model {named!r}, and the deployment is {deployment}",
+            remedy=f"Set model.name to {deployment.model} in the values.",
+        )
+    return Build(
+        chart_digest=chart.digest,
+        values_digest=canonical_digest(values),
+        image_digest=_section(effective, "image").get("digest") or None,
+        model_revision=model.get("revision") or None,
+    )
+
+
+def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
+    section = values.get(key)
+    return section if isinstance(section, dict) else {}
+
+
 def overlay(folder: Path, environment: str) -> Path:
     """The environment's values file in `folder`.
 
@@ -99,6 +127,13 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         else:
             result[key] = value
     return result
+
+
+def mentioned(chart: Path, words: Iterable[str]) -> list[str]:
+    """Return those of `words` that a template of the chart, or of a chart in it, has."""
+    files = [f for f in chart.rglob("*") if "templates" in f.relative_to(chart).parts]
+    text = b"".join(file.read_bytes() for file in files if file.is_file())
+    return [word for word in words if word.encode() in text]
 
 
 def copied(chart: Path, folder: Path) -> Path:

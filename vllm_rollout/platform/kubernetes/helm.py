@@ -36,6 +36,13 @@ class HelmRevision(BaseModel, frozen=True):
     description: str = ""
 
 
+class Capabilities(BaseModel, frozen=True):
+    """Abilities of a cluster: its version, and `group/version` and `group/version/Kind` of each."""
+
+    version: str
+    apis: tuple[str, ...]
+
+
 _T = TypeVar("_T")
 _HISTORY = TypeAdapter(list[HelmRevision])
 _VALUES = TypeAdapter(dict[str, Any] | None)
@@ -159,11 +166,26 @@ class Helm:
         return _objects(self._run(*arguments, "--revision", str(revision)))
 
     def template(
-        self, release: str, chart: Path, *, namespace: str, values: Sequence[Path] = ()
+        self,
+        release: str,
+        chart: Path,
+        *,
+        namespace: str,
+        values: Sequence[Path] = (),
+        upgrade: bool = False,
+        able: Capabilities | None = None,
     ) -> list[dict[str, Any]]:
-        """The objects that the chart makes of the values; asks no cluster."""
+        """The objects that the chart makes of the values; asks no cluster.
+
+        As of an install or an `upgrade`, on a cluster that is `able` to do this much (None leaves
+        it to Helm).
+        """
+        more = ["--is-upgrade"] if upgrade else []
+        if able is not None:
+            more += ["--kube-version", able.version]
+            more += [word for api in able.apis for word in ("--api-versions", api)]
         arguments = ("template", release, str(chart), "--namespace", namespace)
-        return _objects(self._run(*arguments, *_files(values)))
+        return _objects(self._run(*arguments, *more, *_files(values)))
 
     def lint(self, chart: Path, *, values: Sequence[Path] = ()) -> str:
         """Return the output of `helm lint --strict` for a chart that passes.

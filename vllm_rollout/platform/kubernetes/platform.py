@@ -17,17 +17,13 @@ from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
 from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
-from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
+from vllm_rollout.platform.kubernetes.live_edits import field_conflicts, unlike_running
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
-from vllm_rollout.platform.kubernetes.releases import (
-    Releases,
-    field_conflicts,
-    revision_of,
-    unlike_running,
-)
+from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
 from vllm_rollout.platform.kubernetes.served import OWNED_BY_ENVIRONMENT
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles
@@ -80,6 +76,7 @@ class KubernetesPlatform:
             files=ValueFiles(overlays=overlays or chart, start_up=start_up),
             owned=tuple(environment_owns),
             order=tuple(order),
+            cluster=self._able,
         )
         self._changes = Changes(
             helm=self._helm,
@@ -98,6 +95,10 @@ class KubernetesPlatform:
     @cached_property
     def _api(self) -> KubernetesApi:
         return connect(self._context)
+
+    def _able(self) -> Capabilities:
+        version, apis = self._api.capabilities()
+        return Capabilities(version=version, apis=tuple(apis))
 
     @cached_property
     def store(self) -> KubernetesStore:

@@ -18,12 +18,13 @@ from vllm_rollout.model.preflight_facts import (
     quota_use,
 )
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
-from vllm_rollout.platform.kubernetes.build import Builds, make_build
-from vllm_rollout.platform.kubernetes.chart import load_chart, merged, overlay
+from vllm_rollout.platform.kubernetes.build import Builds
+from vllm_rollout.platform.kubernetes.chart import load_chart, make_build, merged, overlay
 from vllm_rollout.platform.kubernetes.needs import needed_by, pull_credentials, secret_value
 from vllm_rollout.platform.kubernetes.nodes import Nodes, limits_of, quantity, refusal, requests_of
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL
-from vllm_rollout.platform.kubernetes.rendered import HOOK, Rendered, demand_of
+from vllm_rollout.platform.kubernetes.rendered import Rendered, demand_of
+from vllm_rollout.platform.kubernetes.templates import HOOK
 from vllm_rollout.yaml_file import read_mapping
 
 _NOT_OURS = ("BestEffort", "Terminating")

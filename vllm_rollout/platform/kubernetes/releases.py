@@ -1,28 +1,19 @@
 """History of a release, read from Helm, and what of its newest revision runs."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, Replica, Revision, RevisionStatus
-from vllm_rollout.model.errors import UnreachableError, UsageError
-from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
-from vllm_rollout.platform.kubernetes.pods import list_pods, replica_of
-from vllm_rollout.platform.kubernetes.served import served, unlike
 from vllm_rollout.platform.kubernetes.surge_plan import Pods
 
 Json = Mapping[str, Any]
 
 TRACK_LABEL = "vllm-rollout/track"
-_LIVE = ("Deployment", "StatefulSet")
 _NEVER_UP = re.compile(r'(Upgrade|Rollback|Release) ".*?" failed: ')
-_MANAGER = re.compile(r'conflict with "([^"]+)"')
-_HELM = "helm"
-"""Field manager of Helm, whichever version."""
 
 
 class Releases:
@@ -128,117 +119,6 @@ def stable_templates(objects: Sequence[Json]) -> list[dict[str, Any]]:
         if each["kind"] == "Deployment"
         and each["metadata"].get("labels", {}).get(TRACK_LABEL) == "stable"
     ]
-
-
-def unlike_running(
-    api: KubernetesApi,
-    deployment: Deployment,
-    applied: Sequence[Json],
-    *,
-    owned: Sequence[str],
-    build: str,
-) -> list[str]:
-    """Return how live pod templates, and ready pods of `build`, differ from what Helm applied.
-
-    Pods may have more than their template: meshes and clouds add containers and variables.
-
-    Raises: as `KubernetesApi.doing`.
-    """
-    live = [_live(api, deployment.namespace, each) for each in applied if each["kind"] in _LIVE]
-    rest = [each for each in applied if each["kind"] not in _LIVE]
-    running = served([*filter(None, live), *rest], owned)
-    lines = []
-    for workload, leaves in served(applied, owned).items():
-        if workload in running:
-            lines += [f"{workload}: {line}" for line in unlike(leaves, running[workload])]
-        else:
-            lines.append(f"{workload} is not there, or runs no pods")
-    templates = [
-        {c["name"]: _process(c) for c in each["spec"]["template"]["spec"]["containers"]}
-        for each in filter(None, live)
-    ]
-    for pod in list_pods(api, deployment) if templates else ():
-        replica = replica_of(pod)
-        processes = {c.name: (c.image, *c.command, *c.args) for c in pod.spec.containers}
-        of_build = replica.ready and replica.build in ("", build)
-        if of_build and not any(t.items() <= processes.items() for t in templates):
-            texts = (f"{name} runs {' '.join(words)}" for name, words in processes.items())
-            lines.append(f"{replica.name} is not as its template: {'; '.join(texts)}")
-    return lines
-
-
-def _process(container: Json) -> tuple[str, ...]:
-    words = (*(container.get("command") or ()), *(container.get("args") or ()))
-    return (container["image"], *words)
-
-
-def _live(api: KubernetesApi, namespace: str, applied: Json) -> Json | None:
-    """The applied object with its spec as it is in the cluster; None if it is not there."""
-    kind, name = applied["kind"], applied["metadata"]["name"]
-    read = (
-        api.apps.read_namespaced_deployment
-        if kind == "Deployment"
-        else api.apps.read_namespaced_stateful_set
-    )
-    try:
-        with api.doing("get", f"{kind.lower()}s {name} in namespace {namespace}"):
-            found = read(name, namespace, _request_timeout=TIMEOUT_SECONDS)
-    except NotFoundError:
-        return None
-    return {**applied, "spec": api.core.api_client.sanitize_for_serialization(found)["spec"]}
-
-
-def field_conflicts(api: KubernetesApi, namespace: str, objects: Sequence[Json]) -> list[str]:
-    """Return the fields of `objects` that another manager has set otherwise, and which manager.
-
-    The API server is asked, in a dry run, for what Helm 4 asks of it. An object that it refuses for
-    any other reason is left to Helm.
-
-    Raises:
-        UnreachableError: no answer, or no permission.
-    """
-    lines = []
-    for each in objects:
-        kind, name = each["kind"], each["metadata"]["name"]
-        where = each["metadata"].get("namespace", namespace)
-        resource = f"{_plural(kind)} in namespace {where}"
-        with api.doing("patch", resource):
-            answer = _apply_dry(api, each, where)
-        text = answer.data.decode(errors="replace")
-        if answer.status == HTTPStatus.CONFLICT:
-            for cause in json.loads(text).get("details", {}).get("causes", ()):
-                found = _MANAGER.search(cause.get("message", ""))
-                if found and found[1] != _HELM:
-                    lines.append(f"{cause['field']} of {kind} {name} is set by {found[1]}")
-        elif answer.status >= HTTPStatus.BAD_REQUEST:
-            error = api.refusal(answer.status, text, "patch", resource)
-            if isinstance(error, UnreachableError):
-                raise error
-    return lines
-
-
-def _apply_dry(api: KubernetesApi, each: Json, namespace: str) -> Any:
-    version = each["apiVersion"]
-    group = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    client = api.core.api_client
-    request = client.param_serialize(
-        "PATCH",
-        f"{group}/namespaces/{namespace}/{_plural(each['kind'])}/{each['metadata']['name']}",
-        query_params=[("fieldManager", _HELM), ("dryRun", "All")],
-        header_params={"Content-Type": "application/apply-patch+yaml"},
-        body=json.dumps(each),
-        auth_settings=["BearerToken"],
-    )
-    answer = client.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
-    answer.read()
-    return answer
-
-
-def _plural(kind: str) -> str:
-    name = kind.lower()
-    if name.endswith("y"):
-        return f"{name[:-1]}ies"
-    return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
 def revision_of(entry: HelmRevision, rollout: Rollout, *, serves: bool) -> Revision:

@@ -2,20 +2,19 @@
 
     {"Deployment llama-2-7b-any": {"spec.containers[vllm].args[0]": "/models/llama", …}}
 
-Left out are the paths that an environment may own. A ConfigMap that the chart makes counts where a
-pod refers to it, by its content; a Secret by its name and keys. It is what a build is known by.
+Left out are the paths that an environment may own. It is what a build is known by.
 """
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, canonical_digest
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.platform.kubernetes.nodes import quantity
-from vllm_rollout.platform.kubernetes.rendered import Json, templates_of
+from vllm_rollout.platform.kubernetes.templates import Json, templates_of
 
 Leaves = dict[str, Any]
 Served = dict[str, Leaves]
@@ -50,11 +49,30 @@ _NAMED_BY_ENVIRONMENT = re.compile(
     r"\.(claimName|secretName|(secretKeyRef|secretRef|secret)\.name)$"
 )
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-_NEVER_OWNED = tuple(
-    f"spec.{containers}[x].{what}"
-    for containers in ("containers", "initContainers")
-    for what in ("image", "command[0]", "args[0]")
+_COUNTS_AS_WRITTEN = re.compile(
+    r"\.(image|mountPath|subPath|subPathExpr|workingDir)$|\.(command|args)\[|\.content\."
+    r"|^(ConfigMap|PersistentVolume)\.|^spec\.volumes\[[^\]]+\]\.(?!name$)"
 )
+"""Paths at which the name of a release may decide what is loaded, so that it is not normalised."""
+_NAME_OF_OBJECT = re.compile(r"\.(configMap\.name|volumeName)$")
+_FLAGS_WITH_NAMES = (
+    *("--k8s-namespace", "--k8s-label-selector", "--namespace"),
+    *("--pool-name", "--pool-namespace", "--poolName", "--poolNamespace"),
+)
+"""Flags of routers for objects of the cluster; vLLM has none of them."""
+_VARIABLE = re.compile(r"\$[({]?([A-Za-z_]\w*)")
+_CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
+_PROCESS = ("image", "command", "args")
+_NEVER_OWNED = tuple(
+    ["spec", containers, "[x]", *rest]
+    for containers in _CONTAINERS
+    for rest in (
+        *([what] for what in _PROCESS),
+        *(["lifecycle", hook, "exec", "command"] for hook in ("postStart", "preStop")),
+    )
+)
+_OF_TEMPLATES = ("metadata", "spec", "volumeClaimTemplates", "fieldRef")
+_SECRETS_CONTENT = ".secret.content.digest"
 _ANY = "any"
 _SCALAR = (str, int, float, bool)
 
@@ -66,14 +84,30 @@ def check_owned(owned: Sequence[str]) -> None:
         UsageError: one does; the message names it.
     """
     for each in owned:
-        pattern = _owner((each,))
-        if not each or any(pattern and pattern.match(path) for path in _NEVER_OWNED):
+        if not each or _may_own_a_process(re.findall(r"\[[^\]]*\]|[^.\[\]]+", each)):
             raise UsageError(
                 f"kubernetes.environment_owns: {each!r} would let an environment serve another "
                 "image or another command under an unchanged build",
                 remedy="Name the one path that differs, for example "
                 "spec.containers[*].env[PUBLIC_HOST].",
             )
+
+
+def _may_own_a_process(steps: Sequence[str]) -> bool:
+    """Return True if a pattern of these steps may match an image, a command or arguments."""
+
+    def may_be(step: str, key: str) -> bool:
+        return step.startswith("[") if key.startswith("[") else fnmatchcase(key, step)
+
+    if not steps or any(all(map(may_be, steps, never)) for never in _NEVER_OWNED):
+        return True
+    if steps[0] == "metadata":
+        return False
+    if steps[0] not in _OF_TEMPLATES:
+        # All of an object, or a part of it that may have a container of its own kind.
+        whole = len(steps) == 1 or steps[1:] == ["spec"]
+        return whole or any(fnmatchcase(k, s) for s in steps for k in (*_PROCESS, *_CONTAINERS))
+    return any(step in _PROCESS for step in steps)
 
 
 def leaves_of(tree: Json, owned: Sequence[str]) -> Leaves:
@@ -95,8 +129,9 @@ def normalised(real: Served, other: Served, deployment: Deployment) -> Served:
     """`real` with the names of its release and namespace replaced by `names_of_any`.
 
     `other` is rendered of the same values under these names. A name is replaced only where that
-    gives what `other` has, that is, where the chart itself put it; not where values hold it.
-    Claims and Secrets may carry the environment's name.
+    gives what `other` has, that is, where the chart itself put it; not where values hold it, and
+    not in what decides what is loaded: image, command, arguments, variables that these name, paths
+    and contents of mounts. Claims and Secrets may carry the environment's name.
     """
     release, namespace = names_of_any(deployment)
     renamings = (
@@ -116,8 +151,9 @@ def normalised(real: Served, other: Served, deployment: Deployment) -> Served:
     def in_other(name: str, known: Iterable[str]) -> str:
         return next((n for r in renamings if (n := renamed(name, r)) in known), name)
 
-    def of_any(path: str, value: Any, there: Leaves) -> Any:
-        if path in there and any(renamed(value, r) == there[path] for r in renamings):
+    def of_any(path: str, value: Any, leaves: Leaves, there: Leaves) -> Any:
+        free = not _counts_as_written(path, leaves)
+        if free and path in there and any(renamed(value, r) == there[path] for r in renamings):
             value = there[path]
         if isinstance(value, str) and _NAMED_BY_ENVIRONMENT.search(path):
             whole = rf"(?<![a-z0-9]){re.escape(deployment.environment)}(?![a-z0-9])"
@@ -129,10 +165,24 @@ def normalised(real: Served, other: Served, deployment: Deployment) -> Served:
         place = in_other(workload, other)
         there = other.get(place, {})
         result[place] = {
-            (at := in_other(path, there)): of_any(at, value, there)
+            (at := in_other(path, there)): of_any(at, value, leaves, there)
             for path, value in leaves.items()
         }
     return result
+
+
+def _counts_as_written(path: str, leaves: Leaves) -> bool:
+    """Return True where the name of a release or namespace may decide what is loaded."""
+    if _NAMED_BY_ENVIRONMENT.search(path) or _NAME_OF_OBJECT.search(path):
+        return False
+    if match := re.fullmatch(r"(.+\.(?:args|command)\[)(\d+)\]", path):
+        before = leaves.get(f"{match[1]}{int(match[2]) - 1}]", "")
+        own = str(leaves.get(path, "")).partition("=")[0]
+        return own not in _FLAGS_WITH_NAMES and before not in _FLAGS_WITH_NAMES
+    if match := re.fullmatch(r"(.+)\.env\[([^\]]+)\]\.value", path):
+        texts = (v for p, v in leaves.items() if p.startswith(match[1]) and isinstance(v, str))
+        return any(match[2] in _VARIABLE.findall(text) for text in texts)
+    return _COUNTS_AS_WRITTEN.search(path) is not None
 
 
 def differing(left: Served, right: Served) -> list[tuple[str, str]]:
@@ -149,8 +199,17 @@ def differing(left: Served, right: Served) -> list[tuple[str, str]]:
 
 def value_at(part: Served, workload: str, path: str) -> str:
     """The value there as JSON, or `nothing`; 1 and True differ in JSON, and not in Python."""
-    leaves = part.get(workload, {})
-    return json.dumps(leaves[path], ensure_ascii=False) if path in leaves else "nothing"
+    return shown(path, part.get(workload, {}))
+
+
+def shown(path: str, leaves: Leaves) -> str:
+    """The value as JSON, or `nothing`, to be compared and printed; of a Secret no more than that
+    it is there, and a few digits that tell two apart."""
+    if path not in leaves:
+        return "nothing"
+    if path.endswith(_SECRETS_CONTENT):
+        return f"a Secret ({canonical_digest([path, leaves[path]])[-6:]})"
+    return json.dumps(leaves[path], ensure_ascii=False)
 
 
 def unlike_build(
@@ -181,39 +240,13 @@ def unlike_build(
     return lines
 
 
-def unlike(rendered: Leaves, live: Leaves) -> list[str]:
-    """Return how a live pod template differs from the rendered one, one line for each path.
-
-    The API server fills in defaults, leaves out what is empty, and writes amounts its own way.
-    Lists do not grow by themselves, so one that is longer is a difference.
-    """
-    paths = [path for path in rendered if not _alike(path, rendered[path], live.get(path))]
-    paths += [path for path in live if path.endswith("[]") and path not in rendered]
-    return [
-        f"{path}: {_shown(rendered.get(path))} was rendered, {_shown(live.get(path))} runs"
-        for path in paths
-    ]
-
-
-def _alike(path: str, rendered: Any, live: Any) -> bool:
-    if live is None:
-        return not rendered
-    if rendered == live or str(rendered) == str(live):
-        return True
-    if ".resources." not in path and not path.endswith(".sizeLimit"):
-        return False
-    try:
-        return quantity(rendered) == quantity(live)
-    except (ValueError, TypeError):
-        return False
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-
-
 def _leaves(value: Any, path: str, owned: "re.Pattern[str] | None") -> Iterator[tuple[str, Any]]:
-    if value is None or (path and owned is not None and owned.match(path)):
+    if value is None:
+        return
+    if path and owned is not None and owned.match(path):
+        # A probe's times are the environment's; a command that it runs in the container is not.
+        if isinstance(value, Mapping) and isinstance(value.get("exec"), Mapping):
+            yield from _leaves(value["exec"], f"{path}.exec", None)
         return
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
