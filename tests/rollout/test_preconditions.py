@@ -189,6 +189,42 @@ def test_people_are_asked_to_sign_with_the_command_and_told_what_else_is_missing
     assert "sign-off" not in why
 
 
+def test_a_sign_off_counts_only_while_the_audit_log_is_whole(world: World) -> None:
+    del world.overrides[SIGN_OFF]
+    pending = gate_and_promote(world.tools())
+    decide(world, pending, approved=False)
+    decide(world, pending)
+    entries = world.platform.store.entries
+    (rejected,) = (
+        key
+        for key, entry in entries.items()
+        if key.startswith("decisions/") and entry.value["decision"]["kind"] == "rejection"
+    )
+    entries.pop(rejected)
+
+    evidence = gate_and_promote(world.tools())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "is not whole, and no decision in it counts" in evidence.conclusion
+    assert world.platform.calls == []
+
+
+def test_a_rejection_counts_though_its_evidence_is_gone_and_a_sign_off_does_not(
+    world: World,
+) -> None:
+    del world.overrides[SIGN_OFF]
+    pending = gate_and_promote(world.tools())
+    decide(world, pending)
+    document = world.platform.store.entries.pop(f"evidence/{MODEL}/{pending.digest[7:]}")
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.INCONCLUSIVE
+    assert world.platform.calls == []
+
+    world.platform.store.entries[document.key] = document
+    decide(world, pending, approved=False)
+    del world.platform.store.entries[document.key]
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.GATE_FAILED
+
+
 def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
     del world.overrides[SIGN_OFF]
     pending = gate_and_promote(world.tools())

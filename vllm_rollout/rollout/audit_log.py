@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_rollout.model.deployment import canonical_digest
-from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import LaterSchemaError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
@@ -83,6 +83,12 @@ class Decision:
 _ADAPTER: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 
+class BrokenChainError(RolloutError):
+    """A model's decisions do not follow one another: somebody has changed them."""
+
+    exit_code = ExitCode.INCONCLUSIVE
+
+
 class AuditLogReader:
     """Reads and verifies the hash chains of all models."""
 
@@ -94,11 +100,25 @@ class AuditLogReader:
         found = (self._read(model, number) for number in range(1, self._length(model) + 1))
         return [decision for decision, _ in found if decision is not None]
 
+    def whole(self, model: str) -> list[Decision]:
+        """Return all decisions about `model`, oldest first: the only way to go by one.
+
+        Raises:
+            BrokenChainError: an entry is gone, was changed or replaced; the message names it.
+        """
+        if wrong := next(self._wrong(model, evidence=False), ""):
+            raise BrokenChainError(
+                f"the audit log of {model} is not whole, and no decision in it counts: {wrong}",
+                remedy=f"{next_command('vllm-rollout', 'history', model)} names each broken entry. "
+                "Restore them from a backup.",
+            )
+        return self.of(model)
+
     def verify(self, model: str) -> list[str]:
         """Return the errors of the chain, a line for each entry; empty when it is intact."""
-        return list(self._wrong(model))
+        return list(self._wrong(model, evidence=True))
 
-    def _wrong(self, model: str) -> Iterator[str]:
+    def _wrong(self, model: str, *, evidence: bool) -> Iterator[str]:
         last, last_digest = _last(self._head(model))
         length = self._length(model)
         before: Decision | None = None
@@ -123,7 +143,7 @@ class AuditLogReader:
                 yield f"{decision} was written after another, which is gone"
             if decision.kind is DecisionKind.PROMOTION:
                 begun[decision.environment] = decision.evidence
-            if decision.evidence:
+            if evidence and decision.evidence:
                 yield from self._wrong_evidence(decision, begun.get(decision.environment, ""))
             # Of a changed entry the digest it had is known from itself at best: do not go by it.
             before = None if problem else decision

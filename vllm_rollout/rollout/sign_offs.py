@@ -1,23 +1,22 @@
 """Sign-off: a named person's approval, or rejection, of one evidence digest.
 
-Each is kept beside the evidence, and is an entry of the model's audit log.
+Each is an entry of the model's audit log, and counts only while that is whole.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pydantic import TypeAdapter
-
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.audit_log import AuditLog, AuditLogReader, Decision, DecisionKind
 from vllm_rollout.rollout.evidence_store import stored_evidence
 
 
@@ -44,38 +43,60 @@ class SignOff:
         return f"{what} by {self.by}, {self.at:%Y-%m-%d %H:%M %Z}{note}"
 
 
-_SIGN_OFFS: TypeAdapter[list[SignOff]] = TypeAdapter(list[SignOff])
+_AS = " (as "
+_DECIDES = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
 
 
 class SignOffsReader:
-    """Reads the sign-offs of one model."""
+    """Reads the sign-offs of one model from its audit log."""
 
     def __init__(self, store: StoreReader, model: str) -> None:
         self._store, self._model = store, model
 
     def about(self, environment: str, revision: Revision) -> list[SignOff]:
-        """Return each evidence's latest sign-off for this revision and build, newest first."""
-        entry = self._store.read(self._key)
-        known = _SIGN_OFFS.validate_python(entry.value) if entry else []
-        last: dict[str, SignOff] = {}
-        for each in known:
-            if (each.environment, each.revision, each.build) == (
-                environment,
-                revision.number,
-                revision.build.digest,
-            ):
+        """Return each evidence's latest sign-off for this revision and build, newest first.
+
+        Raises:
+            BrokenChainError: the audit log is not whole.
+        """
+        last: dict[str, Decision] = {}
+        for each in AuditLogReader(self._store).whole(self._model):
+            here = (each.environment, each.build) == (environment, revision.build.digest)
+            if here and each.kind in _DECIDES:
                 last.pop(each.evidence, None)
                 last[each.evidence] = each
-        return list(reversed(last.values()))
+        found = (self._sign_off(each, revision) for each in reversed(last.values()))
+        return [each for each in found if each is not None]
+
+    def _sign_off(self, decision: Decision, revision: Revision) -> SignOff | None:
+        """The sign-off in a decision; None where its evidence is not about `revision`."""
+        approved = decision.kind is DecisionKind.SIGN_OFF
+        try:
+            evidence = stored_evidence(self._store, self._model, decision.evidence)
+        except UsageError:
+            if approved:
+                return None
+        else:
+            run = last_gate_run(evidence, decision.environment)
+            if run is None or run.revision != revision.number:
+                return None
+        by, _, user = decision.who.rpartition(_AS)
+        return SignOff(
+            evidence=decision.evidence,
+            approved=approved,
+            by=by,
+            user=user.removesuffix(")"),
+            at=decision.at,
+            note=decision.why,
+            environment=decision.environment,
+            revision=revision.number,
+            build=decision.build,
+        )
 
     def asked(self, source: Deployment) -> str:
         """Return the digest of the evidence that last waited for a sign-off, or empty."""
         entry = self._store.read(self._asked(source))
         return str(entry.value["evidence"]) if entry else ""
-
-    @property
-    def _key(self) -> str:
-        return f"sign-offs/{self._model}"
 
     @staticmethod
     def _asked(source: Deployment) -> str:
@@ -91,7 +112,7 @@ class SignOffs(SignOffsReader):
         super().__init__(store, model)
 
     def add(self, sign_off: SignOff, run_id: str) -> None:
-        """Keep a sign-off; it is in the audit log before it has effect.
+        """Append a sign-off to the audit log.
 
         Raises: as the store.
         """
@@ -100,26 +121,18 @@ class SignOffs(SignOffsReader):
             model=self._model,
             environment=sign_off.environment,
             at=sign_off.at,
-            who=f"{sign_off.by} (as {sign_off.user})",
+            who=f"{sign_off.by}{_AS}{sign_off.user})",
             why=sign_off.note,
             run_id=run_id,
             build=sign_off.build,
             evidence=sign_off.evidence,
         )
-        entry = self._store.read(self._key)
-        known = _SIGN_OFFS.validate_python(entry.value) if entry else []
-        value = _SIGN_OFFS.dump_python([*known, sign_off][-_MOST_KEPT:], mode="json")
-        self._store.write(self._key, value, expect=entry.version if entry else None)
 
     def ask(self, source: Deployment, digest: str) -> None:
         """Note that this evidence waits for a sign-off."""
         key = self._asked(source)
         known = self._store.read(key)
         self._store.write(key, {"evidence": digest}, expect=known.version if known else None)
-
-
-_MOST_KEPT = 500
-"""The audit log has all of them."""
 
 
 def last_gate_run(evidence: Evidence, environment: str) -> GateRun | None:
