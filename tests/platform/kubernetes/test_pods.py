@@ -6,7 +6,7 @@ import pytest
 
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import DeployError
-from vllm_rollout.platform.kubernetes.pods import parse_pod, replica_of
+from vllm_rollout.platform.kubernetes.pods import parse_pod, replica_of, serving
 
 BUILD = "sha256:" + "b" * 64
 
@@ -229,6 +229,17 @@ def test_restarts_are_counted() -> None:
 def test_pods_that_are_not_meant_to_serve_are_no_replicas(metadata: dict[str, Any]) -> None:
     assert not parse_pod(pod(status(RUNNING, ready="True"), **metadata)).serves
     assert parse_pod(pod(status(RUNNING, ready="True"))).serves
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason"), [("Failed", "Evicted"), ("Failed", "Terminated"), ("Succeeded", "")]
+)
+def test_leftovers_count_only_where_nothing_has_taken_their_place(phase: str, reason: str) -> None:
+    left = parse_pod(pod({"phase": phase, "reason": reason}))
+    new = parse_pod(pod(status(RUNNING, ready="True")))
+
+    assert serving([left, new]) == [new]
+    assert serving([left]) == [left]
 
 
 def test_what_is_not_a_pod_is_an_error() -> None:

@@ -17,6 +17,7 @@ BUILD_ANNOTATION = "vllm-rollout/build"
 _HOOK_ANNOTATION = "helm.sh/hook"
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
+_ENDED = {"Failed", "Succeeded"}
 _STARTING = {"ContainerCreating", "PodInitializing"}
 
 
@@ -215,8 +216,17 @@ def list_pods(api: KubernetesApi, deployment: Deployment) -> list[Pod]:
 
     Raises: as `KubernetesApi.doing`.
     """
-    pods = list_instance(api, deployment.namespace, deployment.release)
-    return [pod for pod in pods if pod.serves]
+    return serving(list_instance(api, deployment.namespace, deployment.release))
+
+
+def serving(pods: Sequence[Pod]) -> list[Pod]:
+    """The pods that are meant to serve, without leftovers (Evicted, Completed) beside others.
+
+    The controller has put another pod in the place of one that has ended. Where none is left, those
+    that ended tell why.
+    """
+    meant = [pod for pod in pods if pod.serves]
+    return [pod for pod in meant if pod.status.phase not in _ENDED] or meant
 
 
 def list_instance(api: KubernetesApi, namespace: str, instance: str) -> list[Pod]:
