@@ -376,7 +376,7 @@ def test_wrong_words_are_usage_errors_that_teach(
     ("words", "message"),
     [
         (("gate-and-promote", MODEL), "not deployed in staging"),
-        (("vllm-rollout", "rollback", MODEL), "was not rolled back"),
+        (("vllm-rollout", "rollback", MODEL), "nothing is deployed as"),
     ],
 )
 def test_a_usage_error_of_the_installed_commands_has_no_traceback(
