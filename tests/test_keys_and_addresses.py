@@ -143,6 +143,6 @@ def test_fifty_thousand_names_are_a_short_printable_reason() -> None:
     body = json.dumps({"data": [{"id": f"\x1b[2J{i}" + "x" * 50} for i in range(50_000)]}).encode()
     with hostile(answers({b"/v1/models": body})) as url:
         reason = inference(settings(url))[0][0].reason
-    assert reason.endswith("and 49,990 more")
+    assert "and 49,990 more" in reason
     assert len(reason) < 400
     assert reason.isprintable()

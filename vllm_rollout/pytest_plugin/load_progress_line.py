@@ -67,7 +67,7 @@ def check_variables() -> None:
 
 
 def _left_over(variable: str, problem: str) -> str:
-    return f"{variable}: {problem}.\nUnset it: gate-and-promote sets it for the runs it starts."
+    return f"{variable}: {problem}.\nUnset it: a rollout sets it for the gate runs that it starts."
 
 
 def end_with_parent() -> None:

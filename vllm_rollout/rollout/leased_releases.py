@@ -169,7 +169,7 @@ class LeasedReleases:
             raise self._yielded(
                 ForeignChangeError(
                     f"Somebody else has changed {self.run.target}, and that stays: {found}",
-                    remedy="Run gate-and-promote again when they are done: it starts again.",
+                    remedy=f"When they are done, this starts again: {self.run.command}",
                 )
             )
 

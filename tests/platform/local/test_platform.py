@@ -142,7 +142,7 @@ def test_uninstall_leaves_no_process_no_port_and_no_history_but_the_documents(
     assert platform.store.keys("evidence/") == ["evidence/1"]
     with pytest.raises(UsageError, match="no release llama-2-7b-staging") as told:
         platform.base_url(deployment)
-    assert "vllm-rollout deploy llama-2-7b" in told.value.remedy
+    assert "vllm-rollout status llama-2-7b" in told.value.remedy
     platform.uninstall(deployment, timeout=SHORT)
 
 
