@@ -73,7 +73,6 @@ def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
     result = run.result
     sent = len(record)
     total = options.seconds + WARMUP_SECONDS
-    gap = _STREAM_GAP_SECONDS if load["stream"] else math.nan
     return Step(
         rate=result.offered_per_second,
         lag=run.lag,
@@ -86,7 +85,7 @@ def once(server: Server, rate: float, options: Any, **load: Any) -> Step:
         stolen_share=run.stolen_share,
         per_cpu_second=sent / result.generator_seconds,
         tokens_per_second=result.gaps.count / options.seconds if load["stream"] else 0.0,
-        gaps_late_p99=result.gaps.p99_seconds - gap,
+        gaps_late_p99=(result.gaps.p99_seconds or math.nan) - _STREAM_GAP_SECONDS,
     )
 
 
