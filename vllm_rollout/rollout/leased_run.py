@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
@@ -182,24 +184,31 @@ def persist_evidence(
     A store that is out of reach is asked again for a while. It raises nothing: what was done is
     done, the report folder has the evidence too, and the journal knows where the rollout stands.
     """
-    for tries_left in reversed(range(_TRIES)):
-        try:
-            digest = store_evidence(store, evidence)
-            if kind is not None and log.passed_revision is not None:
-                target = log.run.target
-                PassedRevisions(store).conclude(target, log.passed_revision, digest)
-            if kind is not None:
-                build = _build(evidence)
-                log.append_audit(kind, evidence.conclusion, build=build, evidence=digest)
-        except UnreachableError as error:
-            if tries_left:
-                log.reporter.progress(f"the evidence cannot be kept yet: {error}")
-                log.clock.sleep(_PAUSE)
-                continue
-            log.log_step("the evidence is only in the report folder", str(error))
-        except RolloutError as error:
-            log.log_step("the evidence is only in the report folder", str(error))
-        return
+
+    def keep() -> None:
+        digest = store_evidence(store, evidence)
+        if kind is None:
+            return
+        if log.passed_revision is not None:
+            PassedRevisions(store).conclude(log.run.target, log.passed_revision, digest)
+        build = _build(evidence)
+        log.append_audit(kind, evidence.conclusion, build=build, evidence=digest)
+
+    def wait(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.reporter.progress(f"the evidence cannot be kept yet: {error}")
+
+    again = Retrying(
+        retry=retry_if_exception_type(UnreachableError),
+        stop=stop_after_attempt(_TRIES),
+        before_sleep=wait,
+        sleep=lambda _: log.clock.sleep(_PAUSE),
+        reraise=True,
+    )
+    try:
+        again(keep)
+    except RolloutError as error:
+        log.log_step("the evidence is only in the report folder", str(error))
 
 
 def _result_of(releases: LeasedReleases, work: Callable[[], RolloutResult]) -> RolloutResult:
