@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from vllm_rollout.model.deployment import Deployment
+
 Option = tuple[str, str]
 """An option of the suite's command lines, and its value."""
 
@@ -44,3 +46,20 @@ def next_command(program: str, *words: str) -> str:
         for word in (written, value)
     ]
     return shlex.join([program, *words, *options])
+
+
+def release_command(verb: str, deployment: Deployment, *words: str) -> str:
+    """Return the command of `vllm-rollout` about a deployment's release."""
+    where = (deployment.model, "-e", deployment.environment)
+    return next_command("vllm-rollout", verb, *where, *words)
+
+
+def promote_command(model: str, environment: str) -> str:
+    """Return the command that takes a model to an environment, through the gates before it."""
+    return next_command("gate-and-promote", model, "--to", environment)
+
+
+def sign_off_command(model: str, digest: str, *, name: str = "YOUR-NAME") -> str:
+    """Return the command by which `name` signs evidence off."""
+    short = digest.removeprefix("sha256:")[:16]
+    return next_command("vllm-rollout", "sign-off", model, "--evidence", short, "--as", name)

@@ -8,7 +8,7 @@ from vllm_rollout.capacity.model import Capacity, StopReason
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import release_command
 
 NO_WORD = frozenset(
     {StopReason.UNMEASURED, StopReason.NOT_RECOVERED, StopReason.CHANGED, StopReason.UNSTEADY}
@@ -88,8 +88,7 @@ def _headroom(
             f"(capacity {interval_text(known.lower, known.upper, known.confidence)}, found for "
             f"this build on {known.found:%Y-%m-%d})"
         )
-    where = (deployment.model, "-e", deployment.environment)
-    search = next_command("vllm-rollout", "capacity", *where)
+    search = release_command("capacity", deployment)
     why = ""
     if known is not None and not known.same_question:
         why = " (the capacity on record is for other SLOs, requests or replicas)"

@@ -11,7 +11,7 @@ from vllm_rollout.cli.preflight import checked_before
 from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import writer_of
@@ -51,8 +51,7 @@ def deploy_command(
     if deployment.environment != order[0]:
         raise UsageError(
             f"{deployment.environment} is not deployed to directly: stages are not skipped",
-            remedy="Gate it first: "
-            + next_command("gate-and-promote", model, "--to", deployment.environment),
+            remedy="Gate it first: " + promote_command(model, deployment.environment),
         )
     rules, where = settings.policy.for_model(model), writer_of(settings.reader())
     content = read_mapping(values)

@@ -8,7 +8,7 @@ from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import release_command, sign_off_command
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
@@ -16,7 +16,6 @@ from vllm_rollout.rollout.gates import GateRunner
 from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.notifier import Notifier
 from vllm_rollout.rollout.run import Clock, Emergency, Run, SystemClock
-from vllm_rollout.rollout.sign_offs import sign_off_command
 from vllm_rollout.settings import Settings
 
 
@@ -111,6 +110,4 @@ def _rollback_command(target: Deployment, before: int | None) -> str:
     """Return the command that returns to the revision that served before the run."""
     if before is None:
         return "none: nothing was deployed there before"
-    return next_command(
-        "vllm-rollout", "rollback", target.model, "-e", target.environment, "--to", str(before)
-    )
+    return release_command("rollback", target, "--to", str(before))

@@ -8,7 +8,7 @@ import typer
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.sign_offs import (
@@ -56,7 +56,7 @@ def sign_off_command(
     )
     if sign_off.approved:
         following = environment_after(settings.policy, sign_off.environment)
-        options.say("next: " + next_command("gate-and-promote", model, "--to", following))
+        options.say("next: " + promote_command(model, following))
 
 
 def _decided(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import release_command
 from vllm_rollout.policy import Policy
 
 _LINES = 5
@@ -259,8 +259,7 @@ def _crash(symptoms: Symptoms, deployment: Deployment) -> Finding | None:
         symptoms,
         "its process ends soon after every start",
         [end, *_log(symptoms)],
-        "The last lines of the log say why. More of it: "
-        + next_command("vllm-rollout", "logs", deployment.model, "-e", deployment.environment),
+        "The last lines of the log say why. More of it: " + release_command("logs", deployment),
     )
 
 

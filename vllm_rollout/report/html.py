@@ -21,7 +21,7 @@ from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.text import one_line, printable
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import sign_off_command
 from vllm_rollout.report import formatting as words
 from vllm_rollout.report.plots import latency_plot, over_time_plot
 from vllm_rollout.report.rows import CONCLUSION, ReportItem, report_items
@@ -149,8 +149,6 @@ def _row_data(item: ReportItem) -> dict[str, Any]:
 def summary_html(evidence: Evidence) -> str:
     """The top of the report: banner, what needs attention, gate runs, timeline, sign-off."""
     items = report_items(evidence)
-    short = evidence.digest.removeprefix("sha256:")[:16]
-    sign_off = ("sign-off", evidence.model, "--evidence", short, "--as", "NAME")
     return (
         environment()
         .get_template("summary.html.jinja")
@@ -163,7 +161,7 @@ def summary_html(evidence: Evidence) -> str:
                 for item in items
                 if not (item.outcome is Outcome.PASS or item.node_id == CONCLUSION)
             ],
-            sign_off=next_command("vllm-rollout", *sign_off),
+            sign_off=sign_off_command(evidence.model, evidence.digest, name="NAME"),
             run_counts=_run_counts,
             risk=words.risk_text,
             duration=f"{(evidence.finished - evidence.started).total_seconds():,.0f} s",

@@ -7,7 +7,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import Evidence
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import next_command, promote_command, release_command
 from vllm_rollout.platform.base import ConflictError, ForeignChangeError
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
@@ -126,15 +126,12 @@ def _promote_or_undo(tools: RunTools, promotion: Promotion) -> RolloutResult:
         return promote(tools, promotion)
     except (LeaseLostError, ConflictError):
         raise  # another run is at work: what there is to undo is its business
-    except ForeignChangeError as error:
-        entry = tools.releases.journal.last
-        if entry is None or not entry.unfinished:
-            raise
-        return roll_back(tools, entry, str(error), code=error.exit_code)  # of the canary alone
     except RolloutError as error:
         entry = tools.releases.journal.last
         if entry is None or not entry.unfinished:
             raise
+        if isinstance(error, ForeignChangeError):  # what is left to undo is the canary alone
+            return roll_back(tools, entry, str(error), code=error.exit_code)
         return roll_back(tools, entry, f"the promotion could not go on: {error}")
 
 
@@ -160,7 +157,7 @@ def _first_command(policy: Policy, deployment: Deployment) -> str:
     """Return the command that brings a model to `deployment`; stages are not skipped."""
     if policy.previous(deployment.environment) is None:
         return next_command("vllm-rollout", "deploy", deployment.model, "--values", "FILE")
-    return next_command("gate-and-promote", deployment.model, "--to", deployment.environment)
+    return promote_command(deployment.model, deployment.environment)
 
 
 def _go_on_from_its_evidence(tools: RunTools) -> None:
@@ -199,7 +196,7 @@ def _refusal_to_plan(tools: RunTools) -> RolloutResult | None:
     entry = tools.releases.journal.read()
     if entry is None or not entry.unfinished:
         return None
-    command = next_command("gate-and-promote", entry.model, "--to", entry.target)
+    command = promote_command(entry.model, entry.target)
     return RolloutResult(
         code=ExitCode.INCONCLUSIVE,
         conclusion=f"Run {entry.run_id} left a rollout to {entry.target} unfinished in its phase "
@@ -223,7 +220,7 @@ def _resume(tools: RunTools) -> RolloutResult | None:
         raise UsageError(
             f"run {entry.run_id} left a rollout to {entry.target} unfinished",
             remedy="Run this first, it finishes or undoes that one: "
-            + next_command("gate-and-promote", entry.model, "--to", entry.target),
+            + promote_command(entry.model, entry.target),
         )
     entry = releases.take_over(entry)
     releases.recover()
@@ -278,7 +275,7 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
                 if to is not None
                 else f"{target} has no earlier revision with a build that was not rolled back",
                 remedy="--to REVISION returns to any. They are listed by: "
-                + next_command("vllm-rollout", "history", target.model, "-e", target.environment),
+                + release_command("history", target),
             )
         entry = releases.begin(
             left.build if left and left.traffic else history[-1].build,

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import promote_command, release_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
@@ -199,7 +199,7 @@ def _blocks_here(
     deployment: Deployment,
 ) -> Iterator[str]:
     if under_way is not None and deployment.environment in (under_way.source, under_way.target):
-        again = next_command("gate-and-promote", under_way.model, "--to", under_way.target)
+        again = promote_command(under_way.model, under_way.target)
         if under_way.unverified:
             yield f"{under_way.target} was rolled back, not verified: {again} verifies it"
         else:
@@ -211,9 +211,7 @@ def _blocks_here(
         yield f"revision {newest.number} is {newest.status}, {newest.replicas} of {newest.capacity}"
     ready = sum(replica.ready for replica in replicas)
     if ready < newest.capacity:
-        why = next_command(
-            "vllm-rollout", "diagnose", deployment.model, "-e", deployment.environment
-        )
+        why = release_command("diagnose", deployment)
         yield f"{ready} of {newest.capacity} replicas are ready: {why} shows why"
 
 

@@ -18,7 +18,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Evidence, GateRun
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import promote_command, sign_off_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
@@ -33,7 +33,6 @@ from vllm_rollout.rollout.sign_offs import (
     SignOffs,
     SignOffsReader,
     last_gate_run,
-    sign_off_command,
     unusable,
 )
 
@@ -135,7 +134,7 @@ def before_gates(
             return RolloutResult(
                 code=ExitCode.INCONCLUSIVE,
                 conclusion=f"Stages are not skipped: {reason}. Deploy it to {missing[0]} and run "
-                + next_command("gate-and-promote", run.source.model, "--to", run.source.environment)
+                + promote_command(run.source.model, run.source.environment)
                 + " first; or, in an emergency, --emergency --reason TEXT --as NAME",
             )
     for sign_off in _sign_offs(run, platform, revision):

@@ -13,7 +13,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import release_command
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.gates import Gates
@@ -252,20 +252,12 @@ class _Rollback:
     def _failed(self, entry: JournalEntry, tried: list[str]) -> RolloutResult:
         """Return the result that calls a person (and pages, if the policy says so) to act."""
         target, failures = self.run.target, "; then ".join(tried)
-        where = (target.model, "-e", target.environment)
-        diagnose, history, back = (
-            next_command("vllm-rollout", *words)
-            for words in (
-                ("diagnose", *where),
-                ("history", *where),
-                ("rollback", *where, "--to", "REVISION"),
-            )
-        )
         conclusion = (
             f"A person is needed: {target} was to return to {_named(entry)} because of "
             f"{self.reason}, and did not: {failures}. What served was left serving. "
-            f"To act: {diagnose} (why replicas are not ready), {history} (where to return to), "
-            f"{back}. "
+            f"To act: {release_command('diagnose', target)} (why replicas are not ready), "
+            f"{release_command('history', target)} (where to return to), "
+            f"{release_command('rollback', target, '--to', 'REVISION')}. "
             f"Evidence and logs are in {self.run.folder}; the journal stays open. "
             f"To take the rollback up again: {self.run.command}"
         )

@@ -13,7 +13,7 @@ from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun, Override, Step
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import promote_command
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
@@ -59,7 +59,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command line that goes on from the journal, or begins the same rollout again."""
-        return next_command("gate-and-promote", self.target.model, "--to", self.target.environment)
+        return promote_command(self.target.model, self.target.environment)
 
 
 # CLOCK_MONOTONIC stands still while a Linux machine is suspended: a lease would seem to last.

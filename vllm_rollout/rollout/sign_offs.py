@@ -12,7 +12,7 @@ from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_duration
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import promote_command, sign_off_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
@@ -185,12 +185,6 @@ def environment_after(policy: Policy, environment: str) -> str:
     return policy.order[policy.order.index(environment) + 1]
 
 
-def sign_off_command(model: str, digest: str) -> str:
-    """Return the command that signs evidence off."""
-    short = digest.removeprefix("sha256:")[:16]
-    return next_command("vllm-rollout", "sign-off", model, "--evidence", short, "--as", "YOUR-NAME")
-
-
 def what_sign_off_lacks(
     store: StoreReader, policy: Policy, source: Deployment, revision: Revision, now: datetime
 ) -> str:
@@ -212,6 +206,6 @@ def what_sign_off_lacks(
         if not unusable(run, policy, source.environment, revision, now):
             return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
     following = environment_after(policy, source.environment)
-    return "no fresh evidence of it is signed off; evidence to sign is made by: " + next_command(
-        "gate-and-promote", source.model, "--to", following
+    return "no fresh evidence of it is signed off; evidence to sign is made by: " + promote_command(
+        source.model, following
     )

@@ -18,7 +18,7 @@ from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import release_command
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.reader import ReleaseReader
@@ -179,9 +179,7 @@ def soak_remedy(policy: Policy, deployment: Deployment) -> str:
     rules = policy.environments[deployment.environment].soak
     how = None if rules is None else observed_by(policy, rules)
     if how == "samples":
-        command = next_command(
-            "vllm-rollout", "soak", deployment.model, "-e", deployment.environment
-        )
+        command = release_command("soak", deployment)
         return (
             f"Keep `{command}` running (or `watch`), or run it with --once by a schedule, every "
             "few minutes; or name a Prometheus (`prometheus.url`)."

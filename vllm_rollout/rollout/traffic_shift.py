@@ -12,7 +12,7 @@ from typing import Self
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.units import format_share, format_value
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import release_command
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
@@ -51,8 +51,7 @@ def traffic_before(
     if not serving.complete:
         raise UsageError(
             f"{target} is half way in a ramp by replicas: {serving.replicas} of {serving.capacity}",
-            remedy="Return to a complete revision first: "
-            + next_command("vllm-rollout", "rollback", target.model, "-e", target.environment),
+            remedy="Return to a complete revision first: " + release_command("rollback", target),
         )
     if weights.canary_share:
         raise UsageError(
