@@ -6,7 +6,7 @@ before. An entry that was changed, removed or moved afterwards breaks the chain,
 by which it began.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -97,8 +97,7 @@ class AuditLogReader:
 
     def of(self, model: str) -> list[Decision]:
         """Return all readable decisions about `model`, oldest first."""
-        found = (self._read(model, number) for number in range(1, self._length(model) + 1))
-        return [decision for decision, _ in found if decision is not None]
+        return _readable(self._entries(model))
 
     def whole(self, model: str) -> list[Decision]:
         """Return all decisions about `model`, oldest first: the only way to go by one.
@@ -106,25 +105,30 @@ class AuditLogReader:
         Raises:
             BrokenChainError: an entry is gone, was changed or replaced; the message names it.
         """
-        if wrong := next(self._wrong(model, evidence=False), ""):
+        entries = self._entries(model)
+        if wrong := next(self._wrong(model, entries, evidence=False), ""):
             raise BrokenChainError(
                 f"the audit log of {model} is not whole, and no decision in it counts: {wrong}",
                 remedy=f"{next_command('vllm-rollout', 'history', model)} names each broken entry. "
                 "Restore them from a backup.",
             )
-        return self.of(model)
+        return _readable(entries)
 
     def verify(self, model: str) -> list[str]:
         """Return the errors of the chain, a line for each entry; empty when it is intact."""
-        return list(self._wrong(model, evidence=True))
+        return list(self._wrong(model, self._entries(model), evidence=True))
 
-    def _wrong(self, model: str, *, evidence: bool) -> Iterator[str]:
+    def _entries(self, model: str) -> list[tuple[Decision | None, str]]:
+        """Read each entry, oldest first, with its own error if it has one."""
+        return [self._read(model, number) for number in range(1, self._length(model) + 1)]
+
+    def _wrong(
+        self, model: str, entries: Sequence[tuple[Decision | None, str]], *, evidence: bool
+    ) -> Iterator[str]:
         last, last_digest = _last(self._head(model))
-        length = self._length(model)
         before: Decision | None = None
         begun: dict[str, str] = {}
-        for number in range(1, length + 1):
-            decision, problem = self._read(model, number)
+        for number, (decision, problem) in enumerate(entries, start=1):
             if decision is None or decision.number != number:
                 yield problem or (
                     f"entry {number} is gone: in its place is what was written as entry "
@@ -261,6 +265,10 @@ class AuditLog(AuditLogReader):
         decision, problem = self._read(model, number)
         if decision is not None and not problem and decision.previous == _last(head)[1]:
             self._set_head(model, head, decision)
+
+
+def _readable(entries: Iterable[tuple[Decision | None, str]]) -> list[Decision]:
+    return [decision for decision, _ in entries if decision is not None]
 
 
 def _key(model: str, number: int) -> str:
