@@ -48,8 +48,8 @@ class Watcher:
     `observe` makes one observation and does not raise. `on_tick` is called for each observation,
     with the seconds since the watch began; `on_blind`, once each time, with the triggers that have
     had no data for longer than the policy's gap, `on_unseen` with those that had none from
-    Prometheus, and why, `on_seen` when Prometheus has data for all again, `on_pending` with the
-    conditions for which it goes on after its time. `live` returns its counts
+    Prometheus, and why, `on_seen` when Prometheus has data for all again, `on_pending`, once, with
+    the conditions for which it goes on after its time. `live` returns its counts
     since the watch began, None without Prometheus. `interrupted` is called before each observation.
     """
 
@@ -66,7 +66,6 @@ class Watcher:
     _slo_samples: list[ProbeSample] = field(default_factory=list)
     _reported_blind: set[str] = field(default_factory=set)
     _reported_unseen: set[str] = field(default_factory=set)
-    _watching_on: bool = False
     _latest: LiveCounts | None = None
 
     def watch(self, duration: timedelta | None, *, after_promotion: bool = False) -> WatchEnd:
@@ -82,7 +81,7 @@ class Watcher:
             spike_until=watch.error_spike.within_seconds if after_promotion else None,
         )
         self._slo_samples.clear()
-        self._watching_on = False
+        watched_on = False
         started = self.clock.monotonic()
         verdicts: Mapping[str, Verdict] = {}
         unjudged: tuple[str, ...] = ()
@@ -109,8 +108,9 @@ class Watcher:
                 fired = fired or "; ".join(failed)
             over = duration is not None and elapsed >= duration.total_seconds()
             if over and found.pending and duration:
-                self._watch_on(found.pending)
-                over = False
+                if not watched_on:
+                    self.on_pending(found.pending)
+                watched_on, over = True, False
             if fired or over:
                 return WatchEnd(
                     fired=fired,
@@ -121,12 +121,6 @@ class Watcher:
                     observed_seconds=elapsed,
                 )
             self.clock.sleep(watch.interval)
-
-    def _watch_on(self, pending: tuple[str, ...]) -> None:
-        """Report once why the watch goes on after its time."""
-        if not self._watching_on:
-            self._watching_on = True
-            self.on_pending(pending)
 
     def _report(self, found: Found) -> None:
         """Report triggers without data for too long, once, and that Prometheus has data again.
