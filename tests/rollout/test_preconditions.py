@@ -10,11 +10,12 @@ from support.world import DEVELOPMENT, MODEL, STAGING, Killed, World
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.soak import soak_state
-from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import ExitCode, UnreachableError, UsageError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
+from vllm_rollout.observe.probe import not_of_the_build
 from vllm_rollout.policy import Soak
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
@@ -445,6 +446,7 @@ def test_somebody_must_be_on_call_where_the_policy_asks(
     [
         (401, ExitCode.INCONCLUSIVE, "environment variable VLLM_ROLLOUT_API_KEY"),
         (403, ExitCode.INCONCLUSIVE, "(HTTP 403), and VLLM_ROLLOUT_API_KEY is not set"),
+        (307, ExitCode.INCONCLUSIVE, "answers 307"),
         (
             UnreachableError("refused", address="http://router"),
             ExitCode.UNREACHABLE,
@@ -456,7 +458,13 @@ def test_somebody_must_be_on_call_where_the_policy_asks(
 def test_the_users_way_in_is_tried_before_production_changes(
     world: World, monkeypatch: pytest.MonkeyPatch, answer: int | Exception, code: int, said: str
 ) -> None:
-    monkeypatch.setattr(DeploymentObserver, "ask_for_a_token", Mock(side_effect=[answer]))
+    def refusal(observer: DeploymentObserver, deployment: Deployment) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        with observer.settings.client("http://router", deployment) as client:
+            return not_of_the_build(client, answer, "")
+
+    monkeypatch.setattr(DeploymentObserver, "refusal_at_users_address", refusal)
     ran = gates_run(world)
 
     evidence = gate_and_promote(world.tools())

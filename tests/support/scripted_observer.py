@@ -26,6 +26,6 @@ def scripted_observer(
         patch.object(DeploymentObserver, "probe_pods", looks),
         patch.object(DeploymentObserver, "reach", lambda *_: None),
         patch.object(DeploymentObserver, "reach_metrics", lambda *_: None),
-        patch.object(DeploymentObserver, "ask_for_a_token", lambda *_: 200),
+        patch.object(DeploymentObserver, "refusal_at_users_address", lambda *_: None),
     ):
         yield

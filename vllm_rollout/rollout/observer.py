@@ -13,7 +13,7 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
-from vllm_rollout.observe.probe import probe
+from vllm_rollout.observe.probe import not_of_the_build, probe
 from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.reader import ReleaseReader
@@ -67,10 +67,11 @@ class DeploymentObserver:
             with closing(metrics):
                 metrics.now()
 
-    def ask_for_a_token(self, deployment: Deployment) -> int:
-        """Return the HTTP status of one token asked for at the users' address; 0 without an answer.
+    def refusal_at_users_address(self, deployment: Deployment) -> tuple[str, str] | None:
+        """Ask for one token at the users' address; return how the key or the address is refused.
 
-        That is the router of the smoke gate, where it names one.
+        That address is the router of the smoke gate, where it names one. The answer is as of
+        `not_of_the_build`: reason and remedy, or None.
 
         Raises:
             UnreachableError: nothing answers there; the error names the address.
@@ -82,7 +83,8 @@ class DeploymentObserver:
             client = self._client(deployment)
         with client:
             limit = self.run.policy.watch.probe_timeout_seconds
-            return client.ask("Hello", max_tokens=1, timeout_seconds=limit).status
+            answer = client.ask("Hello", max_tokens=1, timeout_seconds=limit)
+            return not_of_the_build(client, answer.status, answer.error)
 
     @contextmanager
     def at(self, deployment: Deployment) -> Iterator[Callable[[], Observation]]:

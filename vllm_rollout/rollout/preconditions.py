@@ -8,10 +8,8 @@ what is there; a tag may move under an unchanged build, so the images that repli
 compared too.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
-from http import HTTPStatus
 from pathlib import Path
 
 from vllm_rollout.judge import Outcome
@@ -152,8 +150,8 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
     """Return if what the run needs once it has changed the target is there beforehand.
 
     Raises:
-        UnmetNeedError: the bearer key is missing or wrong, the reports folder cannot be written,
-            or the model registry's command is not installed.
+        UnmetNeedError: the bearer key or the address is refused, the reports folder cannot be
+            written, or the model registry's command is not installed.
         UnreachableError: the smoke gate's router or Prometheus does not answer.
     """
     try:
@@ -177,7 +175,7 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
     if router is None and newest_served(platform.history(run.target)) is None:
         return  # nobody is there yet who could be asked
     try:
-        status = observer.ask_for_a_token(run.target)
+        refusal = observer.refusal_at_users_address(run.target)
     except UnreachableError as error:
         if router is None:
             return  # what serves is down: this build may repair it
@@ -188,14 +186,9 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
             remedy=f"Name the router's address in {key}, or go by the platform's own: "
             f"--set {key}=off",
         ) from error
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        key = run.policy.api_key_env
-        ours = f"the key in {key} is not its own" if os.environ.get(key) else f"{key} is not set"
-        raise UnmetNeedError(
-            f"{router or run.target} asks for a bearer key (HTTP {status}), and {ours}; "
-            "nothing was changed",
-            remedy=f"Put its key into the environment variable {key}.",
-        )
+    if refusal is not None:
+        reason, remedy = refusal
+        raise UnmetNeedError(f"{reason}; nothing was changed", remedy=remedy)
 
 
 def reusable_run(
