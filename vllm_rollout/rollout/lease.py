@@ -18,11 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.platform.base import (
-    ConflictError,
-    Lease,
-    LeaseHeldError,
-)
+from vllm_rollout.platform.base import ConflictError, Lease, LeaseHeldError
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.rollout.run import Clock
 

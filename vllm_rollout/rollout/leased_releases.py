@@ -7,10 +7,7 @@ from datetime import timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.platform.base import (
-    ForeignChangeError,
-    Weights,
-)
+from vllm_rollout.platform.base import ForeignChangeError, Weights
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.rollout.journal import (
     Event,

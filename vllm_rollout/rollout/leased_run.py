@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import stop_after_attempt
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_share
 from vllm_rollout.platform.writer import Store, writer_of
@@ -20,7 +20,7 @@ from vllm_rollout.rollout.lease import TTL
 from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.preconditions import ask_for_sign_off, notify_of_end
-from vllm_rollout.rollout.run import Clock, Reporter, RolloutResult, Run, RunLog
+from vllm_rollout.rollout.run import Clock, Reporter, RolloutResult, Run, RunLog, while_unreachable
 from vllm_rollout.rollout.verification import verify
 from vllm_rollout.settings import Settings
 
@@ -194,19 +194,14 @@ def persist_evidence(
         build = _build(evidence)
         log.append_audit(kind, evidence.conclusion, build=build, evidence=digest)
 
-    def wait(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.reporter.progress(f"the evidence cannot be kept yet: {error}")
-
-    again = Retrying(
-        retry=retry_if_exception_type(UnreachableError),
-        stop=stop_after_attempt(_TRIES),
-        before_sleep=wait,
-        sleep=lambda _: log.clock.sleep(_PAUSE),
-        reraise=True,
-    )
     try:
-        again(keep)
+        while_unreachable(
+            keep,
+            clock=log.clock,
+            pause=_PAUSE,
+            stop=stop_after_attempt(_TRIES),
+            waits=lambda error: log.reporter.progress(f"the evidence cannot be kept yet: {error}"),
+        )
     except RolloutError as error:
         log.log_step("the evidence is only in the report folder", str(error))
 

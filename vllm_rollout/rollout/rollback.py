@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
-
 from vllm_rollout.judge import Outcome
-from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.next_command import release_command
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisions
@@ -22,7 +20,7 @@ from vllm_rollout.rollout.lease import LeaseLostError
 from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_registry import register_target
-from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, not_serving
+from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, not_serving, while_unreachable
 from vllm_rollout.rollout.traffic_shift import TrafficShift
 from vllm_rollout.rollout.verification import CannotVerifyError
 
@@ -207,19 +205,15 @@ class _Rollback:
         """Do `act`, again while a system it needs does not answer: a broken build is serving."""
         clock, policy = self.log.clock, self.run.policy
         until = clock.monotonic() + policy.deploy_timeout.total_seconds()
-
-        def wait(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            self.log.reporter.progress(f"the rollback waits and tries again: {error}")
-
-        again = Retrying(
-            retry=retry_if_exception_type(UnreachableError),
+        return while_unreachable(
+            act,
+            clock=clock,
+            pause=policy.watch.interval,
             stop=lambda _: clock.monotonic() >= until,
-            before_sleep=wait,
-            sleep=lambda _: clock.sleep(policy.watch.interval),
-            reraise=True,
+            waits=lambda error: self.log.reporter.progress(
+                f"the rollback waits and tries again: {error}"
+            ),
         )
-        return again(act)
 
     def _older(self, entry: JournalEntry) -> int | None:
         """Return the next older revision, of another build, with passing evidence."""

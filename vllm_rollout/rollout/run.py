@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vllm_rollout import __version__
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Revision
-from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Evidence, GateRun, Override, Step
 from vllm_rollout.next_command import promote_command
 from vllm_rollout.platform.base import NotReadyError
@@ -20,6 +20,11 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.evidence_store import store_evidence
 from vllm_rollout.rollout.journal import JournalEntry
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,33 @@ class SystemClock:
     def sleep(self, duration: timedelta) -> None:
         """Wait."""
         time.sleep(max(0.0, duration.total_seconds()))
+
+
+def while_unreachable(
+    act: Callable[[], T],
+    *,
+    clock: Clock,
+    pause: timedelta,
+    stop: Callable[["RetryCallState"], bool],
+    waits: Callable[[str], None],
+) -> T:
+    """Do `act`, and again after each `pause` while a system it needs does not answer.
+
+    `waits` is given the error before each pause; `stop` says whether it was the last attempt.
+
+    Raises:
+        UnreachableError: the last attempt's.
+    """
+    from tenacity import Retrying, retry_if_exception_type
+
+    again = Retrying(
+        retry=retry_if_exception_type(UnreachableError),
+        stop=stop,
+        before_sleep=lambda state: waits(str(state.outcome and state.outcome.exception())),
+        sleep=lambda _: clock.sleep(pause),
+        reraise=True,
+    )
+    return again(act)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
