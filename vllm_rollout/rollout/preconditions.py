@@ -21,7 +21,7 @@ from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import DecisionKind
-from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, stored_evidence
+from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.gates import Gates, check_room
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.promotion_blockers import nobody_on_call, reasons_to_wait
@@ -30,7 +30,6 @@ from vllm_rollout.rollout.sign_offs import (
     SignOff,
     SignOffs,
     SignOffsReader,
-    last_gate_run,
     unusable,
 )
 
@@ -203,13 +202,10 @@ def reusable_run(
     for sign_off in _sign_offs(run, platform, revision):
         if not sign_off.approved:
             continue
-        try:
-            evidence = stored_evidence(platform.store, source.model, sign_off.evidence)
-        except RolloutError as error:
-            log.log_step(f"evidence {sign_off.evidence} is not used", str(error))
-            continue
-        signed = last_gate_run(evidence, source.environment)
-        why = unusable(signed, run.policy, source.environment, revision, log.now())
+        signed = sign_off.run
+        why = sign_off.unreadable or unusable(
+            signed, run.policy, source.environment, revision, log.now()
+        )
         if signed is not None and not why:
             left_out = _own_gates(gates.runner.own_gates) - {g.gate for g in signed.gates}
             if left_out:

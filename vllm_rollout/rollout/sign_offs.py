@@ -4,7 +4,7 @@ Each is an entry of the model's audit log, and counts only while that is whole.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge import Outcome
@@ -24,7 +24,8 @@ from vllm_rollout.rollout.evidence_store import stored_evidence
 class SignOff:
     """A person's decision about the evidence of that digest. `user` is the account it came from.
 
-    `environment`, `revision` and `build` are those that the evidence is about.
+    `environment`, `revision` and `build` are those that the evidence is about. Of a sign-off that
+    was read, `run` is the gate run in it, or `unreadable` why there is none.
     """
 
     evidence: str
@@ -36,6 +37,8 @@ class SignOff:
     environment: str
     revision: int
     build: str
+    run: GateRun | None = field(default=None, repr=False)
+    unreadable: str = ""
 
     def __str__(self) -> str:
         what = "signed off" if self.approved else "rejected"
@@ -70,12 +73,11 @@ class SignOffsReader:
 
     def _sign_off(self, decision: Decision, revision: Revision) -> SignOff | None:
         """The sign-off in a decision; None where its evidence is not about `revision`."""
-        approved = decision.kind is DecisionKind.SIGN_OFF
+        run, unreadable = None, ""
         try:
             evidence = stored_evidence(self._store, self._model, decision.evidence)
-        except UsageError:
-            if approved:
-                return None
+        except UsageError as error:
+            unreadable = str(error)
         else:
             run = last_gate_run(evidence, decision.environment)
             if run is None or run.revision != revision.number:
@@ -83,7 +85,7 @@ class SignOffsReader:
         by, _, user = decision.who.rpartition(_AS)
         return SignOff(
             evidence=decision.evidence,
-            approved=approved,
+            approved=decision.kind is DecisionKind.SIGN_OFF,
             by=by,
             user=user.removesuffix(")"),
             at=decision.at,
@@ -91,6 +93,8 @@ class SignOffsReader:
             environment=decision.environment,
             revision=revision.number,
             build=decision.build,
+            run=run,
+            unreadable=unreadable,
         )
 
     def asked(self, source: Deployment) -> str:
@@ -196,11 +200,8 @@ def what_sign_off_lacks(
     for each in decided:
         if not each.approved:
             return f"revision {revision.number} was {each} (evidence {each.evidence})"
-    for each in decided:
-        evidence = stored_evidence(store, source.model, each.evidence)
-        run = last_gate_run(evidence, source.environment)
-        if not unusable(run, policy, source.environment, revision, now):
-            return ""
+    if any(not unusable(each.run, policy, source.environment, revision, now) for each in decided):
+        return ""
     if asked := known.asked(source):
         run = last_gate_run(stored_evidence(store, source.model, asked), source.environment)
         if not unusable(run, policy, source.environment, revision, now):
