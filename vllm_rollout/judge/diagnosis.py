@@ -106,10 +106,11 @@ def findings_of(
 
 
 def no_answer_remedy(path: str, *, status: int, error: str) -> str:
-    """Return what to do where a request to `path` got no answer: `status` is 0 where none came."""
+    """Return what to do where a request to `path` got no answer: `status` is 0 where none came.
+
+    What is about the key (401, 403) or the address is not asked here: it has a remedy of its own.
+    """
     said = error.lower()
-    if status in (401, 403):
-        return "Put the server's bearer key into the environment variable that `api_key_env` names."
     if status == 404 and "model" in said:
         return "Serve the model under its name: --served-model-name."
     if status in (404, 405, 501) or "does not support" in said or "not supported" in said:
