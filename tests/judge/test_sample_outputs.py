@@ -19,8 +19,8 @@ from vllm_rollout.policy.outputs import Sample
 )
 def test_an_answer_must_keep_every_rule(rules: dict[str, object], good: str, bad: str) -> None:
     sample = Sample.model_validate({"prompt": "Say it", **rules})
-    assert output_verdict(sample, good).outcome is Outcome.PASS
-    verdict = output_verdict(sample, bad)
+    assert output_verdict(sample, good, completion_tokens=8).outcome is Outcome.PASS
+    verdict = output_verdict(sample, bad, completion_tokens=8)
     assert verdict.outcome is Outcome.FAIL
     assert "'Say it'" in verdict.reason
 

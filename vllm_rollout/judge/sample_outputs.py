@@ -84,7 +84,7 @@ def answer_verdict(text: str, *, completion_tokens: int) -> Verdict:
     )
 
 
-def output_verdict(sample: Sample, text: str, *, completion_tokens: int = 0) -> Verdict:
+def output_verdict(sample: Sample, text: str, *, completion_tokens: int) -> Verdict:
     """Fail if `text` is empty or breaks a rule of `sample`; inconclusive where it is degenerate."""
     wrong = []
     if not text.strip():
@@ -95,10 +95,9 @@ def output_verdict(sample: Sample, text: str, *, completion_tokens: int = 0) -> 
         wrong.append(f"nothing in it matches {sample.matches!r}")
     if sample.is_json and not _is_json(text):
         wrong.append("it is not JSON")
-    nonsense = degenerate(text, completion_tokens=completion_tokens)
-    if nonsense and not wrong:
-        judged = answer_verdict(text, completion_tokens=completion_tokens)
-        return judged.inconclusive_because(f"{sample.prompt!r}: {nonsense}", judged.remedy)
+    judged = answer_verdict(text, completion_tokens=completion_tokens)
+    if not (wrong or judged.passed):
+        return judged.inconclusive_because(f"{sample.prompt!r}: {judged.reason}", judged.remedy)
     ruled = any((sample.contains, sample.matches, sample.is_json))
     kept = "keeps the policy's rules" if ruled else "was answered; QA reads what"
     return check(
