@@ -17,7 +17,7 @@ from support.simulated import LONG_AGO, FakeClock, SimulatedPlatform
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus, images_of
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.evidence import GateResult, GateRun, Step
+from vllm_rollout.model.evidence import Evidence, GateResult, GateRun, Step
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.rollout.audit_log import AuditLog
@@ -25,6 +25,7 @@ from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.journal import Journal, JournalEntry
 from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.run import Emergency, Run
+from vllm_rollout.rollout.sign_offs import SignOff, SignOffs
 from vllm_rollout.rollout.verification import VERIFY_GATES
 from vllm_rollout.settings import Settings
 
@@ -44,6 +45,8 @@ QUICK: dict[str, Any] = {
 
 RAMP = ["apply production 1/4", "apply production 2/4", "apply production 4/4"]
 """The changes of production by which a rollout reaches all of its four replicas."""
+
+SIGN_OFF = "environments.staging.sign_off"
 
 BY_TRAFFIC: dict[str, Any] = {
     **QUICK,
@@ -138,7 +141,7 @@ def scripted_tools(run: Run, settings: Settings, gates: ScriptedGates, **more: A
 
 UNATTENDED = {
     "environments.staging.soak.observed_by": "age",
-    "environments.staging.sign_off": False,
+    SIGN_OFF: False,
 }
 """Of the conditions, those that tests of other things do without."""
 
@@ -255,3 +258,34 @@ def kinds(world: World) -> list[str]:
     decisions = AuditLog(world.platform.store)
     assert decisions.verify(MODEL) == []
     return [str(decision.kind) for decision in decisions.of(MODEL)]
+
+
+def decide(world: World, evidence: Evidence, *, approved: bool = True) -> None:
+    """A person of QA signs the evidence off, or rejects it."""
+    revision = world.platform.releases[STAGING.release][-1]
+    sign_off = SignOff(
+        evidence=evidence.digest,
+        approved=approved,
+        by="Grace of QA",
+        user="grace",
+        at=world.clock.now(),
+        note="",
+        environment="staging",
+        revision=revision.number,
+        build=revision.build.digest,
+    )
+    SignOffs(world.platform.store, MODEL).add(sign_off, evidence.run_id)
+
+
+def gates_run(world: World) -> list[str]:
+    """Environments whose whole gates are run from here on."""
+    ran: list[str] = []
+    real = world.gates.run
+
+    def run(deployment, folder, *, only=(), **more):  # type: ignore[no-untyped-def]
+        if not only:
+            ran.append(deployment.environment)
+        return real(deployment, folder, only=only, **more)
+
+    world.gates.run = run  # type: ignore[method-assign]
+    return ran
