@@ -1,7 +1,7 @@
 """Sentences and figures shared by verdicts of several kinds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vllm_rollout.model.load_result import RequestOutcome, RequestRecord
@@ -68,11 +68,11 @@ _BY_OUTCOME = {
 
 
 def with_failures(
-    verdict: Verdict, requests: Sequence[RequestRecord], *, alone: Verdict
+    verdict: Verdict, requests: Sequence[RequestRecord], *, alone: Callable[[], Verdict]
 ) -> Verdict:
     """Return a verdict on a load with what failed most in its reason, in the server's words.
 
-    `alone` is the verdict on the answered requests alone: the remedy of a fail is that of the
+    `alone` gives the verdict on the answered requests alone: the remedy of a fail is that of the
     failures, and where those fail too, theirs as well.
     """
     failed = [request for request in requests if not request.ok]
@@ -86,7 +86,8 @@ def with_failures(
     reason += f", “{words}”" if words else ""
     if verdict.outcome is not Outcome.FAIL:
         return replace(verdict, reason=reason)
-    too = f" {alone.remedy}" if alone.outcome is Outcome.FAIL else ""
+    answered = alone()
+    too = f" {answered.remedy}" if answered.outcome is Outcome.FAIL else ""
     return replace(verdict, reason=reason, remedy=_fix(alike[0]) + too)
 
 

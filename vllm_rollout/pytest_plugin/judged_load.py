@@ -170,14 +170,14 @@ class JudgedLoad:
         """The verdict on `question`, with what most of the failed requests failed of."""
         if outage := self.outage_verdict():
             return outage
+
+        def of_the_answered() -> Verdict:
+            answered = tuple(request for request in self.result.requests if request.ok)
+            load = dataclasses.replace(self.result, requests=answered)
+            return question.whole(load, confidence=self.confidence)
+
         verdict = self._verdict(question)
-        if verdict.passed or not self.result.failures:
-            return verdict
-        answered = tuple(request for request in self.result.requests if request.ok)
-        alone = question.whole(
-            dataclasses.replace(self.result, requests=answered), confidence=self.confidence
-        )
-        return with_failures(verdict, self.result.requests, alone=alone)
+        return with_failures(verdict, self.result.requests, alone=of_the_answered)
 
     def _verdict(self, question: LoadQuestion) -> Verdict:
         load = self.result
