@@ -4,6 +4,7 @@ Nothing is extrapolated. A counter begins again with a new process; time without
 and is named.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -109,7 +110,7 @@ class Scrapes:
             if before is not None:
                 again = value < before[1] or any(before[0] < b <= at for b in begins)
                 grown = value if again else value - before[1]
-                missed = any(before[0] < scrape < at for scrape in scraped)
+                missed = bisect_right(scraped, before[0]) < bisect_left(scraped, at)
                 if missed and not again and target not in self.started and at > self.start:
                     unsure += before[1]
             elif (
