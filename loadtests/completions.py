@@ -206,8 +206,9 @@ def presentable(text: str, key: str | None) -> str:
     A server may send the key back, whole or cut off where its text was cut, or half of a surrogate
     pair, which UTF-8 cannot hold.
     """
-    for length in range(len(key or ""), _SHORTEST_PART - 1, -1):
-        text = text.replace((key or "")[:length], "***")
+    if key and key[:_SHORTEST_PART] in text:
+        for length in range(len(key), _SHORTEST_PART - 1, -1):
+            text = text.replace(key[:length], "***")
     return text[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
 
