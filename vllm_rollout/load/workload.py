@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from vllm_rollout.model.load_plan import Lengths, LoadPlan, RequestClass
+from vllm_rollout.model.load_plan import PATHS, Lengths, LoadPlan, RequestClass
 
 NUMBER_DIGITS = 9
 _NUMBER_MARK = "#" * NUMBER_DIGITS
@@ -22,7 +22,6 @@ _POOL = 1024
 _SHARED = 0.75
 """Share of its words that a `shared_prefix` prompt has in common with the others of its class."""
 _Z95 = 1.6449
-_PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 _SENTENCE = (
     "the sea is wide and the wind moves over it all day while ships go out to fish and come back "
     "at night with what they found some of them small some of them large and the people on shore "
@@ -174,7 +173,7 @@ def _template(name: str, api: str, fields: dict[str, object], *, stream: bool) -
     return Template(
         request_class=name,
         max_tokens=cast("int", fields["max_tokens"]),
-        path=_PATHS[api],
+        path=PATHS[api],
         stream=stream,
         before=before,
         after=after,

@@ -2,11 +2,16 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 from vllm_rollout.model.errors import UsageError
+
+Api = Literal["completions", "chat"]
+PATHS: Mapping[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+"""The path of each API that a request may be for."""
 
 ARRIVALS = ("constant", "poisson", "closed")
 """How requests may arrive: evenly spaced, at random, or each user's after his last was answered."""
@@ -117,7 +122,7 @@ class LoadPlan:
             "max_tokens is 1 or more": self.max_tokens >= 1,
             "workers is 1 or more": self.workers >= 1,
             f"arrivals is {' or '.join(ARRIVALS)}": self.arrivals in ARRIVALS,
-            "api is completions or chat": self.api in ("completions", "chat"),
+            "api is completions or chat": self.api in PATHS,
             "users is 1 or more with closed arrivals, else 0": (self.users >= 1) is closed,
             "a shape has lengths and rates, some above 0": not self.shape
             or (
@@ -243,7 +248,7 @@ def _are_classes(classes: Sequence[RequestClass]) -> bool:
         each.name
         and 0 < each.weight < math.inf
         and each.kind in PROMPTS
-        and each.api in ("completions", "chat")
+        and each.api in PATHS
         and each.turns >= 1
         and (bool(each.prompts) if each.kind in ("text", "file") else bool(each.prompt_tokens))
         for each in classes

@@ -8,20 +8,18 @@ import secrets
 import threading
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import urljoin
 
 from vllm_rollout.http_client import Failure, HttpAnswer, HttpClient, HttpError, Sink, monotonic
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.load_plan import PATHS, Api
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.model.observation import ServedModels
 from vllm_rollout.model.text import NOTHING, Printable, shown
 from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
 from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers, cached_by
 from vllm_rollout.observe.served_models import served_models
-
-Api = Literal["completions", "chat"]
-PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 _MAX_BYTES = 8 * 1024 * 1024
 _OUTCOMES = {
@@ -178,13 +176,14 @@ class InferenceClient:
         more: dict[str, Any] = {"user": f"vllm-rollout-{secrets.token_hex(8)}", **sampling}
         if stream:
             more["stream_options"] = {"include_usage": True}
-        body = self._body(api or self.api, prompt, max_tokens, stream=stream) | more
-        return self._ask(PATHS[api or self.api], body, timeout_seconds=timeout_seconds)
+        api = api or self.api
+        body = self._body(api, prompt, max_tokens, stream=stream) | more
+        return self._ask(api, body, timeout_seconds=timeout_seconds)
 
     def greet(self, *, max_tokens: int, timeout_seconds: float) -> Inference:
         """Ask with a prompt that nobody has sent before; otherwise as `ask`."""
         body = self._body(self.api, f"Hello {secrets.token_hex(4)}", max_tokens)
-        return self._ask(PATHS[self.api], body, timeout_seconds=timeout_seconds)
+        return self._ask(self.api, body, timeout_seconds=timeout_seconds)
 
     def complete(
         self, prompt: str, *, max_tokens: int, timeout_seconds: float, stream: bool = False
@@ -208,7 +207,7 @@ class InferenceClient:
             asked = {"messages": [{"role": "user", "content": prompt}]}
         return {"model": self.model, **asked, "max_tokens": max_tokens, "stream": stream}
 
-    def _came_before(self, answer: Answer, path: str, timeout_seconds: float) -> bool:
+    def _came_before(self, answer: Answer, api: Api, timeout_seconds: float) -> bool:
         """Return True if a cache gave `answer`: it is the same as one before.
 
         A server that dates no answer may give all of them one id: once, it is asked for another.
@@ -218,10 +217,9 @@ class InferenceClient:
         with self._asking_for_another:
             if answer.created is None and self._numbers_answers is None:
                 self._numbers_answers = True
-                api: Api = "chat" if path == PATHS["chat"] else "completions"
                 count = f"Count from {secrets.randbelow(10**9)} to {secrets.randbelow(10**9)}."
                 body = self._body(api, count, 1) | {"temperature": 0}
-                other = self._ask(path, body, timeout_seconds=timeout_seconds).answer
+                other = self._ask(api, body, timeout_seconds=timeout_seconds).answer
                 self._numbers_answers = other is None or other.id != answer.id
         return answer.created is not None or bool(self._numbers_answers)
 
@@ -232,7 +230,7 @@ class InferenceClient:
         except HttpError as error:
             raise self._unreachable(error) if error.unreachable else error from error
 
-    def _ask(self, path: str, body: dict[str, Any], *, timeout_seconds: float) -> Inference:
+    def _ask(self, api: Api, body: dict[str, Any], *, timeout_seconds: float) -> Inference:
         started = monotonic()
         stream = _Stream(body["max_tokens"]) if body["stream"] else None
         status = 0
@@ -241,7 +239,7 @@ class InferenceClient:
         try:
             got = self._http.request(
                 "POST",
-                self.base_url + path,
+                self.base_url + PATHS[api],
                 json=body,
                 timeout_seconds=timeout_seconds,
                 sink=stream.begin if stream else None,
@@ -263,7 +261,7 @@ class InferenceClient:
             status, reason = error.status, error.reason
         except AnswerError as error:
             outcome, reason = error.outcome, shown(str(error))
-        if answer and not cached and self._came_before(answer, path, timeout_seconds):
+        if answer and not cached and self._came_before(answer, api, timeout_seconds):
             cached = shown(f"the answer {answer.id} came before")
         return Inference(
             outcome=outcome,
