@@ -43,7 +43,6 @@ class WorkerRelay:
             clock_ahead_seconds=0.0,
             clock_within_seconds=None,
         )
-        self._stop_wanted = False
         runner.register_message(_WANT, self._give)
         runner.register_message(_STOP, self._stop)
         runner.register_message(_CLOCK, self._compare)
