@@ -5,7 +5,7 @@ chart and values it was made of are compared too, so that all else of the releas
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,15 +111,16 @@ class Builds:
         deployment: Deployment,
         values: Mapping[str, Any],
         *,
-        chart: Path | None = None,
-        revision: Path | None = None,
-    ) -> Served:
-        """The served part under its own names; `revision` is a values file over all others.
+        chart: Path,
+        above: Sequence[Path | None],
+    ) -> list[list[dict[str, Any]]]:
+        """The objects under their own names, once with each of `above`: a values file over all
+        others, or None.
 
         Raises: as `make`.
         """
         with self._rendering(values, chart) as rendering:
-            return served(rendering.objects(deployment, above=revision), self.owned)
+            return [rendering.objects(deployment, above=each) for each in above]
 
     def unlike_applied(
         self, deployment: Deployment, rollout: Rollout, applied: Sequence[Json]
@@ -131,10 +132,10 @@ class Builds:
         if load_chart(self.chart).digest != rollout.build.chart_digest:
             return []
         with self._rendering(rollout.values) as rendering:
-            expected = served(without_hooks(rendering.objects(deployment)), self.owned)
+            expected = self.served(without_hooks(rendering.objects(deployment)))
         stable = stable_templates(applied) if rollout.previous is not None else []
         found = unlike_build(
-            served(applied, self.owned),
+            self.served(applied),
             expected,
             kept=self.kept(next(iter(stable), None)),
             whole=rollout.previous is None,
@@ -143,6 +144,10 @@ class Builds:
             text = "and a build is rendered as an upgrade of revision 1"
             found.append(f"the chart's templates read {', '.join(read)}, {text}")
         return found
+
+    def served(self, objects: Iterable[Json]) -> Served:
+        """The served part of objects."""
+        return served(objects, self.owned)
 
     def kept(self, template: Json | None) -> Leaves | None:
         """The served part of the pod template that stable pods keep during a ramp."""
@@ -271,14 +276,13 @@ class _Rendering:
 
     def served(self, deployment: Deployment, *, overlaid: bool = True) -> Served:
         """The served part, under names that are the same everywhere. Raises: `UsageError`."""
-        owned = self.builds.owned
         real, other = (
-            served(self.objects(deployment, names=names, overlaid=overlaid), owned)
+            self.builds.served(self.objects(deployment, names=names, overlaid=overlaid))
             for names in (None, names_of_any(deployment))
         )
         made = normalised(real, other, deployment)
         if made != other:
-            again = served(self.objects(deployment, overlaid=overlaid, again=True), owned)
+            again = self.builds.served(self.objects(deployment, overlaid=overlaid, again=True))
             if paths := differing(real, again):
                 where = ": ".join(paths[0])
                 raise UsageError(

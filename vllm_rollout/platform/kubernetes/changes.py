@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.deployment import Deployment, Target, canonical_digest
 from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
@@ -25,7 +25,7 @@ from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.releases import Releases
 from vllm_rollout.platform.kubernetes.served import unlike_build
 from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
-from vllm_rollout.platform.kubernetes.templates import without_hooks
+from vllm_rollout.platform.kubernetes.templates import Json, without_hooks
 from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5
@@ -88,11 +88,10 @@ class Changes:
                 write_values(Path(folder) / f"revision-{number}.yaml", move)
                 for number, move in enumerate(moves, start=1)
             ]
-            self._check_revisions(deployment, target, path, moves, revisions)
+            rendered = self._rendered(deployment, target, path, moves, revisions)
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
-                left = [[*values, each] for each in revisions[number - 1 :]]
-                self._refuse_conflicts(deployment, path, left)
+                self._refuse_conflicts(deployment, rendered[number - 1 :])
                 self._upgrade(
                     deployment,
                     path,
@@ -185,9 +184,9 @@ class Changes:
         return f", over what was set since: {'; '.join(found)}" if found else ""
 
     def _refuse_conflicts(
-        self, deployment: Deployment, chart: Path, revisions: Sequence[Sequence[Path]]
+        self, deployment: Deployment, revisions: Sequence[Sequence[Json]]
     ) -> None:
-        """Return if Helm can apply all of these, each with its values files.
+        """Return if Helm can apply all of these, each with its objects.
 
         Raises:
             ForeignChangeError: it would fail half way, at fields that somebody else has set.
@@ -200,11 +199,9 @@ class Changes:
         found: dict[str, None] = {}
         for number in applied[-1:]:
             found |= dict.fromkeys(self.conflicts_with(deployment, number))
-        for values in revisions:
-            objects = self.helm.template(
-                deployment.release, chart, namespace=deployment.namespace, values=values
-            )
-            found |= dict.fromkeys(self.conflicts(deployment, without_hooks(objects)))
+        # Most objects are the same in all of them.
+        objects = {canonical_digest(o): o for made in revisions for o in without_hooks(made)}
+        found |= dict.fromkeys(self.conflicts(deployment, list(objects.values())))
         if found:
             raise ForeignChangeError(
                 f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
@@ -243,24 +240,27 @@ class Changes:
         )
         return [release_values(rollout, pods, stable) for pods in moves]
 
-    def _check_revisions(
+    def _rendered(
         self,
         deployment: Deployment,
         target: Target,
         chart: Path,
         moves: Sequence[Mapping[str, Any]],
         revisions: Sequence[Path],
-    ) -> None:
-        """Return if the revisions' own values change nothing of what the build serves.
+    ) -> Sequence[Sequence[Json]]:
+        """The objects of each revision, if its own values change nothing of what the build serves.
 
         Raises:
             DeployError: they do: a template reads the number of replicas, say.
         """
-        expected = self.builds.rendered(deployment, target.values, chart=chart)
-        for move, revision in zip(moves, revisions, strict=True):
+        build, *rendered = self.builds.rendered(
+            deployment, target.values, chart=chart, above=[None, *revisions]
+        )
+        expected = self.builds.served(build)
+        for move, objects in zip(moves, rendered, strict=True):
             kept = move["canary"]["stablePodTemplate"] or None
             found = unlike_build(
-                self.builds.rendered(deployment, target.values, chart=chart, revision=revision),
+                self.builds.served(objects),
                 expected,
                 kept=self.builds.kept(kept),
                 whole=kept is None,
@@ -271,6 +271,7 @@ class Changes:
                     f"{', '.join(OWN_VALUES)}: {'; '.join(found)}",
                     remedy="Use none of these values in the servers' pod templates.",
                 )
+        return rendered
 
     def _upgrade(
         self,
