@@ -144,8 +144,6 @@ class KubernetesApi:
 
 def _message(body: str) -> str:
     """The `message` of a Kubernetes Status object, or the body as it is."""
-    import json
-
     try:
         return shown(str(json.loads(body)["message"]), _LONGEST_MESSAGE)
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -12,8 +12,7 @@ from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi,
 from vllm_rollout.platform.kubernetes.nodes import quantity
 from vllm_rollout.platform.kubernetes.pods import list_pods, replica_of
 from vllm_rollout.platform.kubernetes.served import Leaves, served, shown
-
-Json = Mapping[str, Any]
+from vllm_rollout.platform.kubernetes.templates import Json
 
 _SAME_AS_ABSENT = re.compile(
     r"^spec\.(hostNetwork|hostPID|hostIPC)$|\.(readOnly|stdin|stdinOnce|tty|hostPort)$"

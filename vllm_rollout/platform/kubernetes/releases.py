@@ -1,7 +1,7 @@
 """History of a release, read from Helm, and what of its newest revision runs."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, Replica, Revision, RevisionStatus
@@ -9,8 +9,7 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.surge_plan import Pods
-
-Json = Mapping[str, Any]
+from vllm_rollout.platform.kubernetes.templates import Json
 
 TRACK_LABEL = "vllm-rollout/track"
 _NEVER_UP = re.compile(r'(Upgrade|Rollback|Release) ".*?" failed: ')

@@ -16,7 +16,7 @@ from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import OWN_VALUES
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.nodes import limits_of, requests_of, unconsidered
-from vllm_rollout.platform.kubernetes.templates import HOOK
+from vllm_rollout.platform.kubernetes.templates import without_hooks
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
 
 _COUNTED = ("Deployment", "StatefulSet")
@@ -93,10 +93,8 @@ class Rendered:
         """The same; none where there is none."""
         return [
             each
-            for each in self.rendering.objects
-            if each.get("kind") in _COUNTED
-            and HOOK not in (each["metadata"].get("annotations") or {})
-            and each["spec"].get("replicas", 1)
+            for each in without_hooks(self.rendering.objects)
+            if each.get("kind") in _COUNTED and each["spec"].get("replicas", 1)
         ]
 
     @contextmanager
