@@ -43,6 +43,13 @@ def deploy(platform: KubernetesPlatform, deployment: Deployment) -> None:
     platform.apply(deployment, target, description="one", timeout=timedelta(seconds=60))
 
 
+def answered(url: str) -> float:
+    """How many requests the server has answered."""
+    text = httpx.get(f"{url}/metrics").text
+    done = [line for line in text.splitlines() if "vllm:request_success_total{" in line]
+    return sum(float(line.split()[-1]) for line in done)
+
+
 def test_a_tunnel_reaches_every_ready_pod_in_turn(
     namespace: Namespace, platform: KubernetesPlatform, production: Deployment
 ) -> None:
@@ -69,9 +76,7 @@ def test_a_tunnel_reaches_every_ready_pod_in_turn(
     with ThreadPoolExecutor(20) as pool:
         assert all(pool.map(ask, range(60)))
     for server in servers:
-        text = httpx.get(f"{server.url}/metrics").text
-        done = [line for line in text.splitlines() if "vllm:request_success_total{" in line]
-        assert sum(float(line.split()[-1]) for line in done) >= 40
+        assert answered(server.url) >= 40
 
 
 def test_each_ready_pod_has_a_tunnel_of_its_own(
@@ -87,11 +92,6 @@ def test_each_ready_pod_has_a_tunnel_of_its_own(
         with InferenceClient(url, model=MODEL, fresh=True) as client:
             for _ in range(times):
                 assert client.greet(max_tokens=1, timeout_seconds=20).ok
-
-    def answered(url: str) -> float:
-        text = httpx.get(f"{url}/metrics").text
-        done = [line for line in text.splitlines() if "vllm:request_success_total{" in line]
-        return sum(float(line.split()[-1]) for line in done)
 
     assert sorted(answered(server.url) for server in servers) == [1, 2]
     assert not platform.path_errors(production).count
