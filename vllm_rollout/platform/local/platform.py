@@ -298,9 +298,10 @@ class LocalPlatform:
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist, those about to leave aside. None is ready without a router."""
-        rows = self._members(deployment)
-        commands = self._commands(deployment) if rows else {}
-        members = [replace(row.public(), command=commands.get(row.build, ())) for row in rows]
+        members = [
+            replace(row.public(), command=self._command(deployment, row))
+            for row in self._members(deployment)
+        ]
         if members and self._routers.running(_key(deployment)) is None:
             gone = "the release's router is not running"
             return [
@@ -325,14 +326,13 @@ class LocalPlatform:
         rows = self._state.replicas(_key(deployment))
         return [row for row in rows if row.phase != LEAVING]
 
-    def _commands(self, deployment: Deployment) -> dict[str, tuple[str, ...]]:
-        """The command line of each build's replicas, but for the port."""
-        return {
-            row.build.digest: tuple(
-                LocalValues.model_validate(dict(row.values)).argv(port=0, model=deployment.model)
-            )
-            for row in self._state.revisions(_key(deployment))
-        }
+    def _command(self, deployment: Deployment, replica: ReplicaRow) -> tuple[str, ...]:
+        """The replica's command line, but for the port."""
+        made_of = self._state.revision(replica.release, replica.revision)
+        if made_of is None:
+            return ()
+        values = LocalValues.model_validate(dict(made_of.values))
+        return tuple(values.argv(port=0, model=deployment.model))
 
     def _revision(self, deployment: Deployment, number: int) -> RevisionRow:
         row = self._state.revision(_key(deployment), number)
