@@ -69,6 +69,23 @@ def test_no_answer_is_unreachable_with_the_address(failure: Exception) -> None:
     assert caught.value.address == API.address
 
 
+def test_a_discovery_that_is_refused_is_not_one_without_apis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    version = SimpleNamespace(get_code=lambda **_: SimpleNamespace(git_version="v1.37.2"))
+    refused = SimpleNamespace(status=403, read=lambda: json.dumps({"message": FORBIDDEN}).encode())
+    connection = SimpleNamespace(
+        configuration=SimpleNamespace(host="https://cluster"),
+        param_serialize=lambda *request, **_: request,
+        call_api=lambda *_, **__: refused,
+    )
+    api = KubernetesApi(connection)
+    monkeypatch.setattr(api, "_group", lambda _: version)
+
+    with pytest.raises(UnreachableError, match="pods is forbidden"):
+        api.capabilities()
+
+
 def test_an_unknown_context_is_a_usage_error(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

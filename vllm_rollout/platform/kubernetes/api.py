@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from http import HTTPStatus
 from typing import Any
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
@@ -75,21 +76,26 @@ class KubernetesApi:
 
         Raises: as `doing`.
         """
-        client = self._connection
         found: list[str] = []
         kinds = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
         with self.doing("get", "the API server's discovery"):
             version = self._group("VersionApi").get_code(_request_timeout=TIMEOUT_SECONDS)
             for path in ("/api", "/apis"):
-                request = client.param_serialize(
-                    method="GET",
-                    resource_path=path,
-                    header_params={"Accept": kinds},
-                    auth_settings=["BearerToken"],
-                )
-                answer = client.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
-                found += _apis(json.loads(answer.read()))
+                status, text = self.ask("GET", path, header_params={"Accept": kinds})
+                if status >= HTTPStatus.BAD_REQUEST:
+                    raise self.refusal(status, text, "get", path)
+                found += _apis(json.loads(text))
         return version.git_version, found
+
+    def ask(self, method: str, path: str, **request: Any) -> tuple[int, str]:
+        """The status and text of the answer to what the client has no method for.
+
+        A refusal is an answer too. To be called within `doing`.
+        """
+        client = self._connection
+        made = client.param_serialize(method, path, auth_settings=["BearerToken"], **request)
+        answer = client.call_api(*made, _request_timeout=TIMEOUT_SECONDS)
+        return answer.status, answer.read().decode(errors="replace")
 
     @contextmanager
     def doing(self, verb: str, resource: str) -> Iterator[None]:

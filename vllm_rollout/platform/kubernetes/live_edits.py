@@ -172,35 +172,29 @@ def field_conflicts(api: KubernetesApi, namespace: str, objects: Sequence[Json])
         where = each["metadata"].get("namespace", namespace)
         resource = f"{_plural(kind)} in namespace {where}"
         with api.doing("patch", resource):
-            answer = _apply_dry(api, each, where)
-        text = answer.data.decode(errors="replace")
-        if answer.status == HTTPStatus.CONFLICT:
+            status, text = _apply_dry(api, each, where)
+        if status == HTTPStatus.CONFLICT:
             for cause in json.loads(text).get("details", {}).get("causes", ()):
                 found = _MANAGER.search(cause.get("message", ""))
                 if found and found[1] != _HELM:
                     lines.append(f"{cause['field']} of {kind} {name} is set by {found[1]}")
-        elif answer.status >= HTTPStatus.BAD_REQUEST:
-            error = api.refusal(answer.status, text, "patch", resource)
+        elif status >= HTTPStatus.BAD_REQUEST:
+            error = api.refusal(status, text, "patch", resource)
             if isinstance(error, UnreachableError):
                 raise error
     return lines
 
 
-def _apply_dry(api: KubernetesApi, each: Json, namespace: str) -> Any:
+def _apply_dry(api: KubernetesApi, each: Json, namespace: str) -> tuple[int, str]:
     version = each["apiVersion"]
     group = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    client = api.core.api_client
-    request = client.param_serialize(
+    return api.ask(
         "PATCH",
         f"{group}/namespaces/{namespace}/{_plural(each['kind'])}/{each['metadata']['name']}",
         query_params=[("fieldManager", _HELM), ("dryRun", "All")],
         header_params={"Content-Type": "application/apply-patch+yaml"},
         body=json.dumps(each),
-        auth_settings=["BearerToken"],
     )
-    answer = client.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
-    answer.read()
-    return answer
 
 
 def _plural(kind: str) -> str:
