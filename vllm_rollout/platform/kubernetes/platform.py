@@ -281,7 +281,7 @@ class KubernetesPlatform:
         """Return the fields of `revision` that somebody else has set otherwise; of the newest
         (None) without those of autoscalers.
 
-        Raises: as `releases.field_conflicts`.
+        Raises: as `live_edits.field_conflicts`.
         """
         return self._changes.conflicts_with(deployment, revision)
 
