@@ -14,6 +14,7 @@ import pytest
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, read_evidence
 from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.report.junit import junit_xml
 from vllm_rollout.report.render import ReportPaths, write_reports
 
 
@@ -181,6 +182,15 @@ def test_junit_tells_a_fail_from_what_could_not_be_known(mixed: Page) -> None:
     assert error is not None
     assert (error.get("message") or "").startswith("inconclusive: ")
     assert cases["missing-soak"].find("skipped") is not None, "nobody asked for it"
+
+
+def test_no_id_of_a_gate_that_ran_makes_it_one_nobody_asked_for(
+    make_gate: Callable[..., GateResult], make_evidence: Callable[..., Evidence], failing: Verdict
+) -> None:
+    gate = make_gate("ours", failing, item="test_ours[staging-llama-2-7b-a::missing-b]")
+    suite = ET.fromstring(junit_xml(make_evidence(gate))).find("testsuite")
+    assert suite is not None
+    assert (suite.get("failures"), suite.get("skipped")) == ("1", "0")
 
 
 @pytest.mark.parametrize("case", ["no gates", "no runs", "unreachable", "rolled back"])

@@ -11,7 +11,7 @@ from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.formatting import verdict_text
-from vllm_rollout.report.rows import MISSING, ReportItem, report_items
+from vllm_rollout.report.rows import ReportItem, report_items
 
 _ELEMENTS = {Outcome.FAIL: "failure", Outcome.INCONCLUSIVE: "error"}
 
@@ -42,7 +42,7 @@ def junit_xml(evidence: Evidence) -> bytes:
 
 
 def _element(item: ReportItem, *, part: bool) -> str:
-    if part and item.node_id.partition("::")[2].startswith(MISSING):
+    if part and item.missing:
         return "skipped"
     return _ELEMENTS.get(item.outcome, "")
 

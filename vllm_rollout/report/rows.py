@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, Step
 from vllm_rollout.model.load_figures import LoadSummary
@@ -15,9 +15,6 @@ ROLLOUT = "rollout"
 
 CONCLUSION = f"{ROLLOUT}::conclusion"
 """Node id of the row that says how the rollout ended, as the banner does."""
-
-MISSING = "missing-"
-"""How the name of a row begins that stands for a gate without a result."""
 
 _NOT_IN_NODE_ID = re.compile(r"[^A-Za-z0-9_.,:=\[\]-]+")
 
@@ -36,6 +33,8 @@ class ReportItem:
     load: LoadSummary | None = None
     load_verdict: Verdict | None = None
     """The latency verdict reached on `load`, whichever gate reached it."""
+    missing: bool = False
+    """Whether it stands for a gate that the policy asks for and that did not run."""
 
     @property
     def outcome(self) -> Outcome:
@@ -119,7 +118,8 @@ def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:
         )
     for gate_name in run.missing:
         verdict = _unknown("the policy asks for this gate and it did not run", "Run it, too.")
-        yield _run_item(run, group, f"{MISSING}{gate_name}", gate_name, verdict)
+        row = _run_item(run, group, f"missing-{gate_name}", gate_name, verdict)
+        yield replace(row, missing=True)
     if not run.gates and not run.missing:
         verdict = _unknown("no gate ran, so nothing is known", "Select gates and run them.")
         yield _run_item(run, group, "gates", "Gates", verdict)
