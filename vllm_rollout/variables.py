@@ -1,6 +1,7 @@
 """Environment variables `VLLM_ROLLOUT_*`: each stands for the option of its name."""
 
 import os
+from collections.abc import Sequence
 
 ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
 
@@ -13,3 +14,28 @@ def variable_of(option: str) -> str:
 def option_or_environment(name: str, option: str | None) -> str | None:
     """The option, else its environment variable, else None. Empty counts as not given."""
     return option or os.environ.get(variable_of(name)) or None
+
+
+def options_given(
+    *,
+    policy: str | None,
+    platform: str | None,
+    namespace: str | None,
+    kube_context: str | None,
+    changes: Sequence[str],
+) -> list[tuple[str, str]]:
+    """The options, and their values, by which another command makes the same choices.
+
+    Choices by environment variables are among them: who reads the command may have none.
+    """
+    named = {
+        "policy": policy,
+        "platform": platform,
+        "namespace": namespace,
+        "kube-context": kube_context,
+    }
+    chosen = {name: option_or_environment(name, value) for name, value in named.items()}
+    return [
+        *((f"--{name}", value) for name, value in chosen.items() if value),
+        *(("--set", change) for change in changes),
+    ]

@@ -14,7 +14,7 @@ import typer
 from vllm_rollout.cli.console import make_console, show_error
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.next_command import options_of_this_run
-from vllm_rollout.variables import option_or_environment
+from vllm_rollout.variables import options_given
 
 if TYPE_CHECKING:
     from vllm_rollout.settings import Settings
@@ -98,21 +98,14 @@ class Choice:
         )
 
     def given(self) -> list[tuple[str, str]]:
-        """The options, and their values, by which another command makes the same choices.
-
-        Choices by environment variables are among them: who reads the command may have none.
-        """
-        named = {
-            "policy": self.policy,
-            "platform": self.platform,
-            "namespace": self.namespace,
-            "kube-context": self.kube_context,
-        }
-        chosen = {name: option_or_environment(name, value) for name, value in named.items()}
-        return [
-            *((f"--{name}", value) for name, value in chosen.items() if value),
-            *(("--set", change) for change in self.changes or []),
-        ]
+        """The options, and their values, by which another command makes the same choices."""
+        return options_given(
+            policy=self.policy,
+            platform=self.platform,
+            namespace=self.namespace,
+            kube_context=self.kube_context,
+            changes=self.changes or [],
+        )
 
     def for_gates(self, settings: "Settings") -> list[str]:
         """The same choices, as the gates' own pytest options."""

@@ -61,7 +61,7 @@ from vllm_rollout.pytest_plugin.session_results import (
 from vllm_rollout.report.terminal import verdict_line
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings, load_settings
-from vllm_rollout.variables import option_or_environment
+from vllm_rollout.variables import options_given
 
 _PROBLEM = pytest.StashKey[str]()
 _CALLS = pytest.StashKey[list[str]]()
@@ -299,12 +299,13 @@ def _load_settings(config: pytest.Config) -> Settings:
 
 def _options_given(config: pytest.Config) -> list[tuple[str, str]]:
     """The options and variables of this run that a printed command repeats."""
-    names = ("policy", "platform", "namespace", "kube-context")
-    chosen = {n: option_or_environment(n, config.getoption(n.replace("-", "_"))) for n in names}
-    return [
-        *((f"--{name}", value) for name, value in chosen.items() if value),
-        *(("--set", change) for change in config.getoption("policy_set")),
-    ]
+    return options_given(
+        policy=config.getoption("policy"),
+        platform=config.getoption("platform"),
+        namespace=config.getoption("namespace"),
+        kube_context=config.getoption("kube_context"),
+        changes=config.getoption("policy_set"),
+    )
 
 
 def _pair(text: str) -> tuple[str, Override]:
