@@ -10,7 +10,8 @@ def _find(name: str) -> Path:
     return bundled if bundled.is_dir() else _PACKAGE.parent / name
 
 
-GATES = _find("gates")
+GATES = _find("gates").resolve()
+"""Resolved, as paths that are compared with it are."""
 LOADTESTS = _find("loadtests")
 CHARTS = _find("charts")
 DEFAULT_POLICY = _PACKAGE / "policy" / "default.yaml"

@@ -233,7 +233,7 @@ def asks_for_gates(config: pytest.Config) -> bool:
         any(config.getoption(name) for name in _OPTIONS)
         or bool(marker_words(config) & (BUILT_IN_MARKERS.keys() | _policy_keys()))
         or any(names_gates(config, argument) for argument in config.args)
-        or bool(models_of_node_ids(config, [option_or_environment("model", None) or ""]))
+        or _names_model_of_variable(config)
     )
 
 
@@ -253,15 +253,30 @@ def did_you_mean(words: Iterable[str], known: Sequence[str]) -> str:
 
 def names_gates(config: pytest.Config, argument: str) -> bool:
     """Return True if the argument is a path to the suite's gates, or the folder they are in."""
-    path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+    path = path_of(config, argument)
     return path.is_relative_to(GATES) or path == GATES.parent
 
 
-def models_of_node_ids(config: pytest.Config, models: Sequence[str]) -> list[str]:
-    """Return those of `models` whose deployment the id of a test among the arguments names."""
-    ids = [arg.partition("[")[2].removesuffix("]") for arg in config.args if "::" in arg]
-    every = [model for text in models for model in text.split(",") if model]
-    return [m for m in every if any(i == m or i.endswith(f"-{m}") for i in ids)]
+def path_of(config: pytest.Config, argument: str) -> Path:
+    """The path that an argument names, be it a path or the id of a test."""
+    return (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+
+
+def parameters_of(node_id: str) -> str:
+    """The parameters in the id of a test: `a-b` of `test_x.py::test_x[a-b]`."""
+    return node_id.partition("[")[2].removesuffix("]")
+
+
+def models_of_variable() -> list[str]:
+    """The models that `VLLM_ROLLOUT_MODEL` names."""
+    by_variable = option_or_environment("model", None) or ""
+    return [model for model in by_variable.split(",") if model]
+
+
+def _names_model_of_variable(config: pytest.Config) -> bool:
+    """Return True if the id of a test among the arguments names one of the variable's models."""
+    ids = [parameters_of(argument) for argument in config.args if "::" in argument]
+    return any(i == m or i.endswith(f"-{m}") for m in models_of_variable() for i in ids)
 
 
 def _policy_keys() -> set[str]:

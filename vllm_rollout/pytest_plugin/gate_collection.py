@@ -10,13 +10,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from vllm_rollout.pytest_plugin import BUILT_IN_MARKERS, fixtures, marker_words, names_gates
+from vllm_rollout.pytest_plugin import (
+    BUILT_IN_MARKERS,
+    fixtures,
+    marker_words,
+    models_of_variable,
+    names_gates,
+    parameters_of,
+    path_of,
+)
 from vllm_rollout.pytest_plugin.fixtures import SETTINGS
 from vllm_rollout.pytest_plugin.gate_selection import (
     deployment_of,
@@ -30,7 +37,7 @@ from vllm_rollout.pytest_plugin.gate_selection import (
     without_release,
 )
 from vllm_rollout.resources import GATES
-from vllm_rollout.variables import ENVIRONMENT_PREFIX, option_or_environment
+from vllm_rollout.variables import ENVIRONMENT_PREFIX
 
 NOTICE = pytest.StashKey[str]()
 """Why a run had no gate, although its own tests were run."""
@@ -85,8 +92,7 @@ def drop_foreign_fixtures(item: Any) -> None:
 def only_other_paths(config: pytest.Config) -> Iterator[None]:
     """Have pytest collect the arguments that lie outside the suite's gates."""
     given = config.stash[_PATHS] = config.args
-    folder = config.invocation_params.dir
-    paths = [(each, (folder / each.partition("::")[0]).resolve()) for each in given]
+    paths = [(each, path_of(config, each)) for each in given]
     config.args = [
         each for each, path in paths if not (path.is_relative_to(GATES) and path.exists())
     ]
@@ -112,7 +118,7 @@ def collect_gates(session: pytest.Session) -> list[pytest.Item]:
     found: list[pytest.Item] = []
     used: set[str] = set()
     for path in sorted(GATES.glob("test_*.py")):
-        of_module = [arg for arg in named if _names_module(config, arg, path)]
+        of_module = [arg for arg in named if path.is_relative_to(path_of(config, arg))]
         if named and not of_module:
             continue
         inside = path.is_relative_to(config.rootpath)
@@ -148,14 +154,11 @@ def environments_named(config: pytest.Config) -> set[str]:
 def models_given(config: pytest.Config) -> list[str]:
     """Models by option, by variable, or else by the ids of the suite's gates among the paths."""
     given: list[str] = config.getoption("model")
-    by_variable = option_or_environment("model", None) or ""
-    if given or by_variable:
-        return given or [model for model in by_variable.split(",") if model]
+    if chosen := given or models_of_variable():
+        return chosen
     environments = config.stash[SETTINGS].policy.order if SETTINGS in config.stash else ()
     ids = [
-        argument.partition("[")[2].removesuffix("]")
-        for argument in paths_given(config)
-        if names_gates(config, argument)
+        parameters_of(argument) for argument in paths_given(config) if names_gates(config, argument)
     ]
     named = (i.partition(f"{e}-")[2] for i in ids for e in environments if i.startswith(f"{e}-"))
     return list(dict.fromkeys(named))
@@ -194,19 +197,13 @@ def only_team_gates_named(config: pytest.Config, items: Sequence[pytest.Item]) -
     typed = set(config.invocation_params.args) & set(paths_given(config))
     if any(names_gates(config, argument) for argument in typed):
         return False
-    folder = config.invocation_params.dir
-    paths = [(folder / argument.partition("::")[0]).resolve() for argument in typed]
+    paths = [path_of(config, argument) for argument in typed]
     return any(
         item.path.resolve().is_relative_to(path)
         for item in items
         if deployment_of(item) is not None and not is_bundled(item.path)
         for path in paths
     )
-
-
-def _names_module(config: pytest.Config, argument: str, path: Path) -> bool:
-    named = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
-    return path.is_relative_to(named)
 
 
 def _names_item(argument: str, item: pytest.Item) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.next_command import next_command
 from vllm_rollout.policy import Policy
-from vllm_rollout.pytest_plugin import did_you_mean, marker_words
+from vllm_rollout.pytest_plugin import did_you_mean, marker_words, parameters_of
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings
 
@@ -86,7 +86,7 @@ def on_demand_left_out(
 
 def is_bundled(path: Path) -> bool:
     """Return True if the module is one of the suite's own gates."""
-    return path.resolve().parent == GATES.resolve()
+    return path.resolve().parent == GATES
 
 
 def environments_of(policy: Policy, path: Path, marks: Iterable[pytest.Mark]) -> list[str]:
@@ -136,7 +136,7 @@ def deployment_in_id(node_id: str, settings: Settings, models: Sequence[str]) ->
         for model in models
         for environment in settings.policy.order
     }
-    parameters = f"-{node_id.partition('[')[2].removesuffix(']')}-"
+    parameters = f"-{parameters_of(node_id)}-"
     # Longest first: one model's name may begin another's.
     named = [name for name in sorted(deployments, key=len)[::-1] if f"-{name}-" in parameters]
     return deployments[named[0]] if named else None
