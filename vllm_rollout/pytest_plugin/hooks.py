@@ -1,6 +1,5 @@
 """pytest's hooks in a run that asks for gates: markers, parametrized gates, evidence at the end."""
 
-import os
 from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,12 +12,7 @@ from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.policy import Override
-from vllm_rollout.pytest_plugin import (
-    BUILT_IN_MARKERS,
-    fixtures,
-    marker_line,
-    marker_words,
-)
+from vllm_rollout.pytest_plugin import BUILT_IN_MARKERS, fixtures, marker_line, marker_words
 from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
 from vllm_rollout.pytest_plugin.gate_collection import (
     NOTICE,
@@ -49,7 +43,6 @@ from vllm_rollout.pytest_plugin.gate_selection import (
 )
 from vllm_rollout.pytest_plugin.load_progress_line import (
     check_variables,
-    emit,
     end_by_signals,
     end_with_parent,
 )
@@ -58,7 +51,6 @@ from vllm_rollout.pytest_plugin.session_results import (
     SessionResults,
     send_to_controller,
 )
-from vllm_rollout.report.terminal import verdict_line
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings, load_settings
 from vllm_rollout.variables import options_given
@@ -241,14 +233,6 @@ def pytest_report_from_serializable() -> Generator[None, object, object]:
     report = yield
     deserialize_record(report)
     return report
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Tell a listening parent how each gate ended."""
-    record = record_of(report)
-    if record is not None and "PYTEST_XDIST_WORKER" not in os.environ:
-        result = record.result
-        emit("gate", outcome=result.outcome.value, text=verdict_line(result))
 
 
 def pytest_report_teststatus(

@@ -42,6 +42,7 @@ from vllm_rollout.pytest_plugin.gate_selection import (
     gate_name,
     title_of,
 )
+from vllm_rollout.pytest_plugin.load_progress_line import emit
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import verdict_line
 
@@ -96,6 +97,8 @@ class SessionResults:
         record = record_of(report)
         if record is not None:
             self._add([record])
+            result = record.result
+            emit("gate", outcome=result.outcome.value, text=verdict_line(result))
         elif report.when not in ("setup", "call", "teardown"):  # xdist's of a worker's crash
             self._crashed.add(report.nodeid)
             self._ended_by = str(report.longrepr)
