@@ -38,7 +38,7 @@ _ASKING = {"client", "servers"}
 """Fixtures of gates that send requests to the deployment themselves."""
 _SKIPS: Any = (pytest.skip.Exception, pytest.xfail.Exception)
 CALLING = pytest.StashKey[bool]()
-"""True while the gate's test is called."""
+"""True while the gate's test is called, False afterwards."""
 _IN_SUBTESTS = pytest.StashKey[list[BaseException]]()
 _SEEN = pytest.StashKey[int]()
 """How many of the gate's verdicts are in its record."""

@@ -56,7 +56,6 @@ from vllm_rollout.settings import Settings, load_settings
 from vllm_rollout.variables import options_given
 
 _PROBLEM = pytest.StashKey[str]()
-_CALLS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -192,9 +191,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     if deployment_of(item) is None:
         yield
         return
-    if item.stash.setdefault(_CALLS, []):
+    if CALLING in item.stash:
         raise RunAgainError("a gate runs once", pytrace=False)
-    item.stash[_CALLS].append(item.name)
     item.stash[CALLING] = True
     try:
         yield
