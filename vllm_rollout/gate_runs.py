@@ -35,8 +35,7 @@ def identity(platform: ReleaseReader | None, deployment: Deployment) -> dict[str
         history = platform.history(deployment)
         images = list(images_of(platform.replicas(deployment))) if history else []
     except RolloutError as error:
-        silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
-        return {**nothing, "unknown": str(error), **silent}
+        return {**nothing, **_not_read(error)}
     if not history:
         return nothing
     newest = history[-1]
@@ -58,9 +57,14 @@ def identity_and_differences(
     try:
         differences = list(platform.running_differences(deployment))
     except RolloutError as error:
-        silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
-        return {**found, "unknown": str(error), **silent}
+        return {**found, **_not_read(error)}
     return {**found, "differences": differences} if differences else found
+
+
+def _not_read(error: RolloutError) -> dict[str, str]:
+    """Fields of the identity of a deployment that cannot be read."""
+    silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
+    return {"unknown": str(error), **silent}
 
 
 def gate_run(
