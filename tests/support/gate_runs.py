@@ -63,7 +63,7 @@ def staging(url: str) -> tuple[str, ...]:
 
 
 def unreported(url: str) -> tuple[str, ...]:
-    """The same, and evidence without a report: another pytest renders it."""
+    """The same, and evidence without a report."""
     return (*staging(url), "--evidence", "evidence.json")
 
 
