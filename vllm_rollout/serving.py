@@ -18,7 +18,7 @@ from vllm_rollout.judge.served_model import root_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.verdict import NoWord
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import release_command
 from vllm_rollout.observe.client import Inference as Answered
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import not_of_the_build
@@ -103,8 +103,7 @@ class Servers:
     @property
     def logs(self) -> str:
         """The command line that prints the replicas' logs."""
-        deployment = self._deployment
-        return next_command("vllm-rollout", "logs", deployment.model, "-e", deployment.environment)
+        return release_command("logs", self._deployment)
 
     def ready(self) -> dict[str, InferenceClient]:
         """Return a client for each ready replica, by its name; none where one has no address."""
