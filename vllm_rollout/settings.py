@@ -174,17 +174,28 @@ def load_settings(
             remedy=f"Write --base-url {url.rstrip('/').removesuffix('/v1')}.",
         )
     context = option_or_environment("kube-context", kube_context)
+    reached = None
+    if needs_platform or platform or not url:
+        context = context or _current_context(policy)
+        reached = make_platform(policy, kube_context=context)
     return Settings(
         policy=policy,
-        platform=None
-        if url and not platform and not needs_platform
-        else make_platform(policy, kube_context=context),
+        platform=reached,
         base_url=url,
         report_dir=Path(option_or_environment("report-dir", report_dir) or "reports"),
         kube_context=context,
         workers=_workers(option_or_environment("workers", str(workers) if workers else None)),
         load_in_cluster=load_in_cluster or _switched_on("load-in-cluster"),
     )
+
+
+def _current_context(policy: Policy) -> str | None:
+    """Name the kubeconfig's context, so that the whole run and its gates keep to it."""
+    if policy.platform != "kubernetes":
+        return None
+    from vllm_rollout.platform.kubernetes.kubeconfig import current_context
+
+    return current_context()
 
 
 def _workers(text: str | None) -> int | None:
@@ -247,7 +258,7 @@ def make_load_pods(
     own = policy.kubernetes.load_generator
     return KubernetesLoadPods(
         connect(kube_context),
-        Helm(policy.kubernetes.helm, context=kube_context),
+        Helm(policy.kubernetes.helm),
         deployment,
         LoadSettings(
             namespace=own.namespace or deployment.namespace,

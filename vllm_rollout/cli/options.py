@@ -114,8 +114,8 @@ class Choice:
             words += ["--policy-set", change]
         if self.policy:
             words += ["--policy", self.policy]
-        if self.kube_context:
-            words += ["--kube-context", self.kube_context]
+        if settings.kube_context:
+            words += ["--kube-context", settings.kube_context]
         return words
 
 

@@ -81,12 +81,6 @@ def test_a_dead_cluster_is_never_an_empty_history(helm_binary: str, dead_cluster
 
 
 @each_helm
-def test_an_unknown_context_is_unreachable(helm_binary: str, dead_cluster: str) -> None:
-    with pytest.raises(UnreachableError, match="elsewhere"):
-        Helm(helm_binary, context="elsewhere").history("a", namespace="system")
-
-
-@each_helm
 @pytest.mark.parametrize("broken", ["{{ .Values.", '{{ fail "no" }}'])
 def test_a_broken_chart_is_a_usage_error(helm_binary: str, tmp_path: Path, broken: str) -> None:
     (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: broken\nversion: 0.1.0\n")

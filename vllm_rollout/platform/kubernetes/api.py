@@ -1,7 +1,6 @@
 """The Kubernetes API: one connection, and its failures in the suite's words."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.text import shown
 from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
 
 TIMEOUT_SECONDS = (5.0, 30.0)
 """For connecting, and for each answer."""
@@ -169,50 +169,34 @@ def _apis(discovery: Any) -> Iterator[str]:
 def connect(context: str | None) -> KubernetesApi:
     """Connect by `context`, or by the current one, or from within a pod. Sends nothing yet.
 
-    Raises:
-        UsageError: there is no such context.
-        UnreachableError: neither a kubeconfig nor a pod's service account.
+    Raises: as `resolve_kubeconfig`.
     """
-    from kubernetes import config
-
-    try:
-        connection = config.new_client_from_config(  # type: ignore[no-untyped-call]
-            client_configuration=_configuration(),
-            # Read now: the library remembers the variable as it was at import.
-            config_file=os.environ.get("KUBECONFIG"),
-            context=context,
-            persist_config=False,
-        )
-    except (config.ConfigException, OSError) as error:
-        if context is not None:
-            raise UsageError(
-                f"kube context {context!r}: {error}",
-                remedy="kubectl config get-contexts lists them.",
-            ) from error
-        connection = _in_cluster(error)
-    return KubernetesApi(connection)
+    return connected(resolve_kubeconfig(context))
 
 
-def _configuration() -> Any:
-    from kubernetes import client
+def connected(kubeconfig: Kubeconfig) -> KubernetesApi:
+    """The API of this cluster, as this identity. Sends nothing yet.
+
+    Raises:
+        UsageError: its entries cannot be used.
+    """
+    from kubernetes import client, config
 
     from vllm_rollout.platform.kubernetes.retry import throttling_retry
 
-    return client.Configuration(retries=throttling_retry())
-
-
-def _in_cluster(kubeconfig_error: Exception) -> Any:
-    from kubernetes import client, config
-
-    configuration = _configuration()
+    configuration = client.Configuration(retries=throttling_retry())
     try:
-        config.load_incluster_config(  # type: ignore[no-untyped-call]
-            client_configuration=configuration
-        )
-    except config.ConfigException as error:
-        raise UnreachableError(
-            f"no cluster: {kubeconfig_error}; and {error}",
-            address="kubeconfig",
-            remedy="Set KUBECONFIG or --kube-context, or use --platform local.",
+        if kubeconfig.context is None:  # this reads the token again when it expires
+            config.load_incluster_config(  # type: ignore[no-untyped-call]
+                client_configuration=configuration
+            )
+        else:
+            config.load_kube_config_from_dict(  # type: ignore[no-untyped-call]
+                kubeconfig.content, client_configuration=configuration, persist_config=False
+            )
+    except (config.ConfigException, OSError) as error:
+        raise UsageError(
+            f"{kubeconfig} cannot be used: {error}",
+            remedy="kubectl config view --minify shows it.",
         ) from error
-    return client.ApiClient(configuration)
+    return KubernetesApi(client.ApiClient(configuration))

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Self
 
@@ -45,14 +45,15 @@ def run(
     *,
     timeout_seconds: float,
     where: str,
+    environment: Mapping[str, str] | None = None,
     guard: Guard | None = None,
 ) -> str:
     """Run `binary` with `arguments` and return its standard output.
 
-    `where` names the cluster in errors. The child ends by SIGTERM when time is up or the caller is
-    interrupted, which lets Helm leave a failed release and not a pending one. What changes a
-    release has a `guard`: it is begun only if that agrees, and goes on no longer than it does,
-    whatever becomes of this process.
+    `where` names the cluster in errors, `environment` is the child's (None: this one). The child
+    ends by SIGTERM when time is up or the caller is interrupted, which lets Helm leave a failed
+    release and not a pending one. What changes a release has a `guard`: it is begun only if that
+    agrees, and goes on no longer than it does, whatever becomes of this process.
 
     Raises:
         UnreachableError: no such binary, no cluster, or the cluster refuses the credentials.
@@ -63,7 +64,7 @@ def run(
     """
     verb = f"helm {arguments[0]}"
     with _Supervisor(guard) if guard else nullcontext() as supervisor:
-        process = _start(binary, arguments, supervisor)
+        process = _start(binary, arguments, environment, supervisor)
         try:
             out, err = _output(process, timeout_seconds, supervisor)
         except subprocess.TimeoutExpired as error:
@@ -108,10 +109,11 @@ class _Supervisor:
 
 
 def _start(
-    binary: str, arguments: Sequence[str], supervisor: _Supervisor | None
+    binary: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None,
+    supervisor: _Supervisor | None,
 ) -> "subprocess.Popen[bytes]":
-    # Helm forgets all but 10 revisions by default, and with them the last good one.
-    environment = os.environ | {"HELM_MAX_HISTORY": "0"}
     command = [binary, *arguments]
     if supervisor:
         command = [sys.executable, "-I", "-S", _SUPERVISOR, str(supervisor.pipe), *command]

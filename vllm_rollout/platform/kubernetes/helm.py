@@ -1,7 +1,8 @@
 """The verbs of the `helm` command line that the platform needs, under Helm 3 and Helm 4."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError, run
+from vllm_rollout.platform.kubernetes.kubeconfig import (
+    Kubeconfig,
+    helm_environment,
+    resolve_kubeconfig,
+)
 from vllm_rollout.platform.writer import Guard
 
 _QUICK_SECONDS = 60.0
 _DESCRIPTION_MAX = 256
 """Helm 4 refuses longer ones on rollback."""
+_WITHOUT_CLUSTER = ("version", "template", "lint")
 
 
 class HelmVersion(BaseModel, frozen=True):
@@ -49,17 +56,22 @@ _VALUES = TypeAdapter(dict[str, Any] | None)
 
 
 class Helm:
-    """The `helm` command line against one cluster (`context` None: the current one).
+    """The `helm` command line against one cluster, with one identity.
 
-    Every method raises as `command.run` does. No secret is passed to it: values name Secrets.
-    Changes are made under `guard`, where one is set.
+    Every method raises as `command.run` does, and as `kubeconfig`. No secret of a deployment is
+    passed to it: values name Secrets. Changes are made under `guard`, where one is set.
     """
 
     guard: Guard | None = None
 
-    def __init__(self, binary: str = "helm", *, context: str | None = None) -> None:
+    def __init__(
+        self,
+        binary: str = "helm",
+        *,
+        kubeconfig: Callable[[], Kubeconfig] = resolve_kubeconfig,
+    ) -> None:
         self._binary = binary
-        self._context = context
+        self._kubeconfig = kubeconfig
 
     @cached_property
     def version(self) -> HelmVersion:
@@ -210,14 +222,17 @@ class Helm:
         timeout_seconds: float = _QUICK_SECONDS,
         guard: Guard | None = None,
     ) -> str:
-        context = ["--kube-context", self._context] if self._context else []
-        return run(
-            self._binary,
-            [*arguments, *context],
-            timeout_seconds=timeout_seconds,
-            where=f"kube context {self._context}" if self._context else "the current kube context",
-            guard=guard,
-        )
+        asks_none = arguments[0] in _WITHOUT_CLUSTER or "--help" in arguments
+        cluster = None if asks_none else self._kubeconfig()
+        with helm_environment(cluster, driver=os.environ.get("HELM_DRIVER", "")) as environment:
+            return run(
+                self._binary,
+                arguments,
+                timeout_seconds=timeout_seconds,
+                where=str(cluster or "no cluster"),
+                environment=environment,
+                guard=guard,
+            )
 
 
 def _files(paths: Sequence[Path]) -> list[str]:

@@ -12,13 +12,14 @@ from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import PathErrors, Route, Weights
-from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
+from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connected
 from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
 from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
 from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
+from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
 from vllm_rollout.platform.kubernetes.live_edits import field_conflicts, unlike_running
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
@@ -68,7 +69,7 @@ class KubernetesPlatform:
         self._paths = Paths(service_url, reach)
         self._own_paths: dict[int, Paths] = {}
         self._http_route = http_route
-        self._helm = Helm(helm, context=context)
+        self._helm = Helm(helm, kubeconfig=lambda: self._kubeconfig)
         self._releases = Releases(self._helm, self._pods)
         self._builds = Builds(
             helm=self._helm,
@@ -93,8 +94,12 @@ class KubernetesPlatform:
         )
 
     @cached_property
+    def _kubeconfig(self) -> Kubeconfig:
+        return resolve_kubeconfig(self._context, namespace=self._namespace)
+
+    @cached_property
     def _api(self) -> KubernetesApi:
-        return connect(self._context)
+        return connected(self._kubeconfig)
 
     def _able(self) -> Capabilities:
         version, apis = self._api.capabilities()
@@ -274,8 +279,8 @@ class KubernetesPlatform:
         words = ["helm", *what, deployment.release, *number, "-n", deployment.namespace, "--wait"]
         if revision is not None:
             words += self._helm.forcing
-        context = [] if self._context is None else ["--kube-context", self._context]
-        return shlex.join([*words, *context])
+        context = self._kubeconfig.context
+        return shlex.join([*words, *(["--kube-context", context] if context else [])])
 
     def field_conflicts(self, deployment: Deployment, revision: int | None = None) -> Sequence[str]:
         """Return the fields of `revision` that somebody else has set otherwise; of the newest
