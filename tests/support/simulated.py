@@ -146,6 +146,8 @@ class SimulatedPlatform:
     conflicts: Sequence[str] = ()
     """Fields of production that somebody else has set; `refuses` is whether a change is refused."""
     refuses: bool = False
+    expected: dict[str, str | None] = field(default_factory=dict)
+    """By environment: what its history must have, None where that is not written down."""
     has_route: bool = True
     """Whether there is something that divides traffic."""
 
@@ -193,6 +195,9 @@ class SimulatedPlatform:
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         return list(self.releases.get(deployment.release, []))
+
+    def expected_history(self, deployment: Deployment) -> str | None:
+        return self.expected.get(deployment.environment, "")
 
     def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
         build = self.releases[deployment.release][revision - 1].build

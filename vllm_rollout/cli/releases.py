@@ -17,6 +17,7 @@ from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.lease import hold
+from vllm_rollout.rollout.lost_history import ensure_history
 from vllm_rollout.rollout.model_registry import register
 from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.yaml_file import read_mapping
@@ -61,6 +62,7 @@ def deploy_command(
         where.guard(held)
         if found := where.recover(deployment, timeout=rules.deploy_timeout):
             options.say(f"recovered {deployment}: {found}{held.whose}")
+        ensure_history(where, deployment)
         build = where.build(deployment, content)
         target = Target(build=build, values=content, replicas=capacity, capacity=capacity)
         with options.console.status(f"deploying build {build.short} to {deployment}"):

@@ -62,6 +62,12 @@ class ReleaseReader(Protocol):
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""
 
+    def expected_history(self, deployment: Deployment) -> str | None:
+        """Return what the history must have, as text, by what the platform has written down.
+
+        Empty where it may be empty, None where nothing is written down.
+        """
+
     def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
         """The values the revision's build was made of, the environment's overlay left out."""
 

@@ -22,6 +22,7 @@ from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.journal import Event, JournalEntry, Phase, next_phase
 from vllm_rollout.rollout.lease import LeaseLostError
 from vllm_rollout.rollout.leased_run import RunTools, run_under_lease
+from vllm_rollout.rollout.lost_history import ensure_history
 from vllm_rollout.rollout.preconditions import (
     before_gates,
     build_drift,
@@ -67,6 +68,8 @@ def gate_and_promote(
 def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -> RolloutResult:
     run, log, observer, gates = tools.run, tools.log, tools.observer, tools.gates
     source, target, platform = run.source, run.target, tools.releases.platform
+    for deployment in (source, target):
+        ensure_history(platform, deployment)
     revision = _served(platform, run.policy, source)
     values = platform.values(source, revision.number)
     if _runs(platform, target, revision.build):
@@ -258,6 +261,7 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
         if left is not None:
             releases.take_over(left)
         releases.recover()
+        ensure_history(releases.platform, target)
         history = releases.platform.history(target)
         serving = newest_served(history)
         # A canary that has traffic is what is left, though the release has another build yet.

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
-from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.next_command import promote_command, release_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
+from vllm_rollout.rollout.lost_history import ensure_history
 from vllm_rollout.rollout.model_registry import registered
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
 from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
@@ -105,7 +106,11 @@ def _environment(
         url = str(error)
     history = platform.history(deployment)
     if not history:
-        missing = () if after is None else ("nothing is deployed here",)
+        missing: tuple[str, ...] = () if after is None else ("nothing is deployed here",)
+        try:
+            ensure_history(platform, deployment)
+        except UsageError as error:
+            missing = (f"{error}. {error.remedy}",)
         return EnvironmentStatus(environment=environment, url=url, blocks=missing)
     newest = history[-1]
     replicas = tuple(platform.replicas(deployment))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vllm_rollout.cli.options import Choice
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, UnreachableError, UsageError
 from vllm_rollout.platform.kubernetes import kubeconfig as kubeconfig_module
@@ -183,8 +184,7 @@ def test_a_run_keeps_to_the_context_that_was_current(one: Path) -> None:
     settings = load_settings(platform="kubernetes")
     write(one, "one", current="shared")
 
-    assert settings.kube_context == "one"
-    assert "--kube-context one" in settings.reader().undo_command(PRODUCTION, None)
+    assert Choice().for_gates(settings)[-2:] == ["--kube-context", "one"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The verbs of the `helm` command line that the platform needs, under Helm 3 and Helm 4."""
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -18,12 +17,12 @@ from vllm_rollout.platform.kubernetes.kubeconfig import (
     helm_environment,
     resolve_kubeconfig,
 )
+from vllm_rollout.platform.kubernetes.release_storage import driver_of_shell
 from vllm_rollout.platform.writer import Guard
 
 _QUICK_SECONDS = 60.0
 _DESCRIPTION_MAX = 256
 """Helm 4 refuses longer ones on rollback."""
-_WITHOUT_CLUSTER = ("version", "template", "lint")
 
 
 class HelmVersion(BaseModel, frozen=True):
@@ -58,7 +57,8 @@ _VALUES = TypeAdapter(dict[str, Any] | None)
 class Helm:
     """The `helm` command line against one cluster, with one identity.
 
-    Every method raises as `command.run` does, and as `kubeconfig`. No secret of a deployment is
+    Every method raises as `command.run` does, and as `kubeconfig` and `driver`, which gives the
+    storage driver of a release. No secret of a deployment is
     passed to it: values name Secrets. Changes are made under `guard`, where one is set.
     """
 
@@ -69,9 +69,11 @@ class Helm:
         binary: str = "helm",
         *,
         kubeconfig: Callable[[], Kubeconfig] = resolve_kubeconfig,
+        driver: Callable[[str], str] = lambda _release: driver_of_shell(),
     ) -> None:
         self._binary = binary
         self._kubeconfig = kubeconfig
+        self._driver = driver
 
     @cached_property
     def version(self) -> HelmVersion:
@@ -124,6 +126,7 @@ class Helm:
             *(self.forcing if force else ()),
             *("--description", _shortened(description)),
             *self._waiting(timeout),
+            release=release,
             timeout=timeout,
         )
 
@@ -141,6 +144,7 @@ class Helm:
             *described,
             *self.forcing,
             *self._waiting(timeout),
+            release=release,
             timeout=timeout,
         )
 
@@ -150,6 +154,7 @@ class Helm:
             self._change(
                 *("uninstall", release, "--namespace", namespace, "--cascade", "foreground"),
                 *self._waiting(timeout),
+                release=release,
                 timeout=timeout,
             )
         except ReleaseNotFoundError:
@@ -159,7 +164,8 @@ class Helm:
         """All revisions, oldest first; none when there is no such release."""
         try:
             text = self._run(
-                *("history", release, "--namespace", namespace, "--max", "100000"), "-o", "json"
+                *("history", release, "--namespace", namespace, "--max", "100000", "-o", "json"),
+                release=release,
             )
         except ReleaseNotFoundError:
             return []
@@ -169,13 +175,13 @@ class Helm:
     def values(self, release: str, revision: int, *, namespace: str) -> dict[str, Any]:
         """The values given to that revision, the chart's defaults left out."""
         arguments = ("get", "values", release, "--namespace", namespace)
-        text = self._run(*arguments, "--revision", str(revision), "-o", "json")
+        text = self._run(*arguments, "--revision", str(revision), "-o", "json", release=release)
         return _parsed(_VALUES, text, "get values") or {}
 
     def manifest(self, release: str, revision: int, *, namespace: str) -> list[dict[str, Any]]:
         """The objects of that revision."""
         arguments = ("get", "manifest", release, "--namespace", namespace)
-        return _objects(self._run(*arguments, "--revision", str(revision)))
+        return _objects(self._run(*arguments, "--revision", str(revision), release=release))
 
     def template(
         self,
@@ -212,19 +218,20 @@ class Helm:
         wait = "--wait" if self.version.major == 3 else "--wait=watcher"
         return [wait, "--timeout", f"{timeout.total_seconds():.0f}s"]
 
-    def _change(self, *arguments: str, timeout: timedelta) -> None:
+    def _change(self, *arguments: str, release: str, timeout: timedelta) -> None:
         seconds = _QUICK_SECONDS + timeout.total_seconds()
-        self._run(*arguments, timeout_seconds=seconds, guard=self.guard)
+        self._run(*arguments, release=release, timeout_seconds=seconds, guard=self.guard)
 
     def _run(
         self,
         *arguments: str,
+        release: str = "",
         timeout_seconds: float = _QUICK_SECONDS,
         guard: Guard | None = None,
     ) -> str:
-        asks_none = arguments[0] in _WITHOUT_CLUSTER or "--help" in arguments
-        cluster = None if asks_none else self._kubeconfig()
-        with helm_environment(cluster, driver=os.environ.get("HELM_DRIVER", "")) as environment:
+        cluster = self._kubeconfig() if release else None
+        driver = self._driver(release) if release else ""
+        with helm_environment(cluster, driver=driver) as environment:
             return run(
                 self._binary,
                 arguments,

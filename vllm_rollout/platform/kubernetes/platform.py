@@ -2,13 +2,14 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, Target
-from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import PathErrors, Route, Weights
@@ -24,6 +25,7 @@ from vllm_rollout.platform.kubernetes.live_edits import field_conflicts, unlike_
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
+from vllm_rollout.platform.kubernetes.release_storage import ReleaseStorage
 from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
 from vllm_rollout.platform.kubernetes.served import OWNED_BY_ENVIRONMENT
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
@@ -69,7 +71,8 @@ class KubernetesPlatform:
         self._paths = Paths(service_url, reach)
         self._own_paths: dict[int, Paths] = {}
         self._http_route = http_route
-        self._helm = Helm(helm, kubeconfig=lambda: self._kubeconfig)
+        self._storage = ReleaseStorage(lambda: self.store)
+        self._helm = Helm(helm, kubeconfig=lambda: self._kubeconfig, driver=self._storage.driver)
         self._releases = Releases(self._helm, self._pods)
         self._builds = Builds(
             helm=self._helm,
@@ -198,6 +201,10 @@ class KubernetesPlatform:
             for entry in entries
         ]
 
+    def expected_history(self, deployment: Deployment) -> str | None:
+        """Return a revision that the history must have, and by which driver; see the reader."""
+        return self._storage.expected(deployment.release)
+
     def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
         """The values the revision's build was made of, the environment's overlay left out.
 
@@ -259,8 +266,20 @@ class KubernetesPlatform:
 
         Raises: as `Changes.apply`.
         """
-        self._changes.apply(deployment, target, description=description, timeout=timeout)
+        newest = partial(self._newest, deployment)
+        self._storage.begin(deployment.release, newest)
+        try:
+            self._changes.apply(deployment, target, description=description, timeout=timeout)
+        except RolloutError:
+            with suppress(RolloutError):  # the next change writes it down
+                self._storage.made(deployment.release, newest)
+            raise
+        self._storage.made(deployment.release, newest)
         return self.history(deployment)[-1]
+
+    def _newest(self, deployment: Deployment) -> int:
+        entries = self._releases.entries(deployment)
+        return entries[-1].revision if entries else 0
 
     def rollback(
         self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
@@ -279,8 +298,12 @@ class KubernetesPlatform:
         words = ["helm", *what, deployment.release, *number, "-n", deployment.namespace, "--wait"]
         if revision is not None:
             words += self._helm.forcing
-        context = self._kubeconfig.context
-        return shlex.join([*words, *(["--kube-context", context] if context else [])])
+        if context := self._kubeconfig.context:
+            words += ["--kube-context", context]
+        driver = self._storage.driver(deployment.release)
+        return (
+            shlex.join(words) if driver == "secret" else f"HELM_DRIVER={driver} {shlex.join(words)}"
+        )
 
     def field_conflicts(self, deployment: Deployment, revision: int | None = None) -> Sequence[str]:
         """Return the fields of `revision` that somebody else has set otherwise; of the newest
@@ -292,6 +315,7 @@ class KubernetesPlatform:
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and its history. The store's documents stay."""
+        self._storage.forget(deployment.release)
         self._changes.uninstall(deployment, timeout=timeout)
 
     def recover(self, deployment: Deployment, *, timeout: timedelta) -> str:

@@ -143,6 +143,13 @@ class LocalPlatform:
         """All revisions, oldest first; empty when the release does not exist."""
         return [row.public() for row in self._state.revisions(_key(deployment))]
 
+    def expected_history(
+        self,
+        deployment: Deployment,  # noqa: ARG002 - one file has releases and documents
+    ) -> str:
+        """Return "": documents are not kept without the releases."""
+        return ""
+
     def values(self, deployment: Deployment, revision: int) -> dict[str, Any]:
         """The values of the revision's build.
 
