@@ -5,7 +5,7 @@ Precedence: option, environment variable (`VLLM_ROLLOUT_*`), policy file, defaul
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_pods import LoadPods
 from vllm_rollout.platform.base import PathErrors, Route
-from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.resources import CHARTS
@@ -54,8 +54,13 @@ class Settings:
         Raises:
             UsageError: a name is not a DNS-1123 label, or the policy has no such environment.
         """
-        self.policy.environment(environment)
-        return Deployment(model, environment, self.policy.namespace)
+        return self.policy.deployment(model, environment)
+
+    def at_home(self, environment: str) -> "Settings":
+        """The settings of a run that changes `environment`: it keeps what it does there."""
+        if self.platform is None:
+            return self
+        return replace(self, platform=at_home(self.platform, environment))
 
     def url_of(self, deployment: Deployment) -> str:
         """Return the deployment's URL: `--base-url`, or the platform's."""
@@ -106,7 +111,7 @@ class Settings:
         return make_load_pods(
             self.policy,
             deployment,
-            kube_context=self.kube_context,
+            kube_context=_context_of(self.policy, deployment.environment, self.kube_context),
             has_key=self.api_key is not None,
         )
 
@@ -226,11 +231,34 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Release
             startup_timeout=policy.local.startup_timeout,
             max_restarts=policy.local.max_restarts,
         )
+    places = {
+        name: (
+            policy.deployment("any", name).namespace,
+            _context_of(policy, name, kube_context),
+        )
+        for name in policy.order
+    }
+    platforms = {place: _kubernetes(policy, *place) for place in dict.fromkeys(places.values())}
+    if len(platforms) == 1:
+        return next(iter(platforms.values()))
+    from vllm_rollout.platform.clusters import Clusters, as_writer
+
+    of_each = {name: platforms[place] for name, place in places.items()}
+    return as_writer(Clusters(of_each, home=policy.order[-1]))
+
+
+def _context_of(policy: Policy, environment: str, kube_context: str | None) -> str | None:
+    """The environment's own context, else that of the command."""
+    own = policy.environments[environment].kubernetes
+    return (own and own.context) or kube_context
+
+
+def _kubernetes(policy: Policy, namespace: str, context: str | None) -> ReleaseWriter:
     from vllm_rollout.platform.kubernetes import KubernetesPlatform
 
     return KubernetesPlatform(
-        namespace=policy.namespace,
-        context=kube_context,
+        namespace=namespace,
+        context=context,
         chart=Path(policy.kubernetes.chart or CHARTS / "vllm-deployment"),
         overlays=Path(policy.kubernetes.overlays) if policy.kubernetes.overlays else None,
         helm=policy.kubernetes.helm,

@@ -12,6 +12,7 @@ from support.world import PRODUCTION, STAGING, ScriptedGates, World, healthy
 
 from vllm_rollout.model.deployment import Canary, Deployment
 from vllm_rollout.model.observation import Observation
+from vllm_rollout.platform.clusters import Clusters
 from vllm_rollout.rollout.observer import DeploymentObserver
 
 
@@ -35,10 +36,13 @@ def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         inner: Any = looks.settings.platform
         while isinstance(inner, Wrapped):
             inner = inner._inner
+        where = inner
+        if isinstance(inner, Clusters):
+            inner = inner._platforms["staging"]
         world = worlds[id(inner)]
         of_canary = isinstance(deployment, Canary) and world.canary_probes
         probes = (of_canary or world.probes)(world.clock.seconds)
-        return Observation(probes=probes, replicas=world.platform.replicas(deployment))
+        return Observation(probes=probes, replicas=where.replicas(deployment))
 
     with scripted_observer(see):
         yield new_world

@@ -110,6 +110,7 @@ def capacity_command(
         needs_platform=False,
     )
     deployment = settings.deployment(model, environment or settings.policy.order[-2:][0])
+    settings = settings.at_home(deployment.environment)
     if deployment.environment == settings.policy.order[-1] and not overload_live_traffic:
         raise UsageError(
             f"{deployment.environment} serves users, and a capacity search overloads the server",

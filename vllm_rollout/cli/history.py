@@ -11,6 +11,7 @@ from rich.table import Table
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import Revision
 from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.platform.reader import homes
 from vllm_rollout.rollout.audit_log import AuditLogReader, Decision
 
 _REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])
@@ -31,9 +32,16 @@ def history_command(
     """
     settings = choice.settings()
     where = settings.reader()
-    chain = AuditLogReader(where.store)
-    wrong = chain.verify(settings.deployment(model, environment or settings.policy.order[0]).model)
-    decisions = [d for d in chain.of(model) if environment in (None, d.environment)]
+    order = settings.policy.order
+    settings.deployment(model, environment or order[0])  # refuses what is no name
+    chains = [AuditLogReader(each.store) for each in homes(where, order)]
+    wrong = list(dict.fromkeys(line for chain in chains for line in chain.verify(model)))
+    known = {d.digest: d for chain in chains for d in chain.of(model)}
+    # Each chain has its own order; several are merged by time.
+    every = list(known.values())
+    if len(chains) > 1:
+        every.sort(key=lambda decision: decision.at)
+    decisions = [d for d in every if environment in (None, d.environment)]
     revisions = (
         list(where.history(settings.deployment(model, environment))) if environment else None
     )
@@ -46,7 +54,7 @@ def history_command(
         for line in wrong:
             options.say(f"TAMPERED: {line}")
         if not wrong:
-            options.say(f"the chain of {len(chain.of(model))} decisions is whole")
+            options.say(f"the chain of {len(every)} decisions is whole")
     if wrong:
         raise typer.Exit(int(ExitCode.GATE_FAILED))
 

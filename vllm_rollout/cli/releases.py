@@ -13,7 +13,7 @@ from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.base import NotReadyError
-from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.lease import hold
@@ -48,6 +48,7 @@ def deploy_command(
     """
     settings = choice.settings(report_dir=report_dir)
     order = settings.policy.order
+    settings = settings.at_home(order[0])
     deployment = settings.deployment(model, environment or order[0])
     if deployment.environment != order[0]:
         raise UsageError(
@@ -114,11 +115,10 @@ def uninstall_command(
 ) -> None:
     """Remove MODEL's release from --environment (default: every environment)."""
     rules, releases, deployment = _reach(choice, model, environment)
-    where = writer_of(releases)
-    with hold(where.store, model, clock=SystemClock(), on_wait=options.say) as held:
-        where.guard(held)
-        for name in [deployment.environment] if environment else list(rules.environments):
-            target = Deployment(model, name, rules.namespace)
+    for name in [deployment.environment] if environment else list(rules.environments):
+        where, target = writer_of(at_home(releases, name)), rules.deployment(model, name)
+        with hold(where.store, model, clock=SystemClock(), on_wait=options.say) as held:
+            where.guard(held)
             there = bool(where.history(target))
             where.uninstall(target, timeout=rules.deploy_timeout)
-            options.console.print(f"{target}: {'removed' if there else 'nothing was deployed'}")
+        options.console.print(f"{target}: {'removed' if there else 'nothing was deployed'}")

@@ -9,6 +9,7 @@ from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command, promote_command
+from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.sign_offs import (
@@ -49,13 +50,14 @@ def sign_off_command(
     if not name.strip():
         raise UsageError("--as is empty", remedy="Give the name of who decides.")
     sign_off, run_id = _decided(settings, model, evidence, name, note, approved=not reject)
-    SignOffs(writer_of(settings.reader()).store, model).add(sign_off, run_id)
+    following = environment_after(settings.policy, sign_off.environment)
+    where = writer_of(at_home(settings.reader(), following))
+    SignOffs(where.store, model).add(sign_off, run_id)
     options.say(
         f"{sign_off.environment}/{model} revision {sign_off.revision} {sign_off}\n"
         f"evidence {sign_off.evidence}"
     )
     if sign_off.approved:
-        following = environment_after(settings.policy, sign_off.environment)
         options.say("next: " + promote_command(model, following))
 
 

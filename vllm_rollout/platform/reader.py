@@ -19,6 +19,26 @@ class StoreReader(Protocol):
         """Return all keys that begin with `prefix`, sorted."""
 
 
+class EnvironmentHomes:
+    """A platform whose environments have stores of their own."""
+
+    def at_home(self, environment: str) -> "ReleaseReader":
+        """The same platform, whose store is that of `environment`."""
+        raise NotImplementedError
+
+
+def at_home(platform: "ReleaseReader", environment: str) -> "ReleaseReader":
+    """`platform` with the store that `environment` has; most have one for all."""
+    return platform.at_home(environment) if isinstance(platform, EnvironmentHomes) else platform
+
+
+def homes(platform: "ReleaseReader", environments: Sequence[str]) -> "list[ReleaseReader]":
+    """`platform` with each store that `environments` have; itself where they have one."""
+    if not isinstance(platform, EnvironmentHomes):
+        return [platform]
+    return [platform.at_home(environment) for environment in environments]
+
+
 class ReleaseReader(Protocol):
     """Releases and their revisions, as they are."""
 

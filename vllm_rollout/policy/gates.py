@@ -23,6 +23,7 @@ from vllm_rollout.policy.fields import (
 )
 from vllm_rollout.policy.load_profile import EarlyStop, LoadOutage, Traffic
 from vllm_rollout.policy.outputs import Outputs
+from vllm_rollout.policy.platforms import Cluster
 from vllm_rollout.policy.prometheus import LiveMetrics
 
 
@@ -252,6 +253,8 @@ class Environment(Block):
 
     replicas: Count
     """Replicas of a complete release: its capacity."""
+    kubernetes: Annotated[Cluster | None, MayBeOff()] = None
+    """Its own cluster or namespace; not inherited."""
     preflight: Annotated[Preflight | None, MayBeOff()] = None
     """What is looked at before a build is deployed here; inherited from the environment before."""
     gates: Gates

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.deployment import Deployment, canonical_digest
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.policy.conditions import ModelRegistry
 from vllm_rollout.policy.fields import (
@@ -143,6 +143,28 @@ class Policy(Rules):
             f"no environment is called {name!r}{did_you_mean(name, self.order)}",
             remedy=f"Environments of this policy: {', '.join(self.order)}.",
         )
+
+    def deployment(self, model: str, environment: str) -> Deployment:
+        """The deployment of `model` in `environment`, in its namespace.
+
+        Raises:
+            UsageError: as `environment`, or a name is no DNS-1123 label.
+        """
+        own = self.environment(environment).kubernetes
+        return Deployment(model, environment, (own and own.namespace) or self.namespace)
+
+    @model_validator(mode="after")
+    def _one_place_for_all_models(self) -> Self:
+        for model, rules in self.models.items():
+            for name, environment in rules.environments.items():
+                if name in self.environments and (
+                    environment.kubernetes != self.environments[name].kubernetes
+                ):
+                    raise broken_rule(
+                        "an environment is in one cluster and namespace for all models",
+                        f"models.{model}.environments.{name}.kubernetes",
+                    )
+        return self
 
     def previous(self, environment: str) -> str | None:
         """The environment before `environment`; None for the first.

@@ -10,6 +10,7 @@ from vllm_rollout.policy.fields import (
     Count,
     CountOrZero,
     MayBeOff,
+    Name,
     NameTemplate,
     Number,
     Span,
@@ -30,6 +31,15 @@ class LoadGenerator(Block):
     """Values file for the chart: resources, nodes, the Secret of the bearer key."""
     start_timeout: Span
     """How long its pods may take to be there: images are pulled, nodes are added."""
+
+
+class Cluster(Block):
+    """Where an environment is, if not where the others are."""
+
+    context: Annotated[Text | None, MayBeOff()] = None
+    """Context of the kubeconfig; off means that of the command."""
+    namespace: Annotated[Name | None, MayBeOff()] = None
+    """Namespace of its releases; off means the policy's."""
 
 
 class Kubernetes(Block):

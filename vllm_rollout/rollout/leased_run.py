@@ -55,6 +55,7 @@ def assemble(
 
     `notify` and `undelivered` are as in `RunLog`; `verifier` is `verify` by default.
     """
+    settings = settings.at_home(run.target.environment)
     platform = writer_of(settings.reader())
     log = RunLog(
         run=run,

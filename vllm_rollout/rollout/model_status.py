@@ -1,13 +1,13 @@
 """Status of a model: its build in each environment, the evidence for it, and what blocks it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.next_command import promote_command, release_command
-from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
@@ -80,13 +80,16 @@ def model_status(platform: ReleaseReader, policy: Policy, model: str, now: datet
 
     Raises: as the platform.
     """
-    entry = last_entry(platform.store, model)
-    under_way = entry if entry is not None and entry.unfinished else None
+    stores = [each.store for each in homes(platform, policy.order[::-1])]
+    entries = [entry for store in stores if (entry := last_entry(store, model))]
+    under_way = next((entry for entry in entries if entry.unfinished), None)
     found: list[EnvironmentStatus] = []
     after: EnvironmentStatus | None = None
     for environment in reversed(policy.order):
-        deployment = Deployment(model, environment, policy.namespace)
-        after = _environment(platform, policy, deployment, after, under_way, now)
+        deployment = policy.deployment(model, environment)
+        # What blocks a promotion is kept where it goes to.
+        where = at_home(platform, after.environment if after else environment)
+        after = _environment(where, policy, deployment, after, under_way, now)
         found.append(after)
     return ModelStatus(model=model, environments=tuple(reversed(found)), under_way=under_way)
 
@@ -231,7 +234,7 @@ def _blocks_on_the_way(
     if after.build == newest.build and after.on_build == after.capacity:
         yield f"{after.environment} runs this build already"
         return
-    target = replace(source, environment=after.environment)
+    target = policy.deployment(source.model, after.environment)
     try:
         yield from reasons_to_wait(platform, policy, source, target, newest, now)
         if lacks := what_sign_off_lacks(platform.store, policy, source, newest, now):

@@ -331,7 +331,7 @@ def _stages_without_evidence(run: Run, platform: ReleaseReader, revision: Revisi
     return [
         name
         for name in order[: order.index(source.environment)]
-        if not passed.build_passed(Deployment(source.model, name, source.namespace), revision.build)
+        if not passed.build_passed(run.policy.deployment(source.model, name), revision.build)
     ]
 
 
