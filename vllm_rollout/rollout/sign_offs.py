@@ -185,8 +185,9 @@ def validity(policy: Policy, environment: str) -> timedelta:
 
 
 def environment_after(policy: Policy, environment: str) -> str:
-    """Return the environment that a sign-off in `environment` opens."""
-    return policy.order[policy.order.index(environment) + 1]
+    """Return the environment that a sign-off in `environment` opens; the last opens none but it."""
+    following = policy.order.index(environment) + 1
+    return policy.order[min(following, len(policy.order) - 1)]
 
 
 def what_sign_off_lacks(
