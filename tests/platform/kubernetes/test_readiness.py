@@ -51,6 +51,7 @@ QUOTA = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "
         ("Deployment", {}, of(3, 3, 2), "2 of 3 ready"),
         ("Deployment", {}, of(4, 3, 4), f"3 of 3 ready, 1 {FORMER}"),
         ("Deployment", {}, of(4, 1, 3), f"0 of 3 ready, 3 {FORMER}"),
+        ("Deployment", {}, of(4, 4, 4), "3 of 3 ready, 1 too many are still there"),
         ("Deployment", {"replicas": 0}, {}, ""),
         (
             "Deployment",

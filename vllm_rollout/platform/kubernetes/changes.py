@@ -78,7 +78,8 @@ class Changes:
             UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
             UnreachableError: Helm or the cluster did not answer.
         """
-        served = self.releases.to_return_to(deployment, self.releases.entries(deployment))
+        entries = self.releases.entries(deployment)
+        served = self.releases.to_return_to(deployment, entries)
         with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
             # A copy, so that what is compared with the target is what Helm then reads.
             path = copied(self.builds.chart, Path(folder))
@@ -94,7 +95,7 @@ class Changes:
                 for number, move in enumerate(moves, start=1)
             ]
             rendered = self._rendered(deployment, target, path, moves, revisions)
-            before = self._newest(deployment)
+            before = self._newest(deployment, entries)
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
                 objects = rendered[number - 1]
@@ -135,9 +136,8 @@ class Changes:
 
         return PodWait(readiness=self.readiness, still_allowed=still_allowed)
 
-    def _newest(self, deployment: Deployment) -> Sequence[Json]:
+    def _newest(self, deployment: Deployment, entries: Sequence[HelmRevision]) -> Sequence[Json]:
         """The objects of the newest revision; none where nothing is deployed."""
-        entries = self.releases.entries(deployment)
         if not entries:
             return ()
         number, namespace = entries[-1].revision, deployment.namespace
@@ -363,11 +363,12 @@ class Changes:
     ) -> None:
         where = deployment.namespace
         objects = self.helm.manifest(deployment.release, revision, namespace=where)
+        before = self._newest(deployment, self.releases.entries(deployment))
         try:
             self._wait.made(
                 deployment,
                 objects,
-                limit=change_time(objects, self._newest(deployment)).limit(timeout),
+                limit=change_time(objects, before).limit(timeout),
                 change=lambda limit: self.helm.rollback(
                     deployment.release,
                     revision,

@@ -78,7 +78,7 @@ def _unready(pods: Sequence[Pod]) -> tuple[str, ...]:
     """A line for each pod that is not Ready: its name and why."""
     replicas = (replica_of(pod) for pod in pods)
     return tuple(
-        f"{each.name}: {each.reason or each.phase} {each.message}".rstrip()
+        f"{each.name}: {', '.join(filter(None, [each.reason or each.phase, each.message]))}"
         for each in replicas
         if not each.ready
     )
@@ -120,22 +120,26 @@ def _wanted(live: Json) -> int:
 
 def _deployment(workload: str, spec: Json, status: Json) -> Readiness:
     wanted, updated = spec.get("replicas", 1), status.get("updatedReplicas", 0)
-    former = status.get("replicas", 0) - updated
-    notes = [f"{former} of the former template are still there"] if former > 0 else []
+    there = status.get("replicas", 0)
+    former = there - updated
+    notes = _surplus(former=former, there=there, wanted=wanted)
     if spec.get("paused") and (former > 0 or updated < wanted):
         notes.append("it is paused: kubectl rollout resume")
     # A quota, a webhook, a policy that lets none be made.
     notes += [
         f"{each.get('reason')}: {redact(str(each.get('message')), secrets_in())}"
         for each in status.get("conditions") or ()
+        if updated < wanted
         if each.get("type") == "ReplicaFailure" and each.get("status") == "True"
     ]
-    return _counted(
-        workload,
-        wanted=wanted,
-        ready=min(updated, status.get("readyReplicas", 0) - max(0, former)),
-        notes=notes if former > 0 or updated < wanted else [],
-    )
+    ready = min(updated, status.get("readyReplicas", 0) - max(0, former))
+    return _counted(workload, wanted=wanted, ready=ready, notes=notes)
+
+
+def _surplus(*, former: int, there: int, wanted: int) -> list[str]:
+    if former > 0:
+        return [f"{former} of the former template are still there"]
+    return [f"{there - wanted} too many are still there"] if there > wanted else []
 
 
 def _stateful_set(workload: str, spec: Json, status: Json) -> Readiness:
@@ -143,15 +147,11 @@ def _stateful_set(workload: str, spec: Json, status: Json) -> Readiness:
     wanted, there = spec.get("replicas", 1), status.get("replicas", 0)
     # Pods below the partition keep the former template, as the chart asks.
     kept = (strategy.get("rollingUpdate") or {}).get("partition", 0)
-    former = there - status.get("updatedReplicas", 0)
-    notes = []
-    if former > min(kept, wanted):
-        notes.append(f"{former} of the former template are still there")
+    former = there - status.get("updatedReplicas", 0) - kept
+    notes = _surplus(former=former, there=there, wanted=wanted)
+    if former > 0:
         notes += _on_delete(strategy)
-    if there > wanted:
-        notes.append(f"{there - wanted} too many are still there")
-    outdated = max(0, former - kept)
-    ready = status.get("readyReplicas", 0) - outdated
+    ready = status.get("readyReplicas", 0) - max(0, former)
     return _counted(workload, wanted=wanted, ready=ready, notes=notes)
 
 
@@ -190,9 +190,12 @@ def _of_operator(api: KubernetesApi, namespace: str, workload: str, live: Json) 
     what its status says of replicas."""
     spec, status = live.get("spec") or {}, live.get("status") or {}
     groups = _wanted(live)
-    size = (spec.get("leaderWorkerTemplate") or {}).get("size", 1)
     templates = pod_templates(live)
-    pods = serving(_pods_like(api, namespace, templates))
+    labels = [(each.get("metadata") or {}).get("labels") or {} for each in templates]
+    if not any(labels):
+        return _counted(workload, wanted=groups, ready=_ready_by_status(status, groups))
+    size = (spec.get("leaderWorkerTemplate") or {}).get("size", 1)
+    pods = serving(_pods_like(api, namespace, labels))
     current = [pod for pod in pods if any(_made_of(template, pod) for template in templates)]
     ready = [pod for pod in current if replica_of(pod).ready]
     notes = [f"{len(pods) - len(current)} of the former template are still there"]
@@ -202,13 +205,24 @@ def _of_operator(api: KubernetesApi, namespace: str, workload: str, live: Json) 
         for key in ("replicas", "readyReplicas", "updatedReplicas")
         if isinstance(status.get(key), int) and status[key] < groups
     ]
-    found = _counted(workload, wanted=groups * size, ready=len(ready), notes=notes)
+    wanted = max(groups * size, len(current))
+    found = _counted(workload, wanted=wanted, ready=len(ready), notes=notes)
     return replace(found, pods=_unready(current))
 
 
-def _pods_like(api: KubernetesApi, namespace: str, templates: Sequence[Json]) -> list[Pod]:
-    """Pods with all the labels of one of the templates; a template without labels has none."""
-    labels = [(each.get("metadata") or {}).get("labels") or {} for each in templates]
+def _ready_by_status(status: Json, wanted: int) -> int:
+    """Return how many are ready by the status alone, by its conditions where it has no number."""
+    if isinstance(status.get("readyReplicas"), int):
+        return int(status["readyReplicas"])
+    fine = any(
+        each.get("type") in ("Ready", "Available") and each.get("status") == "True"
+        for each in status.get("conditions") or ()
+    )
+    return wanted if fine else 0
+
+
+def _pods_like(api: KubernetesApi, namespace: str, labels: Sequence[Json]) -> list[Pod]:
+    """Pods with all of the labels of one of the templates."""
     found: dict[str, Pod] = {}
     for selector in {",".join(f"{k}={v}" for k, v in each.items()) for each in labels if each}:
         with api.doing("list", f"pods in namespace {namespace}"):
