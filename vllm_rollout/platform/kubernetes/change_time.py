@@ -34,7 +34,7 @@ class ChangeTime:
         """The time limit of the change; `timeout` is that of one pod, or the least one."""
         if isinstance(timeout, AtLeast):
             pod = timedelta(seconds=self.start_seconds + self.grace_seconds) + _BEFORE_THE_START
-            timeout = max(timedelta() + timeout, pod)
+            timeout = max(timeout, pod)
         return self.in_sequence * timeout
 
 
