@@ -13,7 +13,7 @@ PROBE = {"periodSeconds": 30, "failureThreshold": 40}
 
 
 def workload(
-    version: str, replicas: int = 4, kind: str = "Deployment", **spec: Any
+    version: str, replicas: int | None = 4, kind: str = "Deployment", **spec: Any
 ) -> dict[str, Any]:
     container = {"name": "vllm", "args": [version], "startupProbe": spec.pop("probe", PROBE)}
     pod = {"containers": [container], "terminationGracePeriodSeconds": 120}
@@ -46,6 +46,7 @@ ONE = rolling(1, 0)
             [workload("a", kind="StatefulSet")], workload("b", kind="StatefulSet"), 4, id="in order"
         ),
         pytest.param([], workload("a", kind="StatefulSet"), 4, id="first in order"),
+        pytest.param([], workload("a", replicas=None, minReadySeconds=None), 1, id="left empty"),
         pytest.param(
             [], workload("a", kind="StatefulSet", podManagementPolicy="Parallel"), 1, id="parallel"
         ),

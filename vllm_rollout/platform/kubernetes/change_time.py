@@ -87,16 +87,16 @@ def _written(seconds: float) -> str:
 def _in_sequence(each: Json, former: Json | None) -> int:
     """Return how many pods come up one after the other, those that come up together as one."""
     spec = each.get("spec") or {}
-    pods = int(spec.get("replicas", 1))
+    pods = int(_number(spec, "replicas", 1))
     kind = each["kind"]
     if kind == "StatefulSet":
         parallel = spec.get("podManagementPolicy") == "Parallel"
         if former is None or spec.get("template") == former["spec"].get("template"):
-            more = pods - int((former or {"spec": {"replicas": 0}})["spec"].get("replicas", 1))
+            more = pods - (int(_number(former["spec"], "replicas", 1)) if former else 0)
             return 1 if parallel else max(1, more)
         rolling = (spec.get("updateStrategy") or {}).get("rollingUpdate") or {}
-        replaced = pods - int(rolling.get("partition", 0))
-        return _batches(replaced, _share(rolling.get("maxUnavailable", 1), pods, up=True))
+        replaced = pods - int(_number(rolling, "partition", 0))
+        return _batches(replaced, _share(rolling.get("maxUnavailable") or 1, pods, up=True))
     if former is None or pod_templates(each) == pod_templates(former):
         return 1
     if kind == "Deployment":
@@ -116,11 +116,11 @@ def _batches(pods: int, together: int) -> int:
 
 
 def _share(value: Any, pods: int, *, up: bool) -> int:
-    """A number, or a share of the pods (`25%`) as Kubernetes rounds it."""
+    """A number, or a share of the pods (`25%`) as Kubernetes rounds it; of nothing 0."""
     if isinstance(value, str) and value.endswith("%"):
         part = pods * float(value[:-1]) / 100
         return math.ceil(part) if up else math.floor(part)
-    return int(value)
+    return int(value or 0)
 
 
 def _start_seconds(each: Json) -> float:
@@ -130,7 +130,7 @@ def _start_seconds(each: Json) -> float:
         + max(map(_budget, template["spec"]["containers"]), default=0.0)
         for template in pod_templates(each)
     ]
-    return max(budgets, default=0.0) + float((each.get("spec") or {}).get("minReadySeconds", 0))
+    return max(budgets, default=0.0) + _number(each.get("spec") or {}, "minReadySeconds", 0)
 
 
 def _budget(container: Mapping[str, Any]) -> float:
@@ -138,19 +138,25 @@ def _budget(container: Mapping[str, Any]) -> float:
     start, ready, alive = (
         container.get(f"{which}Probe") for which in ("startup", "readiness", "liveness")
     )
-    delay = float((ready or {}).get("initialDelaySeconds", 0))
+    delay = _number(ready or {}, "initialDelaySeconds", 0)
     allowed = start or alive or {}
     if not allowed:
         return delay
-    failures = float(allowed.get("failureThreshold", 3)) * float(allowed.get("periodSeconds", 10))
-    return max(delay, float(allowed.get("initialDelaySeconds", 0)) + failures)
+    failures = _number(allowed, "failureThreshold", 3) * _number(allowed, "periodSeconds", 10)
+    return max(delay, _number(allowed, "initialDelaySeconds", 0) + failures)
 
 
 def _grace_seconds(each: Json) -> float:
     return max(
         (
-            float(template["spec"].get("terminationGracePeriodSeconds", _GRACE_SECONDS))
+            _number(template["spec"], "terminationGracePeriodSeconds", _GRACE_SECONDS)
             for template in pod_templates(each)
         ),
         default=0.0,
     )
+
+
+def _number(mapping: Mapping[str, Any], key: str, default: float) -> float:
+    """The number there; the default where there is none, or a template has left it empty."""
+    value = mapping.get(key)
+    return default if value is None else float(value)
