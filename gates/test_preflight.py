@@ -5,6 +5,8 @@ from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdic
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.image_name import parse_image
 from vllm_rollout.model.preflight_facts import Preflight
+from vllm_rollout.platform.kubernetes.change_time import too_short
+from vllm_rollout.policy import Policy
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 
 
@@ -33,13 +35,16 @@ def test_templates(preflight: Preflight, verdict: VerdictRecorder) -> None:
     )
 
 
-def test_values(preflight: Preflight, verdict: VerdictRecorder) -> None:
+def test_values(preflight: Preflight, policy: Policy, verdict: VerdictRecorder) -> None:
     """The values are valid: of this model, and no overlay over the build."""
     problem = preflight.values_problem()
+    # Named and not refused: a model may well load faster than its probe allows.
+    short = too_short(preflight.rendering().objects, policy.deploy_timeout)
+    fine = "the values serve this model, and the overlay leaves the build alone"
     verdict(
         check(
             not problem,
-            problem or "the values serve this model, and the overlay leaves the build alone",
+            problem or "; ".join([fine, *short]),
             remedy="Correct the values file that is named.",
         )
     )

@@ -146,7 +146,8 @@ class Kubelet:
         behaviour = HEALTHY if choose is None else choose(pod)
         if behaviour.names is not None:
             behaviour = self.processes.behaviour(pod, behaviour)
-        state = repr(behaviour)
+        # A StatefulSet's pods have the names of those before them.
+        state = f"{metadata['uid']} {behaviour!r}"
         if self._reported.get(_key(pod)) == state:
             return
         self._logs[metadata["namespace"], metadata["name"]] = behaviour

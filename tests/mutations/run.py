@@ -71,8 +71,8 @@ MUTATIONS = (
     Mutation(
         "no fewer pods are ready than capacity asks for",
         "vllm_rollout/platform/kubernetes/surge_plan.py",
-        "max(goal.stable, least - at.canary)",
-        "max(goal.stable, least - at.canary - 1)",
+        "max(leaving_goal, least - coming)",
+        "max(leaving_goal, least - coming - 1)",
         "tests/platform/kubernetes/test_surge_plan.py",
     ),
     Mutation(

@@ -164,7 +164,7 @@ def errors_shown() -> Iterator[None]:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(int(ExitCode.UNREACHABLE)) from error
     except KeyboardInterrupt as error:
-        console.print("interrupted; nothing more was changed")
+        say(f"interrupted; {error or 'nothing more was changed'}")
         raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
 
 

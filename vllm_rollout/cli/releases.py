@@ -1,11 +1,13 @@
 """`vllm-rollout deploy`, `logs` and `uninstall`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vllm_rollout.cli import options
+from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.cli.diagnose import show_findings
 from vllm_rollout.cli.preflight import checked_before
 from vllm_rollout.judge.diagnosis import findings_of
@@ -13,6 +15,7 @@ from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.base import NotReadyError
+from vllm_rollout.platform.progress import progress_shown
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
@@ -66,7 +69,8 @@ def deploy_command(
         ensure_history(where, deployment)
         build = where.build(deployment, content)
         target = Target(build=build, values=content, replicas=capacity, capacity=capacity)
-        with options.console.status(f"deploying build {build.short} to {deployment}"):
+        with LiveReporter(options.console) as reporter, progress_shown(reporter.progress):
+            reporter.progress(f"deploying build {build.short} to {deployment}")
             try:
                 revision = where.apply(
                     deployment,
@@ -79,8 +83,9 @@ def deploy_command(
                 raise
         if registered := register(rules, where, deployment, revision):
             options.say(f"registered {deployment}: {registered}")
+    ready = sum(replica.ready for replica in where.replicas(deployment))
     options.console.print(
-        f"{deployment}: revision {revision.number}, build {build.short}, {capacity} replicas "
+        f"{deployment}: revision {revision.number}, build {build.short}, {ready} replicas "
         f"ready at {where.route(deployment)}",
         soft_wrap=True,
         highlight=False,
@@ -110,15 +115,50 @@ def logs_command(
 def uninstall_command(
     model: options.Model,
     environment: options.Environment = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     *,
     choice: options.Choice,
 ) -> None:
-    """Remove MODEL's release from --environment (default: every environment)."""
+    """Remove MODEL's release from --environment (default: every one before the last, if you agree).
+
+    The last environment has users: only --environment removes from there.
+    """
     rules, releases, deployment = _reach(choice, model, environment)
-    for name in [deployment.environment] if environment else list(rules.environments):
-        where, target = writer_of(at_home(releases, name)), rules.deployment(model, name)
+    *_, last = rules.order
+    if environment:
+        going = [deployment]
+    else:
+        every = [rules.deployment(model, name) for name in rules.environments]
+        there = [each for each in every if at_home(releases, each.environment).history(each)]
+        going = [each for each in there if each.environment != last]
+        for each in there:
+            how = "is removed" if each in going else f"stays, unless it is named: -e {last}"
+            replicas = at_home(releases, each.environment).replicas(each)
+            options.say(f"{each}: {len(replicas)} replicas; it {how}")
+        if going and not yes:
+            _ask_to_remove(going)
+        if not there:
+            options.say(f"{model}: nothing was deployed")
+    for target in going:
+        where = writer_of(at_home(releases, target.environment))
         with hold(where.store, model, clock=SystemClock(), on_wait=options.say) as held:
             where.guard(held)
-            there = bool(where.history(target))
+            found = bool(where.history(target))
             where.uninstall(target, timeout=rules.deploy_timeout)
-        options.console.print(f"{target}: {'removed' if there else 'nothing was deployed'}")
+        options.say(f"{target}: {'removed' if found else 'nothing was deployed'}")
+
+
+def _ask_to_remove(going: Sequence[Deployment]) -> None:
+    """Return if whoever runs this agrees.
+
+    Raises:
+        UsageError: they do not, or nobody can be asked.
+    """
+    try:
+        agreed = typer.confirm(f"Remove {', '.join(map(str, going))}?")
+    except typer.Abort:
+        agreed = False
+    if not agreed:
+        raise UsageError(
+            "nothing was removed", remedy="Add --yes, or name one environment: -e ENVIRONMENT."
+        )

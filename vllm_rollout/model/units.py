@@ -3,6 +3,7 @@
 | written                            | read as                                     |
 |------------------------------------|---------------------------------------------|
 | `500ms` `10s` `15m` `24h` `1h30m`  | `timedelta` (`d` is read too, never written)|
+| `at least 15m`                     | `AtLeast`, a `timedelta`                    |
 | `0.1%` `50%`                       | fraction, 0.001 and 0.5                     |
 | `10/s` `600/m` `36000/h`           | float per second                            |
 
@@ -35,6 +36,14 @@ _SECONDS_IN = {"s": 1, "m": 60, "h": 3600}
 _HOW_DURATION = "write a duration as 500ms, 10s, 15m, 24h or 1h30m"
 _HOW_SHARE = "write a share from 0% to 100%, as 0.1% or 50%"
 _HOW_RATE = "write a rate as 10/s, 600/m or 36000/h"
+
+
+_AT_LEAST = "at least "
+LIMIT_PATTERN = f"^({_AT_LEAST})?{DURATION_PATTERN[1:]}"
+
+
+class AtLeast(timedelta):
+    """A time limit that is longer where what it limits is known to need more."""
 
 
 class UnitError(UsageError, ValueError):
@@ -115,6 +124,19 @@ def format_duration(duration: timedelta) -> str:
     if rest or not microseconds:
         parts.append(f"{_plain(Decimal(rest) / _MICROSECONDS['s'])}s")
     return "".join(parts)
+
+
+def parse_limit(value: object) -> timedelta:
+    """Read a duration, or `at least 15m` as an `AtLeast`. Raises: as `parse_duration`."""
+    if not isinstance(value, str) or not value.startswith(_AT_LEAST):
+        return parse_duration(value)
+    least = parse_duration(value.removeprefix(_AT_LEAST))
+    return AtLeast(days=least.days, seconds=least.seconds, microseconds=least.microseconds)
+
+
+def format_limit(limit: timedelta) -> str:
+    """Write a limit as `parse_limit` reads it."""
+    return _AT_LEAST * isinstance(limit, AtLeast) + format_duration(limit)
 
 
 def format_about(duration: timedelta) -> str:

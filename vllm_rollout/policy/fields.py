@@ -32,12 +32,15 @@ from vllm_rollout.model.deployment import checked_name
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.units import (
     DURATION_PATTERN,
+    LIMIT_PATTERN,
     RATE_PATTERN,
     SHARE_PATTERN,
     format_duration,
+    format_limit,
     format_rate,
     format_share,
     parse_duration,
+    parse_limit,
     parse_rate,
     parse_share,
 )
@@ -78,6 +81,10 @@ def _duration(value: object) -> timedelta:
     return value if isinstance(value, timedelta) else parse_duration(value)
 
 
+def _limit(value: object) -> timedelta:
+    return value if isinstance(value, timedelta) else parse_limit(value)
+
+
 def _above_zero(value: _T) -> _T:
     if not value:  # the parsers refuse what is negative
         raise broken_rule("must be more than zero")
@@ -108,6 +115,17 @@ Duration = Annotated[
 
 Span = Annotated[Duration, AfterValidator(_above_zero)]
 """A duration longer than zero."""
+
+TimeLimit = Annotated[
+    timedelta,
+    BeforeValidator(_limit),
+    PlainSerializer(format_limit, return_type=str),
+    WithJsonSchema(
+        {"type": "string", "pattern": LIMIT_PATTERN, "examples": ["15m", "at least 15m"]}
+    ),
+    AfterValidator(_above_zero),
+]
+"""A duration longer than zero; `at least 15m` is an `AtLeast`."""
 
 Share = Annotated[
     float,

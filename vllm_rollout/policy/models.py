@@ -13,8 +13,8 @@ from vllm_rollout.policy.fields import (
     Confidence,
     Name,
     Number,
-    Span,
     Text,
+    TimeLimit,
     UrlPath,
     UrlTemplate,
     VariableName,
@@ -57,8 +57,9 @@ class Rules(Block):
     """Steps by which production is reached."""
     canary: Canary
     """How those steps are made."""
-    deploy_timeout: Span
-    """How long Helm (or the local platform) may take to bring a revision up, or one back."""
+    deploy_timeout: TimeLimit
+    """How long a pod, or a local revision, may take to come up; pods that a change replaces one
+    after the other have it each. `at least`: longer where their start-up probe gives them more."""
     watch: Watch
     """The watch after promotion."""
     triggers: Triggers

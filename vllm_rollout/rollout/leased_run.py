@@ -11,6 +11,7 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_share
+from vllm_rollout.platform.progress import progress_shown
 from vllm_rollout.platform.writer import Store, writer_of
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisions, store_evidence
@@ -121,7 +122,7 @@ def run_under_lease(
         return evidence
 
     try:
-        with releases.leased():
+        with releases.leased(), progress_shown(log.reporter.progress):
             result = _result_of(releases, lambda: work(started))
             return kept(result, kind_of_end(result.code, under_way=releases.under_way, done=done))
     except (RolloutError, KeyboardInterrupt) as error:  # another has the lease: nothing is decided
@@ -218,7 +219,9 @@ def _result_of_error(
     releases: LeasedReleases, error: RolloutError | KeyboardInterrupt
 ) -> RolloutResult:
     if isinstance(error, KeyboardInterrupt):
-        return RolloutResult(code=ExitCode.INTERRUPTED, conclusion=state_when_interrupted(releases))
+        state = state_when_interrupted(releases)
+        conclusion = f"{error}. {state}" if str(error) else state
+        return RolloutResult(code=ExitCode.INTERRUPTED, conclusion=conclusion)
     return RolloutResult(code=error.exit_code, conclusion=f"{error}. {error.remedy}".rstrip())
 
 

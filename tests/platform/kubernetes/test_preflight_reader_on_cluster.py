@@ -21,8 +21,10 @@ from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdic
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence
+from vllm_rollout.platform.kubernetes.change_time import too_short
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
+from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
 
 MODEL = "llama-2-7b"
@@ -74,6 +76,11 @@ def test_the_suites_own_chart_is_ready_to_be_deployed(check: Check) -> None:
     assert references_verdict(preflight.references()).passed
     assert [image.reference for image in preflight.images()] == ["vllm/vllm-openai:v0.32.0"]
     assert preflight.model().path == "meta-llama/Llama-2-7b-hf"
+
+    # A start-up probe of 20 minutes fits the default policy, and 15 minutes are too few for it.
+    large = check(model={"name": MODEL, "parameters": 70}).rendering().objects
+    assert too_short(large, load_policy(None).deploy_timeout) == []
+    assert "set deploy_timeout to 25m" in too_short(large, timedelta(minutes=15))[0]
 
 
 @each_helm

@@ -76,6 +76,19 @@ def pod(name: str, *, ready: bool = True) -> Replica:
             id="the same, and no pod is there",
         ),
         pytest.param(
+            [
+                ("one", "superseded", ""),
+                ("bad", "superseded", ""),
+                ("one", "superseded", "Rollback to 1"),
+                ("worse", "superseded", ""),
+                ("one", "failed", "Rollback to 3"),
+            ],
+            [],
+            None,
+            3,
+            id="Helm 3 called deployed what was never ready",
+        ),
+        pytest.param(
             [("one", "superseded", ""), ("two", "deployed", "")],
             [pod("one"), pod("one")],
             1,

@@ -14,6 +14,7 @@ from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ForeignChangeError, NotReadyError
 from vllm_rollout.platform.kubernetes.build import Builds, check_same
+from vllm_rollout.platform.kubernetes.change_time import change_time
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import (
     OWN_VALUES,
@@ -22,7 +23,8 @@ from vllm_rollout.platform.kubernetes.composition import (
     release_values,
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
-from vllm_rollout.platform.kubernetes.releases import Releases
+from vllm_rollout.platform.kubernetes.pod_wait import PodWait, ReadinessOf
+from vllm_rollout.platform.kubernetes.releases import NOT_READY, Releases
 from vllm_rollout.platform.kubernetes.served import unlike_build
 from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
 from vllm_rollout.platform.kubernetes.templates import Json, without_hooks
@@ -40,9 +42,10 @@ _NOT_READY = (
 class Changes:
     """Changes of releases of one chart. The fields are those of `KubernetesPlatform`.
 
-    `symptoms` says what is known of a deployment's pods, `anything_left` whether one that is
-    being removed still has any of them, or what makes them, and `conflicts` which fields of some
-    objects somebody else has set. `overwrite` takes these fields in an upgrade, too.
+    `symptoms` says what is known of a deployment's pods, `readiness` how many of those that some
+    objects ask for are Ready, `anything_left` whether one that is being removed still has any of
+    them, or what makes them, and `conflicts` which fields of some objects somebody else has set.
+    `overwrite` takes these fields in an upgrade, too.
     """
 
     helm: Helm
@@ -51,6 +54,7 @@ class Changes:
     surge: int
     unavailable: int
     symptoms: Callable[[Deployment], Sequence[Symptoms]]
+    readiness: ReadinessOf
     anything_left: Callable[[Deployment], bool]
     conflicts: Callable[[Deployment, Sequence[Mapping[str, Any]]], Sequence[str]]
     overwrite: bool = False
@@ -58,10 +62,11 @@ class Changes:
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
     ) -> None:
-        """Bring the release to `target` and wait until its pods are ready.
+        """Bring the release to `target` and wait until all pods that it asks for are Ready.
 
-        A ramp step takes several revisions, one for each move of `walk`, so that pods leave only
-        when those in their place are ready. When a move's pods are not ready within `timeout`, the
+        A ramp step takes several revisions, one for each move of `surge_plan`, so that pods leave
+        only when those in their place are ready. A pod has `timeout`, one after the other where a
+        move replaces them so (see `ChangeTime`). When a move's pods are not ready by then, the
         release goes back to the revision that served before (which may take as long again), and
         the failed one stays in the history.
 
@@ -73,7 +78,8 @@ class Changes:
             UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
             UnreachableError: Helm or the cluster did not answer.
         """
-        served = self.releases.to_return_to(deployment, self.releases.entries(deployment))
+        entries = self.releases.entries(deployment)
+        served = self.releases.to_return_to(deployment, entries)
         with tempfile.TemporaryDirectory(prefix="vllm-rollout-") as folder:
             # A copy, so that what is compared with the target is what Helm then reads.
             path = copied(self.builds.chart, Path(folder))
@@ -89,17 +95,22 @@ class Changes:
                 for number, move in enumerate(moves, start=1)
             ]
             rendered = self._rendered(deployment, target, path, moves, revisions)
+            before = self._newest(deployment, entries)
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
+                objects = rendered[number - 1]
                 self._refuse_conflicts(deployment, rendered[number - 1 :])
                 self._upgrade(
                     deployment,
                     path,
                     [*values, revision],
+                    objects,
                     description=description + more,
                     served=served,
                     timeout=timeout,
+                    limit=change_time(objects, before).limit(timeout),
                 )
+                before = objects
 
     def rollback(
         self, deployment: Deployment, revision: int, *, description: str, timeout: timedelta
@@ -115,6 +126,22 @@ class Changes:
             raise NotReadyError(
                 str(error), symptoms=self._known(deployment), remedy=error.remedy or _NOT_READY
             ) from error
+
+    @property
+    def _wait(self) -> PodWait:
+        def still_allowed() -> None:
+            guard = self.helm.guard
+            if guard is not None and not guard.seconds_left():
+                guard.ensure()
+
+        return PodWait(readiness=self.readiness, still_allowed=still_allowed)
+
+    def _newest(self, deployment: Deployment, entries: Sequence[HelmRevision]) -> Sequence[Json]:
+        """The objects of the newest revision; none where nothing is deployed."""
+        if not entries:
+            return ()
+        number, namespace = entries[-1].revision, deployment.namespace
+        return self.helm.manifest(deployment.release, number, namespace=namespace)
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and its history, and wait until its pods are gone."""
@@ -278,41 +305,51 @@ class Changes:
         deployment: Deployment,
         chart: Path,
         values: Sequence[Path],
+        objects: Sequence[Json],
         *,
         description: str,
         served: HelmRevision | None,
         timeout: timedelta,
+        limit: timedelta,
     ) -> None:
-        """One revision; where its pods do not come up, the release goes back to `served`."""
+        """One revision, of these objects; where its pods do not come up within `limit`, the release
+        goes back to `served`."""
         entries = self.releases.entries(deployment)
         try:
-            self.helm.upgrade(
-                deployment.release,
-                chart,
-                namespace=deployment.namespace,
-                values=values,
-                description=description,
-                timeout=timeout,
-                force=self.overwrite,
+            self._wait.made(
+                deployment,
+                objects,
+                limit=limit,
+                change=lambda limit: self.helm.upgrade(
+                    deployment.release,
+                    chart,
+                    namespace=deployment.namespace,
+                    values=values,
+                    description=description,
+                    timeout=limit,
+                    force=self.overwrite,
+                ),
             )
         except DeployError as error:
             if self.releases.entries(deployment)[-1:] == entries[-1:]:
                 # Helm refused before it changed anything, perhaps because another client is
                 # at work: then nothing here is ours to undo.
                 raise
-            raise self._undone(deployment, served, error, timeout) from error
+            raise self._undone(deployment, objects, served, error, timeout) from error
 
     def _undone(
         self,
         deployment: Deployment,
+        objects: Sequence[Json],
         served: HelmRevision | None,
         error: DeployError,
         timeout: timedelta,
     ) -> NotReadyError:
         """`error` with what is known of the pods while they are there, once the release is back."""
-        parts, symptoms = [str(error)], self._known(deployment)
+        parts = [f"{error}: {self._wait.how_far(deployment, objects)}"]
+        symptoms = self._known(deployment)
         if served is not None:
-            description = f"vllm-rollout: not ready, back to revision {served.revision}"
+            description = f"{NOT_READY}, back to revision {served.revision}"
             taken = self._taken(deployment, served.revision)
             try:
                 self._go_back(deployment, served.revision, description, timeout)
@@ -324,13 +361,26 @@ class Changes:
     def _go_back(
         self, deployment: Deployment, revision: int, description: str, timeout: timedelta
     ) -> None:
-        self.helm.rollback(
-            deployment.release,
-            revision,
-            namespace=deployment.namespace,
-            description=description,
-            timeout=timeout,
-        )
+        where = deployment.namespace
+        objects = self.helm.manifest(deployment.release, revision, namespace=where)
+        before = self._newest(deployment, self.releases.entries(deployment))
+        try:
+            self._wait.made(
+                deployment,
+                objects,
+                limit=change_time(objects, before).limit(timeout),
+                change=lambda limit: self.helm.rollback(
+                    deployment.release,
+                    revision,
+                    namespace=where,
+                    description=description,
+                    timeout=limit,
+                ),
+            )
+        except DeployError as error:
+            raise DeployError(
+                f"{error}: {self._wait.how_far(deployment, objects)}", remedy=error.remedy
+            ) from error
 
     def _known(self, deployment: Deployment) -> Sequence[Symptoms]:
         """Return the pods' symptoms; none where they cannot be read, as the error is reported."""

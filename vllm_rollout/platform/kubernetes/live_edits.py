@@ -186,15 +186,20 @@ def field_conflicts(api: KubernetesApi, namespace: str, objects: Sequence[Json])
 
 
 def _apply_dry(api: KubernetesApi, each: Json, namespace: str) -> tuple[int, str]:
-    version = each["apiVersion"]
-    group = f"/apis/{version}" if "/" in version else f"/api/{version}"
     return api.ask(
         "PATCH",
-        f"{group}/namespaces/{namespace}/{_plural(each['kind'])}/{each['metadata']['name']}",
+        object_path(each, namespace),
         query_params=[("fieldManager", _HELM), ("dryRun", "All")],
         header_params={"Content-Type": "application/apply-patch+yaml"},
         body=json.dumps(each),
     )
+
+
+def object_path(each: Json, namespace: str) -> str:
+    """The path of an object in the API."""
+    version = each["apiVersion"]
+    group = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    return f"{group}/namespaces/{namespace}/{_plural(each['kind'])}/{each['metadata']['name']}"
 
 
 def _plural(kind: str) -> str:

@@ -25,6 +25,7 @@ from vllm_rollout.platform.kubernetes.live_edits import field_conflicts, unlike_
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
+from vllm_rollout.platform.kubernetes.readiness import readiness_of
 from vllm_rollout.platform.kubernetes.release_storage import ReleaseStorage
 from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
 from vllm_rollout.platform.kubernetes.served import OWNED_BY_ENVIRONMENT
@@ -39,10 +40,11 @@ class KubernetesPlatform:
     `namespace` is where the store is; each release is in its deployment's own. `overlays` is the
     folder with `values-<environment>.yaml`, the chart's own when None. `service_url` may name
     `{model}`, `{environment}` and `{namespace}`; `reach` is how it is reached (see `Paths`).
-    `surge` and `unavailable` are the pods above and below a release's capacity in a ramp (`walk`),
-    `start_up` how long models may load (None leaves it to the chart). `http_route` is the name of
-    the HTTPRoute that divides a release's traffic (`HttpRoutes`). `environment_owns` and `order`
-    are those of `Builds`. `overwrite` lets an upgrade take fields that somebody else has set.
+    `surge` and `unavailable` are the pods above and below a release's capacity in a ramp
+    (`surge_plan`), `start_up` how long models may load (None leaves it to the chart). `http_route`
+    is the name of the HTTPRoute that divides a release's traffic (`HttpRoutes`).
+    `environment_owns` and `order` are those of `Builds`. `overwrite` lets an upgrade take fields
+    that somebody else has set.
     """
 
     name = "kubernetes"
@@ -89,6 +91,7 @@ class KubernetesPlatform:
             surge=surge,
             unavailable=unavailable,
             symptoms=self.symptoms,
+            readiness=lambda deployment, objects: readiness_of(self._api, deployment, objects),
             anything_left=lambda deployment: anything_left(self._api, deployment),
             conflicts=lambda deployment, objects: field_conflicts(
                 self._api, deployment.namespace, objects

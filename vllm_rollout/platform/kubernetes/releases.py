@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, Replica, Revision, RevisionStatus
@@ -12,6 +13,9 @@ from vllm_rollout.platform.kubernetes.surge_plan import Pods
 from vllm_rollout.platform.kubernetes.templates import Json
 
 TRACK_LABEL = "vllm-rollout/track"
+NOT_READY = "vllm-rollout: not ready"
+"""Beginning of the description of the way back from a revision whose pods did not come up."""
+_BACK = re.compile(rf"Rollback to \d+$|{NOT_READY}")
 _NEVER_UP = re.compile(r'(Upgrade|Rollback|Release) ".*?" failed: ')
 
 
@@ -70,9 +74,18 @@ class Releases:
     def to_return_to(
         self, deployment: Deployment, entries: Sequence[HelmRevision]
     ) -> HelmRevision | None:
-        """Return the revision that serves, else the newest that once came up."""
-        once_up = (e for e in reversed(entries) if e.status == "superseded")
-        return self.served(deployment, entries) or next(once_up, None)
+        """Return the revision that serves, else the newest that once came up.
+
+        One that somebody went back from at once need not have, though Helm called it deployed:
+        Helm 3 does so with 0 of 1 pods where maxUnavailable allows it.
+        """
+        once_up = [
+            entry
+            for entry, after in zip_longest(entries, entries[1:])
+            if entry.status == "superseded"
+            if after is None or not _BACK.match(after.description)
+        ]
+        return self.served(deployment, entries) or next(reversed(once_up), None)
 
     def rollout(self, deployment: Deployment, entry: HelmRevision) -> Rollout:
         """Return the rollout of that revision."""

@@ -1,8 +1,9 @@
 """Moves from one split of pods to the next; none removes a pod before its replacement is ready.
 
-Helm changes both Deployments of a release at the same moment: pods that are too many leave at
-once, those that are missing come up later. One upgrade from 1 canary of 8 to 4 would leave 5
-ready pods for as long as a model loads.
+Helm changes both Deployments of a release at the same moment. Pods that are too many leave, those
+that are missing come up later: one upgrade from 1 canary of 8 to 4 would leave 5 ready pods for as
+long as a model loads. And those that are missing may be made before the others have begun to leave,
+so a move either adds pods or removes some.
 """
 
 from dataclasses import dataclass
@@ -41,14 +42,22 @@ def surge_plan(
         moves.append(at)
     while (at.stable, at.canary) != (goal.stable, goal.canary):
         if goal.canary > at.canary:
-            stable = min(at.stable, max(goal.stable, least - at.canary))
-            canary = max(at.canary, min(goal.canary, most - stable))
+            stable, canary = _step(at.stable, at.canary, goal.stable, goal.canary, most, least)
         else:
-            canary = min(at.canary, max(goal.canary, least - at.stable))
-            stable = max(at.stable, min(goal.stable, most - canary))
+            canary, stable = _step(at.canary, at.stable, goal.canary, goal.stable, most, least)
         following = Pods(stable=stable, canary=canary, handover=handover and canary > 0)
         if following == at:  # more pods than fit were there at first: the rest goes in one move
             following = goal
         moves.append(following)
         at = following
     return tuple(moves)
+
+
+def _step(
+    leaving: int, coming: int, leaving_goal: int, coming_goal: int, most: int, least: int
+) -> tuple[int, int]:
+    """Return the pods that leave and those that come in their place, after the next move."""
+    left = min(leaving, max(leaving_goal, least - coming))
+    if left < leaving:
+        return left, coming
+    return left, max(coming, min(coming_goal, most - left))

@@ -111,8 +111,8 @@ def _pods_of(each: Json, made: _Made) -> Iterator[Template]:
             more = {"volumeClaimTemplates": each["spec"].get("volumeClaimTemplates")}
         where = f"{kind} {name}" if len(found) == 1 else f"{kind} {name} {place}"
         yield Template(where + _where(each), _resolved({**_with_fields(tree), **more}, made))
-    group, slash, _ = str(each.get("apiVersion", "")).rpartition("/")
-    if slash and kind not in _WORKLOADS and group not in _SERVE_NOTHING:
+    group = _group(each)
+    if group and kind not in _WORKLOADS and group not in _SERVE_NOTHING:
         spec = {"spec": rest.get("spec") or {}}
         yield Template(f"{kind} {name} itself", _resolved({kind: spec}, made))
 
@@ -120,6 +120,23 @@ def _pods_of(each: Json, made: _Made) -> Iterator[Template]:
 def without_hooks(objects: Iterable[Json]) -> list[Json]:
     """The objects that belong to a release, as `helm get manifest` gives them."""
     return [o for o in objects if HOOK not in ((o.get("metadata") or {}).get("annotations") or {})]
+
+
+def workloads_of(objects: Iterable[Json]) -> list[Json]:
+    """The objects of a release that run pods for as long as it stands."""
+    return [
+        each
+        for each in _one_by_one(without_hooks(objects))
+        if each.get("kind", "Job") not in ("Job", "CronJob") and pod_templates(each)
+        if each["kind"] in _WORKLOADS or _group(each) not in _SERVE_NOTHING
+    ]
+
+
+def pod_templates(each: Json) -> list[Json]:
+    """The pod templates in an object, wherever they stand; of a Pod itself."""
+    found: list[tuple[str, Json]] = []
+    _without_templates(each, "", found)
+    return [template for _, template in found]
 
 
 def pinned_images(objects: Sequence[Json]) -> str | None:
@@ -144,6 +161,11 @@ def _one_by_one(objects: Iterable[Json]) -> Iterator[Json]:
 def _name(each: Json) -> str:
     about = each.get("metadata") or {}
     return str(about.get("name") or about.get("generateName"))
+
+
+def _group(each: Json) -> str:
+    """The object's API group; empty for the core's."""
+    return str(each.get("apiVersion", "")).rpartition("/")[0]
 
 
 def _where(each: Json) -> str:
@@ -251,8 +273,7 @@ def _beside(kind: str, each: Json) -> Json:
         }
         found = {key: spec[key] for key in ("selector", "externalName") if spec.get(key)}
         return {**found, **({"targetPort": ports} if ports else {})}
-    group = str(each.get("apiVersion", "")).rpartition("/")[0]
-    if kind == "Endpoints" or (group in _BACKEND_GROUPS and kind not in _ROUTES_NOTHING):
+    if kind == "Endpoints" or (_group(each) in _BACKEND_GROUPS and kind not in _ROUTES_NOTHING):
         return _backends({key: value for key, value in each.items() if key != "metadata"}) or {}
     return {}
 
