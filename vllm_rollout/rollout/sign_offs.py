@@ -200,13 +200,19 @@ def what_sign_off_lacks(
     for each in decided:
         if not each.approved:
             return f"revision {revision.number} was {each} (evidence {each.evidence})"
-    if any(not unusable(each.run, policy, source.environment, revision, now) for each in decided):
+    reasons = [
+        each.unreadable or unusable(each.run, policy, source.environment, revision, now)
+        for each in decided
+    ]
+    if "" in reasons:
         return ""
     if asked := known.asked(source):
         run = last_gate_run(stored_evidence(store, source.model, asked), source.environment)
         if not unusable(run, policy, source.environment, revision, now):
             return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
     following = environment_after(policy, source.environment)
-    return "no fresh evidence of it is signed off; evidence to sign is made by: " + promote_command(
-        source.model, following
+    of_no_use = f" (it was {decided[0]}, which does not count: {reasons[0]})" if decided else ""
+    return (
+        f"no fresh evidence of it is signed off{of_no_use}; evidence to sign is made by: "
+        + promote_command(source.model, following)
     )
