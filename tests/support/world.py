@@ -94,6 +94,7 @@ class ScriptedGates:
             platform="simulated",
             revision=history[-1].number if history else None,
             build=history[-1].build if history else None,
+            revision_created=history[-1].created if history else None,
             policy_digest=self.policy_digest,
             started=now,
             finished=now,
@@ -191,6 +192,7 @@ class World:
         source: Deployment = STAGING,
         target: Deployment = PRODUCTION,
         emergency: Emergency | None = None,
+        again: str = "",
         **more: Any,
     ) -> RunTools:
         """A run's own tools; `platform` stands for the world's, as something around it.
@@ -209,6 +211,7 @@ class World:
             reason="a test",
             folder=self.tmp_path,
             emergency=emergency,
+            again=again,
         )
         settings = Settings(policy=policy, platform=where, base_url=None, report_dir=self.tmp_path)
         tools = scripted_tools(run, settings, self.gates, **{"clock": self.clock, **more})

@@ -10,6 +10,7 @@ from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.writer import writer_of
+from vllm_rollout.rollout.audit_log import AuditLogReader
 from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.sign_offs import (
     SignOff,
@@ -17,6 +18,7 @@ from vllm_rollout.rollout.sign_offs import (
     environment_after,
     last_gate_run,
     unusable,
+    used,
 )
 from vllm_rollout.settings import Settings
 
@@ -41,8 +43,9 @@ def sign_off_command(
     """Approve evidence of MODEL, so that gate-and-promote may take the build on, or reject it.
 
     Read the report first: what is signed is that one digest. It is refused for evidence that did
-    not pass, is stale, or is about another build than the one that is deployed now. The name, and
-    the account it came from, go into the model's chain of decisions; the last word counts.
+    not pass or was rolled back, is stale, has promoted before, or is about another build than the
+    one that is deployed now. The name, and the account it came from, go into the model's chain of
+    decisions; the last word counts.
     """
     settings = choice.settings()
     settings.deployment(model, settings.policy.order[0])  # refuses what is no name
@@ -84,8 +87,13 @@ def _decided(
     if revision is None:
         raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to sign off.")
     run = last_gate_run(evidence, environment)
-    why = unusable(run, policy, environment, revision, now)
-    same = run is not None and (run.revision, run.build) == (revision.number, revision.build)
+    decisions = AuditLogReader(platform.store).whole(model)
+    why = (
+        unusable(run, policy, environment, revision, now)
+        or evidence.unsignable
+        or (used(run, decisions) if run else "")
+    )
+    same = run is not None and run.is_about(revision)
     if why and (approved or not same):
         raise UsageError(
             f"evidence {digest} cannot be {'signed off' if approved else 'rejected'}: {why}",

@@ -15,7 +15,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_rollout.model.deployment import Build, Deployment, canonical_digest, strict_json
+from vllm_rollout.model.deployment import (
+    Build,
+    Deployment,
+    Revision,
+    canonical_digest,
+    strict_json,
+)
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.text import shown
@@ -113,6 +119,16 @@ class GateRun:
     changed: str = ""
     images: tuple[str, ...] = ()
     """Digests of the images that the replicas really ran; empty where they are not known."""
+    revision_created: datetime | None = None
+    """When the revision was made: its number alone may be another's, once a release was removed.
+    None in evidence from before that was kept."""
+
+    def is_about(self, revision: Revision) -> bool:
+        """True if the gates were of that revision, which has its number, time and build."""
+        same = (self.revision, self.build) == (revision.number, revision.build)
+        if self.revision_created is None:
+            return same and revision.created <= self.started
+        return same and revision.was_made(self.revision_created)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -193,6 +209,20 @@ class Evidence(Kept):
             return Outcome.PASS
         unknown = (ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE, ExitCode.INTERRUPTED)
         return Outcome.INCONCLUSIVE if self.exit_code in unknown else Outcome.FAIL
+
+    @property
+    def unsignable(self) -> str:
+        """Why no promotion may rest on it, so that nobody signs it off; "" if one may.
+
+        A run that waits for a sign-off, or for anything else, ends as inconclusive.
+        """
+        if self.exit_code not in (None, ExitCode.OK, ExitCode.INCONCLUSIVE):
+            return f"its run ended with exit code {self.exit_code}: {self.conclusion}"
+        failed = [run for run in self.runs if run.outcome is not Outcome.PASS]
+        if failed or not self.runs:
+            where = failed[0].deployment.environment if failed else ""
+            return f"its {where} gates did not pass" if where else "it holds no gates"
+        return ""
 
     @property
     def digest(self) -> str:

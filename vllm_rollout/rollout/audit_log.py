@@ -7,6 +7,7 @@ by which it began.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter
 
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
-from vllm_rollout.model.evidence import Kept, LaterSchemaError
+from vllm_rollout.model.evidence import GateRun, Kept, LaterSchemaError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
@@ -74,6 +75,8 @@ class Decision(Kept):
     build: str = ""
     evidence: str = ""
     previous: str
+    unfinished: bool = False
+    """Of a rollback: it undoes what a run left unfinished, which says nothing against the build."""
 
     @property
     def digest(self) -> str:
@@ -133,7 +136,11 @@ class AuditLogReader:
     def _wrong(
         self, model: str, entries: Sequence[tuple[Decision | None, str]], *, evidence: bool
     ) -> Iterator[str]:
-        last, last_digest = _last(self._head(model))
+        last, last_digest = 0, ""
+        try:
+            last, last_digest = _last(self._head(model))
+        except BrokenChainError as error:
+            yield str(error)
         if len(entries) > last + 1:
             yield (
                 f"{len(entries) - last} more decisions were taken after entry {last}, which is "
@@ -212,7 +219,9 @@ class AuditLogReader:
     def _length(self, model: str) -> int:
         """Return the number of entries. One may not be noted as the last yet; more may be there
         where the note was put back."""
-        number, _ = _last(self._head(model))
+        number = 0
+        with suppress(BrokenChainError):
+            number, _ = _last(self._head(model))
         while self._store.read(_key(model, number + 1)) is not None:
             number += 1
         return number
@@ -241,11 +250,13 @@ class AuditLog(AuditLogReader):
         run_id: str = "",
         build: str = "",
         evidence: str = "",
+        unfinished: bool = False,
     ) -> Decision:
         """Append an entry; entries of several writers at once follow one another.
 
         Raises:
             ConflictError: the place after the last entry is taken by one that does not follow it.
+            BrokenChainError: which entry is the last is not known.
         """
         for _ in range(_TRIES):
             head = self._head(model)
@@ -262,6 +273,7 @@ class AuditLog(AuditLogReader):
                 build=build,
                 evidence=evidence,
                 previous=previous,
+                unfinished=unfinished,
             )
             try:
                 self._store.write(_key(model, number + 1), _document(decision), expect=None)
@@ -290,6 +302,44 @@ class AuditLog(AuditLogReader):
             self._set_head(model, head, decision)
 
 
+def standing_rollback(
+    decisions: Iterable[Decision], environment: str, build: str
+) -> Decision | None:
+    """Return by which decision `build` was rolled back from `environment`, unless it was promoted
+    there again since; None if it was not, or only as its run was left unfinished."""
+    last = None
+    undoing: set[str] = set()
+    for each in decisions:
+        if (each.environment, each.build) == (environment, build):
+            if each.unfinished:
+                undoing.add(each.run_id)
+            elif each.kind is DecisionKind.PROMOTION:
+                last = None
+            elif each.kind is DecisionKind.ROLLBACK:
+                last = each
+            elif each.kind is DecisionKind.ROLLED_BACK and each.run_id not in undoing:
+                last = each
+    return last
+
+
+def promotion_since(decisions: Iterable[Decision], run: GateRun) -> Decision | None:
+    """Return which promotion has begun on `run`, or after it, from its environment: it is used
+    up by that, for good. None if none has."""
+    if run.build is None:
+        return None
+    return next(
+        (
+            each
+            for each in decisions
+            if each.kind is DecisionKind.PROMOTION
+            and each.build == run.build.digest
+            and each.environment != run.deployment.environment
+            and each.at >= run.finished
+        ),
+        None,
+    )
+
+
 def _readable(entries: Iterable[tuple[Decision | None, str]]) -> list[Decision]:
     return [decision for decision, _ in entries if decision is not None]
 
@@ -299,7 +349,7 @@ def _key(model: str, number: int) -> str:
 
 
 def _last(head: Entry | None) -> tuple[int, str]:
-    """Return the number and digest of the last entry, as it is noted.
+    """Return the number and digest of the last entry, as it is noted; 0 where it is not.
 
     Raises:
         BrokenChainError: the note is not one.
@@ -312,16 +362,15 @@ def _last(head: Entry | None) -> tuple[int, str]:
             return number, str(digest)
     except (KeyError, TypeError):
         pass
-    model = head.key.removeprefix("decided/")
     raise BrokenChainError(
-        f"the audit log of {model} is not whole, and no decision in it counts: {head.key}, which "
-        "notes its last entry, was changed",
-        remedy="Restore it from a backup.",
+        f"{head.key}, which notes the last entry, was changed", remedy="Restore it from a backup."
     )
 
 
 def _content(decision: Decision) -> dict[str, Any]:
     content: dict[str, Any] = _ADAPTER.dump_python(decision, mode="json")
+    if not decision.unfinished:
+        del content["unfinished"]  # so that earlier versions can read all other decisions
     return content
 
 

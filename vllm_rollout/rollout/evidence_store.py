@@ -1,6 +1,7 @@
 """Evidence in a platform's store, by its digest, and the revisions with passing evidence."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
@@ -110,6 +111,9 @@ class PassedRevisionsReader:
         entry = self._store.read(self._key(deployment, revision))
         if entry is None or entry.value["build"] != revision.build.digest:
             return None
+        created = entry.value.get("created")  # not noted by earlier versions
+        if created and not revision.was_made(datetime.fromisoformat(created)):
+            return None  # the release was removed since, and its numbers begin again
         return str(entry.value["evidence"])
 
     def build_passed(self, deployment: Deployment, build: Build) -> bool:
@@ -157,11 +161,8 @@ class PassedRevisions(PassedRevisionsReader):
         """Note that `revision` passed its gates, by that evidence."""
         key = self._key(deployment, revision)
         known = self._store.read(key)
-        self._store.write(
-            key,
-            {"build": revision.build.digest, "evidence": evidence_digest},
-            expect=known.version if known else None,
-        )
+        value = _passed(revision, evidence_digest)
+        self._store.write(key, value, expect=known.version if known else None)
         withdrawn = self._store.read(_withdrawn(deployment))
         if withdrawn is not None and revision.build.digest in withdrawn.value:
             builds = {k: v for k, v in withdrawn.value.items() if k != revision.build.digest}
@@ -174,7 +175,7 @@ class PassedRevisions(PassedRevisionsReader):
         """
         key = self._key(deployment, revision)
         known = self._store.read(key)
-        value = {"build": revision.build.digest, "evidence": evidence_digest}
+        value = _passed(revision, evidence_digest)
         if known is not None and known.value["build"] == value["build"] and known.value != value:
             self._store.write(key, value, expect=known.version)
 
@@ -184,6 +185,14 @@ class PassedRevisions(PassedRevisionsReader):
         builds = {**known.value, build.digest: why} if known else {build.digest: why}
         expect = known.version if known else None
         self._store.write(_withdrawn(deployment), builds, expect=expect)
+
+
+def _passed(revision: Revision, evidence_digest: str) -> dict[str, str]:
+    return {
+        "build": revision.build.digest,
+        "created": revision.created.isoformat(),
+        "evidence": evidence_digest,
+    }
 
 
 def _withdrawn(deployment: Deployment) -> str:
