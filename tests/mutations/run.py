@@ -253,16 +253,16 @@ MUTATIONS = (
     Mutation(
         "control characters of a model's answer reach no terminal",
         "vllm_rollout/model/text.py",
-        '    return _UNPRINTABLE.sub("\\ufffd", text.replace("\\r\\n", "\\n"))',
-        '    return text.replace("\\r\\n", "\\n")',
+        '    text = _UNPRINTABLE.sub("\\ufffd", text.replace("\\r\\n", "\\n"))',
+        '    text = text.replace("\\r\\n", "\\n")',
         "tests/report",
     ),
     Mutation(
         "secrets of the environment are hidden in output",
-        "vllm_rollout/platform/redact.py",
+        "vllm_rollout/model/text.py",
         "        text = text.replace(secret, HIDDEN)",
         "        text = text.replace(secret, secret)",
-        "tests/platform/test_redact.py",
+        "tests/model/test_text.py",
     ),
     Mutation(
         "a key that the policy does not know is an error",

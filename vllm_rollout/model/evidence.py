@@ -24,7 +24,7 @@ from vllm_rollout.model.deployment import (
 )
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.load_figures import LoadSummary
-from vllm_rollout.model.text import shown
+from vllm_rollout.model.text import shown, without_secrets
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 SCHEMA = 2
@@ -240,6 +240,7 @@ _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
+    data = _without_secrets(data)
     if evidence.override is None:
         del data["override"]
     for run in data["runs"]:
@@ -248,6 +249,21 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
     # The runs are in `runs`; their digests stand for them in the evidence's own.
     gate_runs = [canonical_digest(run) for run in data["runs"]]
     return {**data, "schema": SCHEMA, "gate_runs": gate_runs}
+
+
+_SAID = frozenset(
+    ("reason", "remedy", "error", "title", "text", "detail", "conclusion", "changed", "skipped",
+     "unreachable", "passed_over")
+)  # fmt: skip
+"""Fields of sentences and of text from outside. What else there is are names and numbers."""
+
+
+def _without_secrets(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(inner, name) for inner in value]
+    return without_secrets(value) if name in _SAID and isinstance(value, str) else value
 
 
 def documents(evidence: Evidence) -> tuple[dict[str, Any], dict[str, Any]]:

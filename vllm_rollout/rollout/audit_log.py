@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import GateRun, Kept, LaterSchemaError
+from vllm_rollout.model.text import without_secrets
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
@@ -302,6 +303,9 @@ class AuditLog(AuditLogReader):
             self._set_head(model, head, decision)
 
 
+_BACK = (DecisionKind.ROLLBACK, DecisionKind.ROLLED_BACK)
+
+
 def standing_rollback(
     decisions: Iterable[Decision], environment: str, build: str
 ) -> Decision | None:
@@ -315,9 +319,7 @@ def standing_rollback(
                 undoing.add(each.run_id)
             elif each.kind is DecisionKind.PROMOTION:
                 last = None
-            elif each.kind is DecisionKind.ROLLBACK:
-                last = each
-            elif each.kind is DecisionKind.ROLLED_BACK and each.run_id not in undoing:
+            elif each.kind in _BACK and each.run_id not in undoing:
                 last = each
     return last
 
@@ -369,6 +371,7 @@ def _last(head: Entry | None) -> tuple[int, str]:
 
 def _content(decision: Decision) -> dict[str, Any]:
     content: dict[str, Any] = _ADAPTER.dump_python(decision, mode="json")
+    content["why"] = without_secrets(decision.why)
     if not decision.unfinished:
         del content["unfinished"]  # so that earlier versions can read all other decisions
     return content

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
-from vllm_rollout.model.text import shown
+from vllm_rollout.model.text import own_secret, shown
 from vllm_rollout.platform.base import ConflictError
 
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -190,6 +190,7 @@ def connect(context: str | None) -> KubernetesApi:
                 remedy="kubectl config get-contexts lists them.",
             ) from error
         connection = _in_cluster(error)
+    own_secret(connection.configuration.api_key.get("authorization", "").removeprefix("Bearer "))
     return KubernetesApi(connection)
 
 
