@@ -81,6 +81,8 @@ def _decided(
             f"evidence {digest} has no gates of an environment whose policy asks for sign_off",
             remedy=f"{next_command('gate-and-promote', model)} prints which evidence waits for it.",
         )
+    if approved and evidence.unsignable:
+        raise _refusal(model, digest, evidence.unsignable, approved=True)
     now = datetime.now(UTC)
     deployment = settings.deployment(model, environment)
     revision = newest_served(platform.history(deployment))
@@ -88,17 +90,10 @@ def _decided(
         raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to sign off.")
     run = last_gate_run(evidence, environment)
     decisions = AuditLogReader(platform.store).whole(model)
-    why = (
-        unusable(run, policy, environment, revision, now)
-        or evidence.unsignable
-        or (used(run, decisions) if run else "")
-    )
+    why = unusable(run, policy, environment, revision, now) or (used(run, decisions) if run else "")
     same = run is not None and run.is_about(revision)
     if why and (approved or not same):
-        raise UsageError(
-            f"evidence {digest} cannot be {'signed off' if approved else 'rejected'}: {why}",
-            remedy=f"For fresh evidence: {next_command('gate-and-promote', model)}",
-        )
+        raise _refusal(model, digest, why, approved=approved)
     return (
         SignOff(
             evidence=digest,
@@ -112,4 +107,11 @@ def _decided(
             build=revision.build.digest,
         ),
         evidence.run_id,
+    )
+
+
+def _refusal(model: str, digest: str, why: str, *, approved: bool) -> UsageError:
+    return UsageError(
+        f"evidence {digest} cannot be {'signed off' if approved else 'rejected'}: {why}",
+        remedy=f"For fresh evidence: {next_command('gate-and-promote', model)}",
     )
