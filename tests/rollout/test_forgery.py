@@ -88,9 +88,17 @@ def without_the_last_note(world: World, pending: Evidence) -> None:
     del world.platform.store.entries[f"decided/{MODEL}"]
 
 
+def as_if_it_had_passed(world: World, _pending: Evidence) -> None:
+    """A build that development has never gated is noted as one that passed there."""
+    build = world.platform.deploy(STAGING, {"version": 9})
+    value = {"build": build.digest, "evidence": "sha256:" + "5" * 64}
+    put(world.platform.store, f"passed/{MODEL}-development/00000009", value)
+
+
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
+        (as_if_it_had_passed, "has no passing evidence of development"),
         (by_hand, "the evidence waits for sign-off"),
         (as_another_build, "entry 2 (sign-off by Grace of QA"),
         (under_an_invented_digest, "was changed after it was written: its content is"),
@@ -136,7 +144,8 @@ def test_a_flipped_byte_of_evidence_or_chain_refuses_and_is_named(
     decide(world, pending)
     database = Database(tmp_path / "state.db", durable=False)
     store = SqliteStore(database)
-    names = ("evidence/", "gate-runs/", "decisions/", "decided/")
+    names = ("decisions/", "decided/", f"evidence/{MODEL}/{pending.digest[7:]}",
+             *(f"gate-runs/{MODEL}/{run[7:]}" for run in documents(pending)[1]))  # fmt: skip
     kept = {k: e.value for k, e in world.platform.store.entries.items() if k.startswith(names)}
     for key, value in kept.items():
         store.write(key, value, expect=None)

@@ -172,7 +172,7 @@ def errors_shown() -> Iterator[None]:
 
 
 def _of_the_system(error: OSError) -> RolloutError:
-    """What the operating system refused; a full disk and a read-only folder are one thing to do."""
+    """An error of the operating system; a full disk and a read-only folder have one remedy."""
     if error.errno not in _NOT_WRITABLE:
         return RolloutError(str(error))
     what = f"{error.filename} cannot" if error.filename else "a file of this run cannot"

@@ -7,6 +7,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, documents, verified
+from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
@@ -117,10 +118,30 @@ class PassedRevisionsReader:
         return str(entry.value["evidence"])
 
     def build_passed(self, deployment: Deployment, build: Build) -> bool:
-        """Return whether any revision of `deployment` passed its gates with that build."""
+        """Return whether any revision of `deployment` passed its gates with that build.
+
+        What is noted of a revision says where its evidence is; that is read, and decides.
+        """
         keys = self._store.keys(f"passed/{deployment.release}/")
         entries = (self._store.read(key) for key in reversed(keys))
-        return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
+        return any(
+            entry is not None
+            and entry.value["build"] == build.digest
+            and self._is_of(str(entry.value["evidence"]), deployment, build)
+            for entry in entries
+        )
+
+    def _is_of(self, digest: str, deployment: Deployment, build: Build) -> bool:
+        """Return whether that evidence has passing gates of `deployment` and that build."""
+        try:
+            runs = stored_evidence(self._store, deployment.model, digest).runs
+        except UsageError:
+            return False
+        return any(
+            (run.deployment.environment, run.build) == (deployment.environment, build)
+            and run.outcome is Outcome.PASS
+            for run in runs
+        )
 
     def good_revision(
         self, deployment: Deployment, history: Sequence[Revision], *, also_withdrawn: bool = False
