@@ -38,6 +38,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
         ("args: ['--api-key', 's3cret']", "s3cret"),
         ("AWS_SECRET_ACCESS_KEY=wJalr/XUtnFEMI", "wJalr/XUtnFEMI"),
         ('"AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI"', "wJalr/XUtnFEMI"),
+        ("  AWS_SECRET_ACCESS_KEY: wJalr/XUtnFEMI", "wJalr/XUtnFEMI"),
         ("Authorization: Basic dXNlcjpodW50ZXIy", "dXNlcjpodW50ZXIy"),
         ("{'Authorization': 'Bearer abcdefg'}", "abcdefg"),
         ("postgres://ada:hunter2@db:5432/x", "hunter2"),
@@ -83,6 +84,8 @@ def test_a_url_is_named_by_its_host(url: str, said: str) -> None:
     "text",
     [
         "it asks for a bearer key (HTTP 401), and VLLM_ROLLOUT_API_KEY is not set",
+        "VLLM_ROLLOUT_API_KEY: put the key there. ::1 and ::ffff:10.0.0.1 are addresses",
+        "::1 is an address",
         "Secret 'vllm-key' is missing: bearer token, --set KEY=VALUE, --evidence 0123",
         "http://llama-2-7b-staging.system.svc.cluster.local:8000/v1/models a@b",
     ],

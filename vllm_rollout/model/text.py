@@ -27,7 +27,7 @@ _UNPRINTABLE = re.compile(
 )
 # What GitHub (`::error::` at a line's start, spaces before it or not; `##[` anywhere), Azure
 # (`##vso[`) and TeamCity (`##teamcity[`) take out of a step's output for a command.
-_CI_COMMAND = re.compile(r"(?m)(^[^\S\n]*):(?=:)|()#(?=#\w*\[)")
+_CI_COMMAND = re.compile(r"(?m)(^[^\S\n]*):(?=:[A-Za-z][\w-]*(?:[^\S\n][^\n]*)?::)|()#(?=#\w*\[)")
 
 _SHORTEST = 6
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
@@ -50,13 +50,14 @@ _SHAPES = (
     ),
     re.compile(rf"(?i)(--[\w-]*{_KEY}(?:['\"]?,\s*['\"]|=['\"]?|\s+['\"]?(?!-))){_VALUE}"),
     re.compile(
-        r"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)['\"]?\s*[=:]\s*['\"]?)"
-        rf"{_VALUE}"
+        r"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)"
+        rf"(?:['\"]?\s*=\s*|['\"]\s*:\s*|:(?=\S))['\"]?){_VALUE}"
     ),
 )
 # These are in what a program prints, and may be plain words in a sentence.
 _LOOSE_SHAPES = (
     re.compile(r"(?i)(\bbearer\s+)[^\s'\",]+"),
+    re.compile(rf"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD):\s+['\"]?){_VALUE}"),
     re.compile(
         rf"(?i)((?:api[-_]?key|token|password|secret)['\"]?(?:\s*[=:]\s*|\s+(?=['\"]))\[?['\"]?)"
         rf"{_VALUE}"

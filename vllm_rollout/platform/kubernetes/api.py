@@ -190,7 +190,8 @@ def connect(context: str | None) -> KubernetesApi:
                 remedy="kubectl config get-contexts lists them.",
             ) from error
         connection = _in_cluster(error)
-    own_secret(connection.configuration.api_key.get("authorization", "").removeprefix("Bearer "))
+    for header in connection.configuration.api_key.values():
+        own_secret(header.rpartition(" ")[2])
     return KubernetesApi(connection)
 
 
