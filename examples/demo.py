@@ -46,11 +46,14 @@ def must(code: int, *be: int) -> None:
         )
 
 
-def roll_out(values: str) -> int:
-    """Deploy a build to development and promote it through staging to production."""
+def roll_out(values: str, *again: str) -> int:
+    """Deploy a build to development and promote it through staging to production.
+
+    `again` is for a build that an earlier demo has rolled back.
+    """
     must(command("vllm-rollout deploy", "--values", str(HERE / values)))
     must(command("gate-and-promote", "--to", "staging"))
-    to_production = ("--to", "production", "--reason", f"demo of {values}")
+    to_production = ("--to", "production", "--reason", f"demo of {values}", *again)
     pending = command("gate-and-promote", *to_production)
     must(pending, ExitCode.OK, ExitCode.INCONCLUSIVE)
     if pending == ExitCode.OK:  # signed off in an earlier demo
@@ -119,7 +122,7 @@ def main() -> None:
         must(roll_out("llama-2-7b.yaml"))
     if choice.rollback:
         threading.Thread(target=break_production_after_promotion, daemon=True).start()
-        must(roll_out("llama-2-7b-v2.yaml"), ExitCode.ROLLED_BACK)
+        must(roll_out("llama-2-7b-v2.yaml", "--again"), ExitCode.ROLLED_BACK)
         print("\ngate-and-promote exited with 5: promoted, then rolled back by a trigger")
     must(command("vllm-rollout status"))
     print("\nThe model keeps serving; `make demo-clean` stops it.")

@@ -42,6 +42,7 @@ def identity(platform: ReleaseReader | None, deployment: Deployment) -> dict[str
     return {
         "revision": newest.number,
         "build": _BUILD.dump_python(newest.build, mode="json"),
+        "created": newest.created.isoformat(),
         "complete": newest.complete,
         "images": images,
     }
@@ -81,6 +82,7 @@ def gate_run(
 ) -> GateRun:
     """The run of gates that left `results`; `identities` are of before and after them, in order."""
     policy = settings.policy.for_model(deployment.model)
+    created = identities[0].get("created")
     return GateRun(
         deployment=deployment,
         base_url=base_url,
@@ -97,6 +99,7 @@ def gate_run(
         loads=loads,
         changed=change(identities),
         images=tuple(sorted({image for found in identities for image in found["images"]})),
+        revision_created=datetime.fromisoformat(created) if created else None,
     )
 
 
@@ -130,7 +133,8 @@ def change(identities: Sequence[Mapping[str, Any]]) -> str:
             if unknown := after.get("unknown") or earlier.get("unknown"):
                 return str(unknown)
             revisions = f"revision {before['revision']} became revision {after['revision']}"
-            changes = [revisions] if before["revision"] != after["revision"] else []
+            same = [(each["revision"], each.get("created")) for each in (before, after)]
+            changes = [revisions] if same[0] != same[1] else []
             was, now = (_BUILD.validate_python(each["build"]) for each in (before, after))
             if was and now:
                 changes += was.differences(now)

@@ -54,9 +54,9 @@ def release_command(verb: str, deployment: Deployment, *words: str) -> str:
     return next_command("vllm-rollout", verb, *where, *words)
 
 
-def promote_command(model: str, environment: str) -> str:
+def promote_command(model: str, environment: str, *words: str) -> str:
     """Return the command that takes a model to an environment, through the gates before it."""
-    return next_command("gate-and-promote", model, "--to", environment)
+    return next_command("gate-and-promote", model, "--to", environment, *words)
 
 
 def sign_off_command(model: str, digest: str, *, name: str = "YOUR-NAME") -> str:

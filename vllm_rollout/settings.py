@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_pods import LoadPods
+from vllm_rollout.model.text import own_secret
 from vllm_rollout.platform.base import PathErrors, Route
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import ReleaseWriter
@@ -163,6 +164,8 @@ def load_settings(
         changes["namespace"] = Override(chosen_namespace, "--namespace")
     file = option_or_environment("policy", policy_file)
     policy = load_policy(Path(file) if file else None, overrides=changes)
+    for variable in policy.secret_variables:
+        own_secret(os.environ.get(variable, ""))
     url = option_or_environment("base-url", base_url)
     if url and not url.startswith(("http://", "https://")):
         raise UsageError(

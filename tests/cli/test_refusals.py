@@ -1,12 +1,24 @@
 """What a command refuses, with what to do instead."""
 
+import errno
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from vllm_rollout.cli import options
 from vllm_rollout.cli.main import app
+from vllm_rollout.judge import Outcome, Verdict
+from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import Evidence, GateResult, GateRun
+from vllm_rollout.platform.writer import writer_of
+from vllm_rollout.report.html import summary_html
+from vllm_rollout.rollout.evidence_store import store_evidence
+from vllm_rollout.settings import load_settings
 
 
 @pytest.mark.parametrize(
@@ -28,3 +40,52 @@ def test_what_cannot_be_done_is_refused_with_a_remedy(
     assert refused.exit_code == ExitCode.USAGE, refused.output
     printed = " ".join(refused.output.split())
     assert [text for text in says if text not in printed] == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_disk_and_a_read_only_folder_get_one_sentence(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, named in (("reports/x", "reports/x cannot"), (None, "a file of this run cannot")):
+        with pytest.raises(typer.Exit) as ended, options.errors_shown():
+            raise OSError(number, os.strerror(number), path)
+        assert ended.value.exit_code == ExitCode.UNREACHABLE
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{named} be written: {os.strerror(number)}" in said
+        assert "Make room there, or name another folder with --report-dir." in said
+
+
+def test_evidence_of_a_run_that_was_rolled_back_is_not_signed_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = gated(ExitCode.ROLLED_BACK)
+    reader = load_settings(platform="local").reader()
+    store_evidence(writer_of(reader).store, ended)
+
+    words = ["sign-off", "m", "--evidence", ended.digest, "--as", "Ada", "--platform", "local"]
+    refused = CliRunner().invoke(app, words)
+
+    assert refused.exit_code == ExitCode.USAGE
+    assert "its run ended with exit code 5: a trigger fired" in " ".join(refused.output.split())
+    assert "--as NAME" not in summary_html(ended)
+    assert "cannot be signed off" in summary_html(ended)
+    assert "--as NAME" in summary_html(gated(ExitCode.INCONCLUSIVE))
+
+
+def gated(code: ExitCode) -> Evidence:
+    """Staging passed all of its gates, and the run ended so."""
+    now = datetime.now(UTC)
+    passed = Verdict(outcome=Outcome.PASS, reason="it answers")
+    gate = GateResult(
+        gate="health", item="health", title="h", verdicts=(passed,), started=now, duration_seconds=1
+    )
+    run = GateRun(
+        deployment=Deployment("m", "staging"), base_url="", platform="local", revision=1,
+        build=Build(values_digest="sha256:1"), policy_digest="", started=now, finished=now,
+        expected=("health",), gates=(gate,), loads={},
+    )  # fmt: skip
+    return Evidence(
+        run_id="r", model="m", suite_version="1", started=now, finished=now, runs=(run,),
+        conclusion="a trigger fired", exit_code=int(code),
+    )  # fmt: skip

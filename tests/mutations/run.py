@@ -85,7 +85,7 @@ MUTATIONS = (
     Mutation(
         "the gated revision is the one that is still there",
         "vllm_rollout/rollout/preconditions.py",
-        "    elif (now.number, now.build) != (revision.number, run.build):",
+        "    elif now.number != revision.number or not run.is_about(now):",
         "    elif now.build != run.build:",
         "tests/rollout/test_engine.py tests/rollout/test_build_drift.py",
     ),
@@ -232,8 +232,8 @@ MUTATIONS = (
     Mutation(
         "a changed decision is named",
         "vllm_rollout/rollout/audit_log.py",
-        '            if decision.digest == entry.value["digest"]:',
-        "            if decision.digest:",
+        "        if digest == claimed:",
+        "        if digest:",
         "tests/rollout/test_audit_log.py tests/cli/test_history.py",
     ),
     Mutation(
@@ -253,16 +253,16 @@ MUTATIONS = (
     Mutation(
         "control characters of a model's answer reach no terminal",
         "vllm_rollout/model/text.py",
-        '    return _UNPRINTABLE.sub("\\ufffd", text.replace("\\r\\n", "\\n"))',
-        '    return text.replace("\\r\\n", "\\n")',
+        '    text = _UNPRINTABLE.sub("\\ufffd", text.replace("\\r\\n", "\\n"))',
+        '    text = text.replace("\\r\\n", "\\n")',
         "tests/report",
     ),
     Mutation(
         "secrets of the environment are hidden in output",
-        "vllm_rollout/platform/redact.py",
+        "vllm_rollout/model/text.py",
         "        text = text.replace(secret, HIDDEN)",
         "        text = text.replace(secret, secret)",
-        "tests/platform/test_redact.py",
+        "tests/model/test_text.py",
     ),
     Mutation(
         "a key that the policy does not know is an error",

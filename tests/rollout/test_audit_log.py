@@ -101,6 +101,7 @@ def swap(store: MemoryStore) -> None:
     [
         (edit, "entry 2 (promotion by eve, 2026-11-18 10:00:00 UTC) was changed after"),
         (lambda s: forge(s, 2, who="eve"), "entry 2 (promotion by eve"),
+        (lambda s: forge(s, 2, kind="acquittal"), "a kind that this version does not know: update"),
         (lambda s: forge(s, 4, who="eve"), "00 UTC) is not the one that was written last"),
         (lambda s: s.entries.pop(f"decisions/{MODEL}/00000001"), "entry 1 is gone"),
         (lambda s: s.entries.pop(f"decisions/{MODEL}/00000003"), "entry 3 is gone"),

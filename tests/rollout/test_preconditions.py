@@ -94,7 +94,7 @@ def test_an_emergency_does_not_pass_over_gates_the_watch_or_a_rejection(world: W
     assert gate_and_promote(emergency()).exit_code == ExitCode.ROLLED_BACK
 
     del world.overrides[SIGN_OFF]
-    pending = gate_and_promote(world.tools())
+    pending = gate_and_promote(world.tools(again="Ada"))
     decide(world, pending, approved=False)
     assert gate_and_promote(emergency()).exit_code == ExitCode.GATE_FAILED
 

@@ -1,10 +1,22 @@
 """Sign-off: whose word takes a build on, and what it was given for."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.world import MODEL, RAMP, SIGN_OFF, STAGING, World, decide, gates_run
+from support.crashing import Killed
+from support.world import (
+    MODEL,
+    PRODUCTION,
+    RAMP,
+    SIGN_OFF,
+    STAGING,
+    World,
+    decide,
+    gates_run,
+    healthy,
+)
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, UsageError
@@ -131,7 +143,13 @@ def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
     assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
 
 
-@pytest.mark.parametrize("change", ["stale", "revision", "policy", "clock", "own gate", "used"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "stale", "revision", "made again", "policy", "clock", "own gate", "used",
+        "used, and removed",
+    ],
+)  # fmt: skip
 def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
     world: World, change: str
 ) -> None:
@@ -148,6 +166,11 @@ def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
         world.gates.own_gates = [Path("ours/test_tone.py")]
     elif change == "clock":
         world.clock.seconds -= 3600
+    elif change == "made again":
+        world.platform.deploy(STAGING, {"version": 2})
+        (_, newest) = world.platform.releases[STAGING.release]
+        later = newest.created + timedelta(hours=2)
+        world.platform.releases[STAGING.release] = [replace(newest, number=1, created=later)]
     else:  # it was promoted on this evidence, and a trigger fired
         good = world.probes
         world.probes = lambda _seconds: ProbeSample(
@@ -156,9 +179,13 @@ def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
         assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
         world.probes = good
         world.clock.seconds += 1
+        if change == "used, and removed":
+            first = world.platform.releases[PRODUCTION.release][0]
+            world.platform.releases[PRODUCTION.release] = [first]
+        decide(world, pending)
     before, ran = list(world.platform.calls), gates_run(world)
 
-    again = gate_and_promote(world.tools())
+    again = gate_and_promote(world.tools(again="Ada"))
 
     assert again.exit_code == ExitCode.INCONCLUSIVE, again.conclusion
     assert "waits for sign-off" in again.conclusion
@@ -182,3 +209,53 @@ def test_a_digest_is_found_by_its_beginning_and_only_if_it_is_one(world: World) 
     for wrong in ("abc", "../../etc", "0" * 64, ""):
         with pytest.raises(UsageError):
             find_evidence(store, MODEL, wrong)
+
+
+def test_a_build_that_was_rolled_back_is_refused_until_it_is_asked_for_again(
+    world: World,
+) -> None:
+    good, ran = world.probes, gates_run(world)
+    world.probes = lambda _seconds: ProbeSample(
+        total=10, failures=10 if world.platform.calls else 0, latencies_seconds=(), healthy=True
+    )
+    back = gate_and_promote(world.tools())
+    assert back.exit_code == ExitCode.ROLLED_BACK
+    assert "exit code 5" in back.unsignable
+    world.probes = good
+    ran.clear()
+    before = list(world.platform.calls)
+
+    for plan_only in (True, False):
+        refused = gate_and_promote(world.tools(), plan_only=plan_only)
+        assert refused.exit_code == ExitCode.INCONCLUSIVE
+        assert "was rolled back from production" in refused.conclusion
+        assert "--to production --again --reason TEXT" in refused.conclusion
+    (block,) = model_status(
+        world.platform, world.tools().run.policy, MODEL, world.clock.now()
+    ).environments[1].blocks  # fmt: skip
+    assert "was rolled back from production" in block
+    assert (world.platform.calls, ran) == (before, [])
+
+    again = gate_and_promote(world.tools(again="Ada"))
+    assert again.exit_code == ExitCode.OK
+    assert any(step.title == "asked for again by Ada: a test" for step in again.steps)
+    chain = AuditLog(world.platform.store).of(MODEL)
+    (*_, begun) = [d for d in chain if d.kind is DecisionKind.PROMOTION]
+    assert begun.who == "Ada (as ada)"
+
+
+def test_a_build_is_not_held_to_account_for_a_run_that_was_killed(world: World) -> None:
+    def killed(_seconds: float) -> ProbeSample:
+        if world.platform.calls:
+            raise Killed
+        return healthy(0)
+
+    world.probes = killed
+    with pytest.raises(Killed):
+        gate_and_promote(world.tools())
+    world.probes = healthy
+    world.gates.outcomes["staging"] = Outcome.INCONCLUSIVE
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.INCONCLUSIVE
+    assert "rollback production 1" in world.platform.calls
+    del world.gates.outcomes["staging"]
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK

@@ -19,7 +19,7 @@ import pytest
 from support.crashing import Calls, When, Wrapped
 from support.forked import forked
 from support.scripted_observer import scripted_observer
-from support.world import STAGING, ScriptedGates, healthy, scripted_tools
+from support.world import STAGING, ScriptedGates, healthy, passed_before, scripted_tools
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment, Revision, RevisionStatus
@@ -28,7 +28,6 @@ from vllm_rollout.platform.base import ConflictError, Route
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout import run as rollout
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.settings import Settings
@@ -242,7 +241,7 @@ class Runs:
         platform: Any = Wrapped(real, calls)
         development = Deployment(self.target.model, "development", self.target.namespace)
         with suppress(ConflictError):  # a run beside this one notes the same
-            PassedRevisions(real.store).passed(development, real.gated, "sha256:of-an-earlier-run")
+            passed_before(real.store, development, real.gated)
         overrides = POLICY | {"deploy_timeout": self.deploy_timeout}
         policy = load_policy(None, overrides=overrides | (BY_TRAFFIC if self.by_traffic else {}))
         clock = SystemClock()

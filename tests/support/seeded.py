@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from support.local_release import until
-from support.world import ScriptedGates, scripted_tools
+from support.world import ScriptedGates, passed_before, scripted_tools
 
 from vllm_rollout.model.deployment import Deployment, Revision, Target
 from vllm_rollout.model.errors import ExitCode
@@ -17,7 +17,6 @@ from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.run import Run, SystemClock
 from vllm_rollout.settings import Settings
 
@@ -46,7 +45,7 @@ def passed(
 ) -> Revision:
     """The same, of a build that has passed its gates there."""
     revision = deployed(platform, policy, deployment, values)
-    PassedRevisions(platform.store).passed(deployment, revision, "sha256:" + "0" * 64)
+    passed_before(platform.store, deployment, revision)
     return revision
 
 

@@ -19,9 +19,10 @@ from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionS
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, GateResult, GateRun, Step
 from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.evidence_store import PassedRevisions
+from vllm_rollout.rollout.evidence_store import PassedRevisions, store_evidence
 from vllm_rollout.rollout.journal import Journal, JournalEntry
 from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.run import Emergency, Run
@@ -94,6 +95,7 @@ class ScriptedGates:
             platform="simulated",
             revision=history[-1].number if history else None,
             build=history[-1].build if history else None,
+            revision_created=history[-1].created if history else None,
             policy_digest=self.policy_digest,
             started=now,
             finished=now,
@@ -146,6 +148,25 @@ UNATTENDED = {
 """Of the conditions, those that tests of other things do without."""
 
 
+def passed_before(store: Store, deployment: Deployment, revision: Revision) -> None:
+    """Leave what a run leaves by which `revision` passed its gates, the day that it was made."""
+    then = revision.created
+    gate = GateResult(
+        gate="health", item="health", title="health", started=then, duration_seconds=0.0,
+        verdicts=(Verdict(outcome=Outcome.PASS, reason="the test says so"),),
+    )  # fmt: skip
+    run = GateRun(
+        deployment=deployment, base_url="", platform="simulated", revision=revision.number,
+        build=revision.build, policy_digest="sha256:0", started=then, finished=then,
+        expected=("health",), gates=(gate,), loads={},
+    )  # fmt: skip
+    evidence = Evidence(
+        run_id=f"of {deployment.release}", model=deployment.model, suite_version="1", started=then,
+        finished=then, runs=(run,),
+    )  # fmt: skip
+    PassedRevisions(store).passed(deployment, revision, store_evidence(store, evidence))
+
+
 @dataclass
 class World:
     """One simulated world, and `tools()` for each run in it."""
@@ -171,9 +192,7 @@ class World:
             replicas=1,
             capacity=1,
         )
-        PassedRevisions(self.platform.store).passed(
-            DEVELOPMENT, revision, "sha256:of-an-earlier-run"
-        )
+        passed_before(self.platform.store, DEVELOPMENT, revision)
 
     @contextmanager
     def in_between(self, *, frozen: bool) -> Iterator[None]:
@@ -191,6 +210,7 @@ class World:
         source: Deployment = STAGING,
         target: Deployment = PRODUCTION,
         emergency: Emergency | None = None,
+        again: str = "",
         **more: Any,
     ) -> RunTools:
         """A run's own tools; `platform` stands for the world's, as something around it.
@@ -209,6 +229,7 @@ class World:
             reason="a test",
             folder=self.tmp_path,
             emergency=emergency,
+            again=again,
         )
         settings = Settings(policy=policy, platform=where, base_url=None, report_dir=self.tmp_path)
         tools = scripted_tools(run, settings, self.gates, **{"clock": self.clock, **more})

@@ -31,7 +31,7 @@ from vllm_rollout.capacity.report import (
 from vllm_rollout.capacity.search import Steps, search
 from vllm_rollout.capacity.settling import Settling
 from vllm_rollout.cli import options
-from vllm_rollout.cli.console import LiveReporter
+from vllm_rollout.cli.console import LiveReporter, make_console
 from vllm_rollout.judge import Outcome
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.remote_generator import remotely
@@ -125,7 +125,7 @@ def capacity_command(
         precision=parse_share(precision) if precision is not None else None,
         most_probes=probes,
     )
-    console = Console(stderr=True) if as_json_text else options.console
+    console = make_console(stderr=True) if as_json_text else options.console
     report = _Run(settings, policy, deployment, goal, console).run_under_lease()
     page = write_capacity(report, settings.report_dir / model / report.run_id)
     if as_json_text:

@@ -1,13 +1,16 @@
 """Output of the command line: live on a terminal, plain lines everywhere else."""
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.text import inert, printable
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Step
@@ -19,10 +22,36 @@ _WORD_STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 _PLAIN_WIDTH = 140
 
 
-def make_console() -> Console:
+class _InertConsole(Console):
+    """A console that shows text and passes on no instruction in it, whoever it is from.
+
+    Everything that is printed is rendered here at last: messages, tables, progress.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render, with what a terminal or a CI system takes for an instruction shown as �."""
+        segments = [
+            each if each.control else each._replace(text=printable(each.text))
+            for each in super().render(renderable, options)
+        ]
+        # Highlighting cuts lines to pieces, and a command may be in several of them.
+        whole, start = inert("".join(each.text for each in segments if not each.control)), 0
+        for each in segments:
+            if each.control:
+                yield each
+            else:
+                yield each._replace(text=whole[start : start + len(each.text)])
+                start += len(each.text)
+
+
+def make_console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal; wide enough for tables where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+    console = _InertConsole(stderr=stderr)
+    if console.is_terminal:
+        return console
+    return _InertConsole(stderr=stderr, width=_PLAIN_WIDTH)
 
 
 def show_error(console: Console, error: RolloutError) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands share, and how every command handles an expected error."""
 
+import errno
 import functools
 import getpass
 import inspect
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from vllm_rollout.settings import Settings
 
 console = make_console()
+
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, e.g. llama-2-7b")]
 Environment = Annotated[
@@ -160,12 +163,23 @@ def errors_shown() -> Iterator[None]:
     except RolloutError as error:
         show_error(console, error)
         raise typer.Exit(int(error.exit_code)) from error
-    except OSError as error:  # a full disk, a folder that cannot be written
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
+    except OSError as error:
+        show_error(console, _of_the_system(error))
         raise typer.Exit(int(ExitCode.UNREACHABLE)) from error
     except KeyboardInterrupt as error:
         say(f"interrupted; {error or 'nothing more was changed'}")
         raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
+
+
+def _of_the_system(error: OSError) -> RolloutError:
+    """An error of the operating system; a full disk and a read-only folder have one remedy."""
+    if error.errno not in _NOT_WRITABLE:
+        return RolloutError(str(error))
+    what = f"{error.filename} cannot" if error.filename else "a file of this run cannot"
+    return RolloutError(
+        f"{what} be written: {error.strerror}",
+        remedy="Make room there, or name another folder with --report-dir.",
+    )
 
 
 def about_releases(command: Callable[..., None]) -> Callable[..., None]:

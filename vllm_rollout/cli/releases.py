@@ -108,7 +108,7 @@ def logs_command(
             remedy="Where it is deployed is shown by: "
             + next_command("vllm-rollout", "status", model),
         )
-    typer.echo(where.logs(deployment, tail=tail))
+    options.say(where.logs(deployment, tail=tail))
 
 
 @options.about_releases

@@ -47,8 +47,21 @@ def promote_command(
             "stands, and production is watched",
         ),
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="promote a build that was rolled back from there; requires --reason. The gates "
+            "still must pass",
+        ),
+    ] = False,
     name: Annotated[
-        str | None, typer.Option("--as", help="with --emergency: the name of who answers for it")
+        str | None,
+        typer.Option(
+            "--as",
+            help="with --emergency and --again: the name of who answers for it (for --again "
+            "default: the account)",
+        ),
     ] = None,
     base_url: Annotated[
         str | None,
@@ -78,7 +91,7 @@ def promote_command(
     """
     from vllm_rollout.rollout.engine import gate_and_promote
 
-    override = _emergency(emergency, name, reason)
+    override = _emergency(emergency, name, reason, again=again)
     settings = choice.settings(base_url=base_url, report_dir=report_dir)
     target = settings.deployment(model, to or settings.policy.order[-1])
     before = settings.policy.previous(target.environment)
@@ -100,17 +113,25 @@ def promote_command(
         reason=reason,
         work=lambda tools: gate_and_promote(tools, plan_only=plan, wait_for_window=wait_for_window),
         emergency=override,
+        again=((name or "").strip() or options.user_name()) if again else "",
     )
 
 
-def _emergency(wanted: bool, name: str | None, reason: str) -> "Emergency | None":
+def _emergency(wanted: bool, name: str | None, reason: str, *, again: bool) -> "Emergency | None":
     from vllm_rollout.rollout.run import Emergency
 
+    no_reason = reason == _NO_REASON or not reason.strip()
+    if again and no_reason:
+        raise UsageError(
+            "--again requires a reason", remedy="Add --reason TEXT; it is recorded with your name."
+        )
     if not wanted:
-        if name is not None:
-            raise UsageError("--as goes with --emergency", remedy="Leave it out, or add it.")
+        if name is not None and not again:
+            raise UsageError(
+                "--as goes with --emergency or --again", remedy="Leave it out, or add one."
+            )
         return None
-    if not (name or "").strip() or reason == _NO_REASON or not reason.strip():
+    if not (name or "").strip() or no_reason:
         raise UsageError(
             "--emergency requires a name and a reason",
             remedy="Add --as NAME and --reason TEXT; both are recorded with the override.",
@@ -157,6 +178,7 @@ def _run(
     reason: str,
     work: "Callable[[RunTools], Evidence]",
     emergency: "Emergency | None" = None,
+    again: str = "",
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
     from vllm_rollout.cli.run_tools import new_run_tools, show_end
@@ -172,6 +194,7 @@ def _run(
             reason=reason,
             reporter=reporter,
             emergency=emergency,
+            again=again,
         )
         try:
             evidence = work(tools)

@@ -29,6 +29,7 @@ def new_run_tools(
     reason: str,
     reporter: LiveReporter,
     emergency: Emergency | None = None,
+    again: str = "",
     clock: Clock | None = None,
 ) -> RunTools:
     """The tools of a new run from `source` to `target`."""
@@ -54,6 +55,7 @@ def new_run_tools(
             reason=reason,
             folder=settings.report_dir / target.model / run_id,
             emergency=emergency,
+            again=again,
         ),
         settings,
         clock=clock,

@@ -11,6 +11,7 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import writer_of
+from vllm_rollout.rollout.audit_log import AuditLogReader
 from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.sign_offs import (
     SignOff,
@@ -18,6 +19,7 @@ from vllm_rollout.rollout.sign_offs import (
     environment_after,
     last_gate_run,
     unusable,
+    used,
 )
 from vllm_rollout.settings import Settings
 
@@ -42,8 +44,9 @@ def sign_off_command(
     """Approve evidence of MODEL, so that gate-and-promote may take the build on, or reject it.
 
     Read the report first: what is signed is that one digest. It is refused for evidence that did
-    not pass, is stale, or is about another build than the one that is deployed now. The name, and
-    the account it came from, go into the model's chain of decisions; the last word counts.
+    not pass or was rolled back, is stale, has promoted before, or is about another build than the
+    one that is deployed now. The name, and the account it came from, go into the model's chain of
+    decisions; the last word counts.
     """
     settings = choice.settings()
     settings.deployment(model, settings.policy.order[0])  # refuses what is no name
@@ -80,19 +83,19 @@ def _decided(
             f"evidence {digest} has no gates of an environment whose policy asks for sign_off",
             remedy=f"{next_command('gate-and-promote', model)} prints which evidence waits for it.",
         )
+    if approved and evidence.unsignable:
+        raise _refusal(model, digest, evidence.unsignable, approved=True)
     now = datetime.now(UTC)
     deployment = settings.deployment(model, environment)
     revision = newest_served(platform.history(deployment))
     if revision is None:
         raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to sign off.")
     run = last_gate_run(evidence, environment)
-    why = unusable(run, policy, environment, revision, now)
-    same = run is not None and (run.revision, run.build) == (revision.number, revision.build)
+    decisions = AuditLogReader(platform.store).whole(model)
+    why = unusable(run, policy, environment, revision, now) or (used(run, decisions) if run else "")
+    same = run is not None and run.is_about(revision)
     if why and (approved or not same):
-        raise UsageError(
-            f"evidence {digest} cannot be {'signed off' if approved else 'rejected'}: {why}",
-            remedy=f"For fresh evidence: {next_command('gate-and-promote', model)}",
-        )
+        raise _refusal(model, digest, why, approved=approved)
     return (
         SignOff(
             evidence=digest,
@@ -106,4 +109,11 @@ def _decided(
             build=revision.build.digest,
         ),
         evidence.run_id,
+    )
+
+
+def _refusal(model: str, digest: str, why: str, *, approved: bool) -> UsageError:
+    return UsageError(
+        f"evidence {digest} cannot be {'signed off' if approved else 'rejected'}: {why}",
+        remedy=f"For fresh evidence: {next_command('gate-and-promote', model)}",
     )

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -182,6 +182,11 @@ class Revision:
     def complete(self) -> bool:
         """True if every replica runs `build`, so no ramp is half way."""
         return self.replicas >= self.capacity
+
+    def was_made(self, at: datetime) -> bool:
+        """True if it is that of its number which was made then, and none of a release that was
+        removed since. Clients tell the time to the second at least."""
+        return abs(self.created - at) < timedelta(seconds=1)
 
 
 def newest_served(history: Sequence[Revision]) -> Revision | None:

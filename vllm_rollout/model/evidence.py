@@ -15,14 +15,24 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_rollout.model.deployment import Build, Deployment, canonical_digest, strict_json
+from vllm_rollout.model.deployment import (
+    Build,
+    Deployment,
+    Revision,
+    canonical_digest,
+    strict_json,
+)
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.load_figures import LoadSummary
+from vllm_rollout.model.text import shown, without_secrets
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 SCHEMA = 2
-"""Schema of what is written; evidence of every schema before is read as well."""
-_SINCE_2 = ("method", "percentile", "block")  # of a verdict
+"""Schema of what is written; evidence of every schema before is read as well.
+
+It is another when what was written before would be read as something else. A field with a default
+needs none: a digest is of the document, and never of what was read from it.
+"""
 
 
 def new_run_id(now: datetime) -> str:
@@ -31,12 +41,15 @@ def new_run_id(now: datetime) -> str:
 
 
 class LaterSchemaError(UsageError):
-    """Evidence that a later version of this suite wrote; `intact` if it has its digest."""
+    """Evidence that a later version of this suite wrote, `written_by`; `intact` if it has its
+    digest."""
 
-    def __init__(self, name: str, schema: int, *, intact: bool) -> None:
+    def __init__(self, name: str, schema: int, written_by: object, *, intact: bool) -> None:
+        changed = "" if intact else ", or was changed after it was written: it has another digest"
         super().__init__(
-            f"{name} is evidence of schema {schema}, and this version reads those up to {SCHEMA}",
-            remedy="Update vllm-rollout to the version that wrote it, or a later one.",
+            f"{name} is evidence of schema {schema}, and this version reads those up to {SCHEMA}"
+            + changed,
+            remedy=f"Update vllm-rollout to {shown(str(written_by), 20)} or later.",
         )
         self.intact = intact
 
@@ -106,6 +119,16 @@ class GateRun:
     changed: str = ""
     images: tuple[str, ...] = ()
     """Digests of the images that the replicas really ran; empty where they are not known."""
+    revision_created: datetime | None = None
+    """When the revision was made: its number alone may be another's, once a release was removed.
+    None in evidence from before that was kept."""
+
+    def is_about(self, revision: Revision) -> bool:
+        """True if the gates were of that revision, which has its number, time and build."""
+        same = (self.revision, self.build) == (revision.number, revision.build)
+        if self.revision_created is None:
+            return same and revision.created <= self.started
+        return same and revision.was_made(self.revision_created)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -150,8 +173,14 @@ class Override:
     passed_over: tuple[str, ...]
 
 
+class Kept:
+    """The digest of the document that something was read from. `replace` does not take it on."""
+
+    __slots__ = ("kept_as",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(Kept):
     """One run: the gate runs in order, and, for a rollout, its steps and end."""
 
     schema: int = SCHEMA
@@ -182,9 +211,27 @@ class Evidence:
         return Outcome.INCONCLUSIVE if self.exit_code in unknown else Outcome.FAIL
 
     @property
+    def unsignable(self) -> str:
+        """Why no promotion may rest on it, so that nobody signs it off; "" if one may.
+
+        A run that waits for a sign-off, or for anything else, ends as inconclusive.
+        """
+        if self.exit_code not in (None, ExitCode.OK, ExitCode.INCONCLUSIVE):
+            return f"its run ended with exit code {self.exit_code}: {self.conclusion}"
+        failed = [run for run in self.runs if run.outcome is not Outcome.PASS]
+        if failed or not self.runs:
+            where = failed[0].deployment.environment if failed else ""
+            return f"its {where} gates did not pass" if where else "it holds no gates"
+        return ""
+
+    @property
     def digest(self) -> str:
-        """`sha256:<hex>` of the content, in which each gate run stands by its own digest."""
-        return canonical_digest(documents(self)[0])
+        """`sha256:<hex>` of the content, in which each gate run stands by its own digest.
+
+        Of evidence that was read it is that of the document, as another version may have written
+        it.
+        """
+        return getattr(self, "kept_as", "") or canonical_digest(documents(self)[0])
 
 
 _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
@@ -193,27 +240,36 @@ _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
+    data = _without_secrets(data)
     if evidence.override is None:
-        del data["override"]  # so that evidence from before there were any keeps its digest
+        del data["override"]
     for run in data["runs"]:
         if run["build"] and run["build"]["served_digest"] is None:
-            del run["build"]["served_digest"]  # as above
-    if evidence.schema >= SCHEMA:
-        # The runs are in `runs`; their digests stand for them in the evidence's own.
-        return {**data, "gate_runs": [canonical_digest(run) for run in data["runs"]]}
-    del data["previous"]
-    for run in data["runs"]:
-        for verdict in (verdict for gate in run["gates"] for verdict in gate["verdicts"]):
-            for name in _SINCE_2:
-                del verdict[name]
-    return data
+            del run["build"]["served_digest"]  # as `Build.parts` leaves it out
+    # The runs are in `runs`; their digests stand for them in the evidence's own.
+    gate_runs = [canonical_digest(run) for run in data["runs"]]
+    return {**data, "schema": SCHEMA, "gate_runs": gate_runs}
+
+
+_SAID = frozenset(
+    ("reason", "remedy", "error", "title", "text", "detail", "conclusion", "changed", "skipped",
+     "unreachable", "passed_over")
+)  # fmt: skip
+"""Fields of sentences and of text from outside. What else there is are names and numbers."""
+
+
+def _without_secrets(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(inner, name) for inner in value]
+    return without_secrets(value) if name in _SAID and isinstance(value, str) else value
 
 
 def documents(evidence: Evidence) -> tuple[dict[str, Any], dict[str, Any]]:
     """The document that the evidence's digest is of, and each gate run that it lists by digest."""
     data = as_json(evidence)
-    runs = data.pop("runs") if evidence.schema >= SCHEMA else []
-    return data, dict(zip(data.get("gate_runs", ()), runs, strict=True))
+    return data, dict(zip(data["gate_runs"], data.pop("runs"), strict=True))
 
 
 def verified(
@@ -231,27 +287,28 @@ def verified(
         schema = document.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
             intact = canonical_digest(document) == digest
-            raise LaterSchemaError(name, schema, intact=intact)
+            raise LaterSchemaError(name, schema, document.get("suite_version"), intact=intact)
         _check_digest(document, digest, name)
+        _check_schema(schema)
         whole = document
-        if schema == SCHEMA:
+        if schema > 1:  # the gate runs of which are documents of their own
             runs = [run_of(each) for each in document["gate_runs"]]
             for each, run in zip(document["gate_runs"], runs, strict=True):
                 _check_digest(run, each, f"gate run {each} of {name}")
             whole = {**document, "runs": runs}
         evidence = _ADAPTER.validate_python(whole)
-        known = as_json(evidence) == whole
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{name} is not evidence of schema {SCHEMA} or before: {error}",
             remedy="Run the gates again; they write new evidence.",
         ) from error
-    if not known:
-        raise UsageError(
-            f"{name} holds more than this version of vllm-rollout knows of",
-            remedy="Read it with the version that wrote it.",
-        )
+    object.__setattr__(evidence, "kept_as", digest)
     return evidence
+
+
+def _check_schema(schema: Any) -> None:
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise ValueError(f"its schema is {schema!r}")
 
 
 def _check_digest(document: Any, digest: str, name: str) -> None:
@@ -283,9 +340,9 @@ def read_evidence(path: Path) -> Evidence:
     """
     try:
         file = json.loads(path.read_text(encoding="utf-8"))
-        document, digest, runs = dict(file["evidence"]), file["digest"], {}
+        document, digest, runs = dict(file["evidence"]), file["digest"], []
         if document.get("schema") != 1:  # which has its runs in the document itself
-            runs = {canonical_digest(run): run for run in document.pop("runs", ())}
+            runs = [(canonical_digest(run), run) for run in document.pop("runs", ())]
     except OSError as error:
         raise UsageError(f"cannot read evidence {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -293,8 +350,8 @@ def read_evidence(path: Path) -> Evidence:
             f"{path} is not evidence: {error}",
             remedy="Run the gates again; they write evidence.json into the report folder.",
         ) from error
-    evidence = verified(document, digest, str(path), runs.get)
-    if as_json(evidence) != file["evidence"]:
+    evidence = verified(document, digest, str(path), dict(runs).get)
+    if [each for each, _ in runs] != document.get("gate_runs", []):
         raise UsageError(
             f"{path} was changed after it was written: its gate runs are not those that it lists",
             remedy="Use the original, or run the gates again.",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.calendar_event import Event
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.text import one_line, shown
+from vllm_rollout.model.text import host_of, one_line, shown
 
 if TYPE_CHECKING:
     from vllm_rollout.policy import Windows
@@ -93,7 +93,7 @@ def _text(source: str, timeout_seconds: float) -> bytes:
 
 
 def _unreadable(source: str, why: str) -> UnreachableError:
-    shown_source = source.partition("?")[0]  # the rest of a private calendar's URL is a secret
+    shown_source = host_of(source)  # the rest of a private calendar's URL is a secret
     return UnreachableError(
         f"the calendar {shown_source} cannot be read: {why.replace(source, shown_source)}",
         address=shown_source,

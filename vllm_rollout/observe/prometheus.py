@@ -15,7 +15,7 @@ import msgspec
 
 from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.text import shown
+from vllm_rollout.model.text import own_secret, shown
 
 if TYPE_CHECKING:
     from vllm_rollout.http_client import Transport
@@ -168,7 +168,7 @@ class Prometheus:
         token = self._token
         if self._token_file is not None:
             try:
-                token = self._token_file.read_text(encoding="utf-8").strip()
+                token = own_secret(self._token_file.read_text(encoding="utf-8").strip())
             except (OSError, ValueError) as error:
                 raise self._error(f"the token file {self._token_file}: {error}") from error
         return {"Authorization": f"Bearer {token}"} if token else {}

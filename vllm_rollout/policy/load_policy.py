@@ -14,9 +14,10 @@ from vllm_rollout.model.errors import PolicyError
 from vllm_rollout.policy.inheritance import expand
 from vllm_rollout.policy.models import Policy
 from vllm_rollout.policy.validation_errors import Problem, problems_of, refusal
-from vllm_rollout.policy.yaml_loader import LARGEST_BYTES, read_yaml
+from vllm_rollout.policy.yaml_loader import read_yaml
 from vllm_rollout.policy.yaml_nodes import Node, Place, merge, plain
 from vllm_rollout.resources import DEFAULT_POLICY
+from vllm_rollout.yaml_file import LARGEST_BYTES
 
 DEFAULT_FILE = Path("rollout.yaml")
 _FILE_RANK = 1

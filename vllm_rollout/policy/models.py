@@ -1,6 +1,6 @@
 """The policy as a whole: what holds for every model, and what differs for some."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -118,6 +118,18 @@ class ModelRules(Rules):
     """Name that the server knows it by, such as Qwen/Qwen3-8B; the model's own when not given."""
 
 
+def _values_of(value: Any, ending: str) -> Iterator[str]:
+    """The texts under keys that end so, wherever they stand."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, str) and str(key).endswith(ending):
+                yield inner
+            yield from _values_of(inner, ending)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _values_of(inner, ending)
+
+
 class Policy(Rules):
     """Rules for a deployment's next step. Made by `load_policy`."""
 
@@ -131,6 +143,11 @@ class Policy(Rules):
     """Settings of the local platform."""
     models: dict[Name, ModelRules]
     """What differs for single models; any other model follows the rest of the policy."""
+
+    @property
+    def secret_variables(self) -> set[str]:
+        """Names of the environment variables that hold keys, tokens and webhook URLs."""
+        return set(_values_of(self.model_dump(), "_env"))
 
     def environment(self, name: str) -> Environment:
         """The environment called `name`.

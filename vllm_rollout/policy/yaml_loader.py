@@ -13,11 +13,9 @@ from yaml.resolver import BaseResolver
 
 from vllm_rollout.policy.validation_errors import Problem
 from vllm_rollout.policy.yaml_nodes import Node, Place, Scalar, dotted
+from vllm_rollout.yaml_file import DEEPEST, MOST_NODES
 
-LARGEST_BYTES = 1_000_000
-_MOST_NODES = 20_000
-_DEEPEST = 30
-_TOO_DEEP = f"is nested more than {_DEEPEST} deep"
+_TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _TAG = "tag:yaml.org,2002:"
 _TRUE = {"true", "on", "yes"}
 _PATTERNS = {
@@ -98,12 +96,12 @@ class _Reader:
         """The node of one YAML node, or None when something is wrong with it (and is noted)."""
         place = _at(source.start_mark, self.place)
         self.nodes += 1
-        if self.nodes > _MOST_NODES:
+        if self.nodes > MOST_NODES:
             # Aliases can make a small text endless.
-            if self.nodes == _MOST_NODES + 1:
-                self._wrong(place, key, f"holds more than {_MOST_NODES:,} values")
+            if self.nodes == MOST_NODES + 1:
+                self._wrong(place, key, f"holds more than {MOST_NODES:,} values")
             return None
-        if depth > _DEEPEST:
+        if depth > DEEPEST:
             # An alias can hold itself.
             self._wrong(place, key, _TOO_DEEP)
             return None

@@ -7,16 +7,18 @@ by which it began.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
-from vllm_rollout.model.evidence import LaterSchemaError
+from vllm_rollout.model.evidence import GateRun, Kept, LaterSchemaError
+from vllm_rollout.model.text import without_secrets
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
@@ -24,6 +26,10 @@ from vllm_rollout.platform.writer import Store
 from vllm_rollout.rollout.evidence_store import grown_from
 
 _TRIES = 10
+_LATER = (
+    "entry {number} is of a kind that this version does not know: update vllm-rollout to the "
+    "version that wrote it, or a later one"
+)
 
 
 class DecisionKind(StrEnum):
@@ -52,7 +58,7 @@ class DecisionKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(Kept):
     """One entry. `evidence` is the digest it rests on or "", `build` the build's, `why` the reason.
 
     `number` counts from 1, without gaps, for each model. `previous` is the digest of the entry
@@ -70,11 +76,17 @@ class Decision:
     build: str = ""
     evidence: str = ""
     previous: str
+    unfinished: bool = False
+    """Of a rollback: it undoes what a run left unfinished, which says nothing against the build."""
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` of the content, which includes the digest of the entry before."""
-        return canonical_digest(_ADAPTER.dump_python(self, mode="json"))
+        """`sha256:<hex>` of the content, which includes the digest of the entry before.
+
+        Of an entry that was read it is that of the document, as another version may have written
+        it.
+        """
+        return getattr(self, "kept_as", "") or canonical_digest(_content(self))
 
     def __str__(self) -> str:
         return f"entry {self.number} ({self.kind} by {self.who}, {self.at:%Y-%m-%d %H:%M:%S %Z})"
@@ -125,7 +137,16 @@ class AuditLogReader:
     def _wrong(
         self, model: str, entries: Sequence[tuple[Decision | None, str]], *, evidence: bool
     ) -> Iterator[str]:
-        last, last_digest = _last(self._head(model))
+        last, last_digest = 0, ""
+        try:
+            last, last_digest = _last(self._head(model))
+        except BrokenChainError as error:
+            yield str(error)
+        if len(entries) > last + 1:
+            yield (
+                f"{len(entries) - last} more decisions were taken after entry {last}, which is "
+                "noted as the last: the note is gone or was put back"
+            )
         before: Decision | None = None
         begun: dict[str, str] = {}
         for number, (decision, problem) in enumerate(entries, start=1):
@@ -181,18 +202,30 @@ class AuditLogReader:
         entry = self._store.read(_key(model, number))
         if entry is None:
             return None, f"entry {number} is gone"
+        claimed = digest = ""
         try:
-            decision = _ADAPTER.validate_python(entry.value["decision"])
-            if decision.digest == entry.value["digest"]:
-                return decision, ""
-        except (ValidationError, KeyError, TypeError):
-            return None, f"entry {number} was changed: it is no longer a decision"
-        return decision, f"{decision} was changed after it was written"
+            content, claimed = entry.value["decision"], entry.value["digest"]
+            digest = canonical_digest(content)
+            decision = _ADAPTER.validate_python(content)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            later = digest and digest == claimed
+            changed = f"entry {number} was changed: it is no longer a decision"
+            return None, _LATER.format(number=number) if later else changed
+        object.__setattr__(decision, "kept_as", digest)
+        if digest == claimed:
+            return decision, ""
+        named = decision if decision.number == number else f"entry {number}"
+        return decision, f"{named} was changed after it was written"
 
     def _length(self, model: str) -> int:
-        """Return the number of entries; the newest may not be noted as the last yet."""
-        number, _ = _last(self._head(model))
-        return number + (self._store.read(_key(model, number + 1)) is not None)
+        """Return the number of entries. One may not be noted as the last yet; more may be there
+        where the note was put back."""
+        number = 0
+        with suppress(BrokenChainError):
+            number, _ = _last(self._head(model))
+        while self._store.read(_key(model, number + 1)) is not None:
+            number += 1
+        return number
 
     def _head(self, model: str) -> Entry | None:
         return self._store.read(f"decided/{model}")
@@ -218,11 +251,13 @@ class AuditLog(AuditLogReader):
         run_id: str = "",
         build: str = "",
         evidence: str = "",
+        unfinished: bool = False,
     ) -> Decision:
         """Append an entry; entries of several writers at once follow one another.
 
         Raises:
             ConflictError: the place after the last entry is taken by one that does not follow it.
+            BrokenChainError: which entry is the last is not known.
         """
         for _ in range(_TRIES):
             head = self._head(model)
@@ -239,6 +274,7 @@ class AuditLog(AuditLogReader):
                 build=build,
                 evidence=evidence,
                 previous=previous,
+                unfinished=unfinished,
             )
             try:
                 self._store.write(_key(model, number + 1), _document(decision), expect=None)
@@ -267,6 +303,45 @@ class AuditLog(AuditLogReader):
             self._set_head(model, head, decision)
 
 
+_BACK = (DecisionKind.ROLLBACK, DecisionKind.ROLLED_BACK)
+
+
+def standing_rollback(
+    decisions: Iterable[Decision], environment: str, build: str
+) -> Decision | None:
+    """Return by which decision `build` was rolled back from `environment`, unless it was promoted
+    there again since; None if it was not, or only as its run was left unfinished."""
+    last = None
+    undoing: set[str] = set()
+    for each in decisions:
+        if (each.environment, each.build) == (environment, build):
+            if each.unfinished:
+                undoing.add(each.run_id)
+            elif each.kind is DecisionKind.PROMOTION:
+                last = None
+            elif each.kind in _BACK and each.run_id not in undoing:
+                last = each
+    return last
+
+
+def promotion_since(decisions: Iterable[Decision], run: GateRun) -> Decision | None:
+    """Return which promotion has begun on `run`, or after it, from its environment: it is used
+    up by that, for good. None if none has."""
+    if run.build is None:
+        return None
+    return next(
+        (
+            each
+            for each in decisions
+            if each.kind is DecisionKind.PROMOTION
+            and each.build == run.build.digest
+            and each.environment != run.deployment.environment
+            and each.at >= run.finished
+        ),
+        None,
+    )
+
+
 def _readable(entries: Iterable[tuple[Decision | None, str]]) -> list[Decision]:
     return [decision for decision, _ in entries if decision is not None]
 
@@ -276,9 +351,31 @@ def _key(model: str, number: int) -> str:
 
 
 def _last(head: Entry | None) -> tuple[int, str]:
-    return (int(head.value["number"]), str(head.value["digest"])) if head else (0, "")
+    """Return the number and digest of the last entry, as it is noted; 0 where it is not.
+
+    Raises:
+        BrokenChainError: the note is not one.
+    """
+    if head is None:
+        return 0, ""
+    try:
+        number, digest = head.value["number"], head.value["digest"]
+        if type(number) is int and number > 0:
+            return number, str(digest)
+    except (KeyError, TypeError):
+        pass
+    raise BrokenChainError(
+        f"{head.key}, which notes the last entry, was changed", remedy="Restore it from a backup."
+    )
+
+
+def _content(decision: Decision) -> dict[str, Any]:
+    content: dict[str, Any] = _ADAPTER.dump_python(decision, mode="json")
+    content["why"] = without_secrets(decision.why)
+    if not decision.unfinished:
+        del content["unfinished"]  # so that earlier versions can read all other decisions
+    return content
 
 
 def _document(decision: Decision) -> dict[str, Any]:
-    content = _ADAPTER.dump_python(decision, mode="json")
-    return {"decision": content, "digest": decision.digest}
+    return {"decision": _content(decision), "digest": decision.digest}

@@ -29,6 +29,7 @@ from tenacity import (
 
 from vllm_rollout.http_client import Failure, HttpClient, HttpError
 from vllm_rollout.model.errors import RolloutError, UsageError
+from vllm_rollout.model.text import own_secret
 from vllm_rollout.policy.notifications import Channel, Notifications
 from vllm_rollout.rollout.notification_format import Message, rendered
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
@@ -214,6 +215,6 @@ def _secret(variable: str | None, file: str | None, what: str) -> str:
             return value
         raise UsageError(f"its {what} is missing: the environment variable {variable} is not set")
     try:
-        return Path(file or "").read_text(encoding="utf-8").strip()
+        return own_secret(Path(file or "").read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"its {what} cannot be read from {file}: {error}") from error

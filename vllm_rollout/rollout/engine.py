@@ -114,7 +114,13 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     PassedRevisions(platform.store).passed(source, revision, digest)
     record_override(run, log, revision, digest)
     log.notify(DecisionKind.PROMOTION, run.reason)
-    log.append_audit(DecisionKind.PROMOTION, run.reason, build=build.digest, evidence=digest)
+    log.append_audit(
+        DecisionKind.PROMOTION,
+        run.reason,
+        who=f"{run.again} (as {run.who})" if run.again else "",
+        build=build.digest,
+        evidence=digest,
+    )
     end = _promote_or_undo(tools, promotion)
     promoted = newest_served(platform.history(target)) if end.code is ExitCode.OK else None
     if promoted is not None:
@@ -134,8 +140,9 @@ def _promote_or_undo(tools: RunTools, promotion: Promotion) -> RolloutResult:
         if entry is None or not entry.unfinished:
             raise
         if isinstance(error, ForeignChangeError):  # what is left to undo is the canary alone
-            return roll_back(tools, entry, str(error), code=error.exit_code)
-        return roll_back(tools, entry, f"the promotion could not go on: {error}")
+            return roll_back(tools, entry, str(error), code=error.exit_code, unfinished=True)
+        why = f"the promotion could not go on: {error}"
+        return roll_back(tools, entry, why, unfinished=True)
 
 
 def _served(platform: ReleaseReader, policy: Policy, source: Deployment) -> Revision:
@@ -241,12 +248,26 @@ def _resume(tools: RunTools) -> RolloutResult | None:
     else:
         stopped = f"stopped in the {entry.phase} phase"
         why = "rolled back, not verified" if entry.unverified else stopped
-        end = roll_back(tools, entry, f"run {entry.run_id} {why}")
+        end = roll_back(
+            tools, entry, f"run {entry.run_id} {why}", unfinished=_only_unfinished(log.audit, entry)
+        )
         left = releases.journal.last
         if left is not None and left.unfinished:  # not restored, or not verified again
             return end
     releases.under_way = False
     return None
+
+
+def _only_unfinished(audit: AuditLog, entry: JournalEntry) -> bool:
+    """Return whether nothing speaks against the build but that its run was left unfinished."""
+    if entry.phase is not Phase.ROLLBACK:
+        return True
+    decided = [
+        each
+        for each in audit.of(entry.model)
+        if (each.kind, each.build) == (DecisionKind.ROLLBACK, entry.build.digest)
+    ]
+    return bool(decided) and decided[-1].unfinished
 
 
 def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence:

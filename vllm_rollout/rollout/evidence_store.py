@@ -1,11 +1,13 @@
 """Evidence in a platform's store, by its digest, and the revisions with passing evidence."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, documents, verified
+from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
@@ -110,13 +112,36 @@ class PassedRevisionsReader:
         entry = self._store.read(self._key(deployment, revision))
         if entry is None or entry.value["build"] != revision.build.digest:
             return None
+        created = entry.value.get("created")  # not noted by earlier versions
+        if created and not revision.was_made(datetime.fromisoformat(created)):
+            return None  # the release was removed since, and its numbers begin again
         return str(entry.value["evidence"])
 
     def build_passed(self, deployment: Deployment, build: Build) -> bool:
-        """Return whether any revision of `deployment` passed its gates with that build."""
+        """Return whether any revision of `deployment` passed its gates with that build.
+
+        What is noted of a revision says where its evidence is; that is read, and decides.
+        """
         keys = self._store.keys(f"passed/{deployment.release}/")
         entries = (self._store.read(key) for key in reversed(keys))
-        return any(entry is not None and entry.value["build"] == build.digest for entry in entries)
+        return any(
+            entry is not None
+            and entry.value["build"] == build.digest
+            and self._is_of(str(entry.value["evidence"]), deployment, build)
+            for entry in entries
+        )
+
+    def _is_of(self, digest: str, deployment: Deployment, build: Build) -> bool:
+        """Return whether that evidence has passing gates of `deployment` and that build."""
+        try:
+            runs = stored_evidence(self._store, deployment.model, digest).runs
+        except UsageError:
+            return False
+        return any(
+            (run.deployment.environment, run.build) == (deployment.environment, build)
+            and run.outcome is Outcome.PASS
+            for run in runs
+        )
 
     def good_revision(
         self, deployment: Deployment, history: Sequence[Revision], *, also_withdrawn: bool = False
@@ -157,11 +182,8 @@ class PassedRevisions(PassedRevisionsReader):
         """Note that `revision` passed its gates, by that evidence."""
         key = self._key(deployment, revision)
         known = self._store.read(key)
-        self._store.write(
-            key,
-            {"build": revision.build.digest, "evidence": evidence_digest},
-            expect=known.version if known else None,
-        )
+        value = _passed(revision, evidence_digest)
+        self._store.write(key, value, expect=known.version if known else None)
         withdrawn = self._store.read(_withdrawn(deployment))
         if withdrawn is not None and revision.build.digest in withdrawn.value:
             builds = {k: v for k, v in withdrawn.value.items() if k != revision.build.digest}
@@ -174,7 +196,7 @@ class PassedRevisions(PassedRevisionsReader):
         """
         key = self._key(deployment, revision)
         known = self._store.read(key)
-        value = {"build": revision.build.digest, "evidence": evidence_digest}
+        value = _passed(revision, evidence_digest)
         if known is not None and known.value["build"] == value["build"] and known.value != value:
             self._store.write(key, value, expect=known.version)
 
@@ -184,6 +206,14 @@ class PassedRevisions(PassedRevisionsReader):
         builds = {**known.value, build.digest: why} if known else {build.digest: why}
         expect = known.version if known else None
         self._store.write(_withdrawn(deployment), builds, expect=expect)
+
+
+def _passed(revision: Revision, evidence_digest: str) -> dict[str, str]:
+    return {
+        "build": revision.build.digest,
+        "created": revision.created.isoformat(),
+        "evidence": evidence_digest,
+    }
 
 
 def _withdrawn(deployment: Deployment) -> str:

@@ -14,7 +14,7 @@ from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.lost_history import ensure_history
 from vllm_rollout.rollout.model_registry import registered
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
-from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
+from vllm_rollout.rollout.sign_offs import rolled_back_before, what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import soak_of
 
 
@@ -236,6 +236,8 @@ def _blocks_on_the_way(
         return
     target = policy.deployment(source.model, after.environment)
     try:
+        if rolled_back := rolled_back_before(platform.store, target, newest.build):
+            yield rolled_back
         yield from reasons_to_wait(platform, policy, source, target, newest, now)
         if lacks := what_sign_off_lacks(platform.store, policy, source, newest, now):
             yield lacks

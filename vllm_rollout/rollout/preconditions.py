@@ -30,6 +30,7 @@ from vllm_rollout.rollout.sign_offs import (
     SignOff,
     SignOffs,
     SignOffsReader,
+    rolled_back_before,
     unusable,
 )
 
@@ -59,8 +60,9 @@ def build_drift(
     now = newest_served(platform.history(source))
     if now is None:
         differences.append(f"revision: {revision.number} -> {source} serves nothing")
-    elif (now.number, now.build) != (revision.number, run.build):
-        differences.append(f"revision: {revision.number} -> {now.number}")
+    elif now.number != revision.number or not run.is_about(now):
+        again = " (made again)" if now.number == revision.number else ""
+        differences.append(f"revision: {revision.number} -> {now.number}{again}")
         differences += run.build.differences(now.build)
     differences += other_images(run.images, platform.replicas(source), build)
     differences += platform.running_differences(source)
@@ -142,7 +144,24 @@ def before_gates(
                 f"{sign_off} (evidence {sign_off.evidence}). Deploy another build, or have that "
                 "evidence signed off after all",
             )
-    return None
+    return _rolled_back_before(run, platform, log, revision)
+
+
+def _rolled_back_before(
+    run: Run, platform: ReleaseReader, log: RunLog, revision: Revision
+) -> RolloutResult | None:
+    """Return the refusal of a build that was rolled back from the target, unless somebody asks for
+    it again."""
+    why = rolled_back_before(platform.store, run.target, revision.build)
+    if not why:
+        return None
+    if run.again:
+        log.log_step(f"asked for again by {run.again}: {run.reason}", why)
+        return None
+    return RolloutResult(
+        code=ExitCode.INCONCLUSIVE,
+        conclusion=f"Nothing promoted: {why}",
+    )
 
 
 def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver) -> None:
@@ -195,32 +214,21 @@ def reusable_run(
 ) -> GateRun | None:
     """Return the gate run of signed, fresh evidence about this revision, build and policy, if any.
 
-    Not where the target has run this build since: a build that was tried on that evidence and did
-    not last is gated again. That it still serves is verified again.
+    Not where a promotion of this build has begun since: a build that was tried on that evidence and
+    did not last is gated again. That it still serves is verified again.
     """
     source = run.source
     for sign_off in _sign_offs(run, platform, revision):
         if not sign_off.approved:
             continue
         signed = sign_off.run
-        why = sign_off.unreadable or unusable(
-            signed, run.policy, source.environment, revision, log.now()
-        )
+        why = sign_off.void or unusable(signed, run.policy, source.environment, revision, log.now())
         if signed is not None and not why:
             left_out = _own_gates(gates.runner.own_gates) - {g.gate for g in signed.gates}
             if left_out:
                 why = f"gates of your own are not in it: {', '.join(sorted(left_out))}"
         if signed is None or why:
             log.log_step(f"evidence {sign_off.evidence} is not used", why)
-            continue
-        if any(
-            r.build == revision.build and r.created >= signed.finished
-            for r in platform.history(run.target)
-        ):
-            log.log_step(
-                f"evidence {sign_off.evidence} is not used",
-                f"a promotion of this build to {run.target} has rested on it before",
-            )
             continue
         serves = gates.verify(source)
         if serves.outcome is not Outcome.PASS:

@@ -10,6 +10,7 @@ from vllm_rollout.judge.soak import soak_text
 from vllm_rollout.judge.windows import SEARCH, closed_because, next_opening
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.text import host_of
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.platform.reader import ReleaseReader
@@ -143,5 +144,7 @@ def _by_url(url: str, seconds: float) -> str:
         with HttpClient(max_bytes=0, proxy=True) as client:
             status = client.get(url, timeout_seconds=seconds, read=False).status
     except HttpError as error:
-        return f"whether anybody is on call is unknown: {url}: {error.reason}"
-    return "" if status == HTTPStatus.OK else f"nobody is on call: {url} answered {status}"
+        why = error.reason.replace(url, host_of(url))
+        return f"whether anybody is on call is unknown: {host_of(url)}: {why}"
+    answered = f"nobody is on call: {host_of(url)} answered {status}"
+    return "" if status == HTTPStatus.OK else answered

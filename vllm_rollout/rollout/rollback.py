@@ -36,7 +36,12 @@ class _NotRestoredError(Exception):
 
 
 def roll_back(
-    tools: RunTools, entry: JournalEntry, reason: str, *, code: ExitCode = ExitCode.ROLLED_BACK
+    tools: RunTools,
+    entry: JournalEntry,
+    reason: str,
+    *,
+    code: ExitCode = ExitCode.ROLLED_BACK,
+    unfinished: bool = False,
 ) -> RolloutResult:
     """Return the target to the revision `entry.before` and verify that it serves.
 
@@ -47,6 +52,8 @@ def roll_back(
     the target: the result is ROLLED_BACK, "not verified". The journal stays open then, so that the
     next run verifies before it promotes anything, and a canary stays until that, as its replicas
     may be needed. The watch does not wait for it: see `JournalEntry.unverified`.
+
+    With `unfinished` it undoes what a run left, and the audit log holds nothing against the build.
 
     Returns:
         `code`, or ROLLED_BACK when it could not be verified, or NEEDS_PERSON when service was not
@@ -63,6 +70,7 @@ def roll_back(
         gates=tools.gates,
         traffic=TrafficShift.of(tools),
         reason=reason,
+        unfinished=unfinished,
     ).to(entry, code)
 
 
@@ -76,6 +84,7 @@ class _Rollback:
     gates: Gates
     traffic: TrafficShift
     reason: str
+    unfinished: bool
 
     def to(self, entry: JournalEntry, code: ExitCode) -> RolloutResult:
         """Return to `entry.before`, or to an older revision where that is not restored."""
@@ -131,7 +140,9 @@ class _Rollback:
         try:
             why = f"back to {_named(entry)}: {self.reason}"
             self.log.notify(DecisionKind.ROLLBACK, why)
-            self.log.append_audit(DecisionKind.ROLLBACK, why, build=entry.build.digest)
+            self.log.append_audit(
+                DecisionKind.ROLLBACK, why, build=entry.build.digest, unfinished=self.unfinished
+            )
         except RolloutError as error:  # no reason to keep a broken build in production
             self.log.log_step(
                 "the decision is missing from the audit log", str(error), Outcome.INCONCLUSIVE

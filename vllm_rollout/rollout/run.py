@@ -55,6 +55,8 @@ class Run:
     reason: str
     folder: Path
     emergency: Emergency | None = None
+    again: str = ""
+    """Who asks for the build though it was rolled back from the target; empty for nobody."""
 
     @property
     def serves_users(self) -> bool:
@@ -251,7 +253,14 @@ class RunLog:
         self.reporter.step(replace(self.steps[-1], detail=""))
 
     def append_audit(
-        self, kind: DecisionKind, why: str, *, who: str = "", build: str = "", evidence: str = ""
+        self,
+        kind: DecisionKind,
+        why: str,
+        *,
+        who: str = "",
+        build: str = "",
+        evidence: str = "",
+        unfinished: bool = False,
     ) -> None:
         """Add a decision about the target to the model's audit log.
 
@@ -267,6 +276,7 @@ class RunLog:
             run_id=self.run.id,
             build=build,
             evidence=evidence,
+            unfinished=unfinished,
         )
 
     def waive(self, reason: str) -> bool:

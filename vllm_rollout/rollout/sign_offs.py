@@ -3,12 +3,12 @@
 Each is an entry of the model's audit log, and counts only while that is whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.model.deployment import Deployment, Revision
+from vllm_rollout.model.deployment import Build, Deployment, Revision
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_duration
@@ -16,7 +16,14 @@ from vllm_rollout.next_command import promote_command, sign_off_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import AuditLog, AuditLogReader, Decision, DecisionKind
+from vllm_rollout.rollout.audit_log import (
+    AuditLog,
+    AuditLogReader,
+    Decision,
+    DecisionKind,
+    promotion_since,
+    standing_rollback,
+)
 from vllm_rollout.rollout.evidence_store import stored_evidence
 
 
@@ -25,7 +32,8 @@ class SignOff:
     """A person's decision about the evidence of that digest. `user` is the account it came from.
 
     `environment`, `revision` and `build` are those that the evidence is about. Of a sign-off that
-    was read, `run` is the gate run in it, or `unreadable` why there is none.
+    was read, `run` is the gate run in it, and `void` why it can no longer be gone by: it cannot be
+    read, its run did not end well, or a promotion has begun on it already.
     """
 
     evidence: str
@@ -38,7 +46,7 @@ class SignOff:
     revision: int
     build: str
     run: GateRun | None = field(default=None, repr=False)
-    unreadable: str = ""
+    void: str = ""
 
     def __str__(self) -> str:
         what = "signed off" if self.approved else "rejected"
@@ -63,25 +71,29 @@ class SignOffsReader:
             BrokenChainError: the audit log is not whole.
         """
         last: dict[str, Decision] = {}
-        for each in AuditLogReader(self._store).whole(self._model):
+        decisions = AuditLogReader(self._store).whole(self._model)
+        for each in decisions:
             here = (each.environment, each.build) == (environment, revision.build.digest)
             if here and each.kind in _DECIDES:
                 last.pop(each.evidence, None)
                 last[each.evidence] = each
-        found = (self._sign_off(each, revision) for each in reversed(last.values()))
+        found = (self._sign_off(each, revision, decisions) for each in reversed(last.values()))
         return [each for each in found if each is not None]
 
-    def _sign_off(self, decision: Decision, revision: Revision) -> SignOff | None:
+    def _sign_off(
+        self, decision: Decision, revision: Revision, decisions: Sequence[Decision]
+    ) -> SignOff | None:
         """The sign-off in a decision; None where its evidence is not about `revision`."""
-        run, unreadable = None, ""
+        run = None
         try:
             evidence = stored_evidence(self._store, self._model, decision.evidence)
         except UsageError as error:
-            unreadable = str(error)
+            void = str(error)
         else:
             run = last_gate_run(evidence, decision.environment)
-            if run is None or run.revision != revision.number:
+            if run is None or not run.is_about(revision):
                 return None
+            void = evidence.unsignable or used(run, decisions)
         by, _, user = decision.who.rpartition(_AS)
         return SignOff(
             evidence=decision.evidence,
@@ -94,7 +106,7 @@ class SignOffsReader:
             revision=revision.number,
             build=decision.build,
             run=run,
-            unreadable=unreadable,
+            void=void,
         )
 
     def asked(self, source: Deployment) -> str:
@@ -160,11 +172,11 @@ def _reasons(
         return
     if run.outcome is not Outcome.PASS:
         yield f"its {environment} gates did not pass ({run.outcome})"
-    if (run.revision, run.build) != (revision.number, revision.build):
+    if not run.is_about(revision):
         yield (
             f"it is about revision {run.revision} of {environment}, build "
             f"{run.build.short if run.build else 'unknown'}; revision {revision.number}, build "
-            f"{revision.build.short}, is there now"
+            f"{revision.build.short}, made {revision.created:%Y-%m-%d %H:%M:%S %Z}, is there now"
         )
     if run.policy_digest != policy.digest:
         yield "the policy has changed since"
@@ -174,6 +186,30 @@ def _reasons(
             f"it is stale: its gates ended {run.finished:%Y-%m-%d %H:%M:%S %Z}, and evidence is "
             f"good for {format_duration(valid)}"
         )
+
+
+def used(run: GateRun, decisions: Iterable[Decision]) -> str:
+    """Return which promotion has rested on `run`; "" if none: one sign-off promotes once."""
+    since = promotion_since(decisions, run)
+    return f"a promotion to {since.environment} has rested on it before: {since}" if since else ""
+
+
+def rolled_back_before(store: StoreReader, target: Deployment, build: Build) -> str:
+    """Return that `build` was rolled back from `target`, and what to do; "" if it was not.
+
+    Raises:
+        BrokenChainError: the audit log is not whole.
+    """
+    decisions = AuditLogReader(store).whole(target.model)
+    decided = standing_rollback(decisions, target.environment, build.digest)
+    if decided is None:
+        return ""
+    again = promote_command(target.model, target.environment, "--again", "--reason", "TEXT")
+    return (
+        f"build {build.short} was rolled back from {target.environment} at "
+        f"{decided.at:%Y-%m-%d %H:%M:%S %Z} by {decided.who}: {decided.why}. Deploy another build, "
+        f"or ask for this one again: {again}"
+    )
 
 
 def validity(policy: Policy, environment: str) -> timedelta:
@@ -201,13 +237,20 @@ def what_sign_off_lacks(
     for each in decided:
         if not each.approved:
             return f"revision {revision.number} was {each} (evidence {each.evidence})"
-    if any(not unusable(each.run, policy, source.environment, revision, now) for each in decided):
+    reasons = [
+        each.void or unusable(each.run, policy, source.environment, revision, now)
+        for each in decided
+    ]
+    if "" in reasons:
         return ""
     if asked := known.asked(source):
         run = last_gate_run(stored_evidence(store, source.model, asked), source.environment)
-        if not unusable(run, policy, source.environment, revision, now):
+        void = run is not None and used(run, AuditLogReader(store).whole(source.model))
+        if not void and not unusable(run, policy, source.environment, revision, now):
             return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
     following = environment_after(policy, source.environment)
-    return "no fresh evidence of it is signed off; evidence to sign is made by: " + promote_command(
-        source.model, following
+    of_no_use = f" (it was {decided[0]}, which does not count: {reasons[0]})" if decided else ""
+    return (
+        f"no fresh evidence of it is signed off{of_no_use}; evidence to sign is made by: "
+        + promote_command(source.model, following)
     )

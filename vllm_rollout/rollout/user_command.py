@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.platform.redact import redact, secrets_in
+from vllm_rollout.model.text import redact, secrets_in
 
 
 class UserCommandError(RolloutError):

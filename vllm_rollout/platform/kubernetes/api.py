@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
-from vllm_rollout.model.text import shown
+from vllm_rollout.model.text import own_secret, shown
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
 
@@ -199,4 +199,6 @@ def connected(kubeconfig: Kubeconfig) -> KubernetesApi:
             f"{kubeconfig} cannot be used: {error}",
             remedy="kubectl config view --minify shows it.",
         ) from error
+    for header in configuration.api_key.values():
+        own_secret(header.rpartition(" ")[2])
     return KubernetesApi(client.ApiClient(configuration))

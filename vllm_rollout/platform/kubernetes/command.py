@@ -11,9 +11,9 @@ from contextlib import nullcontext, suppress
 from typing import Self
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.text import redact, secrets_in
 from vllm_rollout.platform.kubernetes import lease_supervisor
 from vllm_rollout.platform.kubernetes.lease_supervisor import ELAPSED
-from vllm_rollout.platform.redact import redact, secrets_in
 from vllm_rollout.platform.writer import Guard
 
 _GRACE_SECONDS = 30.0

@@ -7,10 +7,10 @@ from typing import Any
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.symptoms import NodeRoom, StartupProbe, Symptoms
+from vllm_rollout.model.text import redact, secrets_in
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.kubernetes.nodes import Nodes, requests_of
 from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, pod_log, replica_of
-from vllm_rollout.platform.redact import redact, secrets_in
 
 _LOG_LINES = 50
 _INSUFFICIENT = re.compile(r"Insufficient (\S+?)[,.]?(?:\s|$)")

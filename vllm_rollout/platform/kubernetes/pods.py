@@ -9,8 +9,8 @@ from pydantic.alias_generators import to_camel
 
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import DeployError, RolloutError
+from vllm_rollout.model.text import redact, secrets_in
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
-from vllm_rollout.platform.redact import redact, secrets_in
 
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 BUILD_ANNOTATION = "vllm-rollout/build"

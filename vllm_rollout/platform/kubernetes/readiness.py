@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.text import shown
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.kubernetes.live_edits import object_path
 from vllm_rollout.platform.kubernetes.pods import (
@@ -23,7 +24,6 @@ from vllm_rollout.platform.kubernetes.pods import (
     serving,
 )
 from vllm_rollout.platform.kubernetes.templates import Json, pod_templates, workloads_of
-from vllm_rollout.platform.redact import redact, secrets_in
 
 _NAMED = 5
 """Pods that are named at most."""
@@ -127,7 +127,7 @@ def _deployment(workload: str, spec: Json, status: Json) -> Readiness:
         notes.append("it is paused: kubectl rollout resume")
     # A quota, a webhook, a policy that lets none be made.
     notes += [
-        f"{each.get('reason')}: {redact(str(each.get('message')), secrets_in())}"
+        f"{each.get('reason')}: {shown(str(each.get('message')))}"
         for each in status.get("conditions") or ()
         if updated < wanted
         if each.get("type") == "ReplicaFailure" and each.get("status") == "True"

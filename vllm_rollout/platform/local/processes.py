@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,14 +230,6 @@ def tail(path: Path, lines: int) -> list[str]:
         file.seek(max(0, size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")
     return text.splitlines()[-lines:]
-
-
-def redact(text: str, secrets: Iterable[str]) -> str:
-    """`text` without the given secret values."""
-    # The longest first: one secret may be part of another.
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, "[redacted]")
-    return text
 
 
 def trim(folder: Path, *, live: Collection[Path]) -> None:

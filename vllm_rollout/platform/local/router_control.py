@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 
 from vllm_rollout.model.errors import DeployError
+from vllm_rollout.model.text import redact
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.processes import Identity, log_folder, redact, tail
+from vllm_rollout.platform.local.processes import Identity, log_folder, tail
 from vllm_rollout.platform.local.state import ReplicaRow, State
 
 _POLL_SECONDS = 0.02

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.base import ConflictError, Entry, Lease, LeaseHeldError
 from vllm_rollout.platform.local.database import Database
 
@@ -22,9 +23,21 @@ class SqliteStore:
         self._now = now
 
     def read(self, key: str) -> Entry | None:
-        """The entry, or None."""
+        """The entry, or None.
+
+        Raises:
+            DeployError: the row was edited manually and cannot be read.
+        """
         row = self._database.row("SELECT value, version FROM documents WHERE key = ?", (key,))
-        return None if row is None else Entry(key, json.loads(row["value"]), str(row["version"]))
+        if row is None:
+            return None
+        try:
+            return Entry(key, json.loads(row["value"]), str(row["version"]))
+        except (ValueError, RecursionError) as error:
+            raise DeployError(
+                f"{key} in {self._database.path} was changed and cannot be read: {error}",
+                remedy="Restore it from a backup.",
+            ) from error
 
     def write(self, key: str, value: Any, *, expect: str | None) -> str:
         """Write `value` if the key is still at version `expect` (None: new); return its version.
