@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 console = make_console()
 
+NO_REASON = "not given"
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, e.g. llama-2-7b")]
 Environment = Annotated[
     str | None, typer.Option("--environment", "-e", help="development, staging, production, …")

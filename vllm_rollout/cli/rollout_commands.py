@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vllm_rollout.rollout.run import Emergency
     from vllm_rollout.settings import Settings
 
-_NO_REASON = "not given"
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
 
 
@@ -31,7 +30,7 @@ def promote_command(
     plan: Annotated[
         bool, typer.Option("--plan", help="run the gates, show what would be done, change nothing")
     ] = False,
-    reason: Reason = _NO_REASON,
+    reason: Reason = options.NO_REASON,
     wait_for_window: Annotated[
         bool,
         typer.Option(
@@ -110,7 +109,7 @@ def _emergency(wanted: bool, name: str | None, reason: str) -> "Emergency | None
         if name is not None:
             raise UsageError("--as goes with --emergency", remedy="Leave it out, or add it.")
         return None
-    if not (name or "").strip() or reason == _NO_REASON or not reason.strip():
+    if not (name or "").strip() or reason == options.NO_REASON or not reason.strip():
         raise UsageError(
             "--emergency requires a name and a reason",
             remedy="Add --as NAME and --reason TEXT; both are recorded with the override.",

@@ -34,3 +34,9 @@ def shown(text: str, longest: int = LONGEST) -> Printable:
     line = one_line(text[: longest + 1])
     cut = len(text) > longest
     return Printable(line[: longest - 2] + " …" if cut else line)
+
+
+def public_address(url: str) -> Printable:
+    """Scheme, host and port of a URL: its path and query may hold a token."""
+    found = re.match(r"(?:[^/?#\s]*://)?[^/?#\\\s]*", url)
+    return shown(re.sub(r"(//|^)[^/]*@", r"\1", found.group() if found else ""))
