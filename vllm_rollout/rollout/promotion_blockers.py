@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.judge.soak import soak_text
@@ -20,8 +21,10 @@ from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.run import Clock, Run, RunLog
 from vllm_rollout.rollout.soak_samples import soak_of, soak_remedy
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
-from vllm_rollout.rollout.watcher import WatchEnd
 from vllm_rollout.variables import secret_from
+
+if TYPE_CHECKING:
+    from vllm_rollout.rollout.watcher import WatchEnd
 
 _LOOK_EVERY = timedelta(seconds=30)
 _ASK_AGAIN = timedelta(hours=1)
@@ -140,8 +143,8 @@ def _needed(policy: Policy) -> timedelta:
 
 
 def until_open(
-    run: Run, log: RunLog, end: WatchEnd, watch: Callable[[timedelta], WatchEnd]
-) -> WatchEnd:
+    run: Run, log: RunLog, end: "WatchEnd", watch: "Callable[[timedelta], WatchEnd]"
+) -> "WatchEnd":
     """Return the `end` of a step's hold once production is open for the next step.
 
     Where it is closed by then, the end has fired, or `watch` watches on until it opens, as the
