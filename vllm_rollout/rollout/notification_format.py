@@ -124,7 +124,7 @@ def _text(message: Message, template: Path | None, escape: Callable[[str], str])
         raise UsageError(
             f"the message template {template} cannot be used: {error}",
             remedy="Filled in are kind, headline, text, model, environment, run_id, who, reason, "
-            "build and at.",
+            "build, at and missed.",
         ) from error
     # Whatever the template is: nobody may have heard of them.
     missed = "".join(f"\nNot delivered before: {line}" for line in message.missed)
