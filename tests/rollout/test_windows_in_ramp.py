@@ -13,7 +13,7 @@ from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.run import Emergency
 
 TEN = WEDNESDAY
-SLOWLY = {"watch.interval": "1m"}
+SLOWLY = {"watch.interval": "1m", "windows.whole_ramp": True}
 BY_TRAFFIC = {
     "canary.by": "traffic",
     "canary.latency": False,
