@@ -2,6 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.text import own_secret
 
 ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
 
@@ -14,6 +18,24 @@ def variable_of(option: str) -> str:
 def option_or_environment(name: str, option: str | None) -> str | None:
     """The option, else its environment variable, else None. Empty counts as not given."""
     return option or os.environ.get(variable_of(name)) or None
+
+
+def secret_from(variable: str | None, file: str | None, what: str) -> str:
+    """Return the secret that an environment variable or a file holds, read when it is needed.
+
+    Raises:
+        UsageError: neither has one; the message names them, and `what` is missing.
+    """
+    if variable is not None:
+        if value := os.environ.get(variable, "").strip():
+            return own_secret(value)
+        raise UsageError(f"{what} is missing: the environment variable {variable} is not set")
+    try:
+        if value := Path(file or "").read_text(encoding="utf-8").strip():
+            return own_secret(value)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} cannot be read from {file}: {error}") from error
+    raise UsageError(f"{what} is missing: {file} is empty")
 
 
 def options_given(

@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vllm_rollout.judge.windows import closed_because, next_opening
+from vllm_rollout.judge.windows import closed_because, next_closing, next_opening
+from vllm_rollout.model.calendar_event import Event
 from vllm_rollout.model.errors import PolicyError
 from vllm_rollout.policy import Windows, load_policy
 
@@ -139,3 +140,38 @@ def test_a_day_ends_at_24_and_empty_hours_are_refused() -> None:
 def test_windows_that_never_open_say_so() -> None:
     rules = windows(freezes=[{"from": "2026-01-01", "to": "2030-01-01", "reason": "the end"}])
     assert next_opening(rules, datetime(2026, 11, 18, 10, 0, tzinfo=UTC)) is None
+
+
+def test_a_ramp_fits_where_nothing_closes_before_its_end() -> None:
+    rules = windows(
+        peak_hours=[{"from": "12:00", "to": "13:00"}],
+        freezes=[{"from": "2026-11-19", "to": "2026-11-19", "reason": "stocktaking"}],
+    )
+    nine = datetime(2026, 11, 18, 9, 0, tzinfo=UTC)
+    three = timedelta(hours=3)
+    assert next_closing(rules, nine, nine + three) is None
+    later = nine + timedelta(minutes=1)
+    closing = next_closing(rules, later, later + three)
+    assert closing == (nine + three, "12:00 is within peak hours 12:00-13:00")
+    assert next_opening(rules, later, lasting=three) == nine + timedelta(hours=4)
+    # Thursday is frozen, and Friday to Sunday are no deployment days.
+    after = nine + timedelta(hours=4, minutes=1)
+    assert next_opening(rules, after, lasting=three) == datetime(2026, 11, 23, 9, tzinfo=UTC)
+    assert next_opening(rules, nine, lasting=timedelta(hours=4)) is None
+    event = Event(nine + timedelta(hours=1), nine + timedelta(hours=2), "launch")
+    found = next_closing(rules, nine, nine + three, [event])
+    assert found is not None
+    assert found[0] == event.start
+
+
+def test_a_ramp_over_midnight_runs_into_the_freeze_of_the_next_day() -> None:
+    rules = windows(
+        hours={"from": "22:00", "to": "04:00"},
+        timezone="Australia/Sydney",
+        freezes=[{"from": "2026-11-19", "to": "2026-11-20", "reason": "stocktaking"}],
+    )
+    begun = datetime(2026, 11, 18, 23, 30, tzinfo=rules.zone)
+    closing = next_closing(rules, begun, begun + timedelta(hours=2))
+    assert closing is not None
+    assert f"{closing[0]:%d %H:%M %Z}" == "19 00:00 AEDT"
+    assert "frozen until 2026-11-20" in closing[1]

@@ -5,11 +5,13 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from typer.testing import CliRunner
 
-from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.cli.main import app
+from vllm_rollout.model.errors import PolicyError, UnreachableError
 from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.policy import Windows, load_policy
-from vllm_rollout.rollout.promotion_blockers import closed_now, opens_next
+from vllm_rollout.rollout.promotion_blockers import closed_now, nobody_on_call, opens_next
 
 BERLIN = ZoneInfo("Europe/Berlin")
 CALENDAR = """BEGIN:VCALENDAR
@@ -162,8 +164,46 @@ def test_an_event_every_second_since_1970_closes_production(tmp_path: Path) -> N
     assert "cannot be read: its events take more than 1.5 s" in reason
 
 
-def test_a_private_calendars_address_is_cut_before_its_secret() -> None:
-    rules = windows("http://127.0.0.1:9/freezes.ics?token=abcdef123")
+SECRET_URL = "http://127.0.0.1:9/private-abcdef123/basic.ics?token=abcdef123"
+
+
+@pytest.mark.parametrize("how", ["policy", "variable", "file"])
+def test_of_a_private_calendars_and_on_call_urls_only_the_host_is_shown(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_URL", SECRET_URL)
+    (tmp_path / "url").write_text(f"{SECRET_URL}\n")
+    suffix, value = {
+        "policy": ("", SECRET_URL),
+        "variable": ("_env", "SECRET_URL"),
+        "file": ("_file", str(tmp_path / "url")),
+    }[how]
+    given = {f"windows.calendar{suffix}": value, f"windows.on_call.url{suffix}": value}
+    rules = load_policy(None, overrides=given).windows
+
     with pytest.raises(UnreachableError) as raised:
         events_between(rules, berlin("2026-11-19T10:00"), berlin("2026-11-20T10:00"))
-    assert "abcdef123" not in str(raised.value) + raised.value.remedy + raised.value.address
+    whole = " ".join((str(raised.value), raised.value.remedy, raised.value.address))
+    assert "the calendar http://127.0.0.1:9 cannot be read" in whole
+    on_call = nobody_on_call(rules.on_call)
+    assert "on call is unknown: http://127.0.0.1:9: " in on_call
+    shown = CliRunner().invoke(app, ["policy", "show", *options_of(given)]).output
+    assert suffix or "calendar: http://127.0.0.1:9/[hidden]" in shown
+    assert "abcdef123" not in whole + on_call + shown
+
+
+def options_of(given: dict[str, str]) -> list[str]:
+    return [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+
+
+def test_a_secret_url_that_is_missing_closes_production_by_its_name(tmp_path: Path) -> None:
+    rules = windows(tmp_path / "x", calendar=False, calendar_env="NOT_SET_HERE")
+    assert "NOT_SET_HERE is not set" in closed_now(rules, berlin("2026-11-19T10:00"))
+    (tmp_path / "empty").write_text("")
+    on_call = {"windows.on_call.url_file": str(tmp_path / "empty")}
+    assert "is empty" in nobody_on_call(load_policy(None, overrides=on_call).windows.on_call)
+    with pytest.raises(PolicyError, match="give one of calendar, calendar_env"):
+        windows(tmp_path / "x", calendar_env="X")
+    with pytest.raises(PolicyError) as raised:
+        load_policy(None, overrides={"windows.on_call.url": "on-call.example.com/x?abcdef123"})
+    assert "abcdef123" not in str(raised.value)

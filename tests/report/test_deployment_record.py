@@ -49,7 +49,7 @@ def test_a_record_has_the_workflows_fields_and_why_it_was_rolled_back(
     rolled_back: Evidence, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Date, deployer, version, reason, rollback; the end, the evidence and the times."""
-    path = write_record(rolled_back, **options)
+    path = write_record(rolled_back, undelivered=["rolled-back to pager: HTTP 503"], **options)
     assert path.name == "llama-2-7b-20260127-094200.md"
     text = path.read_text(encoding="utf-8")
     for line in (
@@ -63,6 +63,7 @@ def test_a_record_has_the_workflows_fields_and_why_it_was_rolled_back(
         "- Outcome: ROLLED BACK (exit code 5)",
         f"- Evidence: [{rolled_back.digest}](../reports/llama-2-7b/run%201/evidence.json)",
         "- Previous: revision 4, build 0123456789ab",
+        "- Message that did not arrive: rolled-back to pager: HTTP 503",
         "## Why it was rolled back",
         "| 2026-01-27 09:44:10 UTC | trigger fired | FAIL | error rate |",
         "| staging | Latency | PASS | 1.21 s (≤ 1.3 s at 95%) limit 3 s n=3,750 |",

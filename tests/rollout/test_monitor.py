@@ -36,6 +36,8 @@ class Standing:
         self.ends: list[Evidence] = []
         self.runs: list[RunTools] = []
         self.told: list[tuple[str, str]] = []
+        self.headlines: list[str] = []
+        self.undelivered: Callable[..., list[str]] = lambda **_: []
         self.meanwhile: Callable[[], None] = lambda: None
         self.at: dict[float, Callable[[], None]] = {}
         self.watch = Monitor(
@@ -48,12 +50,18 @@ class Standing:
             ),
         )
 
+    def _tell(self, kind: str, text: str, *, headline: str = "", build: str) -> None:
+        assert build.startswith("sha256:")
+        self.told.append((kind, text))
+        self.headlines.append(headline)
+
     def _tools(self, clock: Clock) -> RunTools:
         tools = self.world.tools(
             source=self.target,
             target=self.target,
             clock=clock,
-            notify=lambda kind, text: self.told.append((kind, text)),
+            notify=self._tell,
+            undelivered=self.undelivered,
         )
         self.runs.append(tools)
         renew = self.world.clock.meanwhile
@@ -251,16 +259,67 @@ def test_of_two_watches_one_leads(standing: Standing) -> None:
     assert "another watch leads" in standing.said()
 
 
-def test_it_says_when_it_is_blind(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_episode_of_blindness_has_a_reported_beginning_and_end(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = standing.world
+    replicas = world.platform.replicas
+    partly = {"see": lambda: monkeypatch.setattr(world.platform, "replicas", replicas)}
+    partly["lose"] = lambda: monkeypatch.setattr(world.platform, "replicas", lambda _: None)
 
-    def unknown(_deployment: object) -> None:
-        return None
+    def lose_all() -> None:
+        partly["lose"]()
+        world.probes = lambda _seconds: ProbeSample(
+            total=0, failures=0, latencies_seconds=(), healthy=False, path_errors="no path"
+        )
 
-    monkeypatch.setattr(world.platform, "replicas", unknown)
+    def see_all() -> None:
+        partly["see"]()
+        world.probes = healthy
 
-    assert standing.watch.run(timedelta(hours=1)) is ExitCode.OK
-    assert standing.told == [("blind", f"no data of production/{MODEL}: crash loop")]
+    journal = Journal(world.platform.store, MODEL)
+
+    def write_journal() -> None:  # begins another watch in the middle of an episode
+        entry = journal.read()
+        assert entry is not None
+        journal.advance(entry, Phase.DONE, "another", now=world.clock.now())
+
+    standing.at = {
+        600: partly["lose"], 900: write_journal, 1800: partly["see"],
+        HOUR: partly["lose"], 1.5 * HOUR: lose_all, 2 * HOUR: see_all,
+    }  # fmt: skip
+
+    assert standing.watch.run(timedelta(hours=3)) is ExitCode.OK
+
+    where = f"production/{MODEL}"
+    some = f"The watch over {MODEL} in production has no data for some of its triggers"
+    every = "error rate, complete outage, P95 latency, crash loop, health check"
+    again = f"every trigger over {where} has data again, after"
+    assert standing.told == [
+        ("blind", f"no data of {where}: crash loop"),
+        ("seen", f"{again} 18m"),
+        ("blind", f"no data of {where}: crash loop"),
+        ("blind", f"no data of {where}: {every}"),
+        ("seen", f"{again} 58m"),
+    ]
+    assert standing.headlines == [some, "", some, "", ""]
+
+
+def test_a_standing_watch_asks_its_own_messages_and_says_which_did_not_arrive(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def undelivered(*, wait: bool) -> list[str]:
+        asked.append(wait)
+        return ["blind to pager: HTTP 503"] if len(asked) == 3 else []
+
+    monkeypatch.setattr(standing, "undelivered", undelivered)
+
+    assert standing.watch.run(timedelta(minutes=5)) is ExitCode.OK
+
+    assert "a message did not arrive: blind to pager: HTTP 503" in standing.said()
+    assert (set(asked[:-1]), asked[-1]) == ({False}, True)
 
 
 def test_a_watch_over_staging_is_the_soak_that_a_promotion_needs(world: World) -> None:

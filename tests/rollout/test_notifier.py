@@ -1,12 +1,15 @@
 """Messages reach people by a real HTTP server, and never hold anything up when they do not."""
 
 import json
+import re
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,19 +19,23 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 
 from vllm_rollout.policy import load_policy
 from vllm_rollout.policy.notifications import MessageKind, Notifications
 from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.delivery import (
     HEADER,
+    NotDeliveredError,
+    deliver,
     is_genuine,
     sign,
     signature_headers,
     verify_webhook,
 )
-from vllm_rollout.rollout.notification_format import Message
-from vllm_rollout.rollout.notifier import Notifier
+from vllm_rollout.rollout.model_status import model_status
+from vllm_rollout.rollout.notification_format import Message, rendered
+from vllm_rollout.rollout.notifier import Notifier, messages_missed
 
 SECRET_PATH = "/services/T000/B000/very-secret-path"
 
@@ -40,6 +47,7 @@ class Receiver:
     url: str = ""
     statuses: list[int] = field(default_factory=lambda: [200])
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    retry_after: Callable[[], str] = lambda: ""
     hold: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -57,6 +65,8 @@ def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Receive
             found.hold.wait()
             status = found.statuses.pop(0) if len(found.statuses) > 1 else found.statuses[0]
             self.send_response(status)
+            if retry_after := found.retry_after():
+                self.send_header("Retry-After", retry_after)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None: ...
@@ -92,7 +102,8 @@ def rules(**channel: Any) -> Notifications:
     ).notifications
 
 
-def notifier(found: Notifications) -> Notifier:
+def notifier(found: Notifications, **more: Any) -> Notifier:
+    """A notifier that does not wait between attempts."""
     return Notifier(
         found,
         model="llama-2-7b",
@@ -101,6 +112,7 @@ def notifier(found: Notifications) -> Notifier:
         who="alice",
         reason="new model",
         now=lambda: datetime(2026, 11, 18, 10, tzinfo=UTC),
+        **{"pause": lambda _seconds: False, **more},
     )
 
 
@@ -121,7 +133,7 @@ def test_slack_gets_text_in_which_nothing_that_was_said_becomes_a_mention(
 
     sender.tell(MessageKind.ROLLED_BACK, HOSTILE)
 
-    assert sender.close() == []
+    assert sender.undelivered(wait=True) == []
     ((_, body),) = receiver.requests
     message = json.loads(body)
     text = message["blocks"][0]["text"]["text"]
@@ -136,7 +148,7 @@ def test_teams_gets_an_adaptive_card_of_plain_text_runs(receiver: Receiver) -> N
 
     sender.tell(MessageKind.PROMOTION, HOSTILE, build="0123456789ab")
 
-    assert sender.close() == []
+    assert sender.undelivered(wait=True) == []
     (attachment,) = json.loads(receiver.requests[0][1])["attachments"]
     assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
     body = attachment["content"]["body"]
@@ -155,7 +167,7 @@ def test_a_webhook_is_signed_over_body_and_time(receiver: Receiver) -> None:
 
     sender.tell(MessageKind.ROLLBACK_FAILED, "it does not serve")
 
-    assert sender.close() == []
+    assert sender.undelivered(wait=True) == []
     ((headers, body),) = receiver.requests
     key, sent = b"shared with the receiver", headers[HEADER]
     at = int(sent.split(",")[0].removeprefix("t="))
@@ -212,7 +224,7 @@ def test_each_attempt_to_deliver_has_the_same_message_id(receiver: Receiver) -> 
 
     sender.tell(MessageKind.ROLLBACK_FAILED, "it does not serve")
 
-    assert sender.close() == []
+    assert sender.undelivered(wait=True) == []
     first, second = [headers["webhook-id"] for headers, _ in receiver.requests]
     assert first == second
 
@@ -226,7 +238,7 @@ def test_a_signing_key_that_is_no_base64_sends_nothing(
 
     sender.tell(MessageKind.ROLLBACK_FAILED, "it does not serve")
 
-    (failure,) = sender.close()
+    (failure,) = sender.undelivered(wait=True)
     assert "no base64 follows" in failure
     assert "not*base64" not in failure
     assert receiver.requests == []
@@ -251,9 +263,142 @@ def test_what_is_not_taken_is_tried_again_where_that_may_help(
 
     sender.tell(MessageKind.PROMOTED, "all is well")
 
-    failed = sender.close()
+    failed = sender.undelivered(wait=True)
     assert failed == ([f"promoted to team: {failure}"] if failure else [])
     assert len(receiver.requests) == attempts
+
+
+class Pauses:
+    """The time between attempts, which costs none."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def __call__(self, seconds: float) -> bool:
+        self.seconds.append(seconds)
+        return False
+
+    def monotonic(self) -> float:
+        return sum(self.seconds)
+
+
+A_MESSAGE = Message(
+    kind=MessageKind.ROLLBACK_FAILED,
+    model="llama-2-7b",
+    environment="production",
+    text="it does not serve",
+    run_id="run-1",
+    who="alice",
+    reason="",
+    build="",
+    at=datetime(2026, 11, 18, 10, tzinfo=UTC),
+)
+
+
+@pytest.mark.usefixtures("url_in_environment")
+@pytest.mark.parametrize(
+    ("retry_after", "pauses"),
+    [
+        (lambda: "", [10 / 3, 20 / 3, 40 / 3, 80 / 3]),
+        (lambda: "soon", [10 / 3, 20 / 3, 40 / 3, 80 / 3]),
+        (lambda: "5", [5, 45 / 7, 12.857, 25.714]),
+        (lambda: formatdate(time.time() + 12, usegmt=True), [12, 12, 12, 14]),
+        (lambda: "Wed, 21 Oct 2015 07:28:00 GMT", [10 / 3, 20 / 3, 40 / 3, 80 / 3]),
+        (lambda: "3600", [50]),
+        (lambda: "9" * 400, [50]),
+    ],
+    ids=["none", "nonsense", "seconds", "a date", "a date gone by", "too long", "far too long"],
+)
+def test_attempts_are_spread_over_the_deadline_and_heed_retry_after(
+    receiver: Receiver, retry_after: Callable[[], str], pauses: list[float]
+) -> None:
+    receiver.statuses, receiver.retry_after = [503], retry_after
+    found = rules(kind="webhook", url_env="TEAM_HOOK")
+    minute = {"deadline": timedelta(minutes=1), "timeout": timedelta(seconds=10), "attempts": 5}
+    found, waited = found.model_copy(update=minute), Pauses()
+
+    with pytest.raises(NotDeliveredError, match="HTTP 503"):
+        deliver(A_MESSAGE, found.channels[0], found, pause=waited, monotonic=waited.monotonic)
+
+    assert waited.seconds == pytest.approx(pauses, abs=1.01)  # dates are in whole seconds
+    assert sum(waited.seconds) == pytest.approx(50)
+    assert len(receiver.requests) == len(pauses) + 1
+
+
+@pytest.mark.usefixtures("url_in_environment")
+def test_a_newer_message_takes_the_place_of_a_late_one_and_names_it(receiver: Receiver) -> None:
+    receiver.statuses = [503, 200]
+    receiver.hold.clear()
+    store = MemoryStore(FakeClock())
+    sender = notifier(rules(kind="webhook", url_env="TEAM_HOOK"), pause=None, store=store)
+    sender.tell(MessageKind.ROLLBACK, "P95 latency")
+    sender.tell(MessageKind.ROLLBACK_FAILED, "revision 1 does not come up")
+    receiver.hold.set()
+
+    assert sender.undelivered(wait=True) == ["rollback to team: HTTP 503"]
+
+    first, second = [json.loads(body) for _, body in receiver.requests]
+    (line,) = second["missed"]
+    for part in ("2026-11-18 10:00:00 UTC", first["headline"], "P95 latency", "HTTP 503"):
+        assert part in line
+    assert second["message"].endswith(f"Not delivered before: {line}")
+    assert messages_missed([store], "llama-2-7b") == {}
+
+
+@pytest.mark.usefixtures("url_in_environment")
+def test_what_no_message_made_up_for_is_kept_for_the_next_run(receiver: Receiver) -> None:
+    receiver.statuses = [500]
+    store = MemoryStore(FakeClock())
+    found = rules(kind="slack", url_env="TEAM_HOOK")
+    sender = notifier(found, store=store)
+    sender.tell(MessageKind.ROLLBACK_FAILED, "revision 1 does not come up")
+    assert sender.undelivered(wait=True) == ["rollback-failed to team: HTTP 500"]
+    assert sender.undelivered(wait=True) == []
+    (kept,) = messages_missed([store], "llama-2-7b")["team"]
+    assert "A PERSON IS NEEDED" in kept
+    platform: Any = SimulatedPlatform(store, store.clock)
+    at, policy = store.clock.now(), load_policy()
+    assert model_status(platform, policy, "llama-2-7b", at).undelivered == {"team": [kept]}
+    assert "secret" not in str(store.entries)
+
+    receiver.statuses = [200]
+    another = notifier(found, store=store)
+    another.tell(MessageKind.PROMOTED, "all is well")
+
+    assert another.undelivered(wait=True) == []
+    text = json.loads(receiver.requests[-1][1])["blocks"][0]["text"]["text"]
+    assert f"Not delivered before: {kept}" in text
+    assert messages_missed([store], "llama-2-7b") == {}
+
+
+@pytest.mark.parametrize("filling", ["word ", "<&>", "x"])
+def test_a_long_text_keeps_its_end_where_the_command_stands(filling: str) -> None:
+    command = "To act: vllm-rollout rollback llama-2-7b -e production --to 3"
+    long = replace(A_MESSAGE, text=f"revision 1: {filling * 3000} {command}", reason="r" * 3000)
+
+    for kind in ("slack", "teams", "webhook"):
+        body = json.loads(rendered(long, template=None, kind=kind))  # type: ignore[arg-type]
+        parts = {"slack": "blocks", "teams": "attachments", "webhook": "message"}
+        text = json.dumps(body[parts[kind]], ensure_ascii=False)
+        assert command in text
+        assert "A PERSON IS NEEDED" in text
+        assert "revision 1: " in text
+        assert len(text) < 3000
+        assert not re.search(r"&(?!amp;|lt;|gt;)", text) or kind != "slack"
+
+
+@pytest.mark.usefixtures("url_in_environment")
+def test_the_same_words_are_sent_each_time_and_with_a_beginning_its_end(receiver: Receiver) -> None:
+    found = rules(kind="webhook", url_env="TEAM_HOOK", messages=["blind"])
+    sender = notifier(found)
+    for kind in ("blind", "seen", "promoted", "blind", "seen"):
+        sender.tell(kind, "the same", build=f"sha256:{'a' * 64}")
+
+    assert sender.undelivered(wait=True) == []
+
+    sent = [json.loads(body) for _, body in receiver.requests]
+    assert [each["kind"] for each in sent] == ["blind", "seen"] * 2
+    assert {each["build"] for each in sent} == {"a" * 12}
 
 
 @pytest.mark.usefixtures("url_in_environment")
@@ -267,7 +412,7 @@ def test_a_receiver_that_does_not_answer_holds_nobody_up(receiver: Receiver) -> 
     sender.tell(MessageKind.ROLLBACK, "P95 latency")  # returns with the receiver still silent
     sender.tell(MessageKind.ROLLED_BACK, "revision 1 serves")
 
-    assert sender.close() == [
+    assert sender.undelivered(wait=True) == [
         "rollback to team: not delivered in time; it may still arrive",
         "rolled-back to team: not delivered in time; it may still arrive",
     ]
@@ -282,7 +427,7 @@ def test_a_certificate_is_checked(receiver: Receiver, tmp_path: Path) -> None:
     for taken, expected in ((found, False), (trusting, True)):
         sender = notifier(taken)
         sender.tell(MessageKind.PROMOTION, "hello")
-        assert (sender.close() == []) is expected
+        assert (sender.undelivered(wait=True) == []) is expected
     assert len(receiver.requests) == 1
 
 
@@ -305,7 +450,7 @@ def test_a_failure_is_said_and_never_the_url(
 
     sender.tell(MessageKind.PROMOTION, "hello")
 
-    (failure,) = sender.close()
+    (failure,) = sender.undelivered(wait=True)
     assert failure.startswith("promotion to team: ")
     assert "secret" not in failure
     assert "127.0.0.1" not in failure
@@ -322,7 +467,7 @@ def test_a_url_is_read_from_a_file_and_only_the_kinds_asked_for_are_sent(
     sender.tell(MessageKind.PROMOTED, "all is well")
     sender.tell(MessageKind.ROLLBACK_FAILED, "nothing is")
 
-    assert sender.close() == []
+    assert sender.undelivered(wait=True) == []
     assert [json.loads(body)["text"] for _, body in receiver.requests] == ["nothing is"]
 
 
@@ -347,7 +492,7 @@ def test_a_template_of_the_teams_own_is_sandboxed(
 
     sender.tell(MessageKind.WAITING, "a <b>")
 
-    failed = sender.close()
+    failed = sender.undelivered(wait=True)
     sent = [json.loads(body)["blocks"][0]["text"]["text"] for _, body in receiver.requests]
     assert sent == ([] if text is None else [text])
     assert bool(failed) is (text is None)
@@ -360,7 +505,7 @@ def test_a_command_reads_the_message_from_its_input(tmp_path: Path) -> None:
 
     sender.tell(MessageKind.PROMOTION, "maintenance begins")
 
-    assert sender.close() == []
+    assert sender.undelivered(wait=True) == []
     assert json.loads((tmp_path / "status.json").read_text())["text"] == "maintenance begins"
 
 
@@ -370,7 +515,7 @@ def test_a_command_that_fails_is_said(tmp_path: Path) -> None:
 
     sender.tell(MessageKind.PROMOTION, "maintenance begins")
 
-    assert sender.close() == [
+    assert sender.undelivered(wait=True) == [
         "promotion to team: its command ended with 1: the status page is closed"
     ]
 

@@ -186,7 +186,7 @@ def test_waiting_for_a_window_holds_nothing_and_gates_afterwards(world: World) -
     world.clock.seconds = 2 * 24 * 3600  # Friday
     told: list[str] = []
     messages: list[tuple[str, str]] = []
-    tools = world.tools(notify=lambda kind, text: messages.append((kind, text)))
+    tools = world.tools(notify=lambda kind, text, **_: messages.append((kind, text)))
     tools.log.reporter.progress = told.append  # type: ignore[method-assign]
     leases: list[bool] = []
     world.clock.meanwhile = lambda: leases.append(bool(world.platform.store.leases))

@@ -1,12 +1,16 @@
 """What a rollback returns to, what leads to it, and what it leaves when it does not work."""
 
+from datetime import timedelta
+
 import pytest
-from support.world import PRODUCTION, RAMP, STAGING, World, builds, changes, kinds
+from support.crashing import Killed
+from support.world import MODEL, PRODUCTION, RAMP, STAGING, World, builds, changes, kinds
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
+from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.gates import GatesCrashedError
 from vllm_rollout.rollout.journal import Phase
 
@@ -132,7 +136,7 @@ def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
     else:
         world.gates.outcomes["verify"] = Outcome.INCONCLUSIVE
     told: list[tuple[str, str]] = []
-    tools = world.tools(notify=lambda kind, text: told.append((kind, text)))
+    tools = world.tools(notify=lambda kind, text, **_: told.append((kind, text)))
 
     evidence = gate_and_promote(tools)
 
@@ -146,6 +150,51 @@ def test_a_rollback_that_does_not_restore_service_calls_for_a_person(
     entry = world.journal()
     assert entry is not None
     assert entry.unfinished  # the next run takes the rollback up again
+
+
+def test_a_killed_rollback_says_when_it_is_done_after_all(world: World) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    world.platform.kill_at = "rollback production 1"
+    with pytest.raises(Killed):
+        gate_and_promote(world.tools())
+    world.clock.sleep(timedelta(minutes=2))
+    told: list[tuple[str, str, str]] = []
+
+    def tell(kind: str, text: str, *, build: str = "", **_: str) -> None:
+        told.append((kind, text, build))
+
+    evidence = gate_and_promote(world.tools(notify=tell))
+
+    assert evidence.exit_code == ExitCode.ROLLED_BACK  # of the next attempt, by the same gate
+    first = next(each for each in told if each[0] == "rolled-back")
+    assert "Rolled back to revision 1" in first[1]
+    assert "stopped in the rollback phase" in first[1]
+    assert {build for _, _, build in told} == {builds(world)[1]}
+    assert kinds(world).count("rolled-back") == 2
+
+
+def test_messages_are_waited_for_when_the_evidence_is_kept_and_the_lease_given_up(
+    world: World,
+) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    store = world.platform.store
+    then: list[tuple[bool, str]] = []
+
+    def undelivered(*, wait: bool) -> list[str]:
+        if not wait:
+            return ["rollback to pager: HTTP 503"]
+        then.append((MODEL in store.leases, kinds(world)[-1]))
+        return ["rolled-back to pager: HTTP 503"]
+
+    tools = world.tools(undelivered=undelivered)
+    evidence = gate_and_promote(tools)
+
+    assert then == [(False, "rolled-back")]
+    assert find_evidence(store, MODEL, evidence.digest) == evidence
+    assert "rollback to pager: HTTP 503" in [step.detail for step in evidence.steps]
+    assert tools.log.missed == [
+        f"{each} to pager: HTTP 503" for each in ("rollback", "rolled-back")
+    ]
 
 
 def test_a_model_that_never_was_in_production_is_removed_again(world: World) -> None:

@@ -47,7 +47,7 @@ def test_a_prometheus_that_is_down_holds_no_rollout_up_and_is_named(
 ) -> None:
     says(nothing_known("no answer"))
     told: list[tuple[str, str]] = []
-    tools = world.tools(notify=lambda kind, text: told.append((kind, text)))
+    tools = world.tools(notify=lambda kind, text, **_: told.append((kind, text)))
 
     evidence = gate_and_promote(tools)
 

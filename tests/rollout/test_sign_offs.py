@@ -64,8 +64,8 @@ def test_people_are_asked_to_sign_with_the_command_and_told_what_else_is_missing
     def told(**options: bool) -> list[tuple[str, str]]:
         said: list[tuple[str, str]] = []
         tools = world.tools(
-            notify=lambda kind, text: said.append((kind, text)),
-            undelivered=lambda: ["unsigned to team: it is down"] if said else [],
+            notify=lambda kind, text, **_: said.append((kind, text)),
+            undelivered=lambda **_: ["unsigned to team: it is down"] if said else [],
         )
         evidence = gate_and_promote(tools, **options)
         assert evidence.exit_code == ExitCode.INCONCLUSIVE

@@ -300,7 +300,7 @@ def left(world: World) -> JournalEntry:
 
 def test_a_checker_that_cannot_run_is_rolled_back_and_not_verified(unverified: World) -> None:
     told: list[tuple[str, str]] = []
-    tools = unverified.tools(notify=lambda kind, text: told.append((kind, text)))
+    tools = unverified.tools(notify=lambda kind, text, **_: told.append((kind, text)))
 
     evidence = gate_and_promote(tools)
 

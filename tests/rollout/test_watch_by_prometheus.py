@@ -63,8 +63,7 @@ def watch(probed: str, prometheus: str, meanwhile: Callable[[], None], said: lis
             clock=SystemClock(),
             observe=look,
             on_tick=lambda _elapsed, _sight: None,
-            on_unseen=said.append,
-            on_seen=lambda: said.append("seen"),
+            on_found=lambda _found, gap: said.append(gap) if gap and not said else None,
             live=live.since_the_first,
         )
         return watcher.watch(timedelta(minutes=5))

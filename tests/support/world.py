@@ -144,6 +144,7 @@ def scripted_tools(run: Run, settings: Settings, gates: ScriptedGates, **more: A
 UNATTENDED = {
     "environments.staging.soak.observed_by": "age",
     SIGN_OFF: False,
+    "windows.whole_ramp": False,
 }
 """Of the conditions, those that tests of other things do without."""
 

@@ -7,7 +7,8 @@ import typer
 
 from vllm_rollout.cli import options
 from vllm_rollout.model.evidence import read_evidence
-from vllm_rollout.policy import dump_policy, load_policy
+from vllm_rollout.model.text import public_address
+from vllm_rollout.policy import Policy, dump_policy, load_policy
 from vllm_rollout.report.explain import explain_evidence
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.resources import POLICY_SCHEMA
@@ -20,7 +21,17 @@ def show(policy: options.PolicyFile = None, changes: options.PolicyChanges = Non
     """Print the policy that applies: defaults, the file's overrides and --set."""
     with options.errors_shown():
         path = Path(policy) if policy else None
-        typer.echo(dump_policy(load_policy(path, overrides=options.pairs(changes))))
+        typer.echo(_printed(load_policy(path, overrides=options.pairs(changes))))
+
+
+def _printed(policy: Policy) -> str:
+    """Return the policy as YAML, without the paths of URLs that may hold a token."""
+    text = dump_policy(policy)
+    for rules in (policy, *policy.models.values()):
+        for url in (rules.windows.calendar or "", rules.windows.on_call.url or ""):
+            if "://" in url and (address := public_address(url)) != url:
+                text = text.replace(url, f"{address}/[hidden]")
+    return text
 
 
 @policy_app.command("schema")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 console = make_console()
 
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+NO_REASON = "not given"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, e.g. llama-2-7b")]
 Environment = Annotated[

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vllm_rollout.rollout.run import Emergency
     from vllm_rollout.settings import Settings
 
-_NO_REASON = "not given"
 Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment record")]
 
 
@@ -31,7 +30,7 @@ def promote_command(
     plan: Annotated[
         bool, typer.Option("--plan", help="run the gates, show what would be done, change nothing")
     ] = False,
-    reason: Reason = _NO_REASON,
+    reason: Reason = options.NO_REASON,
     wait_for_window: Annotated[
         bool,
         typer.Option(
@@ -120,7 +119,7 @@ def promote_command(
 def _emergency(wanted: bool, name: str | None, reason: str, *, again: bool) -> "Emergency | None":
     from vllm_rollout.rollout.run import Emergency
 
-    no_reason = reason == _NO_REASON or not reason.strip()
+    no_reason = reason == options.NO_REASON or not reason.strip()
     if again and no_reason:
         raise UsageError(
             "--again requires a reason", remedy="Add --reason TEXT; it is recorded with your name."

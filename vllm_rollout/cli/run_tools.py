@@ -9,6 +9,8 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.next_command import release_command, sign_off_command
+from vllm_rollout.platform.reader import at_home
+from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
@@ -42,8 +44,9 @@ def new_run_tools(
         environment=target.environment,
         run_id=run_id,
         who=who,
-        reason=reason,
+        reason="" if reason == options.NO_REASON else reason,
         now=clock.now,
+        store=writer_of(at_home(settings.reader(), target.environment)).store,
     )
     return assemble(
         Run(
@@ -68,7 +71,7 @@ def new_run_tools(
             ),
         ),
         notify=messages.tell,
-        undelivered=messages.close,
+        undelivered=messages.undelivered,
     )
 
 
@@ -95,6 +98,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
                 undo_command=releases.platform.undo_command(target, before),
                 report_path=paths.html,
                 previous=releases.previous,
+                undelivered=tools.log.missed,
                 environment=target.environment,
             )
             options.say(f"record: {record}")

@@ -35,13 +35,14 @@ class Found:
 
     `fired` is why to roll back, or empty. `pending` names triggers whose condition holds, and has
     not held for long enough yet. `blind` names triggers that had no data from probes or platform,
-    `unseen` those that had none from Prometheus.
+    `unseen` those that had none from Prometheus; `nothing` is whether these are all there are.
     """
 
     fired: str = ""
     pending: tuple[str, ...] = ()
     blind: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    nothing: bool = False
 
 
 class Triggers:
@@ -95,6 +96,9 @@ class Triggers:
                 _Kind.LATENCY: rate(self._slow, rules.latency.for_seconds),
             }
 
+        kinds = (*self._triggers, *self._by_prometheus)
+        self._watched = len([kind for kind in kinds if kind is not _Kind.SPIKE])
+
     def step(self, at: float, observation: Observation) -> Found:
         """Feed what was seen at `at` seconds."""
         probed = self._feed(self._triggers, at, self._probed(at, observation))
@@ -105,6 +109,7 @@ class Triggers:
             pending=(*probed.pending, *live.pending),
             blind=probed.blind,
             unseen=live.blind,
+            nothing=len(probed.blind) + len(live.blind) == self._watched,
         )
 
     def _feed(

@@ -24,41 +24,67 @@ def closed_because(windows: Windows, now: datetime, events: Iterable[Event] = ()
     return _closed_by_rule(windows, now) or _closed_by_event(events, now)
 
 
-def next_opening(windows: Windows, now: datetime, events: Sequence[Event] = ()) -> datetime | None:
+def next_opening(
+    windows: Windows,
+    now: datetime,
+    events: Sequence[Event] = (),
+    *,
+    lasting: timedelta = timedelta(),
+) -> datetime | None:
     """The first moment from `now` on at which production may be deployed to, in the windows' zone.
 
-    `events` are those of the calendar in the next `SEARCH`. None where it does not open by then.
+    It is open for `lasting` from then on. `events` are those of the calendar in the next `SEARCH`.
+    None where it does not open so by then.
     """
     if not windows.enforce:
         return now
     # It opens at one of these moments if at all: now, or when something that closes it is over.
-    for moment in (now, *_ends(windows, events, now, now + SEARCH)):
-        if not _closed_by_rule(windows, moment) and not _closed_by_event(events, moment):
-            return moment.astimezone(windows.zone)
+    end = now + SEARCH
+    opened = None
+    for moment in (now, *_changes(windows, events, now, end)):
+        if opened is not None and moment - opened >= lasting:
+            return opened.astimezone(windows.zone)
+        is_closed = closed_because(windows, moment, events)
+        opened = None if is_closed else opened or moment
+    return opened.astimezone(windows.zone) if opened and end - opened >= lasting else None
+
+
+def next_closing(
+    windows: Windows, start: datetime, end: datetime, events: Sequence[Event] = ()
+) -> tuple[datetime, str] | None:
+    """The first moment in this time at which production is closed, and why; None without one.
+
+    `events` are those of the calendar in it; the moment is in the windows' zone.
+    """
+    for moment in (start, *_changes(windows, events, start, end)):
+        if moment < end and (why := closed_because(windows, moment, events)):
+            return moment.astimezone(windows.zone), why
     return None
 
 
-def _ends(
+def _changes(
     windows: Windows, events: Iterable[Event], now: datetime, end: datetime
 ) -> Sequence[datetime]:
+    """Return the moments in this time at which production may open or close, in UTC."""
     # At midnight another day begins, in the middle of hours that go on.
-    times = [time(), windows.hours.from_, *(peak.to for peak in windows.peak_hours)]
-    today = now.astimezone(windows.zone).date()
-    days = [today + timedelta(days=offset) for offset in range((end - now).days)]
+    hours = (windows.hours, *windows.peak_hours)
+    times = {time(), *(each.from_ for each in hours), *(each.to.replace(fold=0) for each in hours)}
+    today, last = (moment.astimezone(windows.zone).date() for moment in (now, end))
+    days = [today + timedelta(days=offset) for offset in range((last - today).days + 1)]
     # An hour that the clocks repeat is there twice.
-    starts = [
+    found = {
         datetime.combine(day, start, tzinfo=windows.zone).replace(fold=fold).astimezone(UTC)
         for day in days
         for start in times
         for fold in (0, 1)
-    ]
+    }
     for day in days:
         midnight = datetime.combine(day, time(), tzinfo=windows.zone)
         if midnight.utcoffset() != (midnight + timedelta(days=1)).utcoffset():
-            # It may open in the moment at which the clocks are changed.
-            starts += [midnight.astimezone(UTC) + step * _CLOCKS_CHANGE for step in range(48)]
-    starts += [event.end.astimezone(UTC) for event in events]
-    return sorted({moment for moment in starts if moment > now.astimezone(UTC)})
+            # It may open or close in the moment at which the clocks are changed.
+            found |= {midnight.astimezone(UTC) + step * _CLOCKS_CHANGE for step in range(48)}
+    found |= {moment.astimezone(UTC) for event in events for moment in (event.start, event.end)}
+    return sorted(moment for moment in found if now.astimezone(UTC) < moment <= end)
 
 
 def _closed_by_rule(windows: Windows, now: datetime) -> str:

@@ -105,15 +105,6 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return _hidden(text, known, (*_SHAPES, *_LOOSE_SHAPES))
 
 
-def host_of(url: str) -> str:
-    """A URL without what may be a secret in it: user, path and query. Any other text as it is."""
-    parts = urlsplit(url)
-    if not parts.scheme or not parts.netloc:
-        return url
-    rest = "/…" if parts.path.strip("/") or parts.query else ""
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{rest}"
-
-
 def _hidden(text: str, secrets: Iterable[str], shapes: Iterable[re.Pattern[str]]) -> str:
     # The longest first: one secret may be part of another.
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
@@ -150,3 +141,9 @@ def shown(text: str, longest: int = LONGEST) -> Printable:
 
 
 _LONGEST_SECRET = 4096
+
+
+def public_address(url: str) -> Printable:
+    """Scheme, host and port of a URL: its path and query may hold a token."""
+    found = re.match(r"(?:[^/?#\s]*://)?[^/?#\\\s]*", url)
+    return shown(re.sub(r"(//|^)[^/]*@", r"\1", found.group() if found else ""))

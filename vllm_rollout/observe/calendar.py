@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.calendar_event import Event
-from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.text import host_of, one_line, shown
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.text import one_line, public_address, shown
+from vllm_rollout.variables import secret_from
 
 if TYPE_CHECKING:
     from vllm_rollout.policy import Windows
@@ -38,10 +39,11 @@ def events_between(windows: "Windows", start: datetime, end: datetime) -> Sequen
         UnreachableError: the calendar cannot be had or read; then it must be taken that it would
             have closed production.
     """
-    if windows.calendar is None:
+    source = _source(windows)
+    if source is None:
         return ()
     seconds = windows.calendar_timeout.total_seconds()
-    text = _text(windows.calendar, seconds)
+    text = _text(source, seconds)
     # Days and times without a zone are taken in the windows' own below: ask for more than is meant.
     asked = (start - _FARTHEST_ZONES, end + _FARTHEST_ZONES)
     command = [sys.executable, "-P", "-m", __name__, *(moment.isoformat() for moment in asked)]
@@ -50,10 +52,10 @@ def events_between(windows: "Windows", start: datetime, end: datetime) -> Sequen
             command, input=text, capture_output=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise _unreadable(windows.calendar, f"its events take more than {seconds:g} s") from error
+        raise _unreadable(source, f"its events take more than {seconds:g} s") from error
     if expanded.returncode:
         why = expanded.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise _unreadable(windows.calendar, shown(why) or "its events take too much memory")
+        raise _unreadable(source, shown(why) or "its events take too much memory")
     found = [_event(each, windows.zone) for each in json.loads(expanded.stdout)]
     lasting = (each for each in found if each.start <= end and start <= each.end)
     return sorted(lasting, key=lambda event: event.start)
@@ -72,6 +74,17 @@ def _moments(text: str, zone: tzinfo) -> list[datetime]:
     value = datetime.fromisoformat(text)
     both = [value] if value.tzinfo else [value.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
     return [moment.astimezone(UTC) for moment in both]
+
+
+def _source(windows: "Windows") -> str | None:
+    """Return the calendar's file or URL, which an environment variable or a file may hold."""
+    variable, file = windows.calendar_env, windows.calendar_file
+    if variable is None and file is None:
+        return windows.calendar
+    try:
+        return secret_from(variable, file, "its URL")
+    except UsageError as error:
+        raise _unreadable(f"of {variable or file}", str(error)) from error
 
 
 def _text(source: str, timeout_seconds: float) -> bytes:
@@ -93,7 +106,8 @@ def _text(source: str, timeout_seconds: float) -> bytes:
 
 
 def _unreadable(source: str, why: str) -> UnreachableError:
-    shown_source = host_of(source)  # the rest of a private calendar's URL is a secret
+    # The rest of a private calendar's URL is a secret, be it path or query.
+    shown_source = public_address(source) if "://" in source else source
     return UnreachableError(
         f"the calendar {shown_source} cannot be read: {why.replace(source, shown_source)}",
         address=shown_source,

@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from vllm_rollout.model.deployment import checked_name
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.text import public_address
 from vllm_rollout.model.units import (
     DURATION_PATTERN,
     LIMIT_PATTERN,
@@ -183,7 +184,10 @@ def _http_url(value: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise broken_rule(f"{value!r} is not a URL: write http://host:port or https://host")
+        # A token may be in the rest.
+        raise broken_rule(
+            f"{str(public_address(value))!r} is not a URL: write http://host:port or https://host"
+        )
     if parts.username or parts.password:
         # The value is kept out of the message: it holds a secret.
         raise broken_rule("holds a user name or password: give keys through api_key_env")

@@ -1,6 +1,7 @@
 """The policy as a whole: what holds for every model, and what differs for some."""
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -30,6 +31,8 @@ from vllm_rollout.policy.ramp import Canary, Ramp, falling_step
 from vllm_rollout.policy.validation_errors import did_you_mean
 from vllm_rollout.policy.watch import Triggers, Watch
 from vllm_rollout.policy.windows import Windows
+
+_LOAD_GATES = frozenset({"latency", "error_rate", "goodput", "load_capacity"})
 
 
 class Rules(Block):
@@ -237,6 +240,19 @@ class Policy(Rules):
     def as_written(self) -> Mapping[str, Any]:
         """Plain JSON data with the policy's own key names and units as people write them."""
         return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def ramp_time(self) -> timedelta:
+        """How long a ramp takes: its holds, the load of its gates and the watch.
+
+        The time in which replicas come up is not in it.
+        """
+        last = self.environments[self.order[-1]]
+        load = last.load
+        duration = load.traffic.profile_duration or load.duration
+        loaded = not _LOAD_GATES.isdisjoint(last.gates.enabled)
+        gates = load.warmup + duration if loaded else timedelta()
+        return sum((step.hold for step in self.ramp), gates + self.watch.duration)
 
     @property
     def deploy_timeout_seconds(self) -> float:

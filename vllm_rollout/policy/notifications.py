@@ -38,7 +38,9 @@ class MessageKind(StrEnum):
     ROLLBACK_FAILED = "rollback-failed"
     """Rollback did not restore service: page somebody."""
     BLIND = "blind"
-    """The watch cannot see production."""
+    """The watch has no data of production, or not for every trigger."""
+    SEEN = "seen"
+    """It has data again; whoever gets `blind` gets this too."""
     LEFT = "left"
     """A run ended with its rollout unfinished."""
     OVERRIDE = "override"
@@ -78,6 +80,11 @@ class Channel(Block):
     template: Text | None = None
     """File with a Jinja template of the message's text, instead of the suite's own."""
 
+    def wants(self, kind: MessageKind) -> bool:
+        """Return whether it receives messages of that kind: with a beginning also its end."""
+        begun = MessageKind.BLIND if kind is MessageKind.SEEN else kind
+        return kind in self.messages or begun in self.messages
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.kind == "command":
@@ -103,7 +110,7 @@ class Notifications(Block):
     channels: Annotated[tuple[Channel, ...], AfterValidator(_named_once)]
     """Whom to tell."""
     attempts: Count
-    """How often one message is tried."""
+    """How often one message is tried, spread over `deadline`."""
     timeout: Span
     """How long one attempt may take."""
     deadline: Span

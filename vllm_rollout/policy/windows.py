@@ -21,6 +21,7 @@ from vllm_rollout.policy.fields import (
     Span,
     Switch,
     Text,
+    VariableName,
     ZoneName,
     broken_rule,
     find_zone,
@@ -124,6 +125,11 @@ class Freeze(Block):
         return self
 
 
+def _one_of(block: Block, *names: str) -> None:
+    if len([name for name in names if getattr(block, name) is not None]) > 1:
+        raise broken_rule(f"give one of {', '.join(names)}", *names)
+
+
 class OnCall(Block):
     """Check whether somebody is on call; asked before production is changed."""
 
@@ -131,6 +137,10 @@ class OnCall(Block):
     """A command, word by word, without a shell: it ends with 0 if somebody is."""
     url: Annotated[HttpUrl | None, MayBeOff()]
     """A URL that answers 200 if somebody is."""
+    url_env: VariableName | None = None
+    """Environment variable that holds the URL, where it is a secret."""
+    url_file: Text | None = None
+    """File that holds it instead."""
     timeout: Span
     """How long either may take."""
 
@@ -138,6 +148,7 @@ class OnCall(Block):
     def _names_a_program(self) -> Self:
         if self.command is not None and not self.command:
             raise broken_rule("has no word: write off, or a command", "command")
+        _one_of(self, "url", "url_env", "url_file")
         return self
 
 
@@ -162,12 +173,25 @@ class Windows(Block):
     """Stretches of days on which it may not."""
     calendar: Annotated[Text | None, MayBeOff()]
     """An iCalendar file (.ics) or its URL: while any of its events lasts it may not."""
+    calendar_env: VariableName | None = None
+    """Environment variable that holds the calendar's URL, where it is a secret."""
+    calendar_file: Text | None = None
+    """File that holds its URL instead."""
     calendar_timeout: Span
     """How long the URL may take."""
     on_call: OnCall
     """Whether somebody is on call."""
+    whole_ramp: Switch
+    """Whether a ramp begins only where all of it fits before production closes again."""
+    closed_in_ramp: Literal["hold", "go_back"]
+    """What a ramp does where production is closed before its next step: stay there, or go back."""
     enforce: Switch
     """Whether a deployment outside the windows is refused."""
+
+    @model_validator(mode="after")
+    def _one_calendar(self) -> Self:
+        _one_of(self, "calendar", "calendar_env", "calendar_file")
+        return self
 
     @property
     def zone(self) -> tzinfo:

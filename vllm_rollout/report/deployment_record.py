@@ -35,6 +35,7 @@ def write_record(
     report_path: Path,
     version: str = "",
     previous: str = "",
+    undelivered: Sequence[str] = (),
     environment: str = "production",
 ) -> Path:
     """Write `<model>-<YYYYmmdd-HHMMSS>.md` (UTC, when the run finished) into `folder`.
@@ -50,6 +51,7 @@ def write_record(
             relative to `folder`.
         version: what was deployed; the build when empty.
         previous: what served before, for display.
+        undelivered: a line for each message to people that did not arrive.
         environment: where it was deployed to.
 
     Raises:
@@ -71,6 +73,7 @@ def write_record(
         undo_command=undo_command,
         build=build.digest if build else "unknown",
         previous=previous or "not recorded",
+        undelivered=undelivered,
         report_link=quote(os.path.relpath(report_path, folder)),
         evidence_link=quote(os.path.relpath(report_path.with_name("evidence.json"), folder)),
         rolled_back=code in {ExitCode.ROLLED_BACK, ExitCode.NEEDS_PERSON},

@@ -29,6 +29,7 @@ from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
 from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.preconditions import same_images
+from vllm_rollout.rollout.promotion_blockers import until_open
 from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, not_serving
 from vllm_rollout.rollout.traffic_shift import NotCarriedError, TrafficShift
 from vllm_rollout.rollout.watcher import WatchEnd
@@ -222,6 +223,8 @@ class CanaryRamp:
         both_serve = share < 1 and bool(step.hold) and self.run.policy.canary.compares
         analysis = CanaryAnalysis(run=self.run, observer=self.observer, log=self.log)
         end = analysis.hold(step.hold, compared=both_serve)
+        # Also after the last: the release itself is changed next.
+        end = until_open(self.run, self.log, end, lambda time: analysis.hold(time, compared=False))
         if end.fired:
             return Undo(entry, end.fired)
         if end.unobservable:

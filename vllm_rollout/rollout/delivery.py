@@ -1,4 +1,7 @@
-"""Delivers one message to one channel: a few attempts, within a deadline.
+"""Delivers one message to one channel: a few attempts, spread over a deadline.
+
+The pauses between attempts double, so that the last attempt is made shortly before the deadline. A
+receiver that names a later moment (`Retry-After`) is asked again then, or at the last attempt.
 
 A webhook's message is signed: `webhook-signature: v1,<base64>` is HMAC-SHA256 over
 `<webhook-id>.<webhook-timestamp>.<body>`, as in
@@ -11,28 +14,22 @@ is sent for one version more.
 import base64
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
+from typing import Protocol
 
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_random_exponential,
-)
-
-from vllm_rollout.http_client import Failure, HttpClient, HttpError
+from vllm_rollout.http_client import Failure, HttpAnswer, HttpClient, HttpError
 from vllm_rollout.model.errors import RolloutError, UsageError
-from vllm_rollout.model.text import own_secret
 from vllm_rollout.policy.notifications import Channel, Notifications
 from vllm_rollout.rollout.notification_format import Message, rendered
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
+from vllm_rollout.variables import secret_from
 
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 HEADER = "X-Vllm-Rollout-Signature"
@@ -120,35 +117,76 @@ def _digest(body: bytes, key: bytes, at_seconds: int) -> str:
 
 
 _TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
 class NotDeliveredError(RolloutError):
-    """The message did not arrive; another attempt may."""
+    """The message did not arrive; another attempt may, `after_seconds` at the earliest."""
+
+    def __init__(self, why: str, *, after_seconds: float = 0.0) -> None:
+        super().__init__(why)
+        self.after_seconds = after_seconds
 
 
 class RefusedError(RolloutError):
     """The message did not arrive, and another attempt would not either."""
 
 
-def deliver(message: Message, channel: Channel, rules: Notifications) -> None:
+class Pause(Protocol):
+    """Waits between two attempts."""
+
+    def __call__(self, seconds: float, /) -> bool:
+        """Wait so long at most; True if a newer message takes the place of the next attempt."""
+
+
+def deliver(
+    message: Message,
+    channel: Channel,
+    rules: Notifications,
+    *,
+    pause: Pause,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
     """Send `message` to `channel`.
 
     Raises:
         RolloutError: it is not known to have arrived. The message holds no URL and no key.
     """
     message_id = f"msg_{secrets.token_hex(16)}"
-    for attempt in Retrying(
-        stop=stop_after_attempt(rules.attempts) | stop_before_delay(rules.deadline_seconds),
-        wait=wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
-        retry=retry_if_exception_type(NotDeliveredError),
-        reraise=True,
-    ):
-        with attempt:
+    until = monotonic() + rules.deadline_seconds
+    last_attempt_seconds = min(rules.timeout_seconds, rules.deadline_seconds / 4)
+    for left in reversed(range(rules.attempts)):
+        try:
             if channel.command is not None:
                 _run(message, channel, rules)
             else:
                 _post(message, channel, rules, message_id)
+        except NotDeliveredError as error:
+            spare = until - last_attempt_seconds - monotonic()
+            if not left or spare <= 0:
+                raise
+            seconds = min(spare, max(error.after_seconds, spare / (2**left - 1)))
+            if pause(seconds):
+                raise
+        else:
+            return
+
+
+def _retry_after_seconds(answer: HttpAnswer) -> float:
+    """Return how long the receiver asks to wait: seconds, or a date by its own clock; else 0."""
+    text = answer.header("Retry-After").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    at = _date(text)
+    now = _date(answer.header("Date")) or datetime.now(UTC)
+    return max(0.0, (at - now).total_seconds()) if at else 0.0
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, IndexError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _run(message: Message, channel: Channel, rules: Notifications) -> None:
@@ -165,7 +203,7 @@ def _run(message: Message, channel: Channel, rules: Notifications) -> None:
 
 
 def _post(message: Message, channel: Channel, rules: Notifications, message_id: str) -> None:
-    url = _secret(channel.url_env, channel.url_file, "URL")
+    url = secret_from(channel.url_env, channel.url_file, "its URL")
     if not url.startswith(("http://", "https://")):
         raise UsageError("its URL does not begin with http:// or https://")
     if channel.kind == "command":
@@ -173,7 +211,7 @@ def _post(message: Message, channel: Channel, rules: Notifications, message_id: 
     body = rendered(message, template=_template(channel), kind=channel.kind)
     headers = {"Content-Type": "application/json"}
     if channel.secret_env or channel.secret_file:
-        secret = _secret(channel.secret_env, channel.secret_file, "key")
+        secret = secret_from(channel.secret_env, channel.secret_file, "its key")
         try:
             headers |= signature_headers(
                 body, secret, message_id=message_id, at_seconds=int(time.time())
@@ -183,14 +221,14 @@ def _post(message: Message, channel: Channel, rules: Notifications, message_id: 
     try:
         with HttpClient(max_bytes=0, ca_file=rules.ca_file, proxy=True) as client:
             # Not read: what a receiver answers is nothing to us but its status.
-            status = client.request(
+            answer = client.request(
                 "POST",
                 url,
                 content=body,
                 headers=headers,
                 timeout_seconds=rules.timeout_seconds,
                 read=False,
-            ).status
+            )
     except OSError as error:
         raise UsageError(f"notifications.ca_file {rules.ca_file}: {error}") from error
     except HttpError as error:
@@ -198,23 +236,12 @@ def _post(message: Message, channel: Channel, rules: Notifications, message_id: 
         if error.failure is Failure.NOT_SENT:
             raise UsageError("its URL cannot be used") from None
         raise NotDeliveredError(f"no answer ({error.failure})") from None
+    status = answer.status
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRY_AGAIN:
-        raise NotDeliveredError(f"HTTP {status}")
+        raise NotDeliveredError(f"HTTP {status}", after_seconds=_retry_after_seconds(answer))
     if status >= HTTPStatus.MULTIPLE_CHOICES:
         raise RefusedError(f"HTTP {status}")
 
 
 def _template(channel: Channel) -> Path | None:
     return Path(channel.template) if channel.template else None
-
-
-def _secret(variable: str | None, file: str | None, what: str) -> str:
-    """Return the URL or key, read from the environment or a file when it is needed."""
-    if variable is not None:
-        if value := os.environ.get(variable, "").strip():
-            return value
-        raise UsageError(f"its {what} is missing: the environment variable {variable} is not set")
-    try:
-        return own_secret(Path(file or "").read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"its {what} cannot be read from {file}: {error}") from error

@@ -51,7 +51,7 @@ def gate_and_promote(
         left = tools.releases.journal.read()
         if left is None or not left.unfinished:
             wait_until_open(
-                run.policy.windows,
+                run.policy,
                 log.clock,
                 log.reporter.progress,
                 lambda why: log.notify(MessageKind.WAITING, why),
@@ -71,6 +71,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     for deployment in (source, target):
         ensure_history(platform, deployment)
     revision = _served(platform, run.policy, source)
+    log.build = revision.build.digest
     values = platform.values(source, revision.number)
     if _runs(platform, target, revision.build):
         return _nothing_to_do(gates, target, revision)
@@ -113,7 +114,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     digest = log.store_evidence(platform.store, started)
     PassedRevisions(platform.store).passed(source, revision, digest)
     record_override(run, log, revision, digest)
-    log.notify(DecisionKind.PROMOTION, run.reason)
+    log.notify(DecisionKind.PROMOTION, f"build {build.short} passed its gates in {source}")
     log.append_audit(
         DecisionKind.PROMOTION,
         run.reason,
@@ -254,6 +255,8 @@ def _resume(tools: RunTools) -> RolloutResult | None:
         left = releases.journal.last
         if left is not None and left.unfinished:  # not restored, or not verified again
             return end
+        log.notify(DecisionKind.ROLLED_BACK, end.conclusion)
+        log.append_audit(DecisionKind.ROLLED_BACK, end.conclusion, build=entry.build.digest)
     releases.under_way = False
     return None
 
@@ -335,6 +338,7 @@ def watch_rollback(tools: RunTools, *, reason: str, revision: int) -> Evidence:
             return RolloutResult(
                 code=ExitCode.OK, conclusion=f"Nothing done: revision {revision} is gone"
             )
+        tools.log.build = serving.build.digest
         earlier = [r for r in history if r.number < revision and r.build != serving.build]
         good = passed.good_revision(target, earlier)
         brought_back = _brought_back(tools.log.audit, target, history, serving, last)

@@ -104,7 +104,7 @@ def hold(
     model: str,
     *,
     clock: Clock,
-    on_wait: Callable[[str], None],
+    on_wait: Callable[[str], object],
     ttl: timedelta = TTL,
     alive: Callable[[], bool] = lambda: True,
 ) -> Iterator[HeldLease]:

@@ -96,7 +96,7 @@ class LeasedReleases:
         `before` is the revision to return to, `traffic` the weights to return to, if any move.
         """
         self.ensure_lease()
-        self._change_begins(before)
+        self._change_begins(before, build)
         self._newest = self._newest_now()
         now = self.log.now()
         return self.journal.write(
@@ -122,7 +122,7 @@ class LeasedReleases:
         Raises: as `ensure_lease`, and ConflictError where somebody wrote it meanwhile.
         """
         self.ensure_lease()
-        self._change_begins(entry.before)
+        self._change_begins(entry.before, entry.build)
         holder = self.lease.holder if self.lease else ""
         return self.journal.write(replace(entry, holder=holder, updated=self.log.now()))
 
@@ -253,6 +253,7 @@ class LeasedReleases:
             self.run.target, weights, expect=expect, timeout=self.run.policy.deploy_timeout
         )
 
-    def _change_begins(self, before: int | None) -> None:
+    def _change_begins(self, before: int | None, build: Build) -> None:
+        self.log.build = build.digest
         self.touched = self.under_way = True
         self.previous = f"revision {before}" if before else "nothing deployed"

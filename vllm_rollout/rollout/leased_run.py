@@ -1,12 +1,12 @@
 """Puts one run's collaborators together, works under the model's lease and stores how it ended."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tenacity import stop_after_attempt
 
-from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun
@@ -14,6 +14,7 @@ from vllm_rollout.model.units import format_share
 from vllm_rollout.platform.progress import progress_shown
 from vllm_rollout.platform.writer import Store, writer_of
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.blindness import Blindness
 from vllm_rollout.rollout.evidence_store import PassedRevisions, store_evidence
 from vllm_rollout.rollout.gates import GateRunner, Gates
 from vllm_rollout.rollout.journal import Journal
@@ -48,13 +49,13 @@ def assemble(
     reporter: Reporter,
     runner: GateRunner,
     verifier: Callable[[Deployment], GateRun] | None = None,
-    notify: Callable[[str, str], None] = lambda _kind, _text: None,
-    undelivered: Callable[[], list[str]] = list,
+    notify: Callable[..., None] = lambda *_, **__: None,
+    undelivered: Callable[..., list[str]] = lambda **_: [],
     lease_ttl: timedelta = TTL,
 ) -> RunTools:
     """Return the collaborators of `run` on the platform of `settings`.
 
-    `notify` and `undelivered` are as in `RunLog`; `verifier` is `verify` by default.
+    `notify` is `RunLog.send`, `undelivered` as there; `verifier` is `verify` by default.
     """
     settings = settings.at_home(run.target.environment)
     platform = writer_of(settings.reader())
@@ -63,10 +64,10 @@ def assemble(
         clock=clock,
         reporter=reporter,
         audit=AuditLog(platform.store),
-        notify=notify,
+        send=notify,
         undelivered=undelivered,
     )
-    observer = DeploymentObserver(run=run, settings=settings, log=log)
+    observer = DeploymentObserver(run=run, settings=settings, log=log, blindness=Blindness(log))
     return RunTools(
         run=run,
         log=log,
@@ -104,7 +105,8 @@ def run_under_lease(
     """Do `work` under the model's lease; every expected error, and Ctrl-C, ends in evidence.
 
     `done` is the decision when `work` changed the target and ended well; None where nothing is
-    decided.
+    decided. Messages under way are waited for last: the evidence is kept by then, and the lease
+    given up.
     """
     started = log.now()
     store = releases.platform.store
@@ -113,8 +115,7 @@ def run_under_lease(
         log.log_result(result)
         if kind is not None:
             notify_of_end(log, kind, result)
-        for line in log.undelivered():
-            log.log_step("a message did not arrive", line, Outcome.INCONCLUSIVE)
+        log.log_undelivered(wait=False)
         evidence = log.evidence(started, result)
         persist_evidence(store, log, evidence, kind)
         if result.awaits_sign_off:
@@ -124,9 +125,13 @@ def run_under_lease(
     try:
         with releases.leased(), progress_shown(log.reporter.progress):
             result = _result_of(releases, lambda: work(started))
-            return kept(result, kind_of_end(result.code, under_way=releases.under_way, done=done))
+            kind = kind_of_end(result.code, under_way=releases.under_way, done=done)
+            evidence = kept(result, kind)
     except (RolloutError, KeyboardInterrupt) as error:  # another has the lease: nothing is decided
-        return kept(_result_of_error(releases, error), None)
+        evidence = kept(_result_of_error(releases, error), None)
+    with suppress(KeyboardInterrupt):  # ends the waiting, and nothing else
+        log.log_undelivered(wait=True)
+    return evidence
 
 
 def state_when_interrupted(releases: LeasedReleases) -> str:

@@ -1,7 +1,7 @@
 """Status of a model: its build in each environment, the evidence for it, and what blocks it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
@@ -13,6 +13,7 @@ from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.lost_history import ensure_history
 from vllm_rollout.rollout.model_registry import registered
+from vllm_rollout.rollout.notifier import messages_missed
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
 from vllm_rollout.rollout.sign_offs import rolled_back_before, what_sign_off_lacks
 from vllm_rollout.rollout.soak_samples import soak_of
@@ -62,11 +63,13 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """All environments in order, and the unfinished rollout, if any."""
+    """All environments in order, the unfinished rollout, if any, and the messages that people have
+    not got, by channel."""
 
     model: str
     environments: tuple[EnvironmentStatus, ...]
     under_way: JournalEntry | None
+    undelivered: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def models_known(platform: ReleaseReader) -> list[str]:
@@ -91,7 +94,12 @@ def model_status(platform: ReleaseReader, policy: Policy, model: str, now: datet
         where = at_home(platform, after.environment if after else environment)
         after = _environment(where, policy, deployment, after, under_way, now)
         found.append(after)
-    return ModelStatus(model=model, environments=tuple(reversed(found)), under_way=under_way)
+    return ModelStatus(
+        model=model,
+        environments=tuple(reversed(found)),
+        under_way=under_way,
+        undelivered=messages_missed(stores, model),
+    )
 
 
 def _environment(

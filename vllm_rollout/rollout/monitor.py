@@ -125,8 +125,15 @@ class Monitor:
         OK when nothing happened, or where the watch without end was stopped; with a duration it
         ends with the first rollback, by its code, and is inconclusive if nothing was observed.
         """
-        tools, clock = self.new_tools(self.clock), self.clock
-        run, log = tools.run, tools.log
+        tools = self.new_tools(self.clock)
+        try:
+            return self._watch(tools, duration)
+        finally:
+            with suppress(KeyboardInterrupt):  # ends the waiting, and nothing else
+                tools.log.log_undelivered(wait=True)
+
+    def _watch(self, tools: RunTools, duration: timedelta | None) -> ExitCode:
+        run, log, clock = tools.run, tools.log, self.clock
         until = None if duration is None else clock.monotonic() + duration.total_seconds()
         name = f"watch/{run.target.release}"
         watch = run.policy.watch
@@ -183,6 +190,7 @@ class Monitor:
                 self._log_once(log, f"not watching {target}", what)
                 self.clock.sleep(run.policy.watch.interval)
                 continue
+            log.build = serving.build.digest
             left = None if until is None else timedelta(seconds=until - self.clock.monotonic())
             self._log_once(
                 log,
@@ -195,6 +203,7 @@ class Monitor:
                 seen: Observation, sample: Callable[[Observation], None] | None = sample
             ) -> None:
                 pulse.beat()
+                log.log_undelivered(wait=False)
                 self._seen = self._seen or seen.probes.total > 0
                 if sample:
                     sample(seen)
@@ -239,19 +248,21 @@ class Monitor:
             if code is ExitCode.OK:
                 self._log_once(log, "not rolled back", evidence.conclusion)
                 return None
-            self._log_once(log, "not rolled back yet", evidence.conclusion)
-            log.notify("rollback", f"{fired}. It waits: {evidence.conclusion}")
+            if self._log_once(log, "not rolled back yet", evidence.conclusion):
+                log.notify("rollback", f"{fired}. It waits: {evidence.conclusion}")
             self.clock.sleep(run.policy.watch.interval)
         self.on_end(evidence, own)
         if code is ExitCode.NEEDS_PERSON:
             self._given_up = revision
         return code
 
-    def _log_once(self, log: RunLog, title: str, detail: str) -> None:
-        """Log a step, unless it was the last one logged here."""
-        if (step := f"{title}: {detail}") != self._last_step:
-            self._last_step = step
-            log.log_step(title, detail)
+    def _log_once(self, log: RunLog, title: str, detail: str) -> bool:
+        """Log a step, unless it was the last one logged here; return whether it was logged."""
+        if (step := f"{title}: {detail}") == self._last_step:
+            return False
+        self._last_step = step
+        log.log_step(title, detail)
+        return True
 
 
 def _changed(journal: Journal, held: HeldLease, entry: JournalEntry | None) -> Callable[[], bool]:

@@ -1,6 +1,7 @@
 """Content of a notification, and its format for Slack, Teams and webhooks."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ _HEADLINES = {
     MessageKind.ROLLED_BACK: "{model} in {environment} is rolled back",
     MessageKind.ROLLBACK_FAILED: "A PERSON IS NEEDED: {model} in {environment} is not rolled back",
     MessageKind.BLIND: "The watch over {model} in {environment} sees nothing",
+    MessageKind.SEEN: "The watch over {model} in {environment} has its data again",
     MessageKind.LEFT: "The rollout of {model} to {environment} is unfinished",
     MessageKind.OVERRIDE: "Conditions of {model}'s promotion to {environment} are passed over",
     MessageKind.SIGN_OFF: "The evidence of {model} for {environment} is signed off",
@@ -27,11 +29,19 @@ _HEADLINES = {
 }
 _LONGEST_TEXT = 2500
 """Slack takes 3,000 characters in a section."""
+_LONGEST_NAME = 150
+_LONGEST_EVENT = 1400
+"""Of these the text is made: its end, with the command to type, must not be cut for the others."""
+_CUT = " […] "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message. `text` is the event; `build` the build's short digest or ""."""
+    """One message.
+
+    `text` is the event; `build` the build's short digest or ""; `missed` are earlier messages that
+    did not arrive, a line for each. `subject` takes the place of the kind's own headline.
+    """
 
     kind: MessageKind
     model: str
@@ -42,15 +52,20 @@ class Message:
     reason: str
     build: str
     at: datetime
+    missed: tuple[str, ...] = ()
+    subject: str = ""
 
     @property
     def headline(self) -> str:
         """Subject, in one line."""
-        return _HEADLINES[self.kind].format(model=self.model, environment=self.environment)
+        about = {"model": self.model, "environment": self.environment}
+        return self.subject or _HEADLINES[self.kind].format(**about)
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON-ready data."""
-        return {**asdict(self), "at": self.at.isoformat(), "headline": self.headline}
+        data = {**asdict(self), "at": self.at.isoformat(), "headline": self.headline}
+        del data["subject"]
+        return data
 
 
 def rendered(
@@ -94,14 +109,37 @@ def _text(message: Message, template: Path | None, escape: Callable[[str], str])
             if template
             else environment.get_template("message.txt.jinja")
         )
-        text = made.render({**message.as_json(), "kind": message.kind.value})
+        text = made.render(
+            {
+                **{
+                    name: shortened(value, _LONGEST_EVENT if name == "text" else _LONGEST_NAME)
+                    for name, value in message.as_json().items()
+                    if isinstance(value, str)
+                },
+                "kind": message.kind.value,
+                "missed": list(message.missed),
+            }
+        )
     except (OSError, UnicodeDecodeError, TemplateError, TypeError, ValueError) as error:
         raise UsageError(
             f"the message template {template} cannot be used: {error}",
             remedy="Filled in are kind, headline, text, model, environment, run_id, who, reason, "
-            "build and at.",
+            "build, at and missed.",
         ) from error
-    return text.strip()[:_LONGEST_TEXT]
+    # Whatever the template is: nobody may have heard of them.
+    missed = "".join(f"\nNot delivered before: {line}" for line in message.missed)
+    after = shortened(escape(missed), _LONGEST_TEXT // 4)
+    return shortened(text.strip(), _LONGEST_TEXT - len(after)) + after
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return `text` with at most `longest` characters: without its middle where it is longer."""
+    if len(text) <= longest:
+        return text
+    half = (longest - len(_CUT)) // 2
+    # What is escaped is cut between characters, not within one.
+    first = re.sub(r"&[a-z]{0,3}$", "", text[:half])
+    return first + _CUT + re.sub(r"^[a-z]{0,3};", "", text[-half:])
 
 
 def _slack_text(text: str) -> str:

@@ -1,22 +1,69 @@
-"""Sends notifications beside a rollout: nothing here delays it or ends it."""
+"""Sends notifications beside a rollout: nothing here delays it or ends it.
 
-import queue
+A message that does not arrive is named in the next one of its channel, whatever run sends that, and
+by `status` until then.
+"""
+
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.reader import StoreReader
+from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy.notifications import Channel, MessageKind, Notifications
-from vllm_rollout.rollout.delivery import deliver
-from vllm_rollout.rollout.notification_format import Message
+from vllm_rollout.rollout.delivery import Pause, deliver
+from vllm_rollout.rollout.notification_format import Message, shortened
+
+_MOST_MISSED = 20
+_LONGEST_MISSED = 200
+_TRIES = 5
+
+
+def messages_missed(stores: Iterable[StoreReader], model: str) -> Mapping[str, Sequence[str]]:
+    """Return the messages about `model` that did not arrive and were not made up for, by channel.
+
+    Raises: as the stores.
+    """
+    found: dict[str, list[str]] = {}
+    for store in stores:
+        entry = store.read(_key(model))
+        for channel, lines in (entry.value if entry else {}).items():
+            known = found.setdefault(channel, [])
+            known += [line for line in lines if line not in known]
+    return found
+
+
+def _key(model: str) -> str:
+    return f"undelivered/{model}"
+
+
+def _keep_missed(
+    store: Store, model: str, channel: str, said: Sequence[str], missed: Sequence[str]
+) -> None:
+    """Keep what a channel missed in the store, beside what other runs have kept meanwhile."""
+    key = _key(model)
+    for _ in range(_TRIES):
+        entry = store.read(key)
+        value = dict(entry.value) if entry else {}
+        before = [line for line in value.pop(channel, ()) if line not in (*said, *missed)]
+        if lines := [*before, *missed][-_MOST_MISSED:]:
+            value[channel] = lines
+        with suppress(ConflictError):
+            store.write(key, value, expect=entry.version if entry else None)
+            return
 
 
 class Notifier:
     """Messages of one run. Each channel has a thread and its messages arrive in order.
 
-    `tell` returns at once; `close` waits, for the policy's deadline at most, and returns what did
-    not arrive.
+    `tell` returns at once; `undelivered` returns what did not arrive, and waits for messages under
+    way only where it is asked to. `store` keeps what did not arrive, for later runs and `status`.
     """
 
     def __init__(
@@ -29,92 +76,145 @@ class Notifier:
         who: str,
         reason: str,
         now: Callable[[], datetime],
+        store: Store | None = None,
+        pause: Pause | None = None,
     ) -> None:
-        self._rules, self._now = rules, now
-        self._about = {
-            "model": model,
-            "environment": environment,
-            "run_id": run_id,
-            "who": who,
-            "reason": reason,
-        }
-        self._sent: set[tuple[str, str]] = set()
-        self._channels = [_Queue(channel, rules) for channel in rules.channels]
+        self._rules, self._now, self._store, self._model = rules, now, store, model
+        self._message = partial(
+            Message, model=model, environment=environment, run_id=run_id, who=who, reason=reason
+        )
+        missed: Mapping[str, Sequence[str]] = {}
+        if store is not None and rules.channels:
+            with suppress(RolloutError):  # the run itself finds out, if it needs the store
+                missed = messages_missed([store], model)
+        self._channels = [
+            _Queue(channel, rules, missed.get(channel.name, ()), pause)
+            for channel in rules.channels
+        ]
 
-    def tell(self, kind: str, text: str, build: str = "") -> None:
+    def tell(self, kind: str, text: str, *, build: str = "", headline: str = "") -> None:
         """Send a message to every channel that wants its kind; does not wait and does not raise.
 
-        `kind` is one of `MessageKind`; `build` the digest of the build it is about. A
-        message that was sent before in this run is not sent again.
+        `kind` is one of `MessageKind`; `build` the digest of the build it is about; `headline`
+        takes the place of the kind's own.
         """
-        if (kind, text) in self._sent:
-            return
-        self._sent.add((kind, text))
-        short = build.removeprefix("sha256:")[:12]
-        message = Message(
-            kind=MessageKind(kind), text=text, build=short, at=self._now(), **self._about
+        message = self._message(
+            kind=MessageKind(kind),
+            text=text,
+            build=build.removeprefix("sha256:")[:12],
+            at=self._now(),
+            subject=headline,
         )
         for channel in self._channels:
             channel.put(message)
 
-    def close(self) -> list[str]:
-        """Wait for messages under way; return a line for each that is not known to have arrived.
+    def undelivered(self, *, wait: bool) -> list[str]:
+        """Return a line for each message that is not known to have arrived, each line once.
 
-        More may be sent afterwards, and it may be closed again.
+        With `wait` messages under way have the policy's deadline; those that are still under way
+        then are among them. More may be sent afterwards.
         """
         deadline = time.monotonic() + self._rules.deadline_seconds
-        return [line for channel in self._channels for line in channel.settle(deadline)]
+        lines = []
+        for channel in self._channels:
+            lines += channel.settle(deadline if wait else None)
+            said, missed = channel.changes()
+            if self._store is not None and (said or missed):
+                with suppress(RolloutError):  # the lines are returned in any case
+                    _keep_missed(self._store, self._model, channel.name, said, missed)
+        return lines
 
 
 class _Queue:
-    """One channel's messages, sent one after the other by a thread of its own."""
+    """One channel's messages, sent one after the other by a thread of its own.
 
-    def __init__(self, channel: Channel, rules: Notifications) -> None:
+    A message that did not arrive at once is given up for a newer one, which names it.
+    """
+
+    def __init__(
+        self, channel: Channel, rules: Notifications, missed: Sequence[str], pause: Pause | None
+    ) -> None:
+        self.name = channel.name
         self._channel, self._rules = channel, rules
-        self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._pause = pause or self._newer_within
         self._lock = threading.Condition()
         self._open: list[Message] = []
+        self._late: dict[Message, str] = {}
         self._failed: list[str] = []
+        self._missed = list(missed)
+        self._kept = list(missed)
+        """What the store has of it."""
         self._thread: threading.Thread | None = None
 
     def put(self, message: Message) -> None:
-        if message.kind not in self._channel.messages:
+        if not self._channel.wants(message.kind):
             return
         with self._lock:
             self._open.append(message)
+            self._lock.notify_all()
         if self._thread is None:
             # A daemon: an end of the run that does not wait is no reason to hang.
             self._thread = threading.Thread(
-                target=self._work, name=f"messages to {self._channel.name}", daemon=True
+                target=self._work, name=f"messages to {self.name}", daemon=True
             )
             self._thread.start()
-        self._waiting.put(message)
 
-    def settle(self, deadline: float) -> list[str]:
+    def settle(self, deadline: float | None) -> list[str]:
         with self._lock:
-            self._lock.wait_for(lambda: not self._open, max(0.0, deadline - time.monotonic()))
-            late = [
-                self._line(message, "not delivered in time; it may still arrive")
-                for message in self._open
-            ]
-            failed, self._failed = self._failed + late, []
+            if deadline is not None:
+                self._lock.wait_for(lambda: not self._open, max(0.0, deadline - time.monotonic()))
+                for message in self._open:
+                    if message not in self._late:
+                        self._late[message] = self._give_up(
+                            message, "not delivered in time; it may still arrive"
+                        )
+            failed, self._failed = self._failed, []
             return failed
+
+    def changes(self) -> tuple[list[str], list[str]]:
+        """Return what was missed and is made up for since the last time, and what is missed now."""
+        with self._lock:
+            said = [line for line in self._kept if line not in self._missed]
+            missed = [line for line in self._missed if line not in self._kept]
+            self._kept = list(self._missed)
+            return said, missed
 
     def _work(self) -> None:
         while True:
-            message = self._waiting.get()
+            with self._lock:
+                self._lock.wait_for(lambda: bool(self._open))
+                message = self._open[0]
+                carried = list(self._missed)
             problem = ""
             try:
-                deliver(message, self._channel, self._rules)
+                deliver(
+                    replace(message, missed=tuple(carried)),
+                    self._channel,
+                    self._rules,
+                    pause=self._pause,
+                )
             except RolloutError as error:
-                problem = self._line(message, str(error))
+                problem = str(error)
             except Exception as error:  # noqa: BLE001 - reported, and the next message is sent
-                problem = self._line(message, type(error).__name__)
+                problem = type(error).__name__
             with self._lock:
                 self._open.remove(message)
-                if problem:
-                    self._failed.append(problem)
+                late = self._late.pop(message, "")
+                if not problem:
+                    said = (*carried, late)
+                    self._missed = [line for line in self._missed if line not in said]
+                elif not late:
+                    self._give_up(message, problem)
                 self._lock.notify_all()
 
-    def _line(self, message: Message, problem: str) -> str:
-        return f"{message.kind} to {self._channel.name}: {problem}"
+    def _give_up(self, message: Message, problem: str) -> str:
+        """Note that a message did not arrive, and return its line of what was missed."""
+        self._failed.append(f"{message.kind} to {self.name}: {problem}")
+        text = shortened(message.text, _LONGEST_MISSED)
+        line = f"{message.at:%Y-%m-%d %H:%M:%S %Z} {message.headline}: {text} ({problem})"
+        self._missed = [*self._missed, line][-_MOST_MISSED:]
+        return line
+
+    def _newer_within(self, seconds: float) -> bool:
+        with self._lock:
+            return self._lock.wait_for(lambda: len(self._open) > 1, seconds)

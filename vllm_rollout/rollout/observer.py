@@ -19,6 +19,7 @@ from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.report.terminal import observation_line
+from vllm_rollout.rollout.blindness import Blindness
 from vllm_rollout.rollout.run import Run, RunLog
 from vllm_rollout.rollout.soak_samples import Sampling
 from vllm_rollout.rollout.watcher import WatchEnd, Watcher
@@ -36,6 +37,7 @@ class DeploymentObserver:
     run: Run
     settings: Settings
     log: RunLog
+    blindness: Blindness
 
     @property
     def _platform(self) -> ReleaseReader:
@@ -180,12 +182,8 @@ class DeploymentObserver:
                 observe=lambda: replace(see(), live=live.newest()),
                 live=live.since_the_first,
                 interrupted=interrupted,
-                on_blind=lambda names: self._blind(
-                    deployment, f": {', '.join(names)}{self._path_errors(deployment, before)}"
-                ),
-                on_unseen=lambda gap: self._blind(deployment, f" from Prometheus: {gap}"),
-                on_seen=lambda: self.log.log_step(
-                    "Prometheus has data for every trigger again", str(deployment)
+                on_found=lambda found, gap: self.blindness.see(
+                    deployment, found, why=self._path_errors(deployment, before), gap=gap
                 ),
                 on_pending=lambda conditions: self.log.log_step(
                     f"{deployment} is watched on, until this fires or is over",
@@ -220,11 +218,6 @@ class DeploymentObserver:
 
     def _client_at(self, url: str, deployment: Deployment) -> InferenceClient:
         return self.settings.client(url, deployment)
-
-    def _blind(self, deployment: Deployment, what: str) -> None:
-        text = f"no data of {deployment}{what}"
-        self.log.log_step("the watch is blind", text, Outcome.INCONCLUSIVE)
-        self.log.notify("blind", text)
 
     def _path_errors(self, deployment: Deployment, before: PathErrors) -> str:
         path_error = self._platform.path_errors(deployment).since(before)

@@ -323,8 +323,6 @@ def ask_for_sign_off(
         f"The {run.source.environment} gates passed. Read the report of run {run.id}, "
         f"then: {command} (or --reject)",
     )
-    for line in log.undelivered():
-        log.reporter.progress(f"a message did not arrive: {line}")
 
 
 def _own_gates(paths: Iterable[Path]) -> set[str]:

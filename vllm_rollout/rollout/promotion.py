@@ -19,6 +19,7 @@ from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.model_registry import register_target
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.preconditions import same_images
+from vllm_rollout.rollout.promotion_blockers import until_open
 from vllm_rollout.rollout.rollback import roll_back
 from vllm_rollout.rollout.run import RolloutResult, Run, RunLog, Undo, not_serving, problems_of
 from vllm_rollout.rollout.traffic_shift import TrafficShift, traffic_before
@@ -181,6 +182,8 @@ def _ramp_by_replicas(
             return Undo(entry, str(error), code)
         log.log_step(f"{target}: revision {revision.number} is ready, {what}", outcome=Outcome.PASS)
         end = observer.watch(target, hold)
+        if wanted.replicas < wanted.capacity:
+            end = until_open(run, log, end, lambda time: observer.watch(target, time))
         if end.fired:
             return Undo(entry, end.fired)
         if end.unobservable:

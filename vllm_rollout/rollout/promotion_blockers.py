@@ -2,27 +2,36 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.judge.soak import soak_text
-from vllm_rollout.judge.windows import SEARCH, closed_because, next_opening
+from vllm_rollout.judge.windows import SEARCH, closed_because, next_closing, next_opening
 from vllm_rollout.model.deployment import Deployment, Revision
-from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.text import host_of
+from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.text import public_address
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import OnCall, Policy, Windows
-from vllm_rollout.rollout.run import Clock
+from vllm_rollout.policy.notifications import MessageKind
+from vllm_rollout.rollout.run import Clock, Run, RunLog
 from vllm_rollout.rollout.soak_samples import soak_of, soak_remedy
 from vllm_rollout.rollout.user_command import UserCommandError, run_user_command
+from vllm_rollout.variables import secret_from
+
+if TYPE_CHECKING:
+    from vllm_rollout.rollout.watcher import WatchEnd
 
 _LOOK_EVERY = timedelta(seconds=30)
 _ASK_AGAIN = timedelta(hours=1)
+_SOON = timedelta(minutes=5)
 _MOMENT = timedelta(minutes=1)
 _LONGEST_ANSWER = 200
+_REMEDY = "Shorten the ramp, widen the windows, or set windows.whole_ramp to off."
 
 
 def reasons_to_wait(
@@ -44,8 +53,8 @@ def reasons_to_wait(
             f"the soak is not over: revision {revision.number} of {source.environment}: "
             f"{soak_text(soak)}. {soak_remedy(policy, source)}"
         )
-    if target.environment == policy.order[-1] and (reason := closed_now(policy.windows, now)):
-        yield f"outside the deployment windows ({reason}); {opening_text(policy.windows, now)}"
+    if target.environment == policy.order[-1] and (reason := closed_to_ramp(policy, now)):
+        yield f"outside the deployment windows ({reason}); {opening_text(policy, now)}"
 
 
 def closed_now(windows: Windows, now: datetime) -> str:
@@ -53,31 +62,114 @@ def closed_now(windows: Windows, now: datetime) -> str:
 
     A calendar that cannot be read closes it.
     """
+    return _closed(windows, now)[0]
+
+
+def _closed(windows: Windows, now: datetime) -> tuple[str, bool]:
+    """Return as `closed_now`, and whether it is known to be so."""
+    if not windows.enforce:
+        return "", True
+    if reason := closed_because(windows, now):
+        return reason, True
+    try:
+        return closed_because(windows, now, events_between(windows, now, now + _MOMENT)), True
+    except UnreachableError as error:
+        return f"{error}. {error.remedy}", False
+
+
+def closed_to_ramp(policy: Policy, now: datetime) -> str:
+    """Return why no ramp may begin at `now`; "" if one may.
+
+    Production is closed, or would be before the ramp is over. A calendar that cannot be read closes
+    it.
+    """
+    windows, needed = policy.windows, _needed(policy)
+    end = now + max(needed, _MOMENT)
     if not windows.enforce:
         return ""
     if reason := closed_because(windows, now):
         return reason
     try:
-        return closed_because(windows, now, events_between(windows, now, now + _MOMENT))
+        closing = next_closing(windows, now, end, events_between(windows, now, end))
     except UnreachableError as error:
         return f"{error}. {error.remedy}"
+    if closing is None:
+        return ""
+    moment, why = closing
+    if moment <= now:
+        return why
+    if not needed:
+        return ""
+    return (
+        f"the ramp takes {format_duration(needed)} at least (holds, load and watch), and "
+        f"production closes {moment:%A %Y-%m-%d %H:%M %Z} ({why})"
+    )
 
 
-def opens_next(windows: Windows, now: datetime) -> datetime | None:
-    """Return when production may be deployed to next; None if the calendar cannot be read."""
+def opens_next(
+    windows: Windows, now: datetime, *, lasting: timedelta = timedelta()
+) -> datetime | None:
+    """Return when production may be deployed to next, for `lasting`; None if it is not known."""
     try:
         events = events_between(windows, now, now + SEARCH) if windows.enforce else ()
     except UnreachableError:
         return None
-    return next_opening(windows, now, events)
+    return next_opening(windows, now, events, lasting=lasting)
 
 
-def opening_text(windows: Windows, now: datetime) -> str:
-    """Return when the windows open next, as text."""
-    opening = opens_next(windows, now)
-    if opening is None:
-        return "when the next opens is not known"
-    return f"the next opens {opening:%A %Y-%m-%d %H:%M %Z}"
+def opening_text(policy: Policy, now: datetime) -> str:
+    """Return when the windows open next for long enough, as text."""
+    opening = opens_next(policy.windows, now, lasting=_needed(policy))
+    if opening is not None:
+        return f"the next opens {opening:%A %Y-%m-%d %H:%M %Z}"
+    if _never_fits(policy, now):
+        return f"no window is so long. {_REMEDY}"
+    return "when the next opens is not known"
+
+
+def _never_fits(policy: Policy, now: datetime) -> bool:
+    """Return whether windows open, and none is long enough for a ramp."""
+    needed = _needed(policy)
+    return bool(
+        needed
+        and opens_next(policy.windows, now) is not None
+        and opens_next(policy.windows, now, lasting=needed) is None
+    )
+
+
+def _needed(policy: Policy) -> timedelta:
+    """Return for how long production must be open when a ramp begins."""
+    return policy.ramp_time if policy.windows.whole_ramp else timedelta()
+
+
+def until_open(
+    run: Run, log: RunLog, end: "WatchEnd", watch: "Callable[[timedelta], WatchEnd]"
+) -> "WatchEnd":
+    """Return the `end` of a step's hold once production is open for the next step.
+
+    Where it is closed by then, the end has fired, or `watch` watches on until it opens, as the
+    policy says; where that is not known, it watches on. In an emergency nothing is asked.
+    """
+    windows = run.policy.windows
+    held = False
+    while run.serves_users and run.emergency is None and not (end.fired or end.unobservable):
+        now = log.now()
+        reason, known = _closed(windows, now)
+        if not reason:
+            break
+        if known and windows.closed_in_ramp == "go_back":
+            why = f"production is closed before the next step of the ramp ({reason})"
+            return replace(end, fired=f"{why}, and windows.closed_in_ramp is go_back")
+        opening = opens_next(windows, now)
+        if not held:
+            when = f"until {opening:%A %Y-%m-%d %H:%M %Z}" if opening else "until it opens"
+            why = f"the ramp of {run.target} is held where it is, {when}: production is closed"
+            log.log_step(f"{why} before its next step", reason)
+            log.notify(MessageKind.WAITING, f"{why} before its next step ({reason})")
+        held = True
+        # A calendar may change meanwhile, but need not be fetched at each observation.
+        end = watch(min(opening - now, _ASK_AGAIN) if opening else _SOON)
+    return end
 
 
 def nobody_on_call(rules: OnCall) -> str:
@@ -89,33 +181,44 @@ def nobody_on_call(rules: OnCall) -> str:
     reasons = []
     if rules.command is not None:
         reasons.append(_by_command(rules.command, seconds))
-    if rules.url is not None:
+    if rules.url_env is not None or rules.url_file is not None:
+        try:
+            url = secret_from(rules.url_env, rules.url_file, "the URL to ask")
+            reasons.append(_by_url(url, seconds))
+        except UsageError as error:
+            reasons.append(f"whether anybody is on call is unknown: {error}")
+    elif rules.url is not None:
         reasons.append(_by_url(rules.url, seconds))
     return "; ".join(reason for reason in reasons if reason)
 
 
 def wait_until_open(
-    windows: Windows,
+    policy: Policy,
     clock: Clock,
     report: Callable[[str], None],
     begin: Callable[[str], None] = lambda _why: None,
 ) -> None:
-    """Return when production may be deployed to and somebody is on call, if the policy asks.
+    """Return when a ramp may begin and somebody is on call, if the policy asks.
 
     `begin` is called once with the reason, if there is one to wait for, and `report` every half
     minute, with the time left. Nothing is held meanwhile.
+
+    Raises:
+        UsageError: no window is long enough for a ramp.
     """
-    waits = False
+    windows, waits = policy.windows, False
     opening: datetime | None = None
     again = clock.now()
     while True:
         now = clock.now()
         if now >= again:
-            closed = closed_now(windows, now)
+            closed = closed_to_ramp(policy, now)
             reason = closed or nobody_on_call(windows.on_call)
             if not reason:
                 return
-            opening = opens_next(windows, now) if closed else None
+            opening = opens_next(windows, now, lasting=_needed(policy)) if closed else None
+            if closed and opening is None and _never_fits(policy, now):
+                raise UsageError(f"{closed}, and no window is so long", remedy=_REMEDY)
             # A calendar may change meanwhile, but need not be fetched twice a minute.
             again = min(opening or now + _LOOK_EVERY, now + _ASK_AGAIN)
         seconds = math.ceil(((opening or again) - now).total_seconds())
@@ -140,11 +243,10 @@ def _by_command(words: tuple[str, ...], seconds: float) -> str:
 
 
 def _by_url(url: str, seconds: float) -> str:
+    where = public_address(url)
     try:
         with HttpClient(max_bytes=0, proxy=True) as client:
             status = client.get(url, timeout_seconds=seconds, read=False).status
     except HttpError as error:
-        why = error.reason.replace(url, host_of(url))
-        return f"whether anybody is on call is unknown: {host_of(url)}: {why}"
-    answered = f"nobody is on call: {host_of(url)} answered {status}"
-    return "" if status == HTTPStatus.OK else answered
+        return f"whether anybody is on call is unknown: {where}: {error.reason}"
+    return "" if status == HTTPStatus.OK else f"nobody is on call: {where} answered {status}"

@@ -215,10 +215,10 @@ class RunLog:
     clock: Clock
     reporter: Reporter
     audit: AuditLog
-    notify: Callable[[str, str], None]
-    """Sends a message to the policy's channels: its kind and its text. It does not raise."""
-    undelivered: Callable[[], list[str]]
-    """Waits briefly for messages under way: a line for each that did not arrive."""
+    send: Callable[..., None]
+    """Sends a message to the policy's channels, as `Notifier.tell`. It does not raise."""
+    undelivered: Callable[..., list[str]]
+    """Returns a line for each message that did not arrive, as `Notifier.undelivered`."""
     steps: list[Step] = field(default_factory=list)
     gate_runs: list[GateRun] = field(default_factory=list)
     waived: list[str] = field(default_factory=list)
@@ -228,6 +228,10 @@ class RunLog:
     """The target's revision that passed its gates in this run, or in the one it goes on with."""
     grown_from: str = ""
     """Digest of the run's evidence as it was stored last; empty until it is."""
+    build: str = ""
+    """Digest of the build that is promoted or left; empty until it is known."""
+    missed: list[str] = field(default_factory=list)
+    """Messages that did not arrive, a line for each."""
 
     def now(self) -> datetime:
         """Wall-clock time, with its zone."""
@@ -238,6 +242,17 @@ class RunLog:
         step = Step(at=self.now(), title=title, detail=detail, outcome=outcome)
         self.steps.append(step)
         self.reporter.step(step)
+
+    def notify(self, kind: str, text: str, *, headline: str = "") -> None:
+        """Send a message to the policy's channels: its kind and its text. It does not raise."""
+        about = {"build": self.build, "headline": headline}
+        self.send(kind, text, **{name: value for name, value in about.items() if value})
+
+    def log_undelivered(self, *, wait: bool) -> None:
+        """Log each message that did not arrive; `wait` for those under way, for their deadline."""
+        for line in self.undelivered(wait=wait):
+            self.missed.append(line)
+            self.log_step("a message did not arrive", line, Outcome.INCONCLUSIVE)
 
     def log_symptoms(self, error: RolloutError) -> None:
         """Log why replicas did not become ready, as far as `error` knows."""

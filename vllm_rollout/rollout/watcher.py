@@ -46,10 +46,9 @@ class Watcher:
     """Watches one deployment.
 
     `observe` makes one observation and does not raise. `on_tick` is called for each observation,
-    with the seconds since the watch began; `on_blind`, once each time, with the triggers that have
-    had no data for longer than the policy's gap, `on_unseen` with those that had none from
-    Prometheus, and why, `on_seen` when Prometheus has data for all again, `on_pending`, once, with
-    the conditions for which it goes on after its time. `live` returns its counts
+    with the seconds since the watch began; `on_found`, for each after the policy's gap, with what
+    the triggers found and, as text, which have no data from Prometheus, and why; `on_pending`,
+    once, with the conditions for which it goes on after its time. `live` returns its counts
     since the watch began, None without Prometheus. `interrupted` is called before each observation.
     """
 
@@ -57,15 +56,11 @@ class Watcher:
     clock: Clock
     observe: Callable[[], Observation]
     on_tick: Callable[[float, Observation], None]
-    on_blind: Callable[[tuple[str, ...]], None] = lambda _names: None
-    on_unseen: Callable[[str], None] = lambda _gap: None
-    on_seen: Callable[[], None] = lambda: None
+    on_found: Callable[[Found, str], None] = lambda _found, _gap: None
     on_pending: Callable[[tuple[str, ...]], None] = lambda _conditions: None
     live: Callable[[], LiveCounts | None] = lambda: None
     interrupted: Callable[[], bool] = lambda: False
     _slo_samples: list[ProbeSample] = field(default_factory=list)
-    _reported_blind: set[str] = field(default_factory=set)
-    _reported_unseen: set[str] = field(default_factory=set)
     _latest: LiveCounts | None = None
 
     def watch(self, duration: timedelta | None, *, after_promotion: bool = False) -> WatchEnd:
@@ -94,7 +89,9 @@ class Watcher:
             found = triggers.step(elapsed, observation)
             self._latest = observation.live or self._latest
             if elapsed > self.policy.triggers.max_gap_seconds:
-                self._report(found)
+                # A trigger without data has had none for longer than the gap, or never; by now both
+                # are too long.
+                self.on_found(found, self._gap(found))
             fired = found.fired
             if after_promotion and elapsed <= watch.slo.within_seconds:
                 self._slo_samples.append(observation.probes)
@@ -121,20 +118,6 @@ class Watcher:
                     observed_seconds=elapsed,
                 )
             self.clock.sleep(watch.interval)
-
-    def _report(self, found: Found) -> None:
-        """Report triggers without data for too long, once, and that Prometheus has data again.
-
-        A trigger without data has had none for longer than the gap, or never; after the watch's
-        first gap both are too long.
-        """
-        if set(found.blind) - self._reported_blind:
-            self.on_blind(found.blind)
-        if set(found.unseen) - self._reported_unseen:
-            self.on_unseen(self._gap(found))
-        elif self._reported_unseen and not found.unseen:
-            self.on_seen()
-        self._reported_blind, self._reported_unseen = set(found.blind), set(found.unseen)
 
     def _gap(self, found: Found) -> str:
         """Return the triggers that have no data from Prometheus, and why; empty if all have."""

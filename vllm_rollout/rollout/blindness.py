@@ -1,0 +1,63 @@
+"""Episodes in which the watches of a run lack data: beginning and end of each are reported."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.rollback_triggers import Found
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.units import format_about
+from vllm_rollout.policy.notifications import MessageKind
+from vllm_rollout.rollout.run import RunLog
+
+_EVERY = "every trigger"
+
+
+@dataclass(slots=True)
+class _Episode:
+    """One episode, and the triggers that were reported in it."""
+
+    since: datetime
+    reported: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Blindness:
+    """The open episodes of one run's watches, by deployment; they last from watch to watch."""
+
+    log: RunLog
+    _open: dict[Deployment, _Episode] = field(default_factory=dict)
+
+    def see(self, deployment: Deployment, found: Found, *, why: str, gap: str) -> None:
+        """Take what the triggers of a watch had no data for, after an observation.
+
+        `why` is why probes or platform have none, `gap` what Prometheus has none for, and why. What
+        is missing is reported once in an episode, and its end when nothing is missing any more.
+        """
+        missing = {*found.blind, *found.unseen, *([_EVERY] if found.nothing else ())}
+        episode = self._open.get(deployment)
+        if not missing:
+            if self._open.pop(deployment, None) and episode:
+                self._over(deployment, self.log.now() - episode.since)
+            return
+        if episode is None:
+            episode = self._open[deployment] = _Episode(self.log.now())
+        new = missing - episode.reported
+        episode.reported |= missing
+        if new.intersection({*found.blind, _EVERY}):
+            self._begun(deployment, f": {', '.join(found.blind)}{why}", every=found.nothing)
+        if new.intersection(found.unseen):
+            self._begun(deployment, f" from Prometheus: {gap}", every=found.nothing)
+
+    def _begun(self, deployment: Deployment, what: str, *, every: bool) -> None:
+        text = f"no data of {deployment}{what}"
+        title = "the watch is blind" if every else "the watch is blind to some triggers"
+        self.log.log_step(title, text, Outcome.INCONCLUSIVE)
+        watch = f"The watch over {deployment.model} in {deployment.environment}"
+        headline = "" if every else f"{watch} has no data for some of its triggers"
+        self.log.notify(MessageKind.BLIND, text, headline=headline)
+
+    def _over(self, deployment: Deployment, lasted: timedelta) -> None:
+        text = f"every trigger over {deployment} has data again, after {format_about(lasted)}"
+        self.log.log_step("the watch has its data again", text)
+        self.log.notify(MessageKind.SEEN, text)
