@@ -104,6 +104,8 @@ def _finding(symptoms: Symptoms, deployment: Deployment, failure_threshold: int 
     found = next((reason for rule in rules if (reason := rule(symptoms))), _unknown(symptoms))
     where = {"sidecar": "its sidecar", "init": "its init container"}.get(symptoms.role)
     cause = f"{where} {symptoms.container}: {found.cause}" if where else found.cause
+    if symptoms.job.startswith("hook") and symptoms.replica and symptoms.replica.phase != "Failed":
+        cause = f"{cause}; the change waits for it until `deploy_timeout`"
     lines = dict.fromkeys(shown(line, _LINE_LENGTH) for line in found.shown_by if line.strip())
     return Finding(
         replica=_name(symptoms),
@@ -222,8 +224,7 @@ def _unfinished(symptoms: Symptoms) -> Reason | None:
             "disabled), or have it injected as a native sidecar.",
         )
     return Reason(
-        f"it has run for {duration(symptoms.running_seconds)} and has not ended: the change "
-        "waited for it until `deploy_timeout`",
+        f"it has run for {duration(symptoms.running_seconds)} and has not ended",
         key_lines(symptoms.log, sign_in(symptoms.log)),
         "If its log goes on (a download), raise `deploy_timeout` in the policy; if it hangs, the "
         "last line says where.",
@@ -233,7 +234,11 @@ def _unfinished(symptoms: Symptoms) -> Reason | None:
 def _loading(symptoms: Symptoms) -> Reason | None:
     """A server whose start-up probe has not passed yet, and may still."""
     probe, ran = symptoms.startup_probe, symptoms.running_seconds
-    if probe is None or ran is None or symptoms.started:
+    if probe is None or ran is None:
+        return None
+    failed = newest(symptoms, "Unhealthy")
+    just_now = failed and failed[0].message.startswith("Startup probe") and ran <= probe.seconds
+    if symptoms.started and not just_now:
         return None
     return Reason(
         f"it is still loading, {duration(ran)} of {math.ceil(probe.seconds / 60)} min "

@@ -28,20 +28,17 @@ def list_events(api: KubernetesApi, namespace: str) -> list[ObjectEvent]:
     except RolloutError:
         return []
     secrets, now = secrets_in(), datetime.now(UTC)
-    return sorted(
-        (
-            ObjectEvent(
-                kind=each.involved_object.kind or "",
-                name=each.involved_object.name or "",
-                uid=each.involved_object.uid or "",
-                event=Event(
-                    each.reason or "", redact(each.message or "", secrets), _age(each, now)
-                ),
-            )
-            for each in found.items
-        ),
-        key=lambda each: -each.event.seconds_ago,
-    )
+    # Times are whole seconds; of the same second, what was written later is newer.
+    items = sorted(found.items, key=lambda e: (-_age(e, now), int(e.metadata.resource_version)))
+    return [
+        ObjectEvent(
+            kind=each.involved_object.kind or "",
+            name=each.involved_object.name or "",
+            uid=each.involved_object.uid or "",
+            event=Event(each.reason or "", redact(each.message or "", secrets), _age(each, now)),
+        )
+        for each in items
+    ]
 
 
 def _age(event: Any, now: datetime) -> float:
