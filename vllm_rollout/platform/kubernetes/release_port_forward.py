@@ -5,7 +5,7 @@ Or to one pod alone.
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError
@@ -66,19 +66,21 @@ class _ReadyPods:
         """
         if time.monotonic() - self._looked > _PODS_FRESH_SECONDS:
             everything = list_release(self._api, self._deployment)
-            wanted = self._selector.items()
-            behind = [p for p in everything if p.serves and wanted <= p.metadata.labels.items()]
-            self._pods = [
-                pod
-                for pod in (behind if wanted else serving(everything))
-                if replica_of(pod).ready and self._only in ("", pod.metadata.name)
-            ]
+            self._pods = [p for p in self._behind(everything) if replica_of(p).ready]
             self._looked = time.monotonic()
         pods = self._pods
         if not pods:
             raise DeployError(f"no pod of {self._deployment} is ready")
         pod = pods[next(self._turn) % len(pods)]
         return pod.metadata.name, _port_of(pod, self._target)
+
+    def _behind(self, pods: Sequence[Pod]) -> Sequence[Pod]:
+        if self._only:
+            return [pod for pod in pods if pod.metadata.name == self._only]
+        if not self._selector:
+            return serving(pods)
+        wanted = self._selector.items()
+        return [pod for pod in pods if pod.serves and wanted <= pod.metadata.labels.items()]
 
 
 def _target_of(
