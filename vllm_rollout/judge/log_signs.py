@@ -82,7 +82,7 @@ _SIGNS = (
     ),
     _sign(
         r"No space left on device: '/psm_|</torch_[^>]*>: (?:No space|Cannot allocate)"
-        r"|(?:No space|[Ee]rror|[Ff]ailed)[^\n]*/dev/shm|/dev/shm[^\n]*(?:No space|[Ee]rror)"
+        r"|(?:No space|[Ee]rror|fail|Fail)[^\n]*/dev/shm|/dev/shm[^\n]*(?:No space|[Ee]rror)"
         r"|[Bb]us error|[Ii]nsufficient shared memory|shared memory (?:segment|object)\b",
         "its shared memory (/dev/shm) is too small or not there",
         "Raise sharedMemory in the values: tensor parallelism needs gigabytes of it.",
