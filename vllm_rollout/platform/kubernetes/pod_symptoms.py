@@ -70,7 +70,7 @@ def symptoms_of(
         found += [of(p) for p in everything if p.serves and p.is_helper and not replica_of(p).ready]
         found += [of(p) for p in everything if p.metadata.deletion_timestamp]
     waited_for = {
-        (hook["kind"], hook["metadata"]["name"]): _title(hook)
+        (hook["kind"], str(hook["metadata"].get("name"))): _title(hook)
         for hook in hooks
         if hook["kind"] in ("Job", "Pod") and _OF_A_CHANGE.search(_kinds_of(hook))
     }
@@ -80,7 +80,7 @@ def symptoms_of(
 
 
 def _title(hook: Json) -> str:
-    return f"hook {hook['kind']} {hook['metadata']['name']} ({_kinds_of(hook)})"
+    return f"hook {hook['kind']} {hook['metadata'].get('name')} ({_kinds_of(hook)})"
 
 
 def _kinds_of(hook: Json) -> str:
