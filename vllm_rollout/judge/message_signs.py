@@ -17,42 +17,29 @@ REFUSALS = (
     ),
     _sign(
         r"failed quota",
-        "the namespace's resource quota counts what they do not state",
-        "Set the requests or limits that the message names, or a LimitRange with defaults.",
+        "",
+        "State these resources in the values, or have a LimitRange give defaults.",
     ),
     _sign(
-        r"(?:maximum|minimum) .* (?:per|usage)|max limit to request ratio",
-        "a LimitRange of the namespace does not allow their resources",
-        "Change resources in the values to what the LimitRange allows, or the LimitRange.",
+        r"(?:maximum|minimum) .+ usage per|max limit to request ratio|less than or equal to",
+        "",
+        "Ask for what the namespace's LimitRange allows (resources), or have it changed.",
     ),
     _sign(
         r"violates PodSecurity",
-        "they violate the namespace's Pod Security level",
-        "Change podSecurityContext and securityContext to what the message names, or the "
-        "namespace's label pod-security.kubernetes.io/enforce.",
+        "",
+        "Set the pods' securityContext, or have pod-security.kubernetes.io/enforce changed.",
     ),
     _sign(
-        r"failed calling webhook",
-        "an admission webhook does not answer",
-        "Repair the webhook that the message names (its Service, pods and certificate), or remove "
-        "its configuration.",
+        r"(?:failed calling|failed to call) webhook",
+        "",
+        "The webhook that is named does not answer: bring it back (its Service, pods and "
+        "certificate).",
     ),
-    _sign(
-        r"admission webhook|ValidatingAdmissionPolicy|denied the request|denied request",
-        "an admission policy denies them",
-        "Change what the message names, or ask the owners of that policy for an exception.",
-    ),
-    _sign(
-        r"service ?account",
-        "their service account is not there",
-        "Check serviceAccount in the values, and create the account.",
-    ),
-    _sign(
-        r"PriorityClass",
-        "their priority class is not there",
-        "Check priorityClassName in the values, and create the class.",
-    ),
+    _sign(r"service ?account", "", "Check serviceAccount in the values, and create the account."),
+    _sign(r"PriorityClass", "", "Check priorityClassName in the values, and create the class."),
 )
+"""How the API server refuses pods; without a cause, its own words are the cause."""
 
 PULLS = (
     _sign(

@@ -6,10 +6,9 @@ from typing import NamedTuple
 from vllm_rollout.judge.log_signs import sign_in
 from vllm_rollout.judge.message_signs import PLACES, PULLS, REFUSALS, VOLUMES
 from vllm_rollout.model.symptoms import Event, Symptoms
-from vllm_rollout.model.text import shown
 
 STARTING = ("", "ContainerCreating", "PodInitializing")
-_REFUSED = "the API server refuses its pods: "
+_REFUSAL_PREFIX = r".*?(?:is forbidden: |Error creating: |failed error: )"
 _IMAGE = (
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
     *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
@@ -36,11 +35,12 @@ def refused(symptoms: Symptoms) -> Reason | None:
     event = next((e for e in reversed(symptoms.events) if e.reason == "FailedCreate"), None)
     if event is None or symptoms.replica is not None:
         return None
-    if sign := sign_in(event.message, table=REFUSALS):
-        return Reason(_REFUSED + sign.cause, [line_of(event)], sign.resolution)
-    why = shown(re.sub(r"^Error creating: ", "", event.message), 120)
+    own_words = re.sub(_REFUSAL_PREFIX, "", event.message, count=2)
+    sign = sign_in(event.message, table=REFUSALS)
     return Reason(
-        _REFUSED + why, [line_of(event)], "Change what the message names, in values or namespace."
+        f"the API server refuses its pods: {(sign and sign.cause) or own_words}",
+        [line_of(event)],
+        sign.resolution if sign else "Satisfy the policy that is named, or have it changed.",
     )
 
 
