@@ -186,7 +186,7 @@ class Helm:
     def hooks(self, release: str, revision: int, *, namespace: str) -> list[dict[str, Any]]:
         """The hooks of that revision."""
         arguments = ("get", "hooks", release, "--namespace", namespace)
-        return _objects(self._run(*arguments, "--revision", str(revision)))
+        return _objects(self._run(*arguments, "--revision", str(revision), release=release))
 
     def template(
         self,
