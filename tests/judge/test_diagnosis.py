@@ -4,7 +4,7 @@ import pytest
 
 from vllm_rollout.judge.diagnosis import diagnose
 from vllm_rollout.model.deployment import Deployment, Replica
-from vllm_rollout.model.symptoms import NodeRoom, StartupProbe, Symptoms
+from vllm_rollout.model.symptoms import End, Event, NodeRoom, StartupProbe, Symptoms
 
 HERE = Deployment("m", "staging", "system")
 
@@ -20,18 +20,24 @@ def replica(phase: str = "Pending", *, reason: str = "", ready: bool = False) ->
 
 
 def crashed(last_line: str) -> Symptoms:
-    looping = replica("Running", reason="CrashLoopBackOff")
-    return Symptoms(replica=looping, node="n", exit_code=1, log=TRACEBACK.format(last_line))
+    return Symptoms(
+        replica=replica("Running", reason="CrashLoopBackOff"),
+        node="n",
+        waiting="CrashLoopBackOff",
+        restarts=3,
+        end=End(exit_code=1),
+        log=TRACEBACK.format(last_line),
+    )
 
 
 def waiting(scarce: str, *rooms: NodeRoom) -> Symptoms:
-    told = f"0/2 nodes are available: 2 Insufficient {scarce}."
+    reported = f"0/2 nodes are available: 2 Insufficient {scarce}."
     return Symptoms(
         replica=replica(),
         scarce=scarce,
         requests={scarce: 4.0},
         rooms=rooms,
-        events=(("FailedScheduling", told),),
+        events=(Event("FailedScheduling", reported),),
     )
 
 
@@ -43,69 +49,36 @@ def slow(threshold: int | None) -> Symptoms:
         replica=replica("Running"),
         node="n",
         startup_probe=probe,
-        exit_code=137,
+        end=End(exit_code=137),
         events=(
-            ("Unhealthy", "Startup probe failed: connection refused"),
-            ("Killing", "Container vllm failed startup probe, will be restarted"),
+            Event("Unhealthy", "Startup probe failed: connection refused"),
+            Event("Killing", "Container vllm failed startup probe, will be restarted"),
         ),
     )
 
 
+FORBIDDEN = 'Error creating: pods "x" is forbidden: '
+
+
 @pytest.mark.parametrize(
-    ("symptoms", "cause", "resolution"),
+    ("message", "cause", "resolution"),
     [
-        (waiting("memory"), "it waits for 4 memory", "lower the memory that it requests"),
+        (f"{FORBIDDEN}exceeded quota: q", "the namespace's resource quota", "ResourceQuota"),
+        (f"{FORBIDDEN}failed quota: q: must specify limits.cpu", "failed quota: q", "State these"),
+        (f"{FORBIDDEN}maximum memory usage per Container is 1Gi", "maximum memory", "LimitRange"),
+        (f"{FORBIDDEN}violates PodSecurity", "violates PodSecurity", "securityContext"),
         (
-            Symptoms(replica=replica(), events=(("FailedScheduling", "0/2 nodes: taint"),)),
-            "no node may run it",
-            "tolerations",
+            'Error creating: Internal error occurred: failed calling webhook "x.example": refused',
+            'Internal error occurred: failed calling webhook "x.example"',
+            "bring it back",
         ),
-        (
-            Symptoms(replica=replica(reason="ImagePullBackOff"), node="n"),
-            "its image cannot be pulled",
-            "image.digest",
-        ),
-        (
-            Symptoms(replica=replica(), node="n", events=(("FailedMount", "no claim"),)),
-            "a volume cannot be mounted",
-            "claim",
-        ),
-        (
-            Symptoms(replica=replica("Running"), node="n", ended="OOMKilled", exit_code=137),
-            "killed at its memory limit",
-            "resources.limits.memory",
-        ),
-        (crashed("torch.OutOfMemoryError: CUDA out of memory."), "GPU's memory", "gpu.count"),
-        (crashed("OSError: You are trying to access a gated repo."), "this token", "tokenSecret"),
-        (crashed("OSError: meta/x is not a valid model identifier"), "not where", "model.path"),
-        (crashed("RuntimeError: No CUDA GPUs: NVIDIA driver missing"), "usable GPU", "driver"),
-        (crashed("vllm: error: unrecognized arguments: --fast"), "an argument", "extraArgs"),
-        (crashed("ValueError: something else"), "ends soon after every start", "logs"),
-        (
-            Symptoms(
-                replica=replica("Running"),
-                node="n",
-                events=(("Unhealthy", "Readiness probe failed: 503"),),
-            ),
-            "its health probe fails",
-            "engine",
-        ),
-        (
-            Symptoms(replica=replica("Failed", reason="Evicted"), node="n"),
-            "its node gave it up",
-            "pressure",
-        ),
-        (
-            Symptoms(replica=None, events=(("FailedCreate", 'pods "x" exceeded quota: q'),)),
-            "resource quota leaves no room",
-            "ResourceQuota",
-        ),
-        (Symptoms(replica=replica("Running"), node="n"), "nothing says why", "describe"),
+        ('admission webhook "y" denied the request: no', 'admission webhook "y"', "policy"),
+        (f"{FORBIDDEN}error looking up service account", "error looking up", "serviceAccount"),
     ],
 )
-def test_each_trouble_has_its_cause_and_resolution(symptoms, cause, resolution):
-    (finding,) = diagnose([symptoms], HERE)
-    assert cause in finding.cause
+def test_pods_that_the_api_server_refuses_say_why(message, cause, resolution):
+    (finding,) = diagnose([Symptoms(replica=None, events=(Event("FailedCreate", message),))], HERE)
+    assert finding.cause.startswith(f"the API server refuses its pods: {cause}")
     assert resolution in finding.resolution
 
 

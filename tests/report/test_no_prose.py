@@ -184,7 +184,7 @@ ASKING = {
     "startswith", "endswith", "split", "rsplit", "partition", "rpartition", "find", "index",
     "count", "removeprefix", "removesuffix", "match", "search", "fullmatch", "findall", "finditer",
 }  # fmt: skip
-KUBERNETES = {"judge/diagnosis.py", "judge/rollback_triggers.py"}
+KUBERNETES = {"judge/diagnosis.py", "judge/pod_start.py", "judge/rollback_triggers.py"}
 """They read the reasons of pods and events, which are words of an API."""
 
 

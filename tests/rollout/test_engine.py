@@ -21,7 +21,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.model.symptoms import Symptoms
+from vllm_rollout.model.symptoms import Event, Symptoms
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.rollout import engine
@@ -215,7 +215,9 @@ def test_why_replicas_did_not_come_up_is_in_the_report(world: World) -> None:
         replica=Replica(name="pod-a", phase="Pending", ready=False, restarts=0),
         requests={"nvidia.com/gpu": 4.0},
         scarce="nvidia.com/gpu",
-        events=(("FailedScheduling", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),),
+        events=(
+            Event("FailedScheduling", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),
+        ),
     )
 
     world.platform.fail_apply_at, world.platform.trouble = 1, (trouble,)

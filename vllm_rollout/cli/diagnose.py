@@ -34,17 +34,18 @@ def diagnose_command(
     deployment = settings.deployment(model, environment or policy.order[0])
     symptoms = settings.reader().symptoms(deployment)
     findings = findings_of(symptoms, policy, deployment)
+    replicas = sum(each.replica is not None and not each.job for each in symptoms)
     if as_json:
         document = {
             "deployment": asdict(deployment),
-            "replicas": len(symptoms),
+            "replicas": replicas,
             "findings": [asdict(finding) for finding in findings],
         }
         typer.echo(json.dumps(document, indent=1))
     elif not symptoms:
         options.console.print(f"{deployment}: there is no replica", soft_wrap=True)
     elif not findings:
-        options.console.print(f"{deployment}: {len(symptoms)} replicas, all ready", soft_wrap=True)
+        options.console.print(f"{deployment}: {replicas} replicas, all ready", soft_wrap=True)
     if not as_json:
         show_findings(findings)
     if findings or not symptoms:

@@ -1,22 +1,29 @@
 """Diagnosis of a replica that does not serve: likely cause and resolution, from its symptoms.
 
-The resolutions are the workflow's ("Common Issues and Resolutions") where it has one.
+What is so now (the container's state, its last end, its log) stands before events, which may be
+over. The resolutions are the workflow's ("Common Issues and Resolutions") where it has one.
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vllm_rollout.judge import pod_start
+from vllm_rollout.judge.log_signs import EXIT_CODES, key_lines, sign_in
+from vllm_rollout.judge.pod_start import Reason, duration, line_of, newest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.symptoms import Symptoms
+from vllm_rollout.model.text import shown
 from vllm_rollout.next_command import release_command
 from vllm_rollout.policy import Policy
 
-_LINES = 5
 _LINE_LENGTH = 300
-_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-_VOLUME = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "ProvisioningFailed")
+_SIGNALLED = (None, 0, 137, 143)
+"""Exit codes of a process that the kubelet has ended."""
+_LONG_SECONDS = 3600.0
+_EVENT_SLACK_SECONDS = 5.0
+
+_Rule = Callable[[Symptoms], Reason | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,54 +41,6 @@ class Finding:
         return "\n".join([*self.shown_by, f"→ {self.resolution}"])
 
 
-@dataclass(frozen=True, slots=True)
-class _LogSign:
-    """A log line that indicates why a process ended."""
-
-    pattern: re.Pattern[str]
-    cause: str
-    resolution: str
-
-
-_LOG_SIGNS = (
-    _LogSign(
-        re.compile(r"CUDA out of memory|OutOfMemoryError|No available memory for the cache"),
-        "the GPU's memory does not hold the model and its cache",
-        "Give the model more GPUs (gpu.count), or lower --max-model-len or "
-        "--gpu-memory-utilization.",
-    ),
-    _LogSign(
-        re.compile(r"gated repo|GatedRepoError|401 Client Error|403 Client Error", re.IGNORECASE),
-        "the Hugging Face hub does not give the model to this token",
-        "Ask for access on the model's page, and put a token that has it into the Secret that "
-        "model.tokenSecret names.",
-    ),
-    _LogSign(
-        re.compile(
-            r"RepositoryNotFoundError|RevisionNotFoundError|does not appear to have a file"
-            r"|is not a valid model identifier"
-        ),
-        "the model or its revision is not where the values say",
-        "Check model.path and model.revision.",
-    ),
-    _LogSign(
-        re.compile(r"ConnectionError|Max retries exceeded|Name or service not known"),
-        "a host that the model is loaded from cannot be reached",
-        "Check the network policy and the proxy, or load from a claim that holds the model.",
-    ),
-    _LogSign(
-        re.compile(r"no CUDA-capable device|NVIDIA driver|CUDA driver version"),
-        "the container finds no usable GPU",
-        "Check gpu.count, the node's driver and the device plugin.",
-    ),
-    _LogSign(
-        re.compile(r"unrecognized arguments|error: argument "),
-        "vLLM does not know an argument it was given",
-        "Compare extraArgs with the options of this vLLM version.",
-    ),
-)
-
-
 def diagnose(
     symptoms: Sequence[Symptoms], deployment: Deployment, *, failure_threshold: int | None = None
 ) -> tuple[Finding, ...]:
@@ -93,7 +52,7 @@ def diagnose(
     return tuple(
         _finding(each, deployment, failure_threshold)
         for each in symptoms
-        if each.replica is None or not each.replica.ready
+        if each.replica is None or each.job or not each.replica.ready
     )
 
 
@@ -126,105 +85,82 @@ def no_answer_remedy(path: str, *, status: int, error: str) -> str:
 
 
 def _finding(symptoms: Symptoms, deployment: Deployment, failure_threshold: int | None) -> Finding:
-    rules: tuple[Callable[[Symptoms], Finding | None], ...] = (
-        _quota,
-        _unschedulable,
-        _image,
-        _volume,
+    rules: tuple[_Rule, ...] = (
+        pod_start.refused,
+        pod_start.overdue,
+        pod_start.given_up,
+        pod_start.node_lost,
+        pod_start.unscheduled,
+        pod_start.image,
+        pod_start.configuration,
+        pod_start.creation,
         _out_of_memory,
-        lambda each: _slow_start(each, failure_threshold),
-        _evicted,
+        lambda each: _ended_by_probe(each, failure_threshold),
         lambda each: _crash(each, deployment),
+        _unfinished,
+        _loading,
         _unready,
     )
-    return next((found for rule in rules if (found := rule(symptoms))), _unknown(symptoms))
-
-
-def _quota(symptoms: Symptoms) -> Finding | None:
-    events = _events(symptoms, "FailedCreate", "exceeded quota")
-    if not events:
-        return None
-    return _found(
-        symptoms,
-        "the namespace's resource quota leaves no room",
-        events,
-        "Raise the ResourceQuota, scale something down in the namespace, or lower the requests.",
+    found = next((reason for rule in rules if (reason := rule(symptoms))), _unknown(symptoms))
+    where = {"sidecar": "its sidecar", "init": "its init container"}.get(symptoms.role)
+    cause = f"{where} {symptoms.container}: {found.cause}" if where else found.cause
+    if symptoms.job.startswith("hook") and symptoms.replica and symptoms.replica.phase != "Failed":
+        cause = f"{cause}; the change waits for it until `deploy_timeout`"
+    lines = dict.fromkeys(shown(line, _LINE_LENGTH) for line in found.shown_by if line.strip())
+    return Finding(
+        replica=_name(symptoms),
+        cause=shown(cause, _LINE_LENGTH),
+        shown_by=tuple(lines),
+        resolution=found.resolution,
     )
 
 
-def _unschedulable(symptoms: Symptoms) -> Finding | None:
-    events = _events(symptoms, "FailedScheduling")
-    if not events or symptoms.node:
+def _name(symptoms: Symptoms) -> str:
+    if symptoms.replica is None:
+        return symptoms.job or "a replica that could not be made"
+    name = symptoms.replica.name
+    return f"{symptoms.job}, pod {name}" if symptoms.job else name
+
+
+def _out_of_memory(symptoms: Symptoms) -> Reason | None:
+    end = symptoms.end
+    if end is None or end.reason != "OOMKilled":
         return None
-    if not symptoms.scarce:
-        return _found(
-            symptoms,
-            "no node may run it",
-            events,
-            "Compare nodeSelector, affinity and tolerations with the nodes' labels and taints.",
-        )
-    wanted = symptoms.requests.get(symptoms.scarce, 0.0)
-    usable = [room for room in symptoms.rooms if not room.refused]
-    short = wanted - max((room.free for room in usable), default=0.0)
-    lines = [
-        f"{room.node}: {room.free:g} of {room.allocatable:g} {symptoms.scarce} free"
-        + (f", and refuses it: {room.refused}" if room.refused else "")
-        for room in symptoms.rooms
-    ]
-    gpus = "gpu" in symptoms.scarce.lower()
-    by = f", {short:g} more than any node has free" if symptoms.rooms else ""
-    return _found(
-        symptoms,
-        f"it waits for {wanted:g} {symptoms.scarce}{by}",
-        [*lines, *events],
-        "Scale down workloads that are less critical and hold GPUs, add GPU nodes, or wait: "
-        "kubectl describe nodes | grep -A 5 'Allocated resources'."
-        if gpus
-        else f"Add nodes, or lower the {symptoms.scarce} that it requests.",
-    )
-
-
-def _image(symptoms: Symptoms) -> Finding | None:
-    if symptoms.replica is None or symptoms.replica.reason not in _IMAGE:
-        return None
-    return _found(
-        symptoms,
-        "its image cannot be pulled",
-        [symptoms.replica.message, *_events(symptoms, "Failed")],
-        "Check image.repository and image.digest, that the registry is reachable from the node, "
-        "and image.pullSecrets.",
-    )
-
-
-def _volume(symptoms: Symptoms) -> Finding | None:
-    events = [line for reason in _VOLUME for line in _events(symptoms, reason)]
-    if not events:
-        return None
-    return _found(
-        symptoms,
-        "a volume cannot be mounted",
-        events,
-        "Check that the claim exists and is bound, and that it may be mounted by several nodes.",
-    )
-
-
-def _out_of_memory(symptoms: Symptoms) -> Finding | None:
-    if symptoms.ended != "OOMKilled":
-        return None
-    return _found(
-        symptoms,
+    return Reason(
         "it was killed at its memory limit",
-        [f"last end: OOMKilled, exit code {symptoms.exit_code}", *_log(symptoms)],
+        [f"last end: OOMKilled, exit code {end.exit_code}", *key_lines(symptoms.log)],
         "Raise resources.limits.memory: loading takes about as much as the weights.",
     )
 
 
-def _slow_start(symptoms: Symptoms, failure_threshold: int | None) -> Finding | None:
-    events = _events(symptoms, "Unhealthy", "Startup probe failed")
-    killed = _events(symptoms, "Killing", "failed startup probe")
-    if not events and not killed:
+def _ended_by_probe(symptoms: Symptoms, failure_threshold: int | None) -> Reason | None:
+    """A process that the kubelet ended, because a probe failed too often."""
+    end, probe = symptoms.end, symptoms.startup_probe
+    if end is None or end.exit_code not in _SIGNALLED:
         return None
-    probe = symptoms.startup_probe
+    began = None if end.ran_seconds is None else end.seconds_ago + end.ran_seconds
+    killed = [
+        event
+        for event in newest(symptoms, "Killing")
+        if began is None or event.seconds_ago <= began + _EVENT_SLACK_SECONDS
+    ]
+    lines = [line_of(event) for event in [*newest(symptoms, "Unhealthy"), *killed]]
+    lines += key_lines(symptoms.log)
+    if any("failed liveness probe" in event.message for event in killed):
+        if probe is None:
+            return Reason(
+                "its liveness probe ended it, perhaps while the model was loading",
+                lines,
+                "Give it a startupProbe that waits as long as loading takes.",
+            )
+        return Reason(
+            "its liveness probe ended it: it did not answer",
+            lines,
+            "The engine may hang or be overloaded: see the log, and what livenessProbe allows.",
+        )
+    whole = probe is not None and began is not None and (end.ran_seconds or 0.0) >= probe.seconds
+    if not whole and not any("failed startup probe" in event.message for event in killed):
+        return None
     if probe is None:
         allowed, wanted = "", failure_threshold
     else:
@@ -236,81 +172,102 @@ def _slow_start(symptoms: Symptoms, failure_threshold: int | None) -> Finding | 
         enough = failure_threshold is not None and failure_threshold > probe.failure_threshold
         wanted = failure_threshold if enough else 2 * probe.failure_threshold
     value = f" to {wanted}" if wanted else ""
-    return _found(
-        symptoms,
+    return Reason(
         f"the model was not loaded within the start-up probe's time{allowed}",
-        [*events, *killed, *_log(symptoms)],
+        lines,
         f"Set startupProbe.failureThreshold{value} in the values (7B-13B: 20, 70B: 40), if the "
         "log shows that loading goes on; else see what it waits for.",
     )
 
 
-def _crash(symptoms: Symptoms, deployment: Deployment) -> Finding | None:
-    crashed = symptoms.exit_code not in (None, 0)
-    replica = symptoms.replica
-    gone = replica and (replica.reason == "CrashLoopBackOff" or replica.phase == "Failed")
-    if not crashed and not gone:
+def _crash(symptoms: Symptoms, deployment: Deployment) -> Reason | None:
+    end, replica = symptoms.end, symptoms.replica
+    gone = symptoms.waiting == "CrashLoopBackOff" or (replica and replica.phase == "Failed")
+    if end is None and not gone and not (symptoms.job and replica is None):
         return None
-    code = "unknown" if symptoms.exit_code is None else symptoms.exit_code
-    end = f"last end: exit code {code}, {replica.restarts if replica else 0} restarts"
-    for sign in _LOG_SIGNS:
-        if sign.pattern.search(symptoms.log):
-            return _found(symptoms, sign.cause, [end, *_log(symptoms)], sign.resolution)
-    return _found(
-        symptoms,
-        "its process ends soon after every start",
-        [end, *_log(symptoms)],
-        "The last lines of the log say why. More of it: " + release_command("logs", deployment),
+    code = "unknown" if end is None or end.exit_code is None else end.exit_code
+    message = end.message if end else ""
+    sign = sign_in(symptoms.log, message, symptoms.message)
+    lines = [f"last end: exit code {code}, {symptoms.restarts} restarts", message]
+    lines += [line_of(event) for event in symptoms.events if symptoms.job and not symptoms.log]
+    lines += key_lines(symptoms.log, sign)
+    base = "its process ends soon after every start"
+    if symptoms.job:
+        base = "it failed"
+    elif end and end.ran_seconds and end.ran_seconds > _LONG_SECONDS:
+        base = f"its process ended after {duration(end.ran_seconds)}"
+    if sign:
+        return Reason(f"{base}: {sign.cause}", lines, sign.resolution)
+    if end and end.exit_code in EXIT_CODES:
+        cause, resolution = EXIT_CODES[end.exit_code]
+        return Reason(f"{base}: {cause}", lines, resolution)
+    more = release_command("logs", deployment)
+    if symptoms.job and not symptoms.log:
+        return Reason(
+            base, lines, "Its pods are gone, and their log with them: run it by itself to see it."
+        )
+    if symptoms.replica and (symptoms.job or symptoms.role != "server"):
+        container = f"-c {symptoms.container}"
+        more = f"kubectl logs {symptoms.replica.name} {container} -n {deployment.namespace}"
+    return Reason(base, lines, f"The last lines of the log say why. More of it: {more}")
+
+
+def _unfinished(symptoms: Symptoms) -> Reason | None:
+    """A Job that a change waits for and that has not ended."""
+    if not symptoms.job or symptoms.running_seconds is None:
+        return None
+    if symptoms.role == "sidecar":
+        return Reason(
+            "it runs on after the work is done, so that the Job does not end by itself",
+            [],
+            "Keep it out of the Job's pods (sidecar.istio.io/inject: 'false', linkerd.io/inject: "
+            "disabled), or have it injected as a native sidecar.",
+        )
+    return Reason(
+        f"it has run for {duration(symptoms.running_seconds)} and has not ended",
+        key_lines(symptoms.log, sign_in(symptoms.log)),
+        "If its log goes on (a download), raise `deploy_timeout` in the policy; if it hangs, the "
+        "last line says where.",
     )
 
 
-def _evicted(symptoms: Symptoms) -> Finding | None:
-    if symptoms.replica is None or symptoms.replica.reason not in ("Evicted", "NodeLost"):
+def _loading(symptoms: Symptoms) -> Reason | None:
+    """A server whose start-up probe has not passed yet, and may still."""
+    probe, ran = symptoms.startup_probe, symptoms.running_seconds
+    if probe is None or ran is None:
         return None
-    return _found(
-        symptoms,
-        "its node gave it up",
-        [symptoms.replica.message],
-        "Look at the node: disk or memory pressure, or its connection.",
+    failed = newest(symptoms, "Unhealthy")
+    just_now = failed and failed[0].message.startswith("Startup probe") and ran <= probe.seconds
+    if symptoms.started and not just_now:
+        return None
+    return Reason(
+        f"it is still loading, {duration(ran)} of {math.ceil(probe.seconds / 60)} min "
+        f"(start-up probe: {probe.failure_threshold} × {probe.period_seconds:g} s)",
+        key_lines(symptoms.log),
+        "Wait, if its log goes on. `deploy_timeout` has to be longer than the start-up probe "
+        "allows.",
     )
 
 
-def _unready(symptoms: Symptoms) -> Finding | None:
-    events = _events(symptoms, "Unhealthy")
-    if not events:
+def _unready(symptoms: Symptoms) -> Reason | None:
+    events = newest(symptoms, "Unhealthy")
+    if not events or symptoms.running_seconds is None:
         return None
-    return _found(
-        symptoms,
+    return Reason(
         "it runs, and its health probe fails",
-        [*events, *_log(symptoms)],
-        "The engine may hang or be dead while the process lives: see the log, restart the pod.",
+        [*map(line_of, events), *key_lines(symptoms.log)],
+        "The engine may hang or be dead while the process lives: see the log, restart the pod."
+        if symptoms.startup_probe
+        else "It may still be loading, which nothing tells without a startupProbe. Else the engine "
+        "hangs or is dead while the process lives: see the log, restart the pod.",
     )
 
 
-def _unknown(symptoms: Symptoms) -> Finding:
+def _unknown(symptoms: Symptoms) -> Reason:
     replica = symptoms.replica
     state = f"{replica.phase} {replica.reason} {replica.message}".strip() if replica else ""
-    events = [f"{reason}: {message}" for reason, message in symptoms.events]
-    return _found(
-        symptoms,
+    return Reason(
         "it is not ready, and nothing says why",
-        [state, *events, *_log(symptoms)],
+        [state, *map(line_of, symptoms.events), *key_lines(symptoms.log)],
         "It may still be starting. Else look at it with kubectl describe.",
     )
-
-
-def _found(symptoms: Symptoms, cause: str, shown_by: Sequence[str], resolution: str) -> Finding:
-    name = symptoms.replica.name if symptoms.replica else "a replica that could not be made"
-    lines = dict.fromkeys(line[:_LINE_LENGTH] for line in shown_by if line.strip())
-    return Finding(replica=name, cause=cause, shown_by=tuple(lines), resolution=resolution)
-
-
-def _events(symptoms: Symptoms, reason: str, words: str = "") -> list[str]:
-    """The newest event of that reason whose message holds `words`, as a line; or nothing."""
-    events = [text for kind, text in symptoms.events if kind == reason and words in text]
-    return [f"{reason}: {events[-1]}"] if events else []
-
-
-def _log(symptoms: Symptoms) -> list[str]:
-    """The last lines of the log, those of a traceback's end among them."""
-    return [line for line in symptoms.log.splitlines() if line.strip()][-_LINES:]

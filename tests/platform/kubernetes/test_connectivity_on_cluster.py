@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -95,6 +96,18 @@ def test_each_ready_pod_has_a_tunnel_of_its_own(
 
     assert sorted(answered(server.url) for server in servers) == [1, 2]
     assert not platform.path_errors(production).count
+
+    # A Service's tunnel goes to the pods that it selects, and past none of them.
+    label = {"metadata": {"labels": {"picked": "yes"}}}
+    path = f"/api/v1/namespaces/{namespace.name}/pods/{replicas[0].name}"
+    namespace.cluster.send("PATCH", path, label).raise_for_status()
+    spec = {"selector": {"picked": "yes"}, "ports": [{"port": 80, "targetPort": 8000}]}
+    namespace.create("services", {"metadata": {"name": "picked"}, "spec": spec})
+    tunnel = release_port_forward(connect(None), production, service="picked", port=80)
+    with closing(tunnel), InferenceClient(tunnel.url, model=MODEL, fresh=True) as client:
+        for _ in range(3):
+            assert client.greet(max_tokens=1, timeout_seconds=20).ok
+    assert sorted(answered(server.url) for server in servers) == [2, 4]
 
 
 def test_pods_that_are_not_ready_are_not_reached(

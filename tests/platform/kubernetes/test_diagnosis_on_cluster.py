@@ -2,6 +2,9 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -15,9 +18,15 @@ from cluster.behaviour import (
     unready,
 )
 from cluster.fixtures import Namespace, eventually
+from cluster.required import required_tool
 from typer.testing import CliRunner
 
 from vllm_rollout.cli.main import app
+from vllm_rollout.judge.diagnosis import Finding
+from vllm_rollout.judge.diagnosis import diagnose as judge
+from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.platform.base import NotReadyError
+from vllm_rollout.resources import CHARTS
 
 MODEL = "llama-2-70b"
 RELEASE = f"{MODEL}-production"
@@ -127,6 +136,65 @@ def test_pods_that_a_quota_keeps_from_being_made_are_told(
     assert code == 1
     assert "quota" in finding["cause"]
     assert "exceeded quota: none" in finding["shown_by"][0]
+
+    # Once they can be made, the event is of the past.
+    namespace.behave(HEALTHY)
+    namespace.cluster.send(
+        "DELETE", f"/api/v1/namespaces/{namespace.name}/resourcequotas/none"
+    ).raise_for_status()
+    path = f"/apis/apps/v1/namespaces/{namespace.name}/deployments/{RELEASE}"
+    again = {"spec": {"template": {"metadata": {"annotations": {"again": "1"}}}}}
+    namespace.cluster.send("PATCH", path, again).raise_for_status()
+    eventually(lambda: diagnose() == (0, []))
+
+
+HOOK = """
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: download
+  annotations: {helm.sh/hook: "pre-install,pre-upgrade"}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: %s
+      tolerations: [{operator: Exists}]
+      containers: [{name: fetch, image: registry.example/fetch:1}]
+"""
+
+
+def test_a_hook_that_fails_or_hangs_is_the_reason_by_its_own_log(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    chart = tmp_path / "chart"
+    copytree(CHARTS / "vllm-deployment", chart)
+    platform = namespace.platform(required_tool("helm4"), chart=chart)
+    where = Deployment("m", "staging", namespace.name)
+    log = "huggingface_hub.errors.GatedRepoError: 403 Client Error.\n"
+
+    def deploy(restart: str) -> tuple[NotReadyError, Finding]:
+        (chart / "templates" / "download.yaml").write_text(HOOK % restart)
+        values = {"model": {"name": "m", "revision": restart}}
+        build = platform.build(where, values)
+        target = Target(build=build, values=values, replicas=1, capacity=1)
+        with pytest.raises(NotReadyError) as raised:
+            platform.apply(where, target, description="x", timeout=timedelta(seconds=10))
+        (finding,) = judge(raised.value.symptoms, where)
+        return raised.value, finding
+
+    namespace.behave(Behaviour(exited=1, log=log))
+    error, failed = deploy("Never")
+    assert failed.replica.startswith("hook Job download (pre-install,pre-upgrade), pod download-")
+    assert "it failed: the Hugging Face hub does not give the model" in failed.cause
+    assert log.strip() in failed.shown_by
+    assert "more time" not in error.remedy
+
+    namespace.behave(Behaviour(log="Fetching 3 files: 0%\n"))
+    _, hangs = deploy("OnFailure")
+    assert "has not ended" in hangs.cause
+    assert "`deploy_timeout`" in hangs.cause
+    assert hangs.shown_by == ("Fetching 3 files: 0%",)
 
 
 def test_what_serves_needs_no_diagnosis(namespace: Namespace, diagnose: Diagnose) -> None:

@@ -24,7 +24,7 @@ def pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
             "labels": {"app.kubernetes.io/instance": "llama-2-7b-production"},
             "annotations": {"vllm-rollout/build": BUILD},
             "ownerReferences": [
-                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "controller": True}
+                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "llm-7c9f"}
             ],
             **metadata,
         },
@@ -214,8 +214,10 @@ def test_the_reason_is_the_cause_and_not_its_symptom(
     assert in_message in found.message
 
 
-def test_restarts_are_counted() -> None:
-    assert replica(pod(status({**RUNNING, "restartCount": 3}, ready="True"))).restarts == 3
+def test_restarts_of_the_server_are_counted_and_not_of_a_proxy() -> None:
+    document = status({**RUNNING, "restartCount": 3}, ready="True")
+    document["containerStatuses"].insert(0, {"name": "istio-proxy", "restartCount": 9})
+    assert replica(pod(document)).restarts == 3
 
 
 @pytest.mark.parametrize(
@@ -240,6 +242,48 @@ def test_leftovers_count_only_where_nothing_has_taken_their_place(phase: str, re
 
     assert serving([left, new]) == [new]
     assert serving([left]) == [left]
+
+
+ROUTER = {"name": "router", "image": "lmcache/lmstack-router:1"}
+ENGINE = {"name": "server", "image": "own/llm"}
+CACHE = {"name": "vllm", "image": "lmcache/vllm-openai"}
+REDIS = {"name": "store", "image": "own/kv"}
+
+
+@pytest.mark.parametrize(
+    ("container", "labels", "counts"),
+    [
+        (ENGINE, {}, True),
+        (ROUTER, {}, False),
+        (CACHE, {"app.kubernetes.io/component": "cache-server"}, False),
+        (ROUTER | {"resources": GPU}, {}, True),
+    ],
+)
+def test_routers_and_caches_of_the_release_are_no_replicas(
+    container: dict[str, Any], labels: dict[str, str], counts: bool
+) -> None:
+    document = pod(status(RUNNING, ready="True"), labels=labels)
+    document["spec"]["containers"] = [container]
+
+    assert bool(serving([parse_pod(document)])) is counts
+
+
+def test_beside_pods_with_a_device_no_pod_without_one_is_a_replica() -> None:
+    document = pod(status(RUNNING, ready="True"))
+    made = [{"containers": [c]} for c in (ENGINE | {"resources": GPU}, REDIS)]
+    engine, other = (parse_pod(document | {"spec": spec}) for spec in made)
+
+    assert serving([engine, other]) == [engine]
+
+
+def test_containers_that_are_not_of_the_template_are_never_the_server() -> None:
+    document = pod(status())
+    document["spec"]["containers"] = [PROXY, {"name": "server"}]
+    found = parse_pod(document)
+
+    assert found.of_unknown_server
+    assert found.owner == ("Deployment", "llm")
+    assert found.model_copy(update={"template": ("server",)}).server.name == "server"
 
 
 def test_what_is_not_a_pod_is_an_error() -> None:

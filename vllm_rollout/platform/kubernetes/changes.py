@@ -32,10 +32,7 @@ from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5
 _AUTOSCALER = "set by kube-controller-manager"
-_NOT_READY = (
-    "Read what the pods say. A model that is still loading needs more time: startup_probe and "
-    "deploy_timeout."
-)
+_NOT_READY = "The diagnosis of its pods says what each of them needs."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,6 +183,11 @@ class Helm:
         arguments = ("get", "manifest", release, "--namespace", namespace)
         return _objects(self._run(*arguments, "--revision", str(revision), release=release))
 
+    def hooks(self, release: str, revision: int, *, namespace: str) -> list[dict[str, Any]]:
+        """The hooks of that revision."""
+        arguments = ("get", "hooks", release, "--namespace", namespace)
+        return _objects(self._run(*arguments, "--revision", str(revision), release=release))
+
     def template(
         self,
         release: str,

@@ -8,9 +8,10 @@ from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
+from vllm_rollout.platform.kubernetes.api import KubernetesApi
 from vllm_rollout.platform.kubernetes.nodes import quantity
-from vllm_rollout.platform.kubernetes.pods import list_pods, replica_of
+from vllm_rollout.platform.kubernetes.pod_reader import list_release, read_workload
+from vllm_rollout.platform.kubernetes.pods import replica_of
 from vllm_rollout.platform.kubernetes.served import Leaves, served, shown
 from vllm_rollout.platform.kubernetes.templates import Json
 
@@ -97,10 +98,10 @@ def unlike_running(
         {c["name"]: _process(c) for c in each["spec"]["template"]["spec"]["containers"]}
         for each in filter(None, live)
     ]
-    for pod in list_pods(api, deployment) if templates else ():
+    for pod in list_release(api, deployment) if templates else ():
         replica = replica_of(pod)
         processes = {c.name: (c.image, *c.command, *c.args) for c in pod.spec.containers}
-        of_build = replica.ready and replica.build in ("", build)
+        of_build = pod.serves and replica.ready and replica.build in ("", build)
         if of_build and not any(t.items() <= processes.items() for t in templates):
             texts = (f"{name} runs {' '.join(words)}" for name, words in processes.items())
             lines.append(f"{replica.name} is not as its template: {'; '.join(texts)}")
@@ -143,18 +144,8 @@ def _is_default(path: str, live: Leaves) -> bool:
 
 def _live(api: KubernetesApi, namespace: str, applied: Json) -> Json | None:
     """The applied object with its spec as it is in the cluster; None if it is not there."""
-    kind, name = applied["kind"], applied["metadata"]["name"]
-    read = (
-        api.apps.read_namespaced_deployment
-        if kind == "Deployment"
-        else api.apps.read_namespaced_stateful_set
-    )
-    try:
-        with api.doing("get", f"{kind.lower()}s {name} in namespace {namespace}"):
-            found = read(name, namespace, _request_timeout=TIMEOUT_SECONDS)
-    except NotFoundError:
-        return None
-    return {**applied, "spec": api.core.api_client.sanitize_for_serialization(found)["spec"]}
+    found = read_workload(api, namespace, applied["kind"], applied["metadata"]["name"])
+    return {**applied, "spec": found["spec"]} if found else None
 
 
 def field_conflicts(api: KubernetesApi, namespace: str, objects: Sequence[Json]) -> list[str]:

@@ -29,7 +29,8 @@ from vllm_rollout.platform.kubernetes.load_values import (
     generator_name,
     generator_values,
 )
-from vllm_rollout.platform.kubernetes.pods import Pod, list_instance, replica_of
+from vllm_rollout.platform.kubernetes.pod_reader import list_instance
+from vllm_rollout.platform.kubernetes.pods import Pod, replica_of
 from vllm_rollout.platform.kubernetes.port_forward import PortForward
 from vllm_rollout.resources import CHARTS
 

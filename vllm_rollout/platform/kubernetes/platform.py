@@ -22,8 +22,9 @@ from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
 from vllm_rollout.platform.kubernetes.live_edits import field_conflicts, unlike_running
+from vllm_rollout.platform.kubernetes.pod_reader import anything_left, list_pods, pod_log
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
-from vllm_rollout.platform.kubernetes.pods import anything_left, list_pods, pod_log, replica_of
+from vllm_rollout.platform.kubernetes.pods import replica_of
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
 from vllm_rollout.platform.kubernetes.readiness import readiness_of
 from vllm_rollout.platform.kubernetes.release_storage import ReleaseStorage
@@ -348,5 +349,15 @@ class KubernetesPlatform:
         )
 
     def symptoms(self, deployment: Deployment) -> list[Symptoms]:
-        """Return the symptoms of each pod, and of pods that could not be made."""
-        return symptoms_of(self._api, deployment)
+        """Return the symptoms of each pod, of pods that could not be made, and of hooks that a
+        revision which has not come up waits for."""
+        return symptoms_of(self._api, deployment, hooks=self._hooks(deployment))
+
+    def _hooks(self, deployment: Deployment) -> list[dict[str, Any]]:
+        with suppress(RolloutError):  # the pods' symptoms do not depend on it
+            newest = self._releases.entries(deployment)[-1:]
+            if newest and newest[0].status != "deployed":
+                return self._helm.hooks(
+                    deployment.release, newest[0].revision, namespace=deployment.namespace
+                )
+        return []

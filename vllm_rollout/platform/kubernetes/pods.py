@@ -4,110 +4,40 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ValidationError
 
-from vllm_rollout.model.deployment import Deployment, Replica
-from vllm_rollout.model.errors import DeployError, RolloutError
+from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.errors import DeployError
+from vllm_rollout.model.symptoms import Role
 from vllm_rollout.model.text import redact, secrets_in
-from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
+from vllm_rollout.platform.kubernetes.pod_fields import (
+    STARTING,
+    Container,
+    ContainerSpec,
+    Metadata,
+    Spec,
+    Status,
+    Wire,
+)
 
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 BUILD_ANNOTATION = "vllm-rollout/build"
 _HOOK_ANNOTATION = "helm.sh/hook"
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+_COMPONENT = "app.kubernetes.io/component"
+_HELPER = re.compile(r"router|cache|redis|gateway|controller|operator|exporter", re.IGNORECASE)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
 _ENDED = {"Failed", "Succeeded"}
-_STARTING = {"ContainerCreating", "PodInitializing"}
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, frozen=True)
-
-
-class _State(_Wire):
-    reason: str = ""
-    message: str = ""
-    exit_code: int | None = None
-
-
-class _States(_Wire):
-    waiting: _State | None = None
-    running: Mapping[str, Any] | None = None
-    terminated: _State | None = None
-
-
-class _Container(_Wire):
-    name: str
-    image_id: str = Field(default="", alias="imageID")
-    ready: bool = False
-    restart_count: int = 0
-    state: _States = _States()
-    last_state: _States = _States()
-
-
-class _Condition(_Wire):
-    type: str
-    status: str
-    reason: str = ""
-    message: str = ""
-
-
-class _Status(_Wire):
-    phase: str = "Unknown"
-    reason: str = ""
-    message: str = ""
-    conditions: Sequence[_Condition] = ()
-    init_container_statuses: Sequence[_Container] = ()
-    container_statuses: Sequence[_Container] = ()
-
-
-class _Probe(_Wire):
-    period_seconds: float = 10.0
-    failure_threshold: int = 3
-
-
-class _Port(_Wire):
-    container_port: int
-    name: str = ""
-
-
-class _ContainerSpec(_Wire):
-    name: str
-    image: str = ""
-    command: Sequence[str] = ()
-    args: Sequence[str] = ()
-    ports: Sequence[_Port] = ()
-    resources: Mapping[str, Any] = Field(default_factory=dict)
-    startup_probe: _Probe | None = None
-
-
-class _Spec(_Wire):
-    node_name: str = ""
-    node_selector: Mapping[str, str] = Field(default_factory=dict)
-    tolerations: Sequence[Mapping[str, Any]] = ()
-    affinity: Mapping[str, Any] = Field(default_factory=dict)
-    init_containers: Sequence[Mapping[str, Any]] = ()
-    containers: Sequence[_ContainerSpec] = Field(min_length=1)
-
-
-class _Owner(_Wire):
-    kind: str
-
-
-class _Metadata(_Wire):
-    name: str
-    annotations: Mapping[str, str] = Field(default_factory=dict)
-    owner_references: Sequence[_Owner] = ()
-    deletion_timestamp: str | None = None
-
-
-class Pod(_Wire):
+class Pod(Wire):
     """The fields of a pod's JSON that the suite reads."""
 
-    metadata: _Metadata
-    spec: _Spec
-    status: _Status = _Status()
+    metadata: Metadata
+    spec: Spec
+    status: Status = Status()
+    template: tuple[str, ...] = ()
+    """Names of its template's containers; empty where they are not known."""
 
     @property
     def serves(self) -> bool:
@@ -119,26 +49,100 @@ class Pod(_Wire):
         )
 
     @property
-    def server(self) -> _ContainerSpec:
-        """The model server's container: other hands put theirs beside it, also before it.
-
-        The one that the pod calls its default, else the only one of vLLM by its name or image,
-        else the only one that is given a device, else the first.
-        """
-        containers = self.spec.containers
-        default = self.metadata.annotations.get(_DEFAULT_CONTAINER, "")
-        choices = (
-            [c for c in containers if c.name == default],
-            [c for c in containers if "vllm" in f"{c.name} {c.image}".lower()],
-            [c for c in containers if any("/" in r for r in c.resources.get("limits") or ())],
-        )
-        return next((found[0] for found in choices if len(found) == 1), containers[0])
+    def owner(self) -> tuple[str, str]:
+        """Kind and name of what it is made by; a Deployment's name for its ReplicaSet's."""
+        for owner in self.metadata.owner_references:
+            if owner.kind == "ReplicaSet":
+                return "Deployment", owner.name.rpartition("-")[0]
+            return owner.kind, owner.name
+        return "", ""
 
     @property
-    def server_status(self) -> _Container | None:
+    def of_job(self) -> bool:
+        """True for a pod that a Job runs once, no hook's."""
+        return self.owner[0] == "Job" and _HOOK_ANNOTATION not in self.metadata.annotations
+
+    @property
+    def is_helper(self) -> bool:
+        """True for a router, a cache or a controller beside the model servers."""
+        image = self.server.image.rpartition("/")[2]
+        words = (self.metadata.labels.get(_COMPONENT, ""), self.server.name, image)
+        return not self.has_device and any(map(_HELPER.search, words))
+
+    @property
+    def has_device(self) -> bool:
+        """True if a container is given a device: a GPU, as a rule."""
+        return any(map(_has_device, self.spec.containers))
+
+    @property
+    def server(self) -> ContainerSpec:
+        """The model server's container: other hands put theirs beside it, also before it.
+
+        Of those of the pod's template, as far as that is known: the only one that is given a
+        device, else `vllm`, else the one that the pod calls its default, else the only one of vLLM
+        by its name or image, else the first.
+        """
+        return self._likely_server or self._own[0]
+
+    @property
+    def _likely_server(self) -> ContainerSpec | None:
+        own = self._own
+        default = self.metadata.annotations.get(_DEFAULT_CONTAINER, "")
+        choices = (
+            own if len(own) == 1 else (),
+            [c for c in own if _has_device(c)],
+            [c for c in own if c.name == "vllm"],
+            [c for c in own if c.name == default],
+            [c for c in own if "vllm" in f"{c.name} {c.image}".lower()],
+        )
+        return next((found[0] for found in choices if len(found) == 1), None)
+
+    @property
+    def _own(self) -> Sequence[ContainerSpec]:
+        named = [c for c in self.spec.containers if c.name in self.template]
+        return named or self.spec.containers
+
+    @property
+    def of_unknown_server(self) -> bool:
+        """True if nothing but the pod's template shows which container is the server."""
+        return self._likely_server is None
+
+    @property
+    def server_status(self) -> Container | None:
         """Status of that container; None before the kubelet has reported one."""
         name = self.server.name
         return next((c for c in self.status.container_statuses if c.name == name), None)
+
+    @property
+    def unready(self) -> Container | None:
+        """Status of the container that keeps the pod from being ready; None if none is reported.
+
+        An init container before the others have begun; then one that fails, the server first; then
+        one that is not ready yet.
+        """
+        server, statuses = self.server_status, self.status
+        begun = server and not (server.state.waiting and server.state.waiting.reason in STARTING)
+        inits = () if begun else statuses.init_container_statuses
+        sidecars = [c for c in statuses.init_container_statuses if c.name in self._sidecars]
+        pending = [c for c in inits if not (c.started if c in sidecars else _is_done(c))]
+        running = [c for c in (server, *statuses.container_statuses, *sidecars) if c]
+        restarts = self.spec.restart_policy == "Always"
+        waiting = [c for c in running if not c.ready and (restarts or not _is_done(c))]
+        failing = [c for c in waiting if c.fails]
+        return next(iter((*pending, *failing, *waiting)), None)
+
+    def role_of(self, container: str) -> Role:
+        """Return what that container is in the pod."""
+        if container == self.server.name:
+            return "server"
+        inits = {c.name for c in self.status.init_container_statuses} - self._sidecars
+        return "init" if container in inits else "sidecar"
+
+    @property
+    def _sidecars(self) -> set[str]:
+        """Names of the init containers that run on beside the others."""
+        inits = self.spec.init_containers
+        return {str(c["name"]) for c in inits if c.get("restartPolicy") == "Always"}
 
 
 def parse_pod(document: Mapping[str, Any]) -> Pod:
@@ -153,15 +157,28 @@ def parse_pod(document: Mapping[str, Any]) -> Pod:
         raise DeployError(f"the API server's pod cannot be read: {error}") from error
 
 
+def _has_device(container: ContainerSpec) -> bool:
+    resources = container.resources
+    return bool(resources.get("claims")) or any("/" in r for r in resources.get("limits") or ())
+
+
+def _is_done(container: Container) -> bool:
+    ended = container.state.terminated
+    return ended is not None and ended.exit_code == 0
+
+
 def replica_of(pod: Pod) -> Replica:
-    """The replica that `pod` is. It is ready only if its Ready condition says True."""
-    status = pod.status
-    reason, message = _problem(status)
+    """The replica that `pod` is. It is ready only if its Ready condition says True.
+
+    Restarts are those of the model server: a proxy beside it may be restarted as it likes.
+    """
+    status, server = pod.status, pod.server_status
+    reason, message = _problem(pod)
     return Replica(
         name=pod.metadata.name,
         phase=status.phase,
         ready=any(c.type == "Ready" and c.status == "True" for c in status.conditions),
-        restarts=sum(container.restart_count for container in status.container_statuses),
+        restarts=server.restart_count if server else 0,
         build=pod.metadata.annotations.get(BUILD_ANNOTATION, ""),
         reason=reason,
         message=message,
@@ -183,103 +200,43 @@ def _image(pod: Pod) -> str:
     return found[0] if found else ""
 
 
-def _problem(status: _Status) -> tuple[str, str]:
+def _problem(pod: Pod) -> tuple[str, str]:
     """Return the root cause of a pod that is not ready; empty when nothing is wrong."""
+    status, container = pod.status, pod.unready
     if status.reason:
         return status.reason, status.message
-    for container in (*status.init_container_statuses, *status.container_statuses):
+    if container and container.fails:
         waiting, terminated = container.state.waiting, container.state.terminated
-        if waiting and waiting.reason and waiting.reason not in _STARTING:
-            return waiting.reason, "; ".join(filter(None, [waiting.message, _last_end(container)]))
-        if terminated and terminated.exit_code != 0:
-            return terminated.reason, _ended(container.name, terminated)
-        if not container.ready and container.restart_count and _last_end(container):
-            return "Restarted", _last_end(container)
+        ended = _ended(container)
+        if waiting:
+            return waiting.reason, "; ".join(filter(None, [_clean(waiting.message), ended]))
+        return terminated.reason if terminated else "Restarted", ended
     for condition in status.conditions:
         if condition.status != "True" and condition.type in ("PodScheduled", "Ready"):
             return condition.reason, condition.message
     return "", ""
 
 
-def _last_end(container: _Container) -> str:
-    ended = container.last_state.terminated
-    return _ended(container.name, ended) if ended else ""
+def _ended(container: Container) -> str:
+    if (end := container.end) is None:
+        return ""
+    reason = end.reason or "no reason given"
+    text = f"{container.name} ended with {reason}, exit code {end.exit_code}"
+    return f"{text}: {_clean(end.message)}" if end.message else text
 
 
-def _ended(name: str, state: _State) -> str:
-    text = f"{name} ended with {state.reason or 'no reason given'}, exit code {state.exit_code}"
-    return f"{text}: {state.message}" if state.message else text
-
-
-def list_pods(api: KubernetesApi, deployment: Deployment) -> list[Pod]:
-    """The release's pods that are meant to serve, by name.
-
-    Raises: as `KubernetesApi.doing`.
-    """
-    return serving(list_instance(api, deployment.namespace, deployment.release))
+def _clean(message: str) -> str:
+    """A container's message, which may have lines of its log."""
+    return redact(message, secrets_in())
 
 
 def serving(pods: Sequence[Pod]) -> list[Pod]:
     """The pods that are meant to serve, without leftovers (Evicted, Completed) beside others.
 
     The controller has put another pod in the place of one that has ended. Where none is left, those
-    that ended tell why.
+    that ended tell why. Routers and caches are no replicas; beside pods with a device, no pod
+    without one is.
     """
-    meant = [pod for pod in pods if pod.serves]
+    meant = [pod for pod in pods if pod.serves and not pod.is_helper]
+    meant = [pod for pod in meant if pod.has_device] or meant
     return [pod for pod in meant if pod.status.phase not in _ENDED] or meant
-
-
-def list_instance(api: KubernetesApi, namespace: str, instance: str) -> list[Pod]:
-    """All pods of an instance of an application, by name.
-
-    Raises: as `KubernetesApi.doing`.
-    """
-    with api.doing("list", f"pods in namespace {namespace}"):
-        found = api.core.list_namespaced_pod(
-            namespace,
-            label_selector=f"{INSTANCE_LABEL}={instance}",
-            _request_timeout=TIMEOUT_SECONDS,
-        )
-    documents = [api.core.api_client.sanitize_for_serialization(item) for item in found.items]
-    return sorted(map(parse_pod, documents), key=lambda pod: pod.metadata.name)
-
-
-def anything_left(api: KubernetesApi, deployment: Deployment) -> bool:
-    """Return True if a release that is being removed still has Deployments or pods.
-
-    Raises: as `KubernetesApi.doing`.
-    """
-    namespace = deployment.namespace
-    with api.doing("list", f"deployments in namespace {namespace}"):
-        found = api.apps.list_namespaced_deployment(
-            namespace,
-            label_selector=f"{INSTANCE_LABEL}={deployment.release}",
-            _request_timeout=TIMEOUT_SECONDS,
-        )
-    return bool(found.items or list_instance(api, namespace, deployment.release))
-
-
-def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:
-    """The last `tail` lines of the model server's container, secrets redacted.
-
-    Of a container that waits to be restarted it is the log of the one before; empty where
-    nothing has run yet. A log that cannot be read is replaced by the reason: one lost node must
-    not hide the other pods' logs.
-    """
-    status = pod.server_status
-    if status is None:
-        return ""
-    ended = status.state.running is None and status.restart_count > 0
-    try:
-        with api.doing("get", f"pods/log in namespace {deployment.namespace}"):
-            text = api.core.read_namespaced_pod_log(
-                pod.metadata.name,
-                deployment.namespace,
-                container=status.name,
-                previous=ended,
-                tail_lines=tail,
-                _request_timeout=TIMEOUT_SECONDS,
-            )
-    except RolloutError as error:
-        return f"(no log: {error})"
-    return redact(str(text), secrets_in())

@@ -15,10 +15,10 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.text import shown
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 from vllm_rollout.platform.kubernetes.live_edits import object_path
+from vllm_rollout.platform.kubernetes.pod_reader import list_pods
 from vllm_rollout.platform.kubernetes.pods import (
     BUILD_ANNOTATION,
     Pod,
-    list_pods,
     parse_pod,
     replica_of,
     serving,

@@ -5,11 +5,13 @@ Or to one pod alone.
 
 import itertools
 import time
+from collections.abc import Mapping, Sequence
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
-from vllm_rollout.platform.kubernetes.pods import Pod, list_pods, replica_of
+from vllm_rollout.platform.kubernetes.pod_reader import list_release
+from vllm_rollout.platform.kubernetes.pods import Pod, replica_of, serving
 from vllm_rollout.platform.kubernetes.port_forward import PortForward
 
 _PODS_FRESH_SECONDS = 1.0
@@ -23,24 +25,33 @@ def release_port_forward(
     Raises:
         NotFoundError, UnreachableError: the Service cannot be read.
     """
-    target = _target_port(api, deployment.namespace, service, port)
+    target, selector = _target_of(api, deployment.namespace, service, port)
     return PortForward(
         api,
         namespace=deployment.namespace,
-        choose=_ReadyPods(api, deployment, target, pod).choose,
+        choose=_ReadyPods(api, deployment, target, selector, pod).choose,
         destination=f"{deployment} {pod}".rstrip(),
     )
 
 
 class _ReadyPods:
-    """The ready pods of a release in turn; the list is not older than a second."""
+    """The ready pods behind a release's Service in turn; the list is not older than a second.
+
+    They are those that its selector names: a router's, say. Without one, the release's replicas.
+    """
 
     def __init__(
-        self, api: KubernetesApi, deployment: Deployment, target: int | str, only: str
+        self,
+        api: KubernetesApi,
+        deployment: Deployment,
+        target: int | str,
+        selector: Mapping[str, str],
+        only: str,
     ) -> None:
         self._api = api
         self._deployment = deployment
         self._target = target
+        self._selector = selector
         self._only = only
         self._turn = itertools.count()
         self._pods: list[Pod] = []
@@ -54,11 +65,8 @@ class _ReadyPods:
             UnreachableError: they cannot be listed.
         """
         if time.monotonic() - self._looked > _PODS_FRESH_SECONDS:
-            self._pods = [
-                pod
-                for pod in list_pods(self._api, self._deployment)
-                if replica_of(pod).ready and self._only in ("", pod.metadata.name)
-            ]
+            everything = list_release(self._api, self._deployment)
+            self._pods = [p for p in self._behind(everything) if replica_of(p).ready]
             self._looked = time.monotonic()
         pods = self._pods
         if not pods:
@@ -66,9 +74,19 @@ class _ReadyPods:
         pod = pods[next(self._turn) % len(pods)]
         return pod.metadata.name, _port_of(pod, self._target)
 
+    def _behind(self, pods: Sequence[Pod]) -> Sequence[Pod]:
+        if self._only:
+            return [pod for pod in pods if pod.metadata.name == self._only]
+        if not self._selector:
+            return serving(pods)
+        wanted = self._selector.items()
+        return [pod for pod in pods if pod.serves and wanted <= pod.metadata.labels.items()]
 
-def _target_port(api: KubernetesApi, namespace: str, service: str, port: int) -> int | str:
-    """The number, or the name, of the pods' port behind the Service's `port`."""
+
+def _target_of(
+    api: KubernetesApi, namespace: str, service: str, port: int
+) -> tuple[int | str, Mapping[str, str]]:
+    """The number, or the name, of the pods' port behind the Service's `port`, and its selector."""
     with api.doing("get", f"services {service} in namespace {namespace}"):
         found = api.core.read_namespaced_service(
             service, namespace, _request_timeout=TIMEOUT_SECONDS
@@ -76,7 +94,7 @@ def _target_port(api: KubernetesApi, namespace: str, service: str, port: int) ->
     for entry in found.spec.ports or ():
         if entry.port == port:
             target: int | str = entry.target_port or port
-            return target
+            return target, found.spec.selector or {}
     raise DeployError(
         f"the Service {service} in namespace {namespace} has no port {port}",
         remedy="Name its port in `service_url`.",

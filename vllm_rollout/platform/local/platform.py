@@ -323,7 +323,12 @@ class LocalPlatform:
     def symptoms(self, deployment: Deployment) -> Sequence[Symptoms]:
         """Return the symptoms of each replica: its state, and the last lines of its log."""
         return [
-            Symptoms(replica=replica, node=LOOPBACK, log=self._logs.read(row, lines=_SYMPTOM_LINES))
+            Symptoms(
+                replica=replica,
+                node=LOOPBACK,
+                restarts=replica.restarts,
+                log=self._logs.read(row, lines=_SYMPTOM_LINES),
+            )
             for replica, row in zip(
                 self.replicas(deployment), self._members(deployment), strict=False
             )
