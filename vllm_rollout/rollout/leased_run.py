@@ -124,7 +124,8 @@ def run_under_lease(
     try:
         with releases.leased(), progress_shown(log.reporter.progress):
             result = _result_of(releases, lambda: work(started))
-            return kept(result, kind_of_end(result.code, under_way=releases.under_way, done=done))
+            kind = kind_of_end(result.code, under_way=releases.under_way, done=done)
+            return kept(result, DecisionKind.KEPT if result.kept else kind)
     except (RolloutError, KeyboardInterrupt) as error:  # another has the lease: nothing is decided
         return kept(_result_of_error(releases, error), None)
 
