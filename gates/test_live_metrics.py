@@ -1,6 +1,6 @@
 """Metrics within SLO: the requests that Prometheus saw kept the limits."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -13,13 +13,15 @@ from vllm_rollout.settings import Settings
 
 
 @pytest.fixture
-def window(settings: Settings, deployment: Deployment, slo: Gates) -> tuple[timedelta, datetime]:
-    """Window of the gate; it never reaches back before the revision under test."""
-    now = datetime.now(UTC)
+def window(
+    metrics: DeploymentMetrics, settings: Settings, deployment: Deployment, slo: Gates
+) -> tuple[timedelta, datetime]:
+    """Window of the gate, by Prometheus' clock; not from before the revision under test."""
+    now = metrics.now()
     history = settings.platform.history(deployment) if settings.platform else []
     serving = newest_served(history)
     age = now - serving.created if serving else slo.live_metrics.window
-    return min(slo.live_metrics.window, age), now
+    return max(min(slo.live_metrics.window, age), timedelta(seconds=1)), now
 
 
 def test_live_error_rate(

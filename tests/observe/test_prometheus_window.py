@@ -29,6 +29,9 @@ class Scripted:
         self.asked += 1
         return NOW + timedelta(seconds=20 * (self.asked - 1))
 
+    def newest(self, now: datetime) -> datetime:
+        return now
+
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         self.windows.append(window)
         return ErrorRates(sources=(RequestCounts(source="servers", total=self.answer()),))

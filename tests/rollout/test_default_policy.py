@@ -80,7 +80,8 @@ def test_each_default_load_decides_each_default_limit(environment: str, failures
     rules = POLICY.environments[environment]
     if live := rules.gates.live_metrics:
         plan = load_plan(POLICY, deployment, base_url="http://h")
-        assert live.window >= rules.load.duration + rules.load.warmup + rules.load.timeout
+        lasts = rules.load.duration + rules.load.warmup + rules.load.timeout
+        assert live.window >= lasts + POLICY.inconclusive.deadline
         counted = sum(1 for _ in arrivals(plan))
         by_counters = rate_verdict(
             failures, counted, limit=live.error_rate, confidence=POLICY.confidence

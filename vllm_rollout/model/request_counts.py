@@ -30,6 +30,7 @@ class RequestCounts:
     `failures` is what is shown at least, `failures_at_most` what cannot be excluded: vLLM counts a
     streamed request that it turned away as answered, and only its counter of rejections shows it,
     which holds the others too. `unknown` says why nothing is known; then the counts are 0.
+    `lag_seconds` is by how much the newest samples were late; the counts end there.
     """
 
     source: str
@@ -39,6 +40,7 @@ class RequestCounts:
     resets: int = 0
     gaps: tuple[Gap, ...] = ()
     unknown: str = ""
+    lag_seconds: float = 0.0
 
     @property
     def error_rate(self) -> float | None:
@@ -89,6 +91,7 @@ class LatencyCounts:
     resets: int = 0
     gaps: tuple[Gap, ...] = ()
     unknown: str = ""
+    lag_seconds: float = 0.0
 
     @property
     def total(self) -> int:

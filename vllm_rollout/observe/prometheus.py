@@ -123,7 +123,12 @@ class Prometheus:
         if not end > start:
             raise ValueError(f"{end} is not after {start}")
         milliseconds = math.ceil((end - start) / timedelta(milliseconds=1))
-        return self.at(f"{selector}[{milliseconds}ms]", end)
+        found = self.at(f"{selector}[{milliseconds}ms]", end)
+        first = start.timestamp()  # which Prometheus 2 includes, and 3 does not
+        return [
+            Series(each.labels, tuple(sample for sample in each.samples if sample[0] > first))
+            for each in found
+        ]
 
     def over(self, promql: str, start: datetime, end: datetime, *, step: timedelta) -> list[Series]:
         """The answer to a range query, one sample every `step`.

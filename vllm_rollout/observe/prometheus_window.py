@@ -13,6 +13,7 @@ from vllm_rollout.model.request_counts import (
     LiveCounts,
     nothing_known,
 )
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Policy
 
@@ -26,6 +27,7 @@ class LiveMetrics:
     def __init__(self, metrics: DeploymentMetrics, window: timedelta) -> None:
         self._metrics, self._window = metrics, window
         self._began: datetime | None = None
+        self._known_until: datetime | None = None
         self._answer: LiveCounts | None = None
         self._asking: threading.Thread | None = None
         self._over = False
@@ -54,18 +56,26 @@ class LiveMetrics:
         return self._counts(None)
 
     def _ask(self) -> None:
-        self._answer = self._counts(self._window)
+        before = self._known_until
+        answer = self._counts(self._window)
+        if before is None or self._known_until != before:  # else it would be counted again
+            self._answer = answer
         if self._over:
             self._metrics.close()
 
     def _counts(self, window: timedelta | None) -> LiveCounts:
+        """The counts up to the newest scrape that Prometheus has of every server."""
+        self._known_until = None
         try:
-            end = self._metrics.now()
-            self._began = self._began or end
+            now = self._metrics.now()
+            self._began = self._began or now
+            end = self._metrics.newest(now)
             lasted = end - self._began
             window = lasted if window is None else min(window, lasted)
             if window <= timedelta():
-                return nothing_known("no time has passed yet")
+                late = format_duration(timedelta(seconds=round((now - end).total_seconds())))
+                return nothing_known(f"no time has passed yet: the newest scrape is {late} old")
+            self._known_until = end
             return LiveCounts(
                 rates=self._metrics.error_rates(window, end=end),
                 latency=self._metrics.latency(window, end=end),

@@ -81,7 +81,7 @@ class Prometheus(Block):
     timeout: Span
     """How long an answer may take."""
     max_gap: Span
-    """Longer without a scrape, and nothing is known of that time; some scrape intervals."""
+    """Longer without a scrape, and longer than 2.5 scrape intervals: nothing is known then."""
     labels: Annotated[Labels, Field(min_length=1)]
     """Labels of the deployment's targets, {model} and others filled in; off lets them differ."""
     requests: RequestCounter
