@@ -167,6 +167,15 @@ class DeploymentMetrics:
             lag_seconds=scrapes.lag_seconds,
         )
 
+    def bounds(self, *, at: datetime, histogram: tuple[str, ...] = E2E_LATENCY) -> list[float]:
+        """Return the bounds of a histogram's buckets that all servers have; none without data."""
+        scrapes, _ = self._scrapes(at - self._rules.max_gap, at)
+        servers: dict[Target, set[float]] = {}
+        for series in self._newest([f"{name}_bucket" for name in histogram], scrapes):
+            bound = float(series.labels.get("le", "nan"))
+            servers.setdefault(target_of(series), set()).add(bound)
+        return sorted(set[float].intersection(*servers.values())) if servers else []
+
     def gauge(self, names: tuple[str, ...], *, at: datetime) -> float | None:
         """The sum of a gauge over all servers at a moment.
 

@@ -78,7 +78,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
         return again or _nothing_to_do(gates, target, revision)
     if end := before_gates(run, platform, log, revision):
         return end
-    unmet_needs(run, platform, observer)
+    unmet_needs(run, platform, log, observer)
     # Refuses, before anything else, a ramp that could not begin.
     traffic_before(platform, run.policy, target)
     # First, so that what cannot be deployed is not put under load for nothing.
