@@ -29,6 +29,9 @@ def error_rate_verdicts(
             limit=limit,
             confidence=confidence,
         )
+        if own := counted.probes + counted.failed_probes:
+            reason = f"{verdict.reason}; {own:,} of them are the watch's own probes"
+            verdict = replace(verdict, reason=reason)
         yield _with_lag(verdict, counted.lag_seconds)
 
 

@@ -39,7 +39,8 @@ INTER_TOKEN = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_s
 KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.12."""
 WAITING = ("vllm:num_requests_waiting",)
-_SERVERS = "model servers"
+SERVERS = "model servers"
+"""Name of the source that counts what the servers themselves counted."""
 _LABELS = "prometheus.labels"
 _STARTED = "process_start_time_seconds"
 _REJECTIONS = "vllm:admission_rejections_total"
@@ -99,7 +100,7 @@ class DeploymentMetrics:
         start = end - window
         counter = self._rules.requests
         labels = {**self._fill(counter.labels), **self._labels}
-        own = self._counts(_SERVERS, counter, labels, *self._scrapes(start, end))
+        own = self._counts(SERVERS, counter, labels, *self._scrapes(start, end))
         if self._rules.gateway is None:
             return ErrorRates(sources=(own,))
         gateway = self._rules.gateway
@@ -231,7 +232,7 @@ class DeploymentMetrics:
         status = counter.status_label
         every = self._series(selector(counter.metric, labels, counter.matching), scrapes)
         rejections: list[Series] = []
-        if source == _SERVERS:
+        if source == SERVERS:
             rejections = self._series(selector(_REJECTIONS, self._labels), scrapes)
         doubt = doubt or unattributed(every, scrapes) or unattributed(rejections, scrapes)
         if unknown := _unknown(scrapes, gaps, doubt):
@@ -260,6 +261,7 @@ class DeploymentMetrics:
             resets=max(grown.resets for grown in increases),
             gaps=gaps,
             lag_seconds=scrapes.lag_seconds,
+            interval_seconds=max(scrapes.intervals.values(), default=0.0),
         )
 
     def _scrapes(self, start: datetime, end: datetime) -> tuple[Scrapes, str]:

@@ -4,18 +4,30 @@ Each question is asked in a thread of its own: a Prometheus that hangs holds no 
 """
 
 import threading
+import time
+from collections import deque
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Self
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import (
+    ErrorRates,
     LiveCounts,
+    RequestCounts,
     nothing_known,
 )
 from vllm_rollout.model.units import format_duration
-from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
+from vllm_rollout.observe.deployment_metrics import SERVERS, DeploymentMetrics
 from vllm_rollout.policy import Policy
+
+_MOST_PROBED = 10_000
+_SLACK_SECONDS = 2.0
+"""Between a probe and the count of it."""
+_INTERVALS = 4
+"""Windows of fewer scrape intervals would leave no probe that is certainly in them."""
 
 
 class LiveMetrics:
@@ -28,6 +40,8 @@ class LiveMetrics:
         self._metrics, self._window = metrics, window
         self._began: datetime | None = None
         self._known_until: datetime | None = None
+        self._ahead = 0.0
+        self._probed: deque[tuple[float, ProbeSample]] = deque(maxlen=_MOST_PROBED)
         self._answer: LiveCounts | None = None
         self._asking: threading.Thread | None = None
         self._over = False
@@ -51,6 +65,10 @@ class LiveMetrics:
             self._asking.start()
         return answer
 
+    def probed(self, probes: ProbeSample) -> None:
+        """Note probes that were sent now: servers count them as they count users' requests."""
+        self._probed.append((time.monotonic(), probes))
+
     def since_the_first(self) -> LiveCounts:
         """Return the counts since the first question; this waits for the answer."""
         return self._counts(None)
@@ -68,6 +86,7 @@ class LiveMetrics:
         self._known_until = None
         try:
             now = self._metrics.now()
+            self._ahead = now.timestamp() - time.monotonic()
             self._began = self._began or now
             end = self._metrics.newest(now)
             lasted = end - self._began
@@ -76,12 +95,33 @@ class LiveMetrics:
                 late = format_duration(timedelta(seconds=round((now - end).total_seconds())))
                 return nothing_known(f"no time has passed yet: the newest scrape is {late} old")
             self._known_until = end
+            rates = self._metrics.error_rates(window, end=end)
+            interval = max(each.interval_seconds for each in rates.sources)
+            if (wider := min(_INTERVALS * timedelta(seconds=interval), lasted)) > window:
+                window, rates = wider, self._metrics.error_rates(wider, end=end)
+            sources = tuple(
+                self._with_probes(each, end - window, end) if each.source == SERVERS else each
+                for each in rates.sources
+            )
             return LiveCounts(
-                rates=self._metrics.error_rates(window, end=end),
+                rates=ErrorRates(sources=sources),
                 latency=self._metrics.latency(window, end=end),
             )
         except UnreachableError as error:
             return nothing_known(str(error))
+
+    def _with_probes(self, counts: RequestCounts, start: datetime, end: datetime) -> RequestCounts:
+        """The counts, with as many probes as are certainly among them."""
+        interval = counts.interval_seconds
+        first, last = start.timestamp() - self._ahead, end.timestamp() - self._ahead
+        answered = failed = 0
+        # Copied whole in one step: the watch goes on adding to it.
+        for at, probes in self._probed.copy():
+            if first + _SLACK_SECONDS < at <= last - interval - _SLACK_SECONDS:
+                answered += probes.total - probes.failures
+            if first - interval - _SLACK_SECONDS < at <= last + _SLACK_SECONDS:
+                failed += probes.failures
+        return replace(counts, probes=answered, failed_probes=min(failed, counts.failures))
 
 
 class NoMetrics:
@@ -98,6 +138,9 @@ class NoMetrics:
     def newest(self) -> LiveCounts | None:
         """Nothing."""
         return None if self._why is None else nothing_known(self._why)
+
+    def probed(self, probes: ProbeSample) -> None:
+        """Do nothing."""
 
     def since_the_first(self) -> LiveCounts | None:
         """Nothing."""

@@ -183,10 +183,16 @@ class DeploymentObserver:
             nullcontext(observe) if observe else self.at(deployment) as see,
             live_metrics(self.run.policy, deployment) as live,
         ):
+
+            def look() -> Observation:
+                seen = see()
+                live.probed(seen.probes)
+                return replace(seen, live=live.newest())
+
             watcher = Watcher(
                 policy=self.run.policy,
                 clock=self.log.clock,
-                observe=lambda: replace(see(), live=live.newest()),
+                observe=look,
                 live=live.since_the_first,
                 interrupted=interrupted,
                 on_blind=lambda names: self._blind(
