@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -147,15 +146,3 @@ def test_few_users_who_all_fail_are_not_hidden_by_the_watchs_probes(
 
     assert all(rate is not None and rate > 0.1 for rate in rates(1.0))
     assert all(rate is not None and rate < 0.05 for rate in rates(0.02))
-
-
-def test_two_failures_of_users_are_no_rate() -> None:
-    counts = RequestCounts(source="servers", total=122, failures=2, failures_at_most=2, probes=120)
-    assert counts.users_error_rate(fewest=1) is None
-    assert counts.highest_error_rate(fewest=10) == 2 / 122
-    more = replace(counts, failures=4, total=124)
-    assert more.users_error_rate(fewest=10) is None
-    assert replace(more, failures=12, total=132).highest_error_rate(fewest=10) == 1
-    assert replace(more, failures=12, total=132, failed_probes=12).highest_error_rate(
-        fewest=10
-    ) == (12 / 132)

@@ -29,9 +29,9 @@ def error_rate_verdicts(
             limit=limit,
             confidence=confidence,
         )
-        if own := counted.probes + counted.failed_probes:
-            reason = f"{verdict.reason}; {own:,} of them are the watch's own probes"
-            verdict = replace(verdict, reason=reason)
+        if counted.refused:
+            beside = f"{counted.refused:,} more were answered 4xx, which `failed` does not count"
+            verdict = replace(verdict, reason=f"{verdict.reason}; {beside}")
         yield _with_lag(verdict, counted.lag_seconds)
 
 

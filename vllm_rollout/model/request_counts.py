@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-_FEWEST_FAILURES = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -32,13 +30,14 @@ class RequestCounts:
     `failures` is what is shown at least, `failures_at_most` what cannot be excluded: vLLM counts a
     streamed request that it turned away as answered, and only its counter of rejections shows it,
     which holds the others too. `unknown` says why nothing is known; then the counts are 0.
-    `lag_seconds` is by how much the newest samples were late; the counts end there.
-    `interval_seconds` is the time from scrape to scrape. Of the requests at least `probes` were
-    probes of the watch's own that were answered, and at most `failed_probes` such that failed.
+    `refused` have a status 4xx that the policy does not count as a failure: a client's fault, or
+    the build's. `lag_seconds` is by how much the newest samples were late; the counts end there.
+    `interval_seconds` is the time from scrape to scrape.
     """
 
     source: str
     total: int = 0
+    refused: int = 0
     failures: int = 0
     failures_at_most: int = 0
     resets: int = 0
@@ -46,8 +45,6 @@ class RequestCounts:
     unknown: str = ""
     lag_seconds: float = 0.0
     interval_seconds: float = 0.0
-    probes: int = 0
-    failed_probes: int = 0
 
     @property
     def error_rate(self) -> float | None:
@@ -55,24 +52,6 @@ class RequestCounts:
         if self.unknown or self.total == 0:
             return None
         return min(1.0, self.failures / self.total)
-
-    def users_error_rate(self, *, fewest: int) -> float | None:
-        """Share of failed requests among those of users, at least.
-
-        None where no probes are known to be among the requests, where users cannot have sent
-        `fewest`, or where one or two failures may be chance.
-        """
-        failed = self.failures - self.failed_probes
-        sent = max(0, self.total - self.failures - self.probes) + failed
-        if self.unknown or not self.probes or failed < _FEWEST_FAILURES or sent < fewest:
-            return None
-        return failed / sent
-
-    def highest_error_rate(self, *, fewest: int) -> float | None:
-        """The higher one of all requests and of users' own; None where neither has a figure."""
-        every = self.error_rate if self.total >= fewest else None
-        known = [rate for rate in (every, self.users_error_rate(fewest=fewest)) if rate is not None]
-        return max(known, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +75,7 @@ class ErrorRates:
         With `at_least` a rate of the limit itself counts as above. A source with fewer than
         `fewest` requests has no figure.
         """
-        rates = [each.highest_error_rate(fewest=fewest) for each in self.sources]
+        rates = [each.error_rate if each.total >= fewest else None for each in self.sources]
         known = [rate for rate in rates if rate is not None]
         highest = max(known, default=None)
         if highest is None:

@@ -32,18 +32,24 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.policy.prometheus import Prometheus as Rules
 from vllm_rollout.policy.prometheus import RequestCounter
 
-E2E_LATENCY = ("vllm:e2e_request_latency_seconds",)
-TTFT = ("vllm:time_to_first_token_seconds",)
-INTER_TOKEN = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+
+def _spelled(*names: str) -> tuple[str, ...]:
+    """The names, newest first, each as vLLM writes it and as OpenTelemetry does."""
+    return tuple(each for name in names for each in (f"vllm:{name}", f"vllm_{name}"))
+
+
+E2E_LATENCY = _spelled("e2e_request_latency_seconds")
+TTFT = _spelled("time_to_first_token_seconds")
+INTER_TOKEN = _spelled("inter_token_latency_seconds", "time_per_output_token_seconds")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.16."""
-KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+KV_CACHE_USAGE = _spelled("kv_cache_usage_perc", "gpu_cache_usage_perc")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.12."""
-WAITING = ("vllm:num_requests_waiting",)
+WAITING = _spelled("num_requests_waiting")
 SERVERS = "model servers"
 """Name of the source that counts what the servers themselves counted."""
 _LABELS = "prometheus.labels"
 _STARTED = "process_start_time_seconds"
-_REJECTIONS = "vllm:admission_rejections_total"
+_REJECTIONS = _spelled("admission_rejections_total")
 _TO_KNOW_INTERVALS = timedelta(seconds=4 * LONGEST_INTERVAL_SECONDS)
 """So far back before a window it is looked for how often servers are scraped."""
 _CHUNK = timedelta(hours=1)
@@ -69,10 +75,13 @@ class DeploymentMetrics:
         rules = policy.prometheus
         if rules.url is None:
             return None
+        file = rules.token_file if rules.username is None else rules.password_file
         client = Prometheus(
             rules.url,
-            token=os.environ.get(rules.token_env),
-            token_file=Path(rules.token_file) if rules.token_file else None,
+            token=os.environ.get(rules.token_env if rules.username is None else rules.password_env),
+            token_file=Path(file) if file else None,
+            username=rules.username,
+            tenant=rules.tenant,
             ca_file=Path(rules.ca_file) if rules.ca_file else None,
             timeout_seconds=rules.timeout_seconds,
         )
@@ -144,7 +153,7 @@ class DeploymentMetrics:
         """
         scrapes, doubt = self._scrapes(end - window, end)
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
-        found = self._newest([f"{name}_bucket" for name in histogram], scrapes)
+        found = self._newest(_buckets(histogram), scrapes)
         if unknown := _unknown(scrapes, gaps, doubt or unattributed(found, scrapes)):
             return LatencyCounts(gaps=gaps, unknown=unknown)
         created = self._newest([f"{name}_created" for name in histogram], scrapes)
@@ -172,7 +181,7 @@ class DeploymentMetrics:
         """Return the bounds of a histogram's buckets that all servers have; none without data."""
         scrapes, _ = self._scrapes(at - self._rules.max_gap, at)
         servers: dict[Target, set[float]] = {}
-        for series in self._newest([f"{name}_bucket" for name in histogram], scrapes):
+        for series in self._newest(_buckets(histogram), scrapes):
             bound = float(series.labels.get("le", "nan"))
             servers.setdefault(target_of(series), set()).add(bound)
         return sorted(set[float].intersection(*servers.values())) if servers else []
@@ -183,7 +192,7 @@ class DeploymentMetrics:
         None where no server has it, or where it is not known whose samples they are.
         """
         scrapes, doubt = self._scrapes(at - self._rules.max_gap, at)
-        found = [series for series in self._newest(list(names), scrapes) if series.samples]
+        found = [series for series in self._newest(names, scrapes) if series.samples]
         if not found or doubt or unattributed(found, scrapes):
             return None
         return sum(series.samples[-1][1] for series in found)
@@ -233,7 +242,7 @@ class DeploymentMetrics:
         every = self._series(selector(counter.metric, labels, counter.matching), scrapes)
         rejections: list[Series] = []
         if source == SERVERS:
-            rejections = self._series(selector(_REJECTIONS, self._labels), scrapes)
+            rejections = self._newest(_REJECTIONS, scrapes)
         doubt = doubt or unattributed(every, scrapes) or unattributed(rejections, scrapes)
         if unknown := _unknown(scrapes, gaps, doubt):
             return RequestCounts(source=source, gaps=gaps, unknown=unknown)
@@ -248,6 +257,12 @@ class DeploymentMetrics:
             for series, grown in zip(every, increases, strict=True)
             if re.fullmatch(counter.failed, series.labels[status])
         ]
+        refused = [
+            grown.amount
+            for series, grown in zip(every, increases, strict=True)
+            if series.labels[status].startswith("4")
+            and not re.fullmatch(counter.failed, series.labels[status])
+        ]
         unsure = round(sum(grown.unsure for grown in bad))
         failures = round(sum(grown.amount for grown in bad))
         turned_away = scrapes.increases(rejections)
@@ -256,6 +271,7 @@ class DeploymentMetrics:
         return RequestCounts(
             source=source,
             total=round(sum(grown.amount for grown in increases)) + unsure,
+            refused=round(sum(refused)),
             failures=max(failures, rejected),
             failures_at_most=failures + rejected + unsure,
             resets=max(grown.resets for grown in increases),
@@ -308,11 +324,13 @@ class DeploymentMetrics:
     def _begin(self, scrapes: Scrapes) -> float:
         return scrapes.start - scrapes.lookback(self._rules.max_gap_seconds)
 
-    def _newest(self, names: list[str], scrapes: Scrapes) -> list[Series]:
+    def _newest(self, names: Iterable[str], scrapes: Scrapes) -> list[Series]:
         """The series of the first of `names` that each server has."""
         found: list[Series] = []
         known: set[Target] = set()
         for name in names:
+            if known and known >= set(scrapes.up):
+                break
             series = self._series(selector(name, self._labels), scrapes)
             found += [s for s in series if target_of(s) not in known]
             known |= {target_of(s) for s in series}
@@ -335,6 +353,11 @@ class DeploymentMetrics:
 
     def _fill(self, labels: Mapping[str, str | None]) -> dict[str, str]:
         return {name: value.format_map(self._filled) for name, value in labels.items() if value}
+
+
+def _buckets(histogram: Iterable[str]) -> list[str]:
+    """The names of its buckets, and of the histogram itself where it is a native one."""
+    return [f"{name}_bucket" for name in histogram] + [*histogram]
 
 
 def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:

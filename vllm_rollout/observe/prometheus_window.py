@@ -6,7 +6,7 @@ Each question is asked in a thread of its own: a Prometheus that hangs holds no 
 import threading
 import time
 from collections import deque
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Self
 
@@ -26,8 +26,10 @@ from vllm_rollout.policy import Policy
 _MOST_PROBED = 10_000
 _SLACK_SECONDS = 2.0
 """Between a probe and the count of it."""
-_INTERVALS = 4
-"""Windows of fewer scrape intervals would leave no probe that is certainly in them."""
+_INTERVALS = 8
+_WIDEST = timedelta(minutes=5)
+_FEWEST_FAILURES = 3
+"""One or two may be chance."""
 
 
 class LiveMetrics:
@@ -36,8 +38,8 @@ class LiveMetrics:
     The time is Prometheus' own, so that no clock here has to agree with it.
     """
 
-    def __init__(self, metrics: DeploymentMetrics, window: timedelta) -> None:
-        self._metrics, self._window = metrics, window
+    def __init__(self, metrics: DeploymentMetrics, window: timedelta, *, fewest: int = 10) -> None:
+        self._metrics, self._window, self._fewest = metrics, window, fewest
         self._began: datetime | None = None
         self._known_until: datetime | None = None
         self._ahead = 0.0
@@ -95,14 +97,9 @@ class LiveMetrics:
                 late = format_duration(timedelta(seconds=round((now - end).total_seconds())))
                 return nothing_known(f"no time has passed yet: the newest scrape is {late} old")
             self._known_until = end
-            rates = self._metrics.error_rates(window, end=end)
-            interval = max(each.interval_seconds for each in rates.sources)
-            if (wider := min(_INTERVALS * timedelta(seconds=interval), lasted)) > window:
-                window, rates = wider, self._metrics.error_rates(wider, end=end)
-            sources = tuple(
-                self._with_probes(each, end - window, end) if each.source == SERVERS else each
-                for each in rates.sources
-            )
+            sources = self._metrics.error_rates(window, end=end).sources
+            if users := self._users(sources, window, lasted, end):
+                sources = (*sources, users)
             return LiveCounts(
                 rates=ErrorRates(sources=sources),
                 latency=self._metrics.latency(window, end=end),
@@ -110,10 +107,25 @@ class LiveMetrics:
         except UnreachableError as error:
             return nothing_known(str(error))
 
-    def _with_probes(self, counts: RequestCounts, start: datetime, end: datetime) -> RequestCounts:
-        """The counts, with as many probes as are certainly among them."""
+    def _users(
+        self, sources: Sequence[RequestCounts], window: timedelta, lasted: timedelta, end: datetime
+    ) -> RequestCounts | None:
+        """Users' requests without the probes that are certainly among them: at most so many, and at
+        least so many failures.
+
+        None where these are too few to show anything. A window of few scrape intervals would leave
+        no probe that is certainly in it.
+        """
+        counts = next((each for each in sources if each.source == SERVERS), None)
+        if counts is None or counts.unknown or not counts.failures:
+            return None
         interval = counts.interval_seconds
-        first, last = start.timestamp() - self._ahead, end.timestamp() - self._ahead
+        wide = min(_INTERVALS * timedelta(seconds=interval), _WIDEST, lasted)
+        if wide > window:
+            window = wide
+            counts = self._metrics.error_rates(window, end=end).sources[0]
+        last = end.timestamp() - self._ahead
+        first = last - window.total_seconds()
         answered = failed = 0
         # Copied whole in one step: the watch goes on adding to it.
         for at, probes in self._probed.copy():
@@ -121,7 +133,16 @@ class LiveMetrics:
                 answered += probes.total - probes.failures
             if first - interval - _SLACK_SECONDS < at <= last + _SLACK_SECONDS:
                 failed += probes.failures
-        return replace(counts, probes=answered, failed_probes=min(failed, counts.failures))
+        failures = counts.failures - failed
+        total = max(0, counts.total - counts.failures - answered) + failures
+        if counts.unknown or not answered or failures < _FEWEST_FAILURES or total < self._fewest:
+            return None
+        return RequestCounts(
+            source="users, without the watch's probes",
+            total=total,
+            failures=failures,
+            failures_at_most=failures,
+        )
 
 
 class NoMetrics:
@@ -153,4 +174,6 @@ def live_metrics(policy: Policy, deployment: Deployment) -> LiveMetrics | NoMetr
         metrics = DeploymentMetrics.of(policy, deployment)
     except UnreachableError as error:
         return NoMetrics(str(error))
-    return NoMetrics(None) if metrics is None else LiveMetrics(metrics, policy.triggers.window)
+    if metrics is None:
+        return NoMetrics(None)
+    return LiveMetrics(metrics, policy.triggers.window, fewest=policy.watch.probes)

@@ -233,8 +233,8 @@ def newest_common(
 ) -> tuple[float, float]:
     """The newest time up to `end` of which every target has a scrape, and by how much it lags.
 
-    A target that is no longer scraped does not count. Where nothing is as new as a lag may be,
-    that time is `end` itself: what is missing is a gap.
+    That is `end` itself where each was scraped an interval before, and where nothing is as new as a
+    lag may be: what is missing is a gap then. A target that is no longer scraped does not count.
     """
     last = {
         target: max((at for at, _ in seen if at <= end), default=-1.0)
@@ -244,8 +244,10 @@ def newest_common(
     if end - newest > LONGEST_LAG_SECONDS:
         return end, 0.0
     slack = {target: 1.5 * intervals.get(target, 0.0) for target in last}
-    common = min(at for target, at in last.items() if at >= newest - slack[target])
-    return common, max(0.0, end - newest - max(slack.values()))
+    common = {target: at for target, at in last.items() if at >= newest - slack[target]}
+    if all(end - at <= slack[target] for target, at in common.items()):
+        return end, 0.0
+    return min(common.values()), max(0.0, end - newest - max(slack.values()))
 
 
 def _by_target(found: Iterable[Series]) -> dict[Target, Samples]:
