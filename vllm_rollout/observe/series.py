@@ -58,7 +58,7 @@ class Scrapes:
     intervals: Mapping[Target, float] = field(default_factory=dict)
     """Seconds from scrape to scrape, where that is known."""
     lag_seconds: float = 0.0
-    """By how much the newest samples are older than was asked for, beyond a scrape interval."""
+    """How old the newest samples are, where that is more than scrape intervals explain."""
 
     def longest(self, target: Target, seconds: float) -> float:
         """The longest time without a scrape that is no gap; `seconds` at least."""
@@ -247,7 +247,8 @@ def newest_common(
     common = {target: at for target, at in last.items() if at >= newest - slack[target]}
     if all(end - at <= slack[target] for target, at in common.items()):
         return end, 0.0
-    return min(common.values()), max(0.0, end - newest - max(slack.values()))
+    late = end - newest
+    return min(common.values()), late if late > max(slack.values()) else 0.0
 
 
 def _by_target(found: Iterable[Series]) -> dict[Target, Samples]:
