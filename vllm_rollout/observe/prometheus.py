@@ -200,7 +200,7 @@ class Prometheus:
         headers = {"X-Scope-OrgID": self._tenant} if self._tenant else {}
         if self._username is not None:
             pair = f"{self._username}:{secret or ''}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+            headers["Authorization"] = f"Basic {own_secret(base64.b64encode(pair).decode())}"
         elif secret:
             headers["Authorization"] = f"Bearer {secret}"
         return headers
