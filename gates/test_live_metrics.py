@@ -1,25 +1,33 @@
 """Metrics within SLO: the requests that Prometheus saw kept the limits."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
+from vllm_rollout.judge.live_slo import (
+    decided_by_own_load,
+    error_rate_verdicts,
+    latency_verdict,
+)
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
-from vllm_rollout.policy import Gates, Policy
+from vllm_rollout.policy import Gates, Latency, Policy
+from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
+from vllm_rollout.pytest_plugin.load_questions import LatencyQuestion
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.settings import Settings
 
 
 @pytest.fixture
-def window(settings: Settings, deployment: Deployment, slo: Gates) -> tuple[timedelta, datetime]:
-    """Window of the gate; it never reaches back before the revision under test."""
-    now = datetime.now(UTC)
+def window(
+    metrics: DeploymentMetrics, settings: Settings, deployment: Deployment, slo: Gates
+) -> tuple[timedelta, datetime]:
+    """Window of the gate, by Prometheus' clock; not from before the revision under test."""
+    now = metrics.now()
     history = settings.platform.history(deployment) if settings.platform else []
     serving = newest_served(history)
     age = now - serving.created if serving else slo.live_metrics.window
-    return min(slo.live_metrics.window, age), now
+    return max(min(slo.live_metrics.window, age), timedelta(seconds=1)), now
 
 
 def test_live_error_rate(
@@ -42,14 +50,19 @@ def test_live_latency(
     window: tuple[timedelta, datetime],
     slo: Gates,
     policy: Policy,
+    finished_load: JudgedLoad | None,
     verdict: VerdictRecorder,
 ) -> None:
     """Latency of users' requests, by the buckets that Prometheus has of it."""
-    verdict(
-        latency_verdict(
-            metrics.latency(window[0], end=window[1]),
-            percentile=slo.live_metrics.percentile,
-            limit_seconds=slo.live_metrics.limit_seconds,
-            confidence=policy.confidence,
-        )
+    live = slo.live_metrics
+    counted = metrics.latency(window[0], end=window[1])
+    found = latency_verdict(
+        counted,
+        percentile=live.percentile,
+        limit_seconds=live.limit_seconds,
+        confidence=policy.confidence,
     )
+    if finished_load is not None:
+        question = LatencyQuestion(Latency(percentile=live.percentile, limit=live.limit))
+        found = decided_by_own_load(found, counted, lambda: finished_load.verdict(question))
+    verdict(found)

@@ -11,6 +11,7 @@ import pytest
 from support.prometheus import running_prometheus, until
 from support.scripted_prometheus import NOW, TARGET, T, client, results, samples
 
+from vllm_rollout.judge.live_slo import error_rate_verdicts
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.request_counts import LatencyCounts
 from vllm_rollout.observe.deployment_metrics import (
@@ -67,6 +68,34 @@ def test_every_series_is_added_up_and_failures_are_those_of_the_servers() -> Non
     assert (counts.total, counts.failures, counts.failures_at_most) == (100, 2, 2)
     assert rates.against(0.001) == 0.02
     assert rates.unknown == ""
+
+
+def test_metrics_are_found_by_the_names_of_opentelemetry() -> None:
+    buckets = [
+        Series({**TARGET, "le": le}, samples(0, 0, 0, 0, n))
+        for le, n in (("1.0", 90), ("+Inf", 100))
+    ]
+    found = metrics(
+        {
+            "up": UP,
+            "http_requests_total": [http("2xx", 0, 0, 0, 0, 96)],
+            "vllm_admission_rejections_total": [Series(TARGET, samples(0, 0, 0, 0, 6))],
+            "vllm_e2e_request_latency_seconds_bucket": buckets,
+        }
+    )
+    assert found.latency(MINUTE, end=NOW).cumulative == {1.0: 90, math.inf: 100}
+    assert found.error_rates(MINUTE, end=NOW).sources[0].failures == 6
+
+
+def test_answers_4xx_are_counted_on_request_and_named_beside_the_figure() -> None:
+    answers = {"up": UP, "http_requests_total": [http("2xx", 0, 0, 0, 0, 90)]}
+    answers["http_requests_total"].append(http("4xx", 0, 0, 0, 0, 10))
+    (counts,) = metrics(answers).error_rates(MINUTE, end=NOW).sources
+    assert (counts.failures, counts.refused) == (0, 10)
+    (verdict,) = error_rate_verdicts([counts], limit=0.5, confidence=0.95)
+    assert "10 more were answered 4xx, which `failed` does not count" in verdict.reason
+    asked = metrics(answers, **{"requests.failed": "(4|5).."}).error_rates(MINUTE, end=NOW)
+    assert (asked.sources[0].failures, asked.sources[0].refused) == (10, 0)
 
 
 def test_polls_of_models_are_no_requests_of_users() -> None:

@@ -7,14 +7,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from support.scraped_pods import Pod, merged, scripted
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, LiveCounts, RequestCounts
+from vllm_rollout.observe import prometheus_window
+from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.observe.prometheus_window import LiveMetrics, live_metrics
 from vllm_rollout.policy import load_policy
 
 NOW = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
+T = NOW.timestamp()
 MINUTE = timedelta(minutes=1)
 
 
@@ -28,6 +33,9 @@ class Scripted:
     def now(self) -> datetime:
         self.asked += 1
         return NOW + timedelta(seconds=20 * (self.asked - 1))
+
+    def newest(self, now: datetime) -> datetime:
+        return now
 
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         self.windows.append(window)
@@ -107,3 +115,34 @@ def test_without_a_prometheus_nobody_is_asked_and_one_that_cannot_be_is_said(
     with live_metrics(policy, Deployment("llama-2-7b", "production")) as live:
         for answer in (live.newest(), live.since_the_first()):
             assert (answer is None) if unknown is None else (unknown in answer.unknown)
+
+
+@pytest.mark.parametrize("every", [15, 60])
+def test_few_users_who_all_fail_are_not_hidden_by_the_watchs_probes(
+    every: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten probes in five seconds, and a user in ten: all requests together fail to 4.8%."""
+    now = [T - 960.0]
+    monkeypatch.setattr(prometheus_window.time, "monotonic", lambda: now[0] - 1e9)
+
+    def rates(failing: float) -> list[float | None]:
+        """What the watch reads, of 2 probes and 0.1 users a second, over eight minutes."""
+        pods = [
+            Pod(f"10.0.0.{i}:8000", rate=2.1 / 4, bad=lambda ago: failing / 21) for i in range(4)
+        ]
+        world = merged(*(p.scraped(T, offset=i, every=every) for i, p in enumerate(pods)))
+        rules = load_policy(None, overrides={"prometheus.url": "http://prometheus"}).prometheus
+        deployment = Deployment("llama-2-7b", "production")
+        metrics = DeploymentMetrics(scripted(lambda metric: world), rules, deployment)
+        metrics.now = lambda: datetime.fromtimestamp(now[0], UTC)  # type: ignore[method-assign]
+        live, found, now[0] = LiveMetrics(metrics, MINUTE), [], T - 960.0
+        while now[0] < T - 480:
+            live.probed(
+                ProbeSample(total=10, failures=0, latencies_seconds=(0.1,) * 10, healthy=True)
+            )
+            found.append(live._counts(MINUTE).rates.against(0.05, fewest=10))
+            now[0] += 5
+        return found[int(4 * every / 5 + 12) :]
+
+    assert all(rate is not None and rate > 0.1 for rate in rates(1.0))
+    assert all(rate is not None and rate < 0.05 for rate in rates(0.02))

@@ -25,7 +25,8 @@ def gate(folder: Path, server: str, prometheus: str) -> dict[str, GateResult]:
     command += ["--policy-set", f"prometheus.url={prometheus}", "--evidence", str(evidence)]
     for change in ("max_gap=20m", "requests.failed=5.."):
         command += ["--policy-set", f"prometheus.{change}"]
-    command += ["--policy-set", "environments.production.gates.live_metrics.error_rate=5%"]
+    for change in ("error_rate=5%", "window=15m"):
+        command += ["--policy-set", f"environments.production.gates.live_metrics.{change}"]
     done = pytest_in(folder, command)
     assert evidence.exists(), done.stdout
     return {g.item.partition("[")[0]: g for g in read_evidence(evidence).runs[0].gates}

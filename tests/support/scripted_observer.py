@@ -25,7 +25,7 @@ def scripted_observer(
         patch.object(DeploymentObserver, "at", looks),
         patch.object(DeploymentObserver, "probe_pods", looks),
         patch.object(DeploymentObserver, "reach", lambda *_: None),
-        patch.object(DeploymentObserver, "reach_metrics", lambda *_: None),
+        patch.object(DeploymentObserver, "reach_metrics", lambda *_: []),
         patch.object(DeploymentObserver, "refusal_at_users_address", lambda *_: None),
     ):
         yield

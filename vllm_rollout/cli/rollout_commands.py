@@ -85,8 +85,9 @@ def promote_command(
 
     Exit codes: 0 promoted (or nothing to do; or, with --plan, all gates passed and nothing else
     stands in the way), 1 a gate failed, 2 usage or policy error, 3 inconclusive or something to
-    wait for (also with --plan), 4 something could not be reached, 5 promoted and rolled back,
-    6 rollback did not restore service, 130 interrupted.
+    wait for (also with --plan), 4 something could not be reached, or promoted and kept though not
+    all of it was seen: a person is needed, 5 promoted and rolled back, 6 rollback did not restore
+    service, 130 interrupted.
     """
     from vllm_rollout.rollout.engine import gate_and_promote
 

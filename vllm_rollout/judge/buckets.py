@@ -7,7 +7,7 @@ and the percentile is bounded by that bucket's far edge. Nothing is interpolated
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -208,6 +208,16 @@ def _gaps(resets: int, missing_scrapes: int) -> str:
         if count
     ]
     return f"; {' and '.join(named)}: requests may be uncounted" if named else ""
+
+
+def limit_inside_a_bucket(bounds: Collection[float], limit_seconds: float) -> str:
+    """Return which limits these bounds can decide around one that they cannot; "" if they can.
+
+    A percentile in the bucket that the limit lies inside is not decided, however many the requests.
+    """
+    below = max((bound for bound in bounds if bound <= limit_seconds), default=None)
+    above = min((bound for bound in bounds if bound >= limit_seconds), default=math.inf)
+    return "" if below == limit_seconds else _decidable(below, above, limit_seconds)
 
 
 def _decidable(below: float | None, above: float, limit: float) -> str:

@@ -19,7 +19,9 @@ class ExitCode(IntEnum):
     INCONCLUSIVE = 3
     """A gate could not know; nothing was promoted."""
     UNREACHABLE = 4
-    """The cluster, Helm, Prometheus or the model server could not be reached."""
+    """The cluster, Helm, Prometheus or the model server could not be reached or seen; after a
+    promotion: it is kept, and has not passed.
+    """
     ROLLED_BACK = 5
     """Promoted, then a trigger fired, and the previous revision serves again."""
     NEEDS_PERSON = 6

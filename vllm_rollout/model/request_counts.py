@@ -30,15 +30,21 @@ class RequestCounts:
     `failures` is what is shown at least, `failures_at_most` what cannot be excluded: vLLM counts a
     streamed request that it turned away as answered, and only its counter of rejections shows it,
     which holds the others too. `unknown` says why nothing is known; then the counts are 0.
+    `refused` have a status 4xx that the policy does not count as a failure: a client's fault, or
+    the build's. `lag_seconds` is by how much the newest samples were late; the counts end there.
+    `interval_seconds` is the time from scrape to scrape.
     """
 
     source: str
     total: int = 0
+    refused: int = 0
     failures: int = 0
     failures_at_most: int = 0
     resets: int = 0
     gaps: tuple[Gap, ...] = ()
     unknown: str = ""
+    lag_seconds: float = 0.0
+    interval_seconds: float = 0.0
 
     @property
     def error_rate(self) -> float | None:
@@ -89,6 +95,7 @@ class LatencyCounts:
     resets: int = 0
     gaps: tuple[Gap, ...] = ()
     unknown: str = ""
+    lag_seconds: float = 0.0
 
     @property
     def total(self) -> int:

@@ -8,7 +8,8 @@ no figure: absence of data is never health.
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -18,22 +19,39 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import ErrorRates, Gap, LatencyCounts, RequestCounts, Uptime
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
 from vllm_rollout.observe.prometheus import Prometheus, Series, selector
-from vllm_rollout.observe.series import Scrapes, Target, scrapes_of, target_of
+from vllm_rollout.observe.series import (
+    LONGEST_INTERVAL_SECONDS,
+    Scrapes,
+    Target,
+    newest_common,
+    scrape_intervals,
+    scrapes_of,
+    target_of,
+)
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.prometheus import Prometheus as Rules
 from vllm_rollout.policy.prometheus import RequestCounter
 
-E2E_LATENCY = ("vllm:e2e_request_latency_seconds",)
-TTFT = ("vllm:time_to_first_token_seconds",)
-INTER_TOKEN = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+
+def _spelled(*names: str) -> tuple[str, ...]:
+    """The names, newest first, each as vLLM writes it and as OpenTelemetry does."""
+    return tuple(each for name in names for each in (f"vllm:{name}", f"vllm_{name}"))
+
+
+E2E_LATENCY = _spelled("e2e_request_latency_seconds")
+TTFT = _spelled("time_to_first_token_seconds")
+INTER_TOKEN = _spelled("inter_token_latency_seconds", "time_per_output_token_seconds")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.16."""
-KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+KV_CACHE_USAGE = _spelled("kv_cache_usage_perc", "gpu_cache_usage_perc")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.12."""
-WAITING = ("vllm:num_requests_waiting",)
-_SERVERS = "model servers"
+WAITING = _spelled("num_requests_waiting")
+SERVERS = "model servers"
+"""Name of the source that counts what the servers themselves counted."""
 _LABELS = "prometheus.labels"
 _STARTED = "process_start_time_seconds"
-_REJECTIONS = "vllm:admission_rejections_total"
+_REJECTIONS = _spelled("admission_rejections_total")
+_TO_KNOW_INTERVALS = timedelta(seconds=4 * LONGEST_INTERVAL_SECONDS)
+"""So far back before a window it is looked for how often servers are scraped."""
 _CHUNK = timedelta(hours=1)
 """Longer stretches are asked for piece by piece, so that no answer grows too large."""
 
@@ -57,10 +75,13 @@ class DeploymentMetrics:
         rules = policy.prometheus
         if rules.url is None:
             return None
+        file = rules.token_file if rules.username is None else rules.password_file
         client = Prometheus(
             rules.url,
-            token=os.environ.get(rules.token_env),
-            token_file=Path(rules.token_file) if rules.token_file else None,
+            token=os.environ.get(rules.token_env if rules.username is None else rules.password_env),
+            token_file=Path(file) if file else None,
+            username=rules.username,
+            tenant=rules.tenant,
             ca_file=Path(rules.ca_file) if rules.ca_file else None,
             timeout_seconds=rules.timeout_seconds,
         )
@@ -74,25 +95,35 @@ class DeploymentMetrics:
         """Return the time where Prometheus runs."""
         return self._prometheus.now()
 
+    def newest(self, now: datetime) -> datetime:
+        """Return the newest time of which Prometheus has a scrape of every server.
+
+        That is `now` where nothing is as new as a lag may be.
+        """
+        up = self._samples(selector("up", self._labels), now - _TO_KNOW_INTERVALS, now)
+        newest, _ = newest_common(up, scrape_intervals(up), now.timestamp())
+        return datetime.fromtimestamp(newest, UTC)
+
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         """Requests and failures in the `window` up to `end`, by every source."""
         start = end - window
         counter = self._rules.requests
         labels = {**self._fill(counter.labels), **self._labels}
-        own = self._counts(_SERVERS, counter, labels, *self._scrapes(start, end))
+        own = self._counts(SERVERS, counter, labels, *self._scrapes(start, end))
         if self._rules.gateway is None:
             return ErrorRates(sources=(own,))
         gateway = self._rules.gateway
         labels = self._fill(gateway.labels)
-        found = self._series(selector(gateway.metric, labels, gateway.matching), start, end)
+        counts = selector(gateway.metric, labels, gateway.matching)
+        found = self._samples(counts, start - self._rules.max_gap, end)
         targets = {target_of(series) for series in found}
 
-        def of_gateway(metric: str) -> list[Series]:
+        def of_gateway(metric: str, begin: datetime, end: datetime) -> list[Series]:
             """Series of the targets that count, by those of the labels that targets have."""
             every = (
                 series
                 for job in sorted({job for job, _ in targets})
-                for series in self._series(selector(metric, {"job": job}), start, end)
+                for series in self._samples(selector(metric, {"job": job}), begin, end)
             )
             return [
                 series
@@ -101,8 +132,7 @@ class DeploymentMetrics:
                 and all(series.labels.get(name, value) == value for name, value in labels.items())
             ]
 
-        up, started = of_gateway("up"), of_gateway(_STARTED)
-        scrapes = scrapes_of(up, start, end, started)
+        up, started, scrapes = self._scraped(of_gateway, start, end)
         doubt = (
             mixed_targets(
                 up, scrapes, gateway.labels, "prometheus.gateway.labels", of_one_service=False
@@ -121,13 +151,12 @@ class DeploymentMetrics:
         Servers of different versions may have different buckets: only bounds that all have, whose
         process answered a request, are bounds of the whole.
         """
-        start = end - window
-        scrapes, doubt = self._scrapes(start, end)
+        scrapes, doubt = self._scrapes(end - window, end)
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
-        found = self._newest([f"{name}_bucket" for name in histogram], start, end)
+        found = self._newest(_buckets(histogram), scrapes)
         if unknown := _unknown(scrapes, gaps, doubt or unattributed(found, scrapes)):
             return LatencyCounts(gaps=gaps, unknown=unknown)
-        created = self._newest([f"{name}_created" for name in histogram], start, end)
+        created = self._newest([f"{name}_created" for name in histogram], scrapes)
         servers: dict[tuple[Target, int], dict[float, float]] = {}
         increases = scrapes.increases(found, created)
         for series, grown in zip(found, increases, strict=True):
@@ -145,16 +174,25 @@ class DeploymentMetrics:
             cumulative={bound: round(sum(each[bound] for each in answering)) for bound in bounds},
             resets=max(grown.resets for grown in increases),
             gaps=gaps,
+            lag_seconds=scrapes.lag_seconds,
         )
+
+    def bounds(self, *, at: datetime, histogram: tuple[str, ...] = E2E_LATENCY) -> list[float]:
+        """Return the bounds of a histogram's buckets that all servers have; none without data."""
+        scrapes, _ = self._scrapes(at - self._rules.max_gap, at)
+        servers: dict[Target, set[float]] = {}
+        for series in self._newest(_buckets(histogram), scrapes):
+            bound = float(series.labels.get("le", "nan"))
+            servers.setdefault(target_of(series), set()).add(bound)
+        return sorted(set[float].intersection(*servers.values())) if servers else []
 
     def gauge(self, names: tuple[str, ...], *, at: datetime) -> float | None:
         """The sum of a gauge over all servers at a moment.
 
         None where no server has it, or where it is not known whose samples they are.
         """
-        start = at - self._rules.max_gap
-        found = [series for series in self._newest(list(names), start, at) if series.samples]
-        scrapes, doubt = self._scrapes(start, at)
+        scrapes, doubt = self._scrapes(at - self._rules.max_gap, at)
+        found = [series for series in self._newest(names, scrapes) if series.samples]
         if not found or doubt or unattributed(found, scrapes):
             return None
         return sum(series.samples[-1][1] for series in found)
@@ -177,10 +215,14 @@ class DeploymentMetrics:
         for at, target, up in scraped:
             latest[target] = (at, up)
             # Servers are scraped one after the other; one not heard of for long is gone.
-            count = sum(well for when, well in latest.values() if at - when <= longest)
+            count = sum(
+                well
+                for each, (when, well) in latest.items()
+                if at - when <= scrapes.longest(each, longest)
+            )
             if at > scrapes.start:
                 moments.append((at, count))
-        counters = self._series(selector(self._rules.requests.metric, self._labels), start, end)
+        counters = self._series(selector(self._rules.requests.metric, self._labels), scrapes)
         return Uptime(
             moments=tuple(moments),
             restarts=tuple(sorted(scrapes.restarts(counters))),
@@ -195,14 +237,12 @@ class DeploymentMetrics:
         scrapes: Scrapes,
         doubt: str,
     ) -> RequestCounts:
-        start = datetime.fromtimestamp(scrapes.start, UTC)
-        end = datetime.fromtimestamp(scrapes.end, UTC)
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
         status = counter.status_label
-        every = self._series(selector(counter.metric, labels, counter.matching), start, end)
+        every = self._series(selector(counter.metric, labels, counter.matching), scrapes)
         rejections: list[Series] = []
-        if source == _SERVERS:
-            rejections = self._series(selector(_REJECTIONS, self._labels), start, end)
+        if source == SERVERS:
+            rejections = self._newest(_REJECTIONS, scrapes)
         doubt = doubt or unattributed(every, scrapes) or unattributed(rejections, scrapes)
         if unknown := _unknown(scrapes, gaps, doubt):
             return RequestCounts(source=source, gaps=gaps, unknown=unknown)
@@ -210,12 +250,18 @@ class DeploymentMetrics:
             unknown = f"no series of {counter.metric} that all have the label {status}"
             return RequestCounts(source=source, gaps=gaps, unknown=unknown)
         metric = f"{counter.metric.removesuffix('_total')}_created"
-        created = self._series(selector(metric, labels, counter.matching), start, end)
+        created = self._series(selector(metric, labels, counter.matching), scrapes)
         increases = scrapes.increases(every, created)
         bad = [
             grown
             for series, grown in zip(every, increases, strict=True)
             if re.fullmatch(counter.failed, series.labels[status])
+        ]
+        refused = [
+            grown.amount
+            for series, grown in zip(every, increases, strict=True)
+            if series.labels[status].startswith("4")
+            and not re.fullmatch(counter.failed, series.labels[status])
         ]
         unsure = round(sum(grown.unsure for grown in bad))
         failures = round(sum(grown.amount for grown in bad))
@@ -225,10 +271,13 @@ class DeploymentMetrics:
         return RequestCounts(
             source=source,
             total=round(sum(grown.amount for grown in increases)) + unsure,
+            refused=round(sum(refused)),
             failures=max(failures, rejected),
             failures_at_most=failures + rejected + unsure,
             resets=max(grown.resets for grown in increases),
             gaps=gaps,
+            lag_seconds=scrapes.lag_seconds,
+            interval_seconds=max(scrapes.intervals.values(), default=0.0),
         )
 
     def _scrapes(self, start: datetime, end: datetime) -> tuple[Scrapes, str]:
@@ -241,24 +290,60 @@ class DeploymentMetrics:
         )
 
     def _up(self, start: datetime, end: datetime) -> tuple[list[Series], list[Series], Scrapes]:
-        up = self._series(selector("up", self._labels), start, end)
-        started = self._series(selector(_STARTED, self._labels), start, end)
-        return up, started, scrapes_of(up, start, end, started)
+        def of_servers(metric: str, begin: datetime, end: datetime) -> list[Series]:
+            return self._samples(selector(metric, self._labels), begin, end)
 
-    def _newest(self, names: list[str], start: datetime, end: datetime) -> list[Series]:
+        return self._scraped(of_servers, start, end)
+
+    def _scraped(
+        self,
+        ask: Callable[[str, datetime, datetime], list[Series]],
+        start: datetime,
+        end: datetime,
+    ) -> tuple[list[Series], list[Series], Scrapes]:
+        """The series of `up` and of start times, and their scrapes up to the newest that all have.
+
+        They reach back before `start` by as much as a target may go without a scrape.
+        """
+        up = ask("up", start - _TO_KNOW_INTERVALS, end)
+        intervals = scrape_intervals(up)
+        newest, lag = newest_common(up, intervals, end.timestamp())
+        if newest > start.timestamp():
+            end = datetime.fromtimestamp(newest, UTC)
+        known = replace(scrapes_of([], start, end), intervals=intervals, lag_seconds=lag)
+        begin = self._begin(known)
+        up = [
+            replace(series, samples=tuple(s for s in series.samples if begin < s[0] <= known.end))
+            for series in up
+        ]
+        up = [series for series in up if series.samples]
+        started = ask(_STARTED, datetime.fromtimestamp(begin, UTC), end)
+        found = scrapes_of(up, start, end, started)
+        return up, started, replace(known, up=found.up, started=found.started)
+
+    def _begin(self, scrapes: Scrapes) -> float:
+        return scrapes.start - scrapes.lookback(self._rules.max_gap_seconds)
+
+    def _newest(self, names: Iterable[str], scrapes: Scrapes) -> list[Series]:
         """The series of the first of `names` that each server has."""
         found: list[Series] = []
         known: set[Target] = set()
         for name in names:
-            series = self._series(selector(name, self._labels), start, end)
+            if known and known >= set(scrapes.up):
+                break
+            series = self._series(selector(name, self._labels), scrapes)
             found += [s for s in series if target_of(s) not in known]
             known |= {target_of(s) for s in series}
         return found
 
-    def _series(self, promql: str, start: datetime, end: datetime) -> list[Series]:
-        """All samples from a little before `start`, where increases begin, to `end`."""
+    def _series(self, promql: str, scrapes: Scrapes) -> list[Series]:
+        """All samples from a little before the start, where increases begin, to the end."""
+        begin = datetime.fromtimestamp(self._begin(scrapes), UTC)
+        return self._samples(promql, begin, datetime.fromtimestamp(scrapes.end, UTC))
+
+    def _samples(self, promql: str, begin: datetime, end: datetime) -> list[Series]:
         pieces: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
-        at = start - self._rules.max_gap
+        at = begin
         while at < end:
             until = min(at + _CHUNK, end)
             for series in self._prometheus.scraped(promql, at, until):
@@ -268,6 +353,11 @@ class DeploymentMetrics:
 
     def _fill(self, labels: Mapping[str, str | None]) -> dict[str, str]:
         return {name: value.format_map(self._filled) for name, value in labels.items() if value}
+
+
+def _buckets(histogram: Iterable[str]) -> list[str]:
+    """The names of its buckets, and of the histogram itself where it is a native one."""
+    return [f"{name}_bucket" for name in histogram] + [*histogram]
 
 
 def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:

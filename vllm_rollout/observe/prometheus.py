@@ -4,8 +4,9 @@ What it does not know it must not make up: an error, a warning that the answer i
 answer that cannot be read raises `UnreachableError`.
 """
 
+import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,12 +24,25 @@ if TYPE_CHECKING:
 _MAX_BYTES = 64 * 1024 * 1024
 
 
+class _Native(msgspec.Struct):
+    """A sample of a native histogram: its buckets but the empty ones: (rule, from, to, count)."""
+
+    count: str
+    buckets: list[tuple[int, str, str, str]] = []
+
+    @property
+    def parsed(self) -> list[tuple[float, float, float]]:
+        """Each bucket's edges and its count."""
+        return [(float(low), float(high), float(n)) for _, low, high, n in self.buckets]
+
+
 class _Entry(msgspec.Struct):
-    """A series: of a range `values`, of a moment `value`."""
+    """A series: of a range `values`, of a moment `value`; `histograms` where it is a native one."""
 
     metric: dict[str, str]
     values: list[tuple[float, str]] | None = None
     value: tuple[float, str] | None = None
+    histograms: list[tuple[float, _Native]] | None = None
 
 
 class _Data(msgspec.Struct):
@@ -60,8 +74,10 @@ class Prometheus:
 
     Args:
         url: its address, without `/api/v1`.
-        token: bearer token; shown nowhere.
-        token_file: file with the token, read again for each question (such tokens are rotated).
+        token: bearer token, or the password of `username`; shown nowhere.
+        token_file: file with it, read again for each question (such secrets are rotated).
+        username: for basic authentication; without one the token is a bearer's.
+        tenant: whose metrics are asked for, where several share a server (`X-Scope-OrgID`).
         ca_file: certificates its own must come from.
         timeout_seconds: for each answer.
         transport: for tests.
@@ -76,12 +92,15 @@ class Prometheus:
         *,
         token: str | None = None,
         token_file: Path | None = None,
+        username: str | None = None,
+        tenant: str | None = None,
         ca_file: Path | None = None,
         timeout_seconds: float,
         transport: "Transport | None" = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._token, self._token_file = token, token_file
+        self._username, self._tenant = username, tenant
         self._timeout_seconds = timeout_seconds
         try:
             self._http = HttpClient(max_bytes=_MAX_BYTES, ca_file=ca_file, transport=transport)
@@ -123,7 +142,12 @@ class Prometheus:
         if not end > start:
             raise ValueError(f"{end} is not after {start}")
         milliseconds = math.ceil((end - start) / timedelta(milliseconds=1))
-        return self.at(f"{selector}[{milliseconds}ms]", end)
+        found = self.at(f"{selector}[{milliseconds}ms]", end)
+        first = start.timestamp()  # which Prometheus 2 includes, and 3 does not
+        return [
+            Series(each.labels, tuple(sample for sample in each.samples if sample[0] > first))
+            for each in found
+        ]
 
     def over(self, promql: str, start: datetime, end: datetime, *, step: timedelta) -> list[Series]:
         """The answer to a range query, one sample every `step`.
@@ -160,24 +184,32 @@ class Prometheus:
         if answer.data is None:
             raise self._error("its answer has no data")
         try:
-            return [_series(entry) for entry in answer.data.result]
+            plain = [_series(e) for e in answer.data.result if e.histograms is None]
+            return plain + _classic([e for e in answer.data.result if e.histograms is not None])
         except ValueError as error:
             raise self._error(f"its answer cannot be read: {error!r}") from error
 
     def _headers(self) -> dict[str, str]:
-        token = self._token
+        secret = self._token
         if self._token_file is not None:
             try:
-                token = own_secret(self._token_file.read_text(encoding="utf-8").strip())
+                secret = own_secret(self._token_file.read_text(encoding="utf-8").strip())
             except (OSError, ValueError) as error:
-                raise self._error(f"the token file {self._token_file}: {error}") from error
-        return {"Authorization": f"Bearer {token}"} if token else {}
+                what = "token" if self._username is None else "password"
+                raise self._error(f"the {what} file {self._token_file}: {error}") from error
+        headers = {"X-Scope-OrgID": self._tenant} if self._tenant else {}
+        if self._username is not None:
+            pair = f"{self._username}:{secret or ''}".encode()
+            headers["Authorization"] = f"Basic {own_secret(base64.b64encode(pair).decode())}"
+        elif secret:
+            headers["Authorization"] = f"Bearer {secret}"
+        return headers
 
     def _error(self, why: str) -> UnreachableError:
         return UnreachableError(
             f"Prometheus at {self.url} gave no answer: {shown(why)}",
             address=self.url,
-            remedy="Check `prometheus` in the policy (url, token_env, ca_file) and the server.",
+            remedy="Check `prometheus` in the policy (url, token, password, ca_file).",
         )
 
 
@@ -208,3 +240,28 @@ def _series(entry: _Entry) -> Series:
         labels=entry.metric,
         samples=tuple((t, v) for t, v in samples if math.isfinite(t) and math.isfinite(v)),
     )
+
+
+def _classic(entries: Sequence[_Entry]) -> list[Series]:
+    """Native histograms as a classic one has them: a series of counts for each bound (`le`).
+
+    Empty buckets are not in an answer, so every edge of any of them is a bound of a series, unless
+    it lies inside a bucket of it: what is below is not known then.
+    """
+    samples = [
+        (each, [(t, h.count, h.parsed) for t, h in each.histograms or ()]) for each in entries
+    ]
+    edges = {high for _, own in samples for _, _, buckets in own for _, high, _ in buckets}
+    found = []
+    for entry, own in samples:
+        inside = {
+            edge
+            for edge in edges
+            if any(low < edge < high for _, _, buckets in own for low, high, _ in buckets)
+        }
+        for edge in sorted(edges - inside - {math.inf}):
+            below = [(t, sum(n for _, high, n in buckets if high <= edge)) for t, _, buckets in own]
+            found.append(Series({**entry.metric, "le": str(edge)}, tuple(below)))
+        every = [(t, float(count)) for t, count, _ in own]
+        found.append(Series({**entry.metric, "le": "+Inf"}, tuple(every)))
+    return found

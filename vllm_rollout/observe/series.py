@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
+from statistics import median
 
 from vllm_rollout.model.request_counts import Gap
 from vllm_rollout.observe.prometheus import Series
@@ -17,6 +18,13 @@ Target = tuple[str, str]
 """Job and instance, by which Prometheus itself tells targets apart."""
 Samples = tuple[tuple[float, float], ...]
 
+LONGEST_INTERVAL_SECONDS = 300.0
+"""Scrapes further apart are no interval: after five minutes a value is stale to Prometheus."""
+LONGEST_LAG_SECONDS = 300.0
+"""Newer samples than these are missing, and not late."""
+_INTERVALS = 2.5
+"""So many scrape intervals without a scrape are no gap: one was missed."""
+_FEWEST = 3
 SAME_PROCESS_SECONDS = 2.0
 """Start times differ by less within one process, where they are computed from a clock."""
 
@@ -47,6 +55,20 @@ class Scrapes:
     start: float
     end: float
     started: Mapping[Target, Samples] = field(default_factory=dict)
+    intervals: Mapping[Target, float] = field(default_factory=dict)
+    """Seconds from scrape to scrape, where that is known."""
+    lag_seconds: float = 0.0
+    """How old the newest samples are, where that is more than scrape intervals explain."""
+
+    def longest(self, target: Target, seconds: float) -> float:
+        """The longest time without a scrape that is no gap; `seconds` at least."""
+        return max(seconds, _INTERVALS * self.intervals.get(target, 0.0))
+
+    def lookback(self, seconds: float) -> float:
+        """The time before the start in which each target was scraped, if it was; `seconds` at
+        least.
+        """
+        return max((self.longest(target, seconds) for target in self.intervals), default=seconds)
 
     @property
     def targets(self) -> int:
@@ -54,11 +76,15 @@ class Scrapes:
         return sum(any(at > self.start for at, _ in seen) for seen in self.up.values())
 
     def gaps(self, longest_seconds: float) -> tuple[Gap, ...]:
-        """Stretches of more than `longest_seconds` in which no target, or one that was known, gave
-        no samples; by time.
+        """Stretches in which no target, or one that was known, gave no samples; by time.
+
+        They are longer than `longest_seconds` and than some scrape intervals. A process that loads
+        its model answers nobody yet: its time before its first scrape is none.
         """
         every = sorted({at for seen in self.up.values() for at, value in seen if value == 1})
-        found = list(self._between("any target", every, self.start, self.end, longest_seconds))
+        longest = min((self.longest(each, longest_seconds) for each in self.up), default=0)
+        longest = max(longest, longest_seconds)
+        found = list(self._between("any target", every, self.start, self.end, longest))
         for target, seen in self.up.items():
             times = [at for at, _ in seen if at > self.start]
             if not times or any(gap.what == "any target" for gap in found):
@@ -66,8 +92,30 @@ class Scrapes:
             good = self.scraped(target)
             # Only while it was known: a pod that is gone is not missed.
             first = self.start if seen[0][0] <= self.start else times[0]
-            found += self._between(target[1] or "a target", good, first, times[-1], longest_seconds)
+            if good and good[0] > first and self._begins_in_window(target, good[0]):
+                first = good[0]
+            longest = self.longest(target, longest_seconds)
+            what = target[1] or "a target"
+            for gap in self._between(what, good, first, times[-1], longest):
+                found += self._without_loading(target, gap, longest)
         return tuple(sorted(found, key=lambda gap: gap.start))
+
+    def _begins_in_window(self, target: Target, at: float) -> bool:
+        """Return whether the process of a target's first scrape began in the window.
+
+        Without a start time, a target that was not known before is new.
+        """
+        started = self._start_of(target, at)
+        return started > self.start if started else self.up[target][0][0] > self.start
+
+    def _without_loading(self, target: Target, gap: Gap, longest: float) -> list[Gap]:
+        """The gap up to the start of the process that ended it: what loads misses no request."""
+        ended = gap.end.timestamp()
+        started = self._start_of(target, ended)
+        if not gap.start.timestamp() < started <= ended:
+            return [gap]
+        shorter = Gap(gap.what, gap.start, datetime.fromtimestamp(started, UTC))
+        return [shorter] if shorter.seconds > longest else []
 
     @staticmethod
     def _between(
@@ -165,6 +213,42 @@ def scrapes_of(
 ) -> Scrapes:
     """The scrapes that the series of `up` show; those before `start` are its baseline."""
     return Scrapes(_by_target(up), start.timestamp(), end.timestamp(), _by_target(started))
+
+
+def scrape_intervals(up: Iterable[Series]) -> dict[Target, float]:
+    """Seconds from scrape to scrape of each target that was scraped often enough to tell."""
+    apart = {
+        target: [later - earlier for (earlier, _), (later, _) in pairwise(seen)]
+        for target, seen in _by_target(up).items()
+    }
+    return {
+        target: min(median(each), LONGEST_INTERVAL_SECONDS)
+        for target, each in apart.items()
+        if len(each) >= _FEWEST
+    }
+
+
+def newest_common(
+    up: Iterable[Series], intervals: Mapping[Target, float], end: float
+) -> tuple[float, float]:
+    """The newest time up to `end` of which every target has a scrape, and by how much it lags.
+
+    That is `end` itself where each was scraped an interval before, and where nothing is as new as a
+    lag may be: what is missing is a gap then. A target that is no longer scraped does not count.
+    """
+    last = {
+        target: max((at for at, _ in seen if at <= end), default=-1.0)
+        for target, seen in _by_target(up).items()
+    }
+    newest = max(last.values(), default=-1.0)
+    if end - newest > LONGEST_LAG_SECONDS:
+        return end, 0.0
+    slack = {target: 1.5 * intervals.get(target, 0.0) for target in last}
+    common = {target: at for target, at in last.items() if at >= newest - slack[target]}
+    if all(end - at <= slack[target] for target, at in common.items()):
+        return end, 0.0
+    late = end - newest
+    return min(common.values()), late if late > max(slack.values()) else 0.0
 
 
 def _by_target(found: Iterable[Series]) -> dict[Target, Samples]:

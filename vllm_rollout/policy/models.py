@@ -29,7 +29,7 @@ from vllm_rollout.policy.platforms import Kubernetes, Local, StartupProbe, guess
 from vllm_rollout.policy.prometheus import Prometheus
 from vllm_rollout.policy.ramp import Canary, Ramp, falling_step
 from vllm_rollout.policy.validation_errors import did_you_mean
-from vllm_rollout.policy.watch import Triggers, Watch
+from vllm_rollout.policy.watch import Inconclusive, Triggers, Watch
 from vllm_rollout.policy.windows import Windows
 
 _LOAD_GATES = frozenset({"latency", "error_rate", "goodput", "load_capacity"})
@@ -65,6 +65,8 @@ class Rules(Block):
     after the other have it each. `at least`: longer where their start-up probe gives them more."""
     watch: Watch
     """The watch after promotion."""
+    inconclusive: Inconclusive
+    """Gates of production that are inconclusive once it runs the build."""
     triggers: Triggers
     """Rollback triggers."""
     startup_probe: StartupProbe

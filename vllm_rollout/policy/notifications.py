@@ -25,6 +25,8 @@ class MessageKind(StrEnum):
     """A promotion of a gated build begins: before anything is changed."""
     PROMOTED = "promoted"
     """It is complete, and no trigger fired in the watch."""
+    KEPT = "kept"
+    """It stays, though a gate after the promotion could not know: page somebody."""
     REFUSAL = "refusal"
     """Nothing was promoted: gates, conditions or the world."""
     WAITING = "waiting"

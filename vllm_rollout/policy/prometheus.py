@@ -52,6 +52,9 @@ Labels = dict[LabelName, Annotated[LabelValue | None, MayBeOff()]]
 """Label values by name; one that is off is not asked for (a default that does not apply)."""
 
 
+HeaderText = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$")]
+
+
 class RequestCounter(Block):
     """A counter of requests, with a label that tells the failed ones."""
 
@@ -76,12 +79,20 @@ class Prometheus(Block):
     """Name of the environment variable that holds a bearer token, if one is needed."""
     token_file: Annotated[Text | None, MayBeOff()]
     """File that holds it instead, read again for every question."""
+    username: Annotated[Text | None, MayBeOff()]
+    """Name for basic authentication; off means that the token is used."""
+    password_env: VariableName
+    """Name of the environment variable that holds the password of `username`."""
+    password_file: Annotated[Text | None, MayBeOff()]
+    """File that holds it instead, read again for every question."""
+    tenant: Annotated[HeaderText | None, MayBeOff()]
+    """Tenant whose metrics are asked for (header X-Scope-OrgID); off sends none."""
     ca_file: Annotated[Text | None, MayBeOff()]
     """Certificates that its own must come from; off means those that the machine trusts."""
     timeout: Span
     """How long an answer may take."""
     max_gap: Span
-    """Longer without a scrape, and nothing is known of that time; some scrape intervals."""
+    """Longer without a scrape, and longer than 2.5 scrape intervals: nothing is known then."""
     labels: Annotated[Labels, Field(min_length=1)]
     """Labels of the deployment's targets, {model} and others filled in; off lets them differ."""
     requests: RequestCounter

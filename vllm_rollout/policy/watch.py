@@ -1,11 +1,31 @@
 """The watch over production, and the triggers that roll it back."""
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vllm_rollout.model.units import format_duration
-from vllm_rollout.policy.fields import Block, Count, Duration, Limit, Percentile, Span, broken_rule
+from vllm_rollout.policy.fields import (
+    Block,
+    Count,
+    Duration,
+    Limit,
+    Percentile,
+    Span,
+    broken_rule,
+)
+
+
+def _gate(name: str) -> str:
+    if not name.isidentifier():
+        raise broken_rule(f"{name!r} is not the name of a gate")
+    return name
+
+
+GateName = Annotated[str, AfterValidator(_gate)]
+"""Name of one of the suite's gates, or of a team's own: of its file, without `test_`."""
+Choice = Literal["keep", "roll_back"]
+"""What becomes of a build after it was promoted."""
 
 
 class WatchSlo(Block):
@@ -104,6 +124,25 @@ class Watch(Block):
     def probe_timeout_seconds(self) -> float:
         """`probe_timeout` in seconds."""
         return self.probe_timeout.total_seconds()
+
+
+class Inconclusive(Block):
+    """Consequence of an inconclusive gate of production, once production runs the build."""
+
+    ask_every: Span
+    """How long production is watched before the gates that are inconclusive are asked again."""
+    deadline: Duration
+    """For how long they are; then what is still open is kept or rolled back."""
+    seen: Choice
+    """Where what a gate measured is against the build, though too little to fail it."""
+    unseen: Choice
+    """Where it measured nothing, or nothing against the build."""
+    gates: dict[GateName, Choice]
+    """The same for single gates, whatever they saw."""
+
+    def keeps(self, gate: str, *, seen: bool) -> bool:
+        """Return whether a build is kept of which `gate` could not know."""
+        return self.gates.get(gate, self.seen if seen else self.unseen) == "keep"
 
 
 class ShareTrigger(Block):

@@ -205,6 +205,18 @@ def judged_load(
 
 
 @pytest.fixture
+def finished_load(
+    request: pytest.FixtureRequest, deployment: Deployment, policy: Policy
+) -> JudgedLoad | None:
+    """The load run that earlier gates of this session judged; None where there was none."""
+    made: JudgedLoad | None = request.config.stash[LOADS].get(deployment)
+    if made is None or made.path_errors is not None or made.stopped:
+        return None
+    usable = judge_run(policy.environments[deployment.environment].load, made)
+    return made if usable.passed else None
+
+
+@pytest.fixture
 def load(request: pytest.FixtureRequest, judged_load: JudgedLoad) -> LoadResult:
     """The whole load run of the deployment; a fail after an outage, and inconclusive when
     it does not show all of it.
@@ -225,6 +237,6 @@ def _end_with(request: pytest.FixtureRequest, verdict: Verdict) -> None:
 
 FIXTURES: tuple[Any, ...] = (
     settings, deployment, policy, slo, client, servers, cluster, metrics, preflight, known_capacity,
-    verdict, _load_run, judged_load, load,
+    verdict, _load_run, judged_load, finished_load, load,
 )  # fmt: skip
 """All of them: the suite's own gates use these, whatever a conftest calls the same."""

@@ -49,12 +49,8 @@ def run_judged_load(
     pods = settings.load_pods(deployment)
     plan = load_plan(policy, deployment, base_url=settings.load_url_of(deployment, pods))
     plan = replace(plan, workers=settings.workers or plan.workers)
-    questions = load_questions(environment.gates)
-    watching = _watching(policy, environment.load, plan, len(questions) + others, wholes=wholes)
+    watch = load_watch(policy, deployment, plan, others=others, wholes=wholes)
     outage = _outage_limits(environment.load)
-    watch = None
-    if watching or (questions and outage):
-        watch = LoadWatch(questions, plan, watching, outage if questions else None)
     before = settings.path_errors(deployment)
     with tempfile.TemporaryDirectory(prefix="vllm-rollout-load-") as folder:
         result = run_load(
@@ -79,6 +75,20 @@ def run_judged_load(
         requests_file=kept,
         path_errors=problem if result.failures else None,
     )
+
+
+def load_watch(
+    policy: Policy, deployment: Deployment, plan: LoadPlan, *, others: int, wholes: bool = False
+) -> LoadWatch | None:
+    """Return what watches the deployment's load; None where nothing would end it before its time.
+
+    `others` and `wholes` are as in `run_judged_load`.
+    """
+    environment = policy.environments[deployment.environment]
+    questions = load_questions(environment.gates)
+    watching = _watching(policy, environment.load, plan, len(questions) + others, wholes=wholes)
+    outage = _outage_limits(environment.load) if questions else None
+    return LoadWatch(questions, plan, watching, outage) if watching or outage else None
 
 
 def _keep(result: LoadResult, deployment: Deployment) -> str:

@@ -39,6 +39,8 @@ class DecisionKind(StrEnum):
     """A build that passed its gates is promoted from here on."""
     PROMOTED = "promoted"
     """The promotion is complete, watched to its end."""
+    KEPT = "kept"
+    """It is complete and stays, though a gate could not know: a person is needed."""
     REFUSAL = "refusal"
     """Nothing is promoted."""
     ROLLBACK = "rollback"

@@ -19,6 +19,7 @@ from vllm_rollout.rollout.evidence_store import (
     stored_evidence,
 )
 from vllm_rollout.rollout.gates import Gates
+from vllm_rollout.rollout.held_gates import ask_kept_again
 from vllm_rollout.rollout.journal import Event, JournalEntry, Phase, next_phase
 from vllm_rollout.rollout.lease import LeaseLostError
 from vllm_rollout.rollout.leased_run import RunTools, run_under_lease
@@ -74,10 +75,11 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     log.build = revision.build.digest
     values = platform.values(source, revision.number)
     if _runs(platform, target, revision.build):
-        return _nothing_to_do(gates, target, revision)
+        again = None if plan_only else ask_kept_again(tools)
+        return again or _nothing_to_do(gates, target, revision)
     if end := before_gates(run, platform, log, revision):
         return end
-    unmet_needs(run, platform, observer)
+    unmet_needs(run, platform, log, observer)
     # Refuses, before anything else, a ramp that could not begin.
     traffic_before(platform, run.policy, target)
     # First, so that what cannot be deployed is not put under load for nothing.

@@ -237,6 +237,30 @@ class Gates:
         self.log.log_step(f"{label} gates: {run.outcome}", problems_of(run), run.outcome)
         return run
 
+    def run_again(self, deployment: Deployment, before: GateRun) -> GateRun:
+        """Run those gates again that are inconclusive in `before`, in whose place they come."""
+        asked = {g.gate for g in before.gates if g.outcome is Outcome.INCONCLUSIVE}
+        asked |= set(before.missing)
+        known = all((GATES / f"test_{gate}.py").exists() for gate in asked)
+        again = self.runner.run(
+            deployment,
+            self._subfolder(f"{deployment.environment}-gates-again"),
+            only=sorted(asked) if known else (),
+            base_url=self.settings_for(deployment).base_url,
+        )
+        ran = {g.gate for g in again.gates}
+        run = replace(
+            before,
+            gates=(*(g for g in before.gates if g.gate not in ran), *again.gates),
+            loads={**before.loads, **again.loads},
+            changed=again.changed,
+            finished=again.finished,
+        )
+        self.log.gate_runs[-1] = run
+        label = deployment.environment
+        self.log.log_step(f"{label} gates again: {run.outcome}", problems_of(run), run.outcome)
+        return run
+
     def preflight(self, values: Mapping[str, Any]) -> GateRun | None:
         """Check the target for what `values` need; None if the policy asks for no check."""
         target = self.run.target

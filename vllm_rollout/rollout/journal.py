@@ -38,6 +38,8 @@ class Event(StrEnum):
     VERIFIED = "verified"
     """All replicas run the build and serve; the environment has no users to watch over."""
     GATES_PASSED = "gates passed"
+    GATES_UNSEEN = "gates unseen"
+    """A gate could not know, and the policy keeps the build."""
     WATCHED = "watched"
     """The watch ended and no trigger fired."""
     ROLLBACK = "rollback"
@@ -62,6 +64,7 @@ _NEXT: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.RAMP, Event.RESUMED): Phase.ROLLBACK,
     (Phase.RAMP, Event.YIELDED): Phase.DONE,
     (Phase.GATES, Event.GATES_PASSED): Phase.WATCH,
+    (Phase.GATES, Event.GATES_UNSEEN): Phase.WATCH,
     (Phase.GATES, Event.ROLLBACK): Phase.ROLLBACK,
     (Phase.GATES, Event.RESUMED): Phase.ROLLBACK,
     (Phase.GATES, Event.YIELDED): Phase.DONE,
@@ -101,7 +104,8 @@ class JournalEntry:
 
     `before` is the target's revision to return to, None when nothing was deployed there.
     `traffic` is None where no traffic is moved. `unverified` is a rollback that was done and could
-    not be verified: it is unfinished, and no run is in the middle of it.
+    not be verified: it is unfinished, and no run is in the middle of it. `unseen` are the gates of
+    a target that was kept though they could not know.
     """
 
     run_id: str
@@ -117,6 +121,7 @@ class JournalEntry:
     updated: datetime
     traffic: TrafficBefore | None = None
     unverified: bool = False
+    unseen: str = ""
 
     @property
     def unfinished(self) -> bool:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.live_slo import undecided_limits
 from vllm_rollout.judge.sample_outputs import doubts_of
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
+from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.observe.probe import not_of_the_build, probe
@@ -58,16 +60,23 @@ class DeploymentObserver:
         with self._client(deployment) as client:
             client.health(timeout_seconds=self.run.policy.watch.probe_timeout_seconds)
 
-    def reach_metrics(self, deployment: Deployment) -> None:
-        """Return if the policy's Prometheus answers, or it names none.
+    def reach_metrics(self, deployment: Deployment) -> list[str]:
+        """Return what the policy's Prometheus, if it names one, cannot decide about a deployment.
 
         Raises:
             UnreachableError: it does not answer.
         """
         metrics = DeploymentMetrics.of(self.run.policy, deployment)
-        if metrics is not None:
-            with closing(metrics):
-                metrics.now()
+        if metrics is None:
+            return []
+        with closing(metrics):
+            now = metrics.now()
+            newest, bounds = metrics.newest(now), metrics.bounds(at=now)
+        late = now - newest
+        found = []
+        if late > self.run.policy.prometheus.max_gap:
+            found.append(f"it lags by {format_duration(timedelta(seconds=late.seconds))}")
+        return [*found, *undecided_limits(self.run.policy, deployment.environment, bounds)]
 
     def refusal_at_users_address(self, deployment: Deployment) -> tuple[str, str] | None:
         """Ask for one token at the users' address; return how the key or the address is refused.
@@ -176,10 +185,16 @@ class DeploymentObserver:
             nullcontext(observe) if observe else self.at(deployment) as see,
             live_metrics(self.run.policy, deployment) as live,
         ):
+
+            def look() -> Observation:
+                seen = see()
+                live.probed(seen.probes)
+                return replace(seen, live=live.newest())
+
             watcher = Watcher(
                 policy=self.run.policy,
                 clock=self.log.clock,
-                observe=lambda: replace(see(), live=live.newest()),
+                observe=look,
                 live=live.since_the_first,
                 interrupted=interrupted,
                 on_found=lambda found, gap: self.blindness.see(

@@ -164,7 +164,9 @@ def _rolled_back_before(
     )
 
 
-def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver) -> None:
+def unmet_needs(
+    run: Run, platform: ReleaseReader, log: RunLog, observer: DeploymentObserver
+) -> None:
     """Return if what the run needs once it has changed the target is there beforehand.
 
     Raises:
@@ -188,7 +190,8 @@ def unmet_needs(run: Run, platform: ReleaseReader, observer: DeploymentObserver)
         )
     gates = run.policy.environments[run.target.environment].gates
     if run.serves_users and gates.live_metrics is not None:
-        observer.reach_metrics(run.target)
+        for undecided in observer.reach_metrics(run.target):
+            log.log_step("Prometheus, by the servers as they are, cannot decide all", undecided)
     router = gates.smoke.url if gates.smoke is not None else None
     if router is None and newest_served(platform.history(run.target)) is None:
         return  # nobody is there yet who could be asked

@@ -1,7 +1,7 @@
 """Promotion: the ramp, the target's own gates, and the watch that follows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,9 +10,11 @@ from vllm_rollout.model.deployment import Build, Deployment, Revision, Target, n
 from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
 from vllm_rollout.rollout.evidence_store import PassedRevisions, PassedRevisionsReader
 from vllm_rollout.rollout.gates import Gates
+from vllm_rollout.rollout.held_gates import gates_after_change, kept_unseen
 from vllm_rollout.rollout.journal import Event, JournalEntry, TrafficBefore
 from vllm_rollout.rollout.leased_releases import LeasedReleases
 from vllm_rollout.rollout.leased_run import RunTools
@@ -100,9 +102,7 @@ def promote(tools: RunTools, promotion: Promotion) -> RolloutResult:
     entry, revision = reached
     if not run.serves_users:
         return _result(tools, _verify(run, tools.log, tools.releases, tools.gates, entry))
-    watched = _pass_gates(
-        run, tools.log, tools.releases, tools.gates, entry, revision, promotion.started
-    )
+    watched = _pass_gates(tools, entry, revision, promotion.started)
     if isinstance(watched, Undo):
         return _result(tools, watched)
     return watch_to_the_end(tools, watched)
@@ -210,32 +210,33 @@ def _verify(
 
 
 def _pass_gates(
-    run: Run,
-    log: RunLog,
-    releases: LeasedReleases,
-    gates: Gates,
-    entry: JournalEntry,
-    revision: Revision,
-    started: datetime,
+    tools: RunTools, entry: JournalEntry, revision: Revision, started: datetime
 ) -> JournalEntry | Undo:
     """Gate the fully promoted target; return the entry of the watch that follows."""
+    run, log, releases = tools.run, tools.log, tools.releases
     entry = releases.advance(entry, Event.SCALED, f"gating revision {revision.number}")
     # Before the gates: the smoke test comes through the router, which must know the model.
     if unregistered := register_target(run, releases.platform, log):
         return Undo(entry, unregistered)
-    found = gates.run_gates(run.target)
-    if found.outcome is not Outcome.PASS:
-        return Undo(entry, f"gates after promotion: {problems_of(found)}")
+    found = gates_after_change(tools, entry)
+    if isinstance(found, Undo):
+        return found
     releases.ensure_lease()
     store = releases.platform.store
     try:
         log.store_evidence(store, started)
     except DeployError as error:  # too large, say: no reason to take back what passed
         log.log_step("the evidence of these gates is only in the report folder", str(error))
+    watching = f"watching revision {revision.number}"
+    if found.outcome is not Outcome.PASS:
+        unseen = problems_of(found)
+        log.log_step(f"{run.target} is kept: a person is needed", unseen, Outcome.INCONCLUSIVE)
+        log.notify(MessageKind.KEPT, kept_unseen(run, unseen).conclusion)
+        return releases.advance(replace(entry, unseen=unseen), Event.GATES_UNSEEN, watching)
     # Without the run's end, which `persist_evidence` adds.
     PassedRevisions(store).passed(run.target, revision, log.grown_from)
     log.passed_revision = revision
-    return releases.advance(entry, Event.GATES_PASSED, f"watching revision {revision.number}")
+    return releases.advance(entry, Event.GATES_PASSED, watching)
 
 
 def _watch(
@@ -261,6 +262,9 @@ def _watch(
     log.log_step(f"{run.target}: no trigger fired", outcome=Outcome.PASS)
     try:
         releases.ensure_own()
+        if entry.unseen:
+            releases.close(entry, Event.WATCHED, f"kept, not seen to pass: {entry.unseen}")
+            return kept_unseen(run, entry.unseen)
         return _promoted(run.target, releases, entry, Event.WATCHED)
     except UnreachableError as error:  # no reason to take back what was found well
         return RolloutResult(

@@ -125,7 +125,9 @@ class Watcher:
             return ""
         why = "it has not answered yet"
         if self._latest is not None:
-            why = self._latest.unknown or "too few requests, or buckets that do not decide"
+            why = self._latest.unknown or (
+                "no newer scrape, too few requests, or buckets that do not decide"
+            )
         return f"{', '.join(found.unseen)}: {why}"
 
     def _slo_by_probes(self) -> dict[str, Verdict]:

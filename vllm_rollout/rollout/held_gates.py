@@ -1,0 +1,91 @@
+"""Gates of a target that runs the build already: held while inconclusive, and asked again.
+
+Production is watched meanwhile. What stays open at the deadline is kept or rolled back, as the
+policy says of each gate.
+"""
+
+from dataclasses import replace
+
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.after_change import seen_against
+from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.evidence import GateRun
+from vllm_rollout.model.units import format_duration
+from vllm_rollout.rollout.evidence_store import PassedRevisions
+from vllm_rollout.rollout.journal import JournalEntry, Phase
+from vllm_rollout.rollout.leased_run import RunTools
+from vllm_rollout.rollout.rollback import roll_back
+from vllm_rollout.rollout.run import RolloutResult, Run, Undo, problems_of
+
+
+def gates_after_change(tools: RunTools, entry: JournalEntry) -> GateRun | Undo:
+    """Run the target's gates, those that are inconclusive again until the policy's deadline.
+
+    An `Undo` where a gate failed, a trigger fired meanwhile, or the policy rolls back what is
+    still open. Otherwise the run passed, or nothing but what it is `open` about is to be kept.
+    """
+    run, log, clock = tools.run, tools.log, tools.log.clock
+    rules, target = run.policy.inconclusive, run.target
+    found = tools.gates.run_gates(target)
+    until = clock.monotonic() + rules.deadline.total_seconds()
+    while found.outcome is Outcome.INCONCLUSIVE and not found.changed and clock.monotonic() < until:
+        log.log_step(
+            f"{target} is held, and asked again in {format_duration(rules.ask_every)}",
+            problems_of(found),
+        )
+        end = tools.observer.watch(target, rules.ask_every)
+        if end.fired:
+            return Undo(entry, end.fired)
+        tools.releases.ensure_own()
+        found = tools.gates.run_again(target, found)
+    if found.outcome is Outcome.PASS or (found.outcome is not Outcome.FAIL and _kept(run, found)):
+        return found
+    return Undo(entry, f"gates after promotion: {problems_of(found)}")
+
+
+def _kept(run: Run, found: GateRun) -> bool:
+    """Return whether every gate that is still open is to be kept."""
+    rules = run.policy.inconclusive
+    kept = [
+        rules.keeps(gate.gate, seen=seen_against(gate))
+        for gate in found.gates
+        if gate.outcome is Outcome.INCONCLUSIVE
+    ]
+    kept += [rules.keeps(gate, seen=False) for gate in found.missing]
+    return all(kept) and not found.changed
+
+
+def kept_unseen(run: Run, unseen: str) -> RolloutResult:
+    """Return the result of a promotion that stays though not all of it was seen."""
+    return RolloutResult(
+        code=ExitCode.UNREACHABLE,
+        conclusion=f"A person is needed: {run.target} runs the build and is kept, but it has not "
+        f"passed its gates: {unseen}. To ask them again: {run.command}",
+        kept=True,
+    )
+
+
+def ask_kept_again(tools: RunTools) -> RolloutResult | None:
+    """Gate a target again that an earlier run kept; None where the last rollout kept nothing."""
+    run, log, releases = tools.run, tools.log, tools.releases
+    last = releases.journal.last
+    if last is None or last.phase is not Phase.DONE or not last.unseen:
+        return None
+    if last.target != run.target.environment:
+        return None
+    history = releases.platform.history(run.target)
+    started = log.now()
+    found = tools.gates.run_gates(run.target)
+    if found.outcome is Outcome.PASS:
+        digest = log.store_evidence(releases.platform.store, started)
+        PassedRevisions(releases.platform.store).passed(run.target, history[-1], digest)
+        releases.ensure_lease()
+        releases.journal.write(replace(last, unseen="", note="passed", updated=log.now()))
+        return RolloutResult(
+            code=ExitCode.OK,
+            conclusion=f"{run.target} was kept by {last.run_id}, and has passed its gates now",
+        )
+    if found.outcome is Outcome.FAIL or not _kept(run, found):
+        entry = releases.begin(last.build, before=last.before, note="kept, and its gates failed")
+        return roll_back(tools, entry, f"gates after promotion: {problems_of(found)}")
+    return kept_unseen(run, problems_of(found))
