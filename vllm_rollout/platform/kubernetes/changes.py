@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, Target, canonical_digest
-from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ForeignChangeError, NotReadyError
@@ -327,19 +327,29 @@ class Changes:
                     force=self.overwrite,
                 ),
             )
-        except DeployError as error:
-            if self.releases.entries(deployment)[-1:] == entries[-1:]:
+        except (DeployError, UnreachableError, UsageError) as error:
+            # Whatever the error is called, the history says what was begun.
+            if self._newest(deployment, entries) == entries[-1:]:
                 # Helm refused before it changed anything, perhaps because another client is
                 # at work: then nothing here is ours to undo.
                 raise
             raise self._undone(deployment, objects, served, error, timeout) from error
+
+    def _newest(
+        self, deployment: Deployment, known: Sequence[HelmRevision]
+    ) -> Sequence[HelmRevision]:
+        """The newest entry of the history; of what was `known` where that cannot be read."""
+        try:
+            return self.releases.entries(deployment)[-1:]
+        except UnreachableError:
+            return known[-1:]
 
     def _undone(
         self,
         deployment: Deployment,
         objects: Sequence[Json],
         served: HelmRevision | None,
-        error: DeployError,
+        error: RolloutError,
         timeout: timedelta,
     ) -> NotReadyError:
         """`error` with what is known of the pods while they are there, once the release is back."""
