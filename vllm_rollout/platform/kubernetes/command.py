@@ -70,7 +70,7 @@ def webhook_away(text: str) -> str:
 
 
 def webhook_remedy(webhook: str) -> str:
-    """What to do about a webhook that does not answer."""
+    """Remedy for a webhook that does not answer."""
     return (
         f"The API server is there, its webhook {webhook} is not: bring it back (kubectl get "
         "validatingwebhookconfigurations,mutatingwebhookconfigurations names its service)."

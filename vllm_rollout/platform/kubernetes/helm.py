@@ -216,6 +216,19 @@ class Helm:
         arguments = ("template", release, str(chart), "--namespace", namespace)
         return _objects(self._run(*arguments, *more, *_files(values)))
 
+    def dry_run(self, release: str, chart: Path, *, namespace: str, values: Sequence[Path]) -> None:
+        """Prepare `upgrade` with the cluster's help: its kinds, its objects, who owns them.
+
+        No Helm submits anything then. Nothing where the command line is too old to hide Secrets.
+        """
+        if "--hide-secret" not in self._run("upgrade", "--help"):
+            return
+        self._run(
+            *("upgrade", "--install", release, str(chart), "--namespace", namespace),
+            *("--reset-values", *_files(values), "--dry-run=server", "--hide-secret"),
+            release=release,
+        )
+
     def lint(self, chart: Path, *, values: Sequence[Path] = ()) -> str:
         """Return the output of `helm lint --strict` for a chart that passes.
 
