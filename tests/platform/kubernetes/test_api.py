@@ -45,6 +45,12 @@ def test_each_status_has_its_error_which_names_what_was_done(
     assert FORBIDDEN in str(caught.value)
 
 
+def test_a_webhook_that_is_away_is_named_in_the_remedy() -> None:
+    away = 'failed calling webhook "x.example": failed to call webhook: connection refused'
+    error = API.refusal(500, json.dumps({"message": away}), "patch", "httproutes a")
+    assert "webhook x.example is not" in error.remedy
+
+
 def test_a_missing_permission_says_which_role_to_ask_for() -> None:
     refusal = ApiException(status=403, reason="Forbidden")
 

@@ -10,6 +10,7 @@ from typing import Any
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.text import own_secret, shown
 from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.kubernetes.command import webhook_away, webhook_remedy
 from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
 
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -162,9 +163,11 @@ class KubernetesApi:
         if status == _CONFLICT:
             return ConflictError(message, remedy="Read it again and decide again.")
         if status == _TOO_MANY or status >= _SERVER:
-            return UnreachableError(
-                message, address=self.address, remedy="The API server is overloaded: try again."
+            webhook = webhook_away(message)
+            remedy = (
+                webhook_remedy(webhook) if webhook else "The API server is overloaded: try again."
             )
+            return UnreachableError(message, address=self.address, remedy=remedy)
         return DeployError(message)
 
 
