@@ -126,7 +126,7 @@ def workloads_of(objects: Iterable[Json]) -> list[Json]:
     """The objects of a release that run pods for as long as it stands."""
     return [
         each
-        for each in _one_by_one(without_hooks(objects))
+        for each in one_by_one(without_hooks(objects))
         if each.get("kind", "Job") not in ("Job", "CronJob") and pod_templates(each)
         if each["kind"] in _WORKLOADS or _group(each) not in _SERVE_NOTHING
     ]
