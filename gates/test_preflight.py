@@ -1,7 +1,12 @@
 """Pre-deployment checks: what a build needs is there before it is deployed."""
 
 from vllm_rollout.judge import check
-from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdict, room_verdict
+from vllm_rollout.judge.preflight_checks import (
+    admission_verdict,
+    quota_verdict,
+    references_verdict,
+    room_verdict,
+)
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.image_name import parse_image
 from vllm_rollout.model.preflight_facts import Preflight
@@ -68,9 +73,17 @@ def test_namespace(preflight: Preflight, verdict: VerdictRecorder) -> None:
 
 
 def test_quota(preflight: Preflight, verdict: VerdictRecorder) -> None:
-    """The namespace's quotas leave room."""
+    """The namespace's quotas leave room, for the way back too."""
     quotas = preflight.quotas()
-    verdict(quota_verdict(preflight.demands() if quotas else (), quotas))
+    if not quotas:
+        verdict(quota_verdict((), ()))
+        return
+    verdict(quota_verdict(preflight.demands(), quotas, preflight.new_objects()))
+
+
+def test_admission(preflight: Preflight, verdict: VerdictRecorder) -> None:
+    """The API server admits every object and its pods, in a dry run."""
+    verdict(admission_verdict(preflight.admission()))
 
 
 def test_image(preflight: Preflight, verdict: VerdictRecorder) -> None:

@@ -6,8 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdict, room_verdict
-from vllm_rollout.model.preflight_facts import Demand, NodeSpace, Quota, Reference, Room
+from vllm_rollout.judge.preflight_checks import (
+    admission_verdict,
+    quota_verdict,
+    references_verdict,
+    room_verdict,
+)
+from vllm_rollout.model.preflight_facts import (
+    Admission,
+    Demand,
+    NewObjects,
+    NodeSpace,
+    Quota,
+    Reference,
+    Refusal,
+    Room,
+)
 
 GPU = "nvidia.com/gpu"
 
@@ -64,13 +78,29 @@ def test_nodes_that_refuse_the_pods_are_no_room_and_are_named() -> None:
 
 def test_nothing_known_is_never_room() -> None:
     assert room_verdict(Room(demands=())).outcome is Outcome.FAIL
-    assert room_verdict(Room(demands=(demand(1),))).outcome is Outcome.FAIL
+    assert room_verdict(Room(demands=(demand(1),))).outcome is Outcome.INCONCLUSIVE
     nan = NodeSpace(node="a", free={GPU: math.nan, "pods": 1})
     assert room_verdict(Room(demands=(demand(1),), nodes=(nan,))).outcome is Outcome.FAIL
     rules = demand(1, unconsidered="podAntiAffinity")
     unknown = room_verdict(Room(demands=(rules,), nodes=(node("a", 8),)))
     assert unknown.outcome is Outcome.INCONCLUSIVE
     assert "podAntiAffinity" in unknown.reason
+
+
+def test_a_pool_that_may_be_scaled_to_zero_is_unknown() -> None:
+    cpu = NodeSpace(node="cpu", free={"pods": 100})
+    for room in (
+        Room(demands=(demand(1),), nodes=(cpu,)),
+        Room(
+            demands=(demand(1, outside=frozenset({"a"}), refused={"a": "the selector"}),),
+            nodes=(node("a", 8), cpu),
+        ),
+    ):
+        verdict = room_verdict(room)
+        assert verdict.outcome is Outcome.INCONCLUSIVE
+        assert "preflight: {gpus: off}" in verdict.remedy
+    full = room_verdict(Room(demands=(demand(1),), nodes=(node("a", 0), cpu)))
+    assert full.outcome is Outcome.FAIL
 
 
 @given(
@@ -124,9 +154,40 @@ def test_a_quota_on_what_pods_do_not_state_is_a_fail() -> None:
     assert quota_verdict([demand(1)], [quota({"services": 0}, {})]).passed
 
 
+def test_a_quota_counts_objects_of_the_way_back_too() -> None:
+    key = "count/secrets"
+    made = NewObjects(counts={key: 10}, notes={key: "8 revisions and 2 of the way back"})
+    assert quota_verdict([demand(1)], [quota({key: 30}, {key: 20})], made).passed
+    short = quota_verdict([demand(1)], [quota({key: 29}, {key: 20})], made)
+    assert short.outcome is Outcome.FAIL
+    words = "count/secrets needs 10 more (8 revisions and 2 of the way back), 9 of 29 are left"
+    assert words in short.reason
+    assert "a Secret for each revision" in short.remedy
+
+
+def test_what_the_api_server_refuses_or_cannot_be_asked_never_passes() -> None:
+    refused = Refusal(what="Deployment m", reason="spec.selector: field is immutable")
+    barred = Refusal(what="Service m", reason="ci cannot patch resource", certain=False)
+    assert admission_verdict(Admission(asked=2)).passed
+    assert admission_verdict(Admission(asked=0)).outcome is Outcome.INCONCLUSIVE
+    unknown = admission_verdict(Admission(asked=2, refusals=(barred,)))
+    assert unknown.outcome is Outcome.INCONCLUSIVE
+    assert "Service m: ci cannot patch resource" in unknown.reason
+    both = admission_verdict(Admission(asked=2, refusals=(barred, refused)))
+    assert both.outcome is Outcome.FAIL
+    assert both.reason == f"the API server refuses {refused}"
+
+
 def test_a_quota_that_cannot_be_compared_is_not_room() -> None:
     scoped = Quota(name="best", hard={"pods": 9}, used={}, unconsidered="its scopeSelector")
     assert quota_verdict([demand(1)], [scoped]).outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_claim_of_one_node_is_unknown_for_several_pods() -> None:
+    claim = Reference(kind="PersistentVolumeClaim", name="cache", doubt="it is ReadWriteOnce")
+    verdict = references_verdict([claim])
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "preflight: {volumes: off}" in verdict.remedy
 
 
 def test_every_missing_reference_is_named() -> None:

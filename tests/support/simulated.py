@@ -212,7 +212,12 @@ class SimulatedPlatform:
         return self.differences.get(deployment.environment, ())
 
     def preflight(
-        self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
+        self,
+        deployment: Deployment,
+        values: Mapping[str, Any],
+        *,
+        capacity: int,
+        steps: Sequence[int] = (),
     ) -> None:
         return None
 

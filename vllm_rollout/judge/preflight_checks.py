@@ -2,13 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 
-from vllm_rollout.model.preflight_facts import Demand, NodeSpace, Quota, Reference, Room, quota_use
+from vllm_rollout.model.preflight_facts import (
+    Admission,
+    Demand,
+    NewObjects,
+    NodeSpace,
+    Quota,
+    Reference,
+    Room,
+    quota_use,
+)
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check
 
 _MAKE_ROOM = (
     "Scale down GPU workloads that can wait, add GPU nodes, or wait for room; a release with "
-    "maxSurge 0 and maxUnavailable 1 needs no room beyond its own pods."
+    "maxSurge 0 and maxUnavailable 1 needs no room beyond its own pods. Where an autoscaler adds "
+    "nodes for pods that wait, switch this check off with `preflight: {gpus: off}`."
 )
+_NO_OBJECTS = NewObjects()
 _ONE_BILLIONTH = 1e-9
 """Quantities are sums of fractions (cores); so much more than there is counts as equal."""
 
@@ -20,6 +31,9 @@ def room_verdict(room: Room) -> Verdict:
     exact where all pods are alike, and otherwise never too hopeful. The release's own pods give
     their place back one by one, so its last pods may take it, but its first new ones may not.
 
+    Inconclusive where no node is there that such pods could ever run on, as in a pool that an
+    autoscaler has scaled to zero: what it would add is unknown.
+
     `measured` is how many of the scarcest thing (GPUs, where pods ask for any) the accepting nodes
     have for this release, `limit` how many it takes.
     """
@@ -28,20 +42,22 @@ def room_verdict(room: Room) -> Verdict:
     whole = [demand for demand in room.demands for _ in range(demand.pods)] + new
     surge_left = _unplaced(new, room.nodes, with_own=False)
     left = _unplaced(whole, room.nodes, with_own=True)
+    short = surge_left + left
     resource = _scarce(room.demands)
     needed = sum(demand.requests.get(resource, 0) for demand in whole)
     free, own = _available(room, resource)
     need = f"{len(whole)} pods ({len(new)} of them surge) need {needed:g} {resource}"
     words = [need, f"accepting nodes have {free:g} free", f"the release's own pods hold {own:g}"]
-    if left or surge_left:
-        short = surge_left or left
+    if short:
+        number = len(surge_left) or len(left)
         which = "pods of surge" if surge_left else "pods"
         words.append(
-            f"{len(short)} {which} of {short[0].workload} find no node with {_amounts(short[0])}"
+            f"{number} {which} of {short[0].workload} find no node with {_amounts(short[0])}"
         )
         words += [f"{node} refuses them: {why}" for node, why in short[0].refused.items()]
     ignored = sorted({demand.unconsidered for demand in room.demands if demand.unconsidered})
-    fits = bool(whole) and not left and not surge_left
+    fits = bool(whole) and not short
+    absent = bool(short) and all(_no_pool(each, room.nodes) for each in short)
     verdict = Verdict(
         outcome=Outcome.PASS if fits else Outcome.FAIL,
         measured=free + own,
@@ -52,6 +68,13 @@ def room_verdict(room: Room) -> Verdict:
         reason="; ".join(words),
         remedy="" if fits else _MAKE_ROOM,
     )
+    if not fits and absent:
+        return verdict.inconclusive_because(
+            f"{verdict.reason}; no node that is there has what they ask for: an autoscaler may "
+            "have scaled that pool to zero, or the resource or the selector is misspelled",
+            "Look yourself whether an autoscaler adds such nodes for pods that wait, and switch "
+            "this check off with `preflight: {gpus: off}`.",
+        )
     if fits and ignored:
         return verdict.inconclusive_because(
             f"{verdict.reason}; not considered: {', '.join(ignored)}",
@@ -61,8 +84,11 @@ def room_verdict(room: Room) -> Verdict:
     return verdict
 
 
-def quota_verdict(demands: Sequence[Demand], quotas: Sequence[Quota]) -> Verdict:
-    """Pass if each quota leaves room for all pods of the rollout, its surge included.
+def quota_verdict(
+    demands: Sequence[Demand], quotas: Sequence[Quota], objects: NewObjects = _NO_OBJECTS
+) -> Verdict:
+    """Pass if each quota leaves room for all pods of the rollout, its surge included, and for the
+    `objects` that it makes, those of its way back too.
 
     A quota on a resource that pods do not state is a fail too: the API server refuses such pods.
     """
@@ -71,9 +97,19 @@ def quota_verdict(demands: Sequence[Demand], quotas: Sequence[Quota]) -> Verdict
     unknown = [f"{quota.name} ({quota.unconsidered})" for quota in quotas if quota.unconsidered]
     problems: list[str] = []
     words: list[str] = []
+    short_of_objects = False
     for quota in (each for each in quotas if not each.unconsidered):
         for key in sorted(quota.hard):
             needed, unstated = _needed(demands, key, rolling=bool(quota.own.get("pods")))
+            if needed is None and key in objects.counts:
+                needed = objects.counts[key]
+                left = quota.hard[key] - quota.used.get(key, 0)
+                note = f" ({objects.notes[key]})" if objects.notes.get(key) else ""
+                text = f"{quota.name}: {key} needs {needed:g} more{note}, "
+                text += f"{left:g} of {quota.hard[key]:g} are left"
+                short_of_objects |= needed > left
+                (words if needed <= left else problems).append(text)
+                continue
             if unstated:
                 problems.append(f"{quota.name} limits {key}, and {unstated} does not state it")
             if needed is None:
@@ -85,7 +121,8 @@ def quota_verdict(demands: Sequence[Demand], quotas: Sequence[Quota]) -> Verdict
         return check(
             False,
             "; ".join(problems),
-            remedy="Raise the quota, or ask for less: fewer replicas, a smaller surge.",
+            remedy="Raise the quota, or ask for less: fewer replicas, a smaller surge."
+            + (" Helm keeps a Secret for each revision." if short_of_objects else ""),
         )
     if unknown:
         return check(
@@ -108,7 +145,46 @@ def references_verdict(references: Sequence[Reference]) -> Verdict:
             "start.",
         )
     names = ", ".join(f"{each.kind} {each.name}" for each in references)
+    if doubts := [f"{each.kind} {each.name}: {each.doubt}" for each in references if each.doubt]:
+        return check(
+            None,
+            "; ".join(doubts),
+            remedy="Use a claim that many nodes can mount (ReadWriteMany, ReadOnlyMany), or one "
+            "for each pod. Where the pods are kept on one node, switch this check off with "
+            "`preflight: {volumes: off}`.",
+        )
     return check(True, f"there: {names}" if names else "the pods need no claim and no Secret")
+
+
+def admission_verdict(admission: Admission) -> Verdict:
+    """Pass if the API server would admit each object, and each pod that is made of one.
+
+    What it could not be asked is unknown, whatever the reason.
+    """
+    certain = [str(each) for each in admission.refusals if each.certain]
+    if certain:
+        return check(
+            False,
+            f"the API server refuses {'; '.join(certain)}",
+            remedy="Correct the chart, its values or the policy that is named. A field that is "
+            "immutable takes another name, or removing the object first.",
+        )
+    if admission.refusals or not admission.asked:
+        unknown = "; ".join(map(str, admission.refusals)) or "the chart makes nothing"
+        return check(
+            None,
+            f"the API server could not be asked: {unknown}",
+            remedy="Ask with the rights of the Role `promote`, and let webhooks answer dry runs "
+            "(sideEffects: None); or switch this check off with `preflight: {admission: off}`.",
+        )
+    return check(True, f"the API server admits all {admission.asked} objects and pods")
+
+
+def _no_pool(demand: Demand, nodes: Sequence[NodeSpace]) -> bool:
+    """Return True if none of the nodes that the pods select has the devices that they ask for."""
+    devices = [name for name, amount in demand.requests.items() if "/" in name and amount]
+    selected = [node for node in nodes if node.node not in demand.outside]
+    return not any(all(name in node.free for name in devices) for node in selected)
 
 
 def _unplaced(

@@ -18,8 +18,9 @@ class Demand:
     """The pods that one workload of a release shall run, each asking for `requests`.
 
     `surge` pods more run while the old ones are replaced. `refused` says of nodes, by name, why
-    they take no such pod whatever their room; `unconsidered` names the pod's rules that were not
-    looked at. Quantities are in base units (cores, bytes, pieces).
+    they take no such pod whatever their room; those `outside` are not of the nodes that the pod
+    selects. `unconsidered` names the pod's rules that were not looked at. Quantities are in base
+    units (cores, bytes, pieces).
     """
 
     workload: str
@@ -28,6 +29,7 @@ class Demand:
     requests: Mapping[str, float]
     limits: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset()
     unconsidered: str = ""
 
 
@@ -72,6 +74,39 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewObjects:
+    """Objects that a rollout makes, by a quota's own keys, and a note on what they are for."""
+
+    counts: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Answer of the API server to an object, in a dry run, that is no consent.
+
+    It would refuse the object now where that is `certain`; else it could not be asked. `webhook` is
+    the one that does not answer, if that is why.
+    """
+
+    what: str
+    reason: str
+    certain: bool = True
+    webhook: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Answers of the API server to `asked` objects and pods: all that are no consent."""
+
+    asked: int
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerImage:
     """An image as pods name it, and the (user, password) pairs they may pull it with."""
 
@@ -102,12 +137,14 @@ class ModelSource:
 class Reference:
     """Something pods need that the chart does not make: a claim, a Secret, a ConfigMap.
 
-    `problem` is empty where it is there and usable.
+    `problem` is empty where it is there and usable, `doubt` where it is certain that all of the
+    pods can use it.
     """
 
     kind: str
     name: str
     problem: str = ""
+    doubt: str = ""
 
 
 class Preflight(Protocol):
@@ -136,6 +173,12 @@ class Preflight(Protocol):
 
     def quotas(self) -> Sequence[Quota]:
         """The quotas of the namespace."""
+
+    def new_objects(self) -> NewObjects:
+        """Objects that the rollout makes, those of the way back included."""
+
+    def admission(self) -> Admission:
+        """The API server's answers to what the rollout would apply, in a dry run."""
 
     def images(self) -> Sequence[ContainerImage]:
         """Every image that the pods run."""

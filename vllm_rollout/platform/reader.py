@@ -101,9 +101,15 @@ class ReleaseReader(Protocol):
         """
 
     def preflight(
-        self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
+        self,
+        deployment: Deployment,
+        values: Mapping[str, Any],
+        *,
+        capacity: int,
+        steps: Sequence[int] = (),
     ) -> Preflight | None:
-        """The facts about deploying `values` with `capacity` replicas, before it is done.
+        """The facts about deploying `values` with `capacity` replicas, before it is done: at once,
+        or by a ramp's `steps` in replicas. A canary's are those of the ramp by traffic.
 
         None where there is nothing to look at beforehand.
         """

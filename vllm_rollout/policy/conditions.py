@@ -23,7 +23,9 @@ class Preflight(Block):
     gpus: Switch
     """Nodes have room for every pod, the surge of a rolling update included."""
     quota: Switch
-    """The namespace's quotas leave room."""
+    """The namespace's quotas leave room, for the objects of the way back too."""
+    admission: Switch
+    """The API server admits every object and its pods, in a dry run."""
     image: Switch
     """Every image is in its registry, and its digest is known."""
     model: Switch

@@ -133,7 +133,9 @@ def preflight(
     by_traffic = policy.ramps_by_traffic(deployment.environment)
     if by_traffic and newest_served(platform.history(deployment)):
         deployment = deployment.canary  # comes up at full size beside what serves
-    facts = platform.preflight(deployment, values, capacity=capacity)
+    users = deployment.environment == policy.order[-1]
+    steps = [step.replicas_of(capacity) for step in policy.ramp] if users else []
+    facts = platform.preflight(deployment, values, capacity=capacity, steps=steps)
     if facts is None:
         pytest.skip(f"the platform {platform.name} has nothing to look at before a deployment")
     return facts

@@ -12,7 +12,7 @@
 - {apiGroups: [""], resources: [namespaces, persistentvolumeclaims], verbs: [get]}
 # Also the suite's own evidence and journal, for status and history.
 - {apiGroups: [""], resources: [configmaps], verbs: [get, list]}
-- {apiGroups: [""], resources: [resourcequotas], verbs: [list]}
+- {apiGroups: [""], resources: [resourcequotas, limitranges], verbs: [list]}
 {{- end }}
 
 {{- /* What the suite keeps in the cluster: evidence and journal, and the lease of a model. */ -}}
@@ -58,6 +58,8 @@
 {{- define "roles.promote" -}}
 {{ include "roles.watch" . }}
 - {apiGroups: [""], resources: [secrets], verbs: [delete]}
+# Before a deployment, in a dry run: whether the pods of its Deployments would be admitted.
+- {apiGroups: [""], resources: [pods], verbs: [create]}
 {{- end }}
 
 {{- /* The objects of the chart load-generator; what its Job owns goes with it. */ -}}

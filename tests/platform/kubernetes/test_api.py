@@ -10,6 +10,7 @@ from kubernetes.client.exceptions import ApiException
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
+from vllm_rollout.platform.kubernetes.retry import throttling_retry
 from vllm_rollout.platform.kubernetes.store import object_name
 
 API = KubernetesApi(SimpleNamespace(configuration=SimpleNamespace(host="https://cluster")))
@@ -42,6 +43,12 @@ def test_each_status_has_its_error_which_names_what_was_done(
     assert type(caught.value) is kind
     assert str(caught.value).startswith("cannot list pods in namespace system")
     assert FORBIDDEN in str(caught.value)
+
+
+def test_a_webhook_that_is_away_is_named_in_the_remedy() -> None:
+    away = 'failed calling webhook "x.example": failed to call webhook: connection refused'
+    error = API.refusal(500, json.dumps({"message": away}), "patch", "httproutes a")
+    assert "webhook x.example is not" in error.remedy
 
 
 def test_a_missing_permission_says_which_role_to_ask_for() -> None:
@@ -103,3 +110,16 @@ def test_any_key_has_a_name_that_kubernetes_accepts(key: str) -> None:
     assert name.replace("-", "").isalnum()
     assert name == name.lower()
     assert name != object_name(key + "/")
+
+
+def test_429_and_503_are_asked_again_with_pauses() -> None:
+    retry = throttling_retry()
+    pauses = []
+    for _ in range(3):
+        assert retry.is_retry("POST", 503)
+        assert retry.is_retry("POST", 429, has_retry_after=True)
+        retry = retry.increment("POST", "/api", response=urllib3.HTTPResponse(status=503))
+        pauses.append(retry.get_backoff_time())
+    assert pauses == [0.5, 1, 2]
+    assert not retry.is_retry("POST", 503)
+    assert not retry.is_retry("POST", 500)

@@ -12,7 +12,7 @@ from cluster.required import each_helm
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.kubernetes import command
-from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError
+from vllm_rollout.platform.kubernetes.command import BusyError, ReleaseNotFoundError, WebhookError
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.ports import free_port
 
@@ -129,6 +129,59 @@ def test_a_broken_chart_is_a_usage_error(helm_binary: str, tmp_path: Path, broke
             UsageError,
             "modl",
         ),
+        (
+            (
+                'Error: UPGRADE FAILED: cannot patch "m" with kind Ingress: Internal error '
+                'occurred: failed calling webhook "validate.nginx.example": failed to call '
+                'webhook: Post "https://nginx.svc:443/": dial tcp 10.0.0.7:443: connect: '
+                "connection refused"
+            ),
+            WebhookError,
+            "validate.nginx.example",
+        ),
+        (
+            (
+                "Error: UPGRADE FAILED: server-side apply failed for object a/m "
+                "networking.k8s.io/v1, Kind=Ingress: Internal error occurred: failed calling "
+                'webhook "x.example": failed to call webhook: Post "https://x.svc:443/": '
+                "dial tcp: lookup x.svc: no such host"
+            ),
+            WebhookError,
+            "x.example",
+        ),
+        (
+            (
+                "Error: INSTALLATION FAILED: 1 error occurred:\n\t* Internal error occurred: "
+                'failed calling webhook "x.example": failed to call webhook: an error on the '
+                'server ("") has prevented the request from succeeding'
+            ),
+            WebhookError,
+            "x.example",
+        ),
+        (
+            (
+                "Error: UPGRADE FAILED: conversion webhook for keda.sh/v1, Kind=ScaledObject "
+                'failed: Post "https://keda.svc:443/convert": net/http: TLS handshake timeout'
+            ),
+            WebhookError,
+            "keda.sh/v1",
+        ),
+        (
+            (
+                'Error: UPGRADE FAILED: admission webhook "images.example" denied the request: '
+                "registry: dial tcp 10.0.0.9:443: connect: connection refused"
+            ),
+            DeployError,
+            "images.example",
+        ),
+        (
+            (
+                "Error: query: failed to query with labels: the server is currently unable to "
+                "handle the request (get secrets)"
+            ),
+            BusyError,
+            "unable to handle",
+        ),
         ("", DeployError, "exit code 1"),
     ],
 )
@@ -140,6 +193,33 @@ def test_what_helm_says_decides_the_kind_of_error(
 
     assert type(caught.value) is kind
     assert "WARN" not in str(caught.value)
+
+
+def test_a_busy_api_server_is_asked_again_by_helm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    Path("upgrade").write_text(
+        "import pathlib, sys\n"
+        "with open('asked', 'a') as asked: asked.write('.')\n"
+        "if len(pathlib.Path('asked').read_text()) < 3:\n"
+        "    sys.exit('Error: the server is currently unable to handle the request')\n"
+        "print('done')\n"
+    )
+
+    def ask() -> str:
+        return command.run_patiently(
+            sys.executable, ["upgrade"], timeout_seconds=60, where="the test"
+        )
+
+    assert ask() == "done\n"
+    assert Path("asked").read_text() == "..."
+    Path("asked").unlink()
+    monkeypatch.setattr(command, "_PAUSES_SECONDS", (61.0,))
+    with pytest.raises(BusyError):  # no longer than the command may take
+        ask()
+    assert Path("asked").read_text() == "."
 
 
 def test_secrets_are_taken_out_of_errors(

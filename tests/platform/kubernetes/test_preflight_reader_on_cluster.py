@@ -16,7 +16,7 @@ from cluster.required import each_helm
 from typer.testing import CliRunner
 
 from vllm_rollout.cli.main import app
-from vllm_rollout.judge import Outcome
+from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.preflight_checks import quota_verdict, references_verdict, room_verdict
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import ExitCode
@@ -131,23 +131,16 @@ def test_gpus_are_counted_over_what_runs_already(
 
 
 def test_nodes_that_refuse_are_no_room(check: Check) -> None:
-    for rules in (
-        {"nodeSelector": {"pool": "elsewhere"}},
-        {"tolerations": []},
-        {
-            "affinity": {
-                "nodeAffinity": {
-                    "requiredDuringSchedulingIgnoredDuringExecution": {
-                        "nodeSelectorTerms": [
-                            {"matchExpressions": [{"key": "pool", "operator": "DoesNotExist"}]}
-                        ]
-                    }
-                }
-            }
-        },
+    absent = {"matchExpressions": [{"key": "pool", "operator": "DoesNotExist"}]}
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    nowhere = {required: {"nodeSelectorTerms": [absent]}}
+    for outcome, rules in (
+        (Outcome.INCONCLUSIVE, {"nodeSelector": {"pool": "elsewhere"}}),
+        (Outcome.FAIL, {"tolerations": []}),
+        (Outcome.INCONCLUSIVE, {"affinity": {"nodeAffinity": nowhere}}),
     ):
         verdict = room_verdict(check(**rules).room())
-        assert verdict.outcome is Outcome.FAIL
+        assert verdict.outcome is outcome
         assert "refuses them" in verdict.reason
 
 
@@ -160,6 +153,23 @@ def test_a_quota_is_compared_with_the_pods(namespace: Namespace, check: Check) -
     short = quota_verdict(check(capacity=3).demands(), check().quotas())
     assert short.outcome is Outcome.FAIL
     assert f"gpus: requests.{GPU} needs 3, 2 of 2 are left" in short.reason
+
+
+def test_limits_by_default_count_in_a_quota(namespace: Namespace, check: Check) -> None:
+    quota = {"hard": {"limits.cpu": "8", "count/secrets": "3"}}
+    namespace.create("resourcequotas", {"metadata": {"name": "team"}, "spec": quota})
+
+    def verdict() -> Verdict:
+        return quota_verdict(check().demands(), check().quotas(), check().new_objects())
+
+    assert "limits.cpu, and Deployment" in verdict().reason
+    defaults = {"type": "Container", "default": {"cpu": "4"}, "defaultRequest": {"cpu": "1"}}
+    limits = {"metadata": {"name": "usual"}, "spec": {"limits": [defaults]}}
+    namespace.create("limitranges", limits)
+    found = verdict()
+    assert found.passed, found.reason
+    assert "team: limits.cpu needs 8, 8 of 8 are left" in found.reason
+    assert "count/secrets needs 3 more (1 revisions and 2 of the way back)" in found.reason
 
 
 def test_a_namespace_that_is_not_there_is_said(platform: KubernetesPlatform) -> None:
@@ -199,7 +209,11 @@ def test_claims_and_secrets_must_be_there(namespace: Namespace, check: Check) ->
     send("POST", "/apis/storage.k8s.io/v1/storageclasses", storage_class).raise_for_status()
     path = f"/api/v1/namespaces/{namespace.name}/secrets/api"
     send("PATCH", path, {"stringData": {"api-key": "y"}}).raise_for_status()
-    assert references_verdict(check(**values).references()).passed
+    shared = references_verdict(check(**values).references())
+    assert shared.outcome is Outcome.INCONCLUSIVE
+    assert "cache: it is ReadWriteOnce, and up to 3 pods mount it at once" in shared.reason
+    alone = {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    assert references_verdict(check(1, strategy=alone, **values).references()).passed
 
 
 def test_pods_pull_with_their_own_credentials(
@@ -288,8 +302,10 @@ def test_the_command_makes_every_check_and_leaves_a_report(
     assert code == 0, printed
     (file,) = tmp_path.glob(f"reports/{MODEL}/*/evidence.json")
     (run,) = read_evidence(file).runs
-    checks = ("chart", "templates", "values", "namespace", "gpus", "quota", "image", "model")
-    assert {gate.gate for gate in run.gates} == {f"preflight-{c}" for c in (*checks, "volumes")}
+    checks = ("chart", "templates", "values", "namespace", "gpus", "quota", "admission", "image")
+    assert {gate.gate for gate in run.gates} == {
+        f"preflight-{c}" for c in (*checks, "model", "volumes")
+    }
     assert run.missing == ()
     assert run.build is not None
     assert run.build.image_digest in str(next(g for g in run.gates if "image" in g.gate).verdicts)

@@ -13,6 +13,8 @@ from cluster.fixtures import Namespace
 from cluster.gateway import running_gateway
 from cluster.required import each_helm
 
+from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.preflight_checks import admission_verdict
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import Weights
@@ -68,8 +70,13 @@ def apply(platform: KubernetesPlatform, deployment: Deployment, version: str, re
 def test_promote_may_do_all_that_a_rollout_takes(acting_as: As, production: Deployment) -> None:
     platform = acting_as("promote")
     first = apply(platform, production, "one", 2)
+    values = {"model": {"name": MODEL, "revision": "two"}}
+    ramp = platform.preflight(production, values, capacity=2, steps=(1, 2))
+    assert admission_verdict(ramp.admission()).passed
+    secrets = ramp.new_objects().counts["count/secrets"]
     apply(platform, production, "two", 1)
     apply(platform, production, "two", 2)
+    assert secrets == len(platform.history(production)) - 1 + 2  # of the way back
     platform.rollback(production, first.number, description="back", timeout=LONG)
     version = platform.store.write("evidence/a", {}, expect=None)
     platform.store.write("evidence/a", {}, expect=version)
@@ -92,6 +99,9 @@ def test_gate_reads_and_changes_nothing(acting_as: As, production: Deployment) -
     assert preflight.namespace() == "Active"
     assert list(preflight.quotas()) == []
     assert preflight.room().existing == 2
+    barred = admission_verdict(preflight.admission())
+    assert barred.outcome is Outcome.INCONCLUSIVE
+    assert "cannot" in barred.reason
     values = {"modelCache": {"existingClaim": "cache"}}
     (claim,) = platform.preflight(production, values, capacity=2).references()
     assert "there is none" in claim.problem

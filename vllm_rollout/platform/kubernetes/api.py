@@ -10,6 +10,7 @@ from typing import Any
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.text import own_secret, shown
 from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.kubernetes.command import webhook_away, webhook_remedy
 from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
 
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -76,16 +77,36 @@ class KubernetesApi:
 
         Raises: as `doing`.
         """
-        found: list[str] = []
-        kinds = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
         with self.doing("get", "the API server's discovery"):
             version = self._group("VersionApi").get_code(_request_timeout=TIMEOUT_SECONDS)
-            for path in ("/api", "/apis"):
+        found: list[str] = []
+        for api, kind, _ in self._discovered():
+            found += [f"{api}/{kind}"] if kind else [api]
+        return version.git_version, found
+
+    @cached_property
+    def paths(self) -> dict[tuple[str, str], str]:
+        """The path of the objects of an `apiVersion` and kind, with `{}` for a namespace.
+
+        Raises: as `doing`.
+        """
+        found = {}
+        for api, kind, resource in self._discovered():
+            if kind:
+                within = "namespaces/{}/" if resource["scope"] == "Namespaced" else ""
+                root = "apis" if "/" in api else "api"
+                found[api, kind] = f"/{root}/{api}/{within}{resource['resource']}"
+        return found
+
+    def _discovered(self) -> Iterator[tuple[str, str, Any]]:
+        """Each `group/version`, without a kind, and each of its kinds with its description."""
+        kinds = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+        for path in ("/api", "/apis"):
+            with self.doing("get", "the API server's discovery"):
                 status, text = self.ask("GET", path, header_params={"Accept": kinds})
                 if status >= HTTPStatus.BAD_REQUEST:
                     raise self.refusal(status, text, "get", path)
-                found += _apis(json.loads(text))
-        return version.git_version, found
+            yield from _apis(json.loads(text))
 
     def ask(self, method: str, path: str, **request: Any) -> tuple[int, str]:
         """The status and text of the answer to what the client has no method for.
@@ -126,7 +147,7 @@ class KubernetesApi:
 
     def refusal(self, status: int, body: str, verb: str, resource: str) -> RolloutError:
         """The error that an answer of this status is; see `doing` for which."""
-        message = f"cannot {verb} {resource}: the API server answers {status}: {_message(body)}"
+        message = f"cannot {verb} {resource}: the API server answers {status}: {message_of(body)}"
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             return UnreachableError(
                 message,
@@ -142,13 +163,15 @@ class KubernetesApi:
         if status == _CONFLICT:
             return ConflictError(message, remedy="Read it again and decide again.")
         if status == _TOO_MANY or status >= _SERVER:
-            return UnreachableError(
-                message, address=self.address, remedy="The API server is overloaded: try again."
+            webhook = webhook_away(message)
+            remedy = (
+                webhook_remedy(webhook) if webhook else "The API server is overloaded: try again."
             )
+            return UnreachableError(message, address=self.address, remedy=remedy)
         return DeployError(message)
 
 
-def _message(body: str) -> str:
+def message_of(body: str) -> str:
     """The `message` of a Kubernetes Status object, or the body as it is."""
     try:
         return shown(str(json.loads(body)["message"]), _LONGEST_MESSAGE)
@@ -156,14 +179,14 @@ def _message(body: str) -> str:
         return shown(body, _LONGEST_MESSAGE)
 
 
-def _apis(discovery: Any) -> Iterator[str]:
+def _apis(discovery: Any) -> Iterator[tuple[str, str, Any]]:
     for group in discovery.get("items", ()):
         name = group["metadata"].get("name")
         for version in group["versions"]:
             api = f"{name}/{version['version']}" if name else version["version"]
-            yield api
+            yield api, "", None
             for resource in version.get("resources", ()):
-                yield f"{api}/{resource['responseKind']['kind']}"
+                yield api, str(resource["responseKind"]["kind"]), resource
 
 
 def connect(context: str | None) -> KubernetesApi:

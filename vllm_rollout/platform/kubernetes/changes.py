@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, Target, canonical_digest
-from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.preflight_facts import Admission
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ForeignChangeError, NotReadyError
 from vllm_rollout.platform.kubernetes.build import Builds, check_same
 from vllm_rollout.platform.kubernetes.change_time import change_time
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
+from vllm_rollout.platform.kubernetes.command import webhook_remedy
 from vllm_rollout.platform.kubernetes.composition import (
     OWN_VALUES,
     next_rollout,
@@ -41,8 +43,9 @@ class Changes:
 
     `symptoms` says what is known of a deployment's pods, `readiness` how many of those that some
     objects ask for are Ready, `anything_left` whether one that is being removed still has any of
-    them, or what makes them, and `conflicts` which fields of some objects somebody else has set.
-    `overwrite` takes these fields in an upgrade, too.
+    them, or what makes them, `conflicts` which fields of some objects somebody else has set, and
+    `admission` what the API server answers to objects in a dry run. `overwrite` takes the fields
+    of others in an upgrade, too.
     """
 
     helm: Helm
@@ -54,6 +57,7 @@ class Changes:
     readiness: ReadinessOf
     anything_left: Callable[[Deployment], bool]
     conflicts: Callable[[Deployment, Sequence[Mapping[str, Any]]], Sequence[str]]
+    admission: Callable[[Deployment, Sequence[Json]], Admission]
     overwrite: bool = False
 
     def apply(
@@ -71,7 +75,8 @@ class Changes:
             ForeignChangeError: somebody else has set fields that Helm would set; the move that
                 finds it changes nothing.
             NotReadyError: not ready; it has what was known of the pods while they were there.
-            DeployError: Helm refused, or the chart is not the one `target.build` was made of.
+            DeployError: Helm refused, or the API server would, of which nothing is changed; or the
+                chart is not the one `target.build` was made of.
             UsageError: the chart, its values or the overlay are wrong, or the chart knows no ramp.
             UnreachableError: Helm or the cluster did not answer.
         """
@@ -92,6 +97,7 @@ class Changes:
                 for number, move in enumerate(moves, start=1)
             ]
             rendered = self._rendered(deployment, target, path, moves, revisions)
+            self._refuse_inadmissible(deployment, [o for made in rendered for o in made])
             before = self._newest(deployment, entries)
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
@@ -233,6 +239,23 @@ class Changes:
                 "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
             )
 
+    def _refuse_inadmissible(self, deployment: Deployment, objects: Sequence[Json]) -> None:
+        """Return if the API server refuses none of the objects. What it cannot be asked is Helm's.
+
+        Raises:
+            DeployError: it refuses some; Helm would fail after it had changed others.
+        """
+        found = [r for r in self.admission(deployment, objects).refusals if r.certain or r.webhook]
+        if found:
+            away = next((r.webhook for r in found if r.webhook), "")
+            raise DeployError(
+                f"{deployment} is not changed, as the API server refuses "
+                f"{'; '.join(map(str, found))}",
+                remedy=webhook_remedy(away)
+                if away
+                else "Correct the chart, its values or the policy that is named.",
+            )
+
     def _moves(
         self,
         deployment: Deployment,
@@ -327,19 +350,29 @@ class Changes:
                     force=self.overwrite,
                 ),
             )
-        except DeployError as error:
-            if self.releases.entries(deployment)[-1:] == entries[-1:]:
+        except (DeployError, UnreachableError, UsageError) as error:
+            # Whatever the error is called, the history says what was begun.
+            if self._entry_now(deployment, entries) == entries[-1:]:
                 # Helm refused before it changed anything, perhaps because another client is
                 # at work: then nothing here is ours to undo.
                 raise
             raise self._undone(deployment, objects, served, error, timeout) from error
+
+    def _entry_now(
+        self, deployment: Deployment, known: Sequence[HelmRevision]
+    ) -> Sequence[HelmRevision]:
+        """The newest entry of the history; of what was `known` where that cannot be read."""
+        try:
+            return self.releases.entries(deployment)[-1:]
+        except UnreachableError:
+            return known[-1:]
 
     def _undone(
         self,
         deployment: Deployment,
         objects: Sequence[Json],
         served: HelmRevision | None,
-        error: DeployError,
+        error: RolloutError,
         timeout: timedelta,
     ) -> NotReadyError:
         """`error` with what is known of the pods while they are there, once the release is back."""

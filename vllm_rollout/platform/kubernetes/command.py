@@ -21,11 +21,25 @@ _GRACE_SECONDS = 30.0
 
 _SUPERVISOR = str(lease_supervisor.__file__)
 _TELL_SECONDS = 1.0
+_PAUSES_SECONDS = (1.0, 2.0, 4.0)
 
 _NO_CLUSTER = re.compile(
     r"cluster unreachable|connection refused|no such host|i/o timeout|TLS handshake timeout"
     r"|couldn't get current server API group list|context .* does not exist",
     re.IGNORECASE,
+)
+_WEBHOOK = re.compile(
+    r"(?:failed calling|failed to call) (?:admission )?webhook(?: \"(?P<name>[^\"]+)\")?"
+    r"|conversion webhook for (?P<kind>.+?) failed"
+)
+"""A webhook of the cluster that is away: the API server itself has answered."""
+_DENIED = re.compile(r"admission webhook \".*?\" denied the request")
+_BUSY = re.compile(
+    r"server is currently unable to handle the request|ServiceUnavailable|TooManyRequests"
+    r"|has asked us to try again later|apiserver (?:is )?(?:not ready|shutting down)"
+    r"|etcdserver: (?:leader changed|request timed out|too many requests)"
+    r"|an error on the server .* has prevented the request from succeeding",
+    re.DOTALL,
 )
 _REFUSED = re.compile(r"Unauthorized|must be logged in|cannot \w+ resource")
 _BAD_INPUT = re.compile(
@@ -37,6 +51,30 @@ _URL = re.compile(r"https?://[^\s\"?]+")
 
 class ReleaseNotFoundError(DeployError):
     """Helm knows no such release, or no such revision of it."""
+
+
+class WebhookError(DeployError):
+    """A webhook that the API server asks does not answer it."""
+
+
+class BusyError(UnreachableError):
+    """The API server cannot handle the request at this moment, and may in the next one."""
+
+
+def webhook_away(text: str) -> str:
+    """The webhook that `text` says does not answer; empty where it says none."""
+    found = _WEBHOOK.search(text)
+    if found is None:
+        return ""
+    return found["name"] or (f"for the conversion of {found['kind']}" if found["kind"] else "asked")
+
+
+def webhook_remedy(webhook: str) -> str:
+    """Remedy for a webhook that does not answer."""
+    return (
+        f"The API server is there, its webhook {webhook} is not: bring it back (kubectl get "
+        "validatingwebhookconfigurations,mutatingwebhookconfigurations names its service)."
+    )
 
 
 def run(
@@ -57,6 +95,8 @@ def run(
 
     Raises:
         UnreachableError: no such binary, no cluster, or the cluster refuses the credentials.
+        BusyError: the cluster cannot handle it at this moment.
+        WebhookError: a webhook of the cluster does not answer.
         UsageError: the chart or its values are wrong.
         ReleaseNotFoundError: there is no such release.
         DeployError: anything else, time included.
@@ -82,6 +122,39 @@ def run(
         text = redact(complaint.strip(), secrets_in())
         raise _error(verb, text or f"exit code {process.returncode}", where)
     return out.decode(errors="replace")
+
+
+def run_patiently(
+    binary: str,
+    arguments: Sequence[str],
+    *,
+    timeout_seconds: float,
+    where: str,
+    environment: Mapping[str, str] | None = None,
+    guard: Guard | None = None,
+    again: tuple[type[RolloutError], ...] = (BusyError,),
+) -> str:
+    """`run`, up to three times more while it ends in one of `again` and time is left.
+
+    Helm itself asks a busy API server again only where that says when.
+    """
+    until = time.monotonic() + timeout_seconds
+    for pause in (*_PAUSES_SECONDS, None):
+        left = max(until - time.monotonic(), 1.0)
+        try:
+            return run(
+                binary,
+                arguments,
+                timeout_seconds=left,
+                where=where,
+                environment=environment,
+                guard=guard,
+            )
+        except again:
+            if pause is None or time.monotonic() + pause >= until:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 class _Supervisor:
@@ -182,6 +255,12 @@ def _error(verb: str, text: str, where: str) -> RolloutError:
             remedy="Another client is changing the release, or was killed while it did: the next "
             "deployment, rollout or rollback recovers it.",
         )
+    if webhook := webhook_away(text):
+        return WebhookError(message, remedy=webhook_remedy(webhook))
+    if _DENIED.search(text):
+        return DeployError(message, remedy="Satisfy the policy that is named.")
+    if _BUSY.search(text):
+        return BusyError(message, address=where, remedy="The API server is overloaded: try again.")
     if _NO_CLUSTER.search(text):
         url = _URL.search(text)
         return UnreachableError(

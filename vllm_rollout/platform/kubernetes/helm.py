@@ -10,8 +10,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from vllm_rollout.model.errors import DeployError, UsageError
-from vllm_rollout.platform.kubernetes.command import ReleaseNotFoundError, run
+from vllm_rollout.model.errors import DeployError, RolloutError, UsageError
+from vllm_rollout.platform.kubernetes.command import (
+    BusyError,
+    ReleaseNotFoundError,
+    WebhookError,
+    run_patiently,
+)
 from vllm_rollout.platform.kubernetes.kubeconfig import (
     Kubeconfig,
     helm_environment,
@@ -146,6 +151,7 @@ class Helm:
             *self._waiting(timeout),
             release=release,
             timeout=timeout,
+            again=(BusyError, WebhookError),
         )
 
     def uninstall(self, release: str, *, namespace: str, timeout: timedelta) -> None:
@@ -210,6 +216,19 @@ class Helm:
         arguments = ("template", release, str(chart), "--namespace", namespace)
         return _objects(self._run(*arguments, *more, *_files(values)))
 
+    def dry_run(self, release: str, chart: Path, *, namespace: str, values: Sequence[Path]) -> None:
+        """Prepare `upgrade` with the cluster's help: its kinds, its objects, who owns them.
+
+        No Helm submits anything then. Nothing where the command line is too old to hide Secrets.
+        """
+        if "--hide-secret" not in self._run("upgrade", "--help"):
+            return
+        self._run(
+            *("upgrade", "--install", release, str(chart), "--namespace", namespace),
+            *("--reset-values", *_files(values), "--dry-run=server", "--hide-secret"),
+            release=release,
+        )
+
     def lint(self, chart: Path, *, values: Sequence[Path] = ()) -> str:
         """Return the output of `helm lint --strict` for a chart that passes.
 
@@ -223,9 +242,17 @@ class Helm:
         wait = "--wait" if self.version.major == 3 else "--wait=watcher"
         return [wait, "--timeout", f"{timeout.total_seconds():.0f}s"]
 
-    def _change(self, *arguments: str, release: str, timeout: timedelta) -> None:
+    def _change(
+        self,
+        *arguments: str,
+        release: str,
+        timeout: timedelta,
+        again: tuple[type[RolloutError], ...] = (BusyError,),
+    ) -> None:
         seconds = _QUICK_SECONDS + timeout.total_seconds()
-        self._run(*arguments, release=release, timeout_seconds=seconds, guard=self.guard)
+        self._run(
+            *arguments, release=release, timeout_seconds=seconds, guard=self.guard, again=again
+        )
 
     def _run(
         self,
@@ -233,17 +260,19 @@ class Helm:
         release: str = "",
         timeout_seconds: float = _QUICK_SECONDS,
         guard: Guard | None = None,
+        again: tuple[type[RolloutError], ...] = (BusyError,),
     ) -> str:
         cluster = self._kubeconfig() if release else None
         driver = self._driver(release) if release else ""
         with helm_environment(cluster, driver=driver) as environment:
-            return run(
+            return run_patiently(
                 self._binary,
                 arguments,
                 timeout_seconds=timeout_seconds,
                 where=str(cluster or "no cluster"),
                 environment=environment,
                 guard=guard,
+                again=again,
             )
 
 

@@ -57,6 +57,21 @@ class HttpRoutes:
             )
         return read_weights(route, deployment)
 
+    def divided(self, deployment: Deployment) -> Json:
+        """The route with rules that a ramp would write, as a patch of what is there.
+
+        Raises: as `weights`.
+        """
+        route = self._read(deployment)
+        read_weights(route, deployment)
+        half = Weights.of_share(0.5)
+        return {
+            "apiVersion": "/".join(_KIND),
+            "kind": "HTTPRoute",
+            "metadata": {"name": self._route(deployment), "namespace": deployment.namespace},
+            "spec": {"rules": divided_rules(route, deployment, half)},
+        }
+
     def set_weights(
         self,
         deployment: Deployment,

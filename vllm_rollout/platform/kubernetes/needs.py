@@ -5,6 +5,7 @@ import binascii
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 from vllm_rollout.model.image_name import parse_image, registry_host
@@ -19,19 +20,25 @@ _DOCKER_CONFIG = ".dockerconfigjson"
 def needed_by(
     api: KubernetesApi,
     namespace: str,
-    pod_specs: Sequence[Json],
+    pods: Sequence[tuple[Json, int]],
     *,
-    made: AbstractSet[tuple[str, str]],
+    made: Mapping[tuple[str, str], Json],
 ) -> list[Reference]:
-    """Each object that the pods name, once; those in `made` (kind, name) are the chart's own.
+    """Each object that the pods name, once; those in `made`, by kind and name, are the chart's own.
+
+    `pods` are the specs, each with how many such pods there may be at the same moment.
 
     Raises: as `KubernetesApi.doing`.
     """
-    claims, secrets, maps = set(), dict[str, set[str]](), dict[str, set[str]]()
-    for spec in pod_specs:
+    claims, secrets, maps = dict[str, int](), dict[str, set[str]](), dict[str, set[str]]()
+    for spec, number in pods:
+        for name in {
+            str(volume["persistentVolumeClaim"]["claimName"])
+            for volume in spec.get("volumes") or ()
+            if volume.get("persistentVolumeClaim")
+        }:
+            claims[name] = claims.get(name, 0) + number
         for volume in spec.get("volumes") or ():
-            if claim := volume.get("persistentVolumeClaim"):
-                claims.add(str(claim["claimName"]))
             _note(secrets, volume.get("secret"), "secretName")
             _note(maps, volume.get("configMap"), "name")
         for container in (*(spec.get("initContainers") or ()), *spec["containers"]):
@@ -45,10 +52,15 @@ def needed_by(
         for secret in spec.get("imagePullSecrets") or ():
             secrets.setdefault(secret["name"], set()).add(_DOCKER_CONFIG)
     read_secret, read_map = api.core.read_namespaced_secret, api.core.read_namespaced_config_map
-    return [
+    found = [
+        _shared(name, claims[name], made["PersistentVolumeClaim", name].get("spec") or {})
+        if ("PersistentVolumeClaim", name) in made
+        else _claim(api, namespace, name, claims[name])
+        for name in sorted(claims)
+    ]
+    return found + [
         Reference(kind=kind, name=name, problem=problem(name))
         for kind, names, problem in (
-            ("PersistentVolumeClaim", claims, lambda name: _claim_problem(api, namespace, name)),
             ("Secret", secrets, _keyed(api, namespace, "secrets", read_secret, secrets)),
             ("ConfigMap", maps, _keyed(api, namespace, "configmaps", read_map, maps)),
         )
@@ -86,18 +98,33 @@ def _keyed(
     return problem
 
 
-def _claim_problem(api: KubernetesApi, namespace: str, name: str) -> str:
+def _claim(api: KubernetesApi, namespace: str, name: str, pods: int) -> Reference:
+    reference = Reference(kind="PersistentVolumeClaim", name=name)
     try:
         with api.doing("get", f"persistentvolumeclaims {name} in namespace {namespace}"):
             claim = api.core.read_namespaced_persistent_volume_claim(
                 name, namespace, _request_timeout=TIMEOUT_SECONDS
             )
     except NotFoundError:
-        return f"there is none in namespace {namespace}"
+        return replace(reference, problem=f"there is none in namespace {namespace}")
     phase = claim.status.phase or "Unknown"
     if phase == "Bound" or (phase == "Pending" and _binds_late(api, claim)):
-        return ""
-    return f"it is {phase}, not Bound"
+        return _shared(name, pods, {"accessModes": claim.spec.access_modes})
+    return replace(reference, problem=f"it is {phase}, not Bound")
+
+
+def _shared(name: str, pods: int, spec: Json) -> Reference:
+    """A claim that is there, with what is against so many pods that mount it."""
+    modes = spec.get("accessModes") or ()
+    found = Reference(kind="PersistentVolumeClaim", name=name)
+    if pods < 2 or {"ReadWriteMany", "ReadOnlyMany"} & set(modes):
+        return found
+    many = f"and up to {pods} pods mount it at once, surge included"
+    if "ReadWriteOncePod" in modes:
+        return replace(found, problem=f"it is ReadWriteOncePod, {many}: one of them starts")
+    if "ReadWriteOnce" in modes:
+        return replace(found, doubt=f"it is ReadWriteOnce, {many}: they start on one node alone")
+    return found
 
 
 def _binds_late(api: KubernetesApi, claim: Any) -> bool:

@@ -69,6 +69,31 @@ def requests_of(pod_spec: Json) -> dict[str, float]:
     return _counted(pod_spec, ("limits", "requests"))
 
 
+def with_defaults(pod_spec: Json, limit_ranges: Iterable[Json]) -> Json:
+    """The pod with what the API server fills in: a limit is a request too, and the LimitRanges'
+    defaults stand for what a container does not state."""
+    items = [
+        item
+        for each in limit_ranges
+        for item in (each.get("spec") or {}).get("limits") or ()
+        if item.get("type") == "Container"
+    ]
+
+    def filled(container: Json) -> Json:
+        resources = container.get("resources") or {}
+        limits = dict(resources.get("limits") or {})
+        requests = {**limits, **(resources.get("requests") or {})}
+        for item in items:
+            limits = {**(item.get("default") or {}), **limits}
+            requests = {**(item.get("defaultRequest") or {}), **requests}
+        return {**container, "resources": {**resources, "limits": limits, "requests": requests}}
+
+    kinds = {
+        kind: pod_spec[kind] for kind in ("containers", "initContainers") if pod_spec.get(kind)
+    }
+    return {**pod_spec, **{kind: [filled(c) for c in found] for kind, found in kinds.items()}}
+
+
 def limits_of(pod_spec: Json) -> dict[str, float]:
     """The limits of a pod's containers together, in base units."""
     return _counted(pod_spec, ("limits",))
@@ -103,12 +128,22 @@ def quantity(text: Any) -> float:
     return float(parse_quantity(text))  # type: ignore[no-untyped-call]
 
 
-def refusal(node: Json, pod_spec: Json) -> str:
-    """Return why the node takes no such pod, whatever its room; empty when it does."""
+def not_selected(node: Json, pod_spec: Json) -> str:
+    """Return the rule of the pod by which it selects other nodes; empty when it selects this."""
     labels = node["metadata"].get("labels") or {}
     for key, value in (pod_spec.get("nodeSelector") or {}).items():
         if labels.get(key) != value:
             return f"the selector {key}={value}"
+    terms = _required_terms(pod_spec)
+    if terms and not any(_matches(term, node) for term in terms):
+        return "the pod's node affinity"
+    return ""
+
+
+def refusal(node: Json, pod_spec: Json) -> str:
+    """Return why the node takes no such pod, whatever its room; empty when it does."""
+    if rule := not_selected(node, pod_spec):
+        return rule
     if node["spec"].get("unschedulable"):
         return "it is cordoned"
     for taint in node["spec"].get("taints") or ():
@@ -116,9 +151,6 @@ def refusal(node: Json, pod_spec: Json) -> str:
             _tolerates(toleration, taint) for toleration in pod_spec.get("tolerations") or ()
         ):
             return f"the taint {taint['key']}"
-    terms = _required_terms(pod_spec)
-    if terms and not any(_matches(term, node) for term in terms):
-        return "the pod's node affinity"
     return ""
 
 
@@ -135,6 +167,8 @@ def unconsidered(pod_spec: Json) -> str:
         for constraint in pod_spec.get("topologySpreadConstraints") or ()
     ):
         found.append("topologySpreadConstraints")
+    if pod_spec.get("resourceClaims"):
+        found.append("resourceClaims")
     return ", ".join(found)
 
 

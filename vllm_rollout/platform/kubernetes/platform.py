@@ -13,6 +13,7 @@ from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import PathErrors, Route, Weights
+from vllm_rollout.platform.kubernetes.admission import admission
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connected
 from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
@@ -26,6 +27,7 @@ from vllm_rollout.platform.kubernetes.pod_reader import anything_left, list_pods
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import replica_of
 from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPreflight
+from vllm_rollout.platform.kubernetes.ramp_preflight import Ramp
 from vllm_rollout.platform.kubernetes.readiness import readiness_of
 from vllm_rollout.platform.kubernetes.release_storage import ReleaseStorage
 from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
@@ -96,6 +98,12 @@ class KubernetesPlatform:
             anything_left=lambda deployment: anything_left(self._api, deployment),
             conflicts=lambda deployment, objects: field_conflicts(
                 self._api, deployment.namespace, objects
+            ),
+            admission=lambda deployment, objects: admission(
+                self._api,
+                objects,
+                deployment.namespace,
+                applies=bool(self._helm.forcing),
             ),
             overwrite=overwrite,
         )
@@ -252,7 +260,12 @@ class KubernetesPlatform:
         )
 
     def preflight(
-        self, deployment: Deployment, values: Mapping[str, Any], *, capacity: int
+        self,
+        deployment: Deployment,
+        values: Mapping[str, Any],
+        *,
+        capacity: int,
+        steps: Sequence[int] = (),
     ) -> KubernetesPreflight:
         """The facts about deploying `values` with `capacity` pods, read when they are asked for."""
         return KubernetesPreflight(
@@ -261,6 +274,15 @@ class KubernetesPlatform:
             capacity=capacity,
             builds=self._builds,
             api=self._api,
+            ramp=Ramp(
+                releases=self._releases,
+                driver=self._storage.driver,
+                routes=self._routes,
+                steps=tuple(steps) or (capacity,),
+                surge=self._changes.surge,
+                unavailable=self._changes.unavailable,
+                keeps_state=self._namespace == deployment.namespace,
+            ),
         )
 
     def apply(

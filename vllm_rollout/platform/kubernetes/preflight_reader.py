@@ -2,27 +2,41 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
-from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.errors import DeployError, UsageError
+from vllm_rollout.model.deployment import Canary, Deployment
+from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.model.preflight_facts import (
+    Admission,
     ContainerImage,
     Demand,
     ModelSource,
+    NewObjects,
     NodeSpace,
     Quota,
     Reference,
+    Refusal,
     Rendering,
     Room,
     quota_use,
 )
+from vllm_rollout.platform.kubernetes.admission import NO_RIGHT, admission
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.build import Builds
 from vllm_rollout.platform.kubernetes.chart import load_chart, make_build, merged, overlay
+from vllm_rollout.platform.kubernetes.command import WebhookError
 from vllm_rollout.platform.kubernetes.needs import needed_by, pull_credentials, secret_value
-from vllm_rollout.platform.kubernetes.nodes import Nodes, limits_of, quantity, refusal, requests_of
+from vllm_rollout.platform.kubernetes.nodes import (
+    Nodes,
+    limits_of,
+    not_selected,
+    quantity,
+    refusal,
+    requests_of,
+)
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL
+from vllm_rollout.platform.kubernetes.ramp_preflight import Ramp, named
 from vllm_rollout.platform.kubernetes.rendered import Rendered, demand_of
 from vllm_rollout.platform.kubernetes.templates import HOOK
 from vllm_rollout.yaml_file import read_mapping
@@ -34,7 +48,8 @@ _NOT_OURS = ("BestEffort", "Terminating")
 class KubernetesPreflight:
     """The `Preflight` of one build: `values` in the chart folder, with `capacity` pods.
 
-    What takes long is asked once: the rendering, the nodes.
+    `ramp` is how the release comes to them. What takes long is asked once: the rendering, the
+    nodes.
     """
 
     def __init__(
@@ -45,6 +60,7 @@ class KubernetesPreflight:
         capacity: int,
         builds: Builds,
         api: KubernetesApi,
+        ramp: Ramp,
     ) -> None:
         self._deployment = deployment
         self._values = dict(values)
@@ -58,6 +74,7 @@ class KubernetesPreflight:
             capacity=capacity,
             helm=builds.helm,
         )
+        self._ramp = ramp
         self._api = api
         self._nodes = Nodes(api)
 
@@ -86,7 +103,7 @@ class KubernetesPreflight:
         own = self._nodes.requested(self._is_own)
         return Room(
             demands=tuple(
-                replace(demand, refused=self._refusals(workload))
+                replace(demand, refused=self._refusals(workload), outside=self._outside(workload))
                 for demand, workload in zip(self.demands(), self._rendered.workloads, strict=True)
             ),
             nodes=tuple(self._space(node, everything, own) for node in self._nodes.nodes),
@@ -95,7 +112,17 @@ class KubernetesPreflight:
 
     def demands(self) -> list[Demand]:
         """Return the pods that the rollout runs, without reading the nodes."""
-        return list(map(demand_of, self._rendered.workloads))
+        return [demand_of(each, self._limit_ranges) for each in self._rendered.workloads]
+
+    @cached_property
+    def _limit_ranges(self) -> list[Mapping[str, Any]]:
+        namespace = self._deployment.namespace
+        with self._api.doing("list", f"limitranges in namespace {namespace}"):
+            found = self._api.core.list_namespaced_limit_range(
+                namespace, _request_timeout=TIMEOUT_SECONDS
+            ).items
+        plain: list[Mapping[str, Any]] = self._api.core.api_client.sanitize_for_serialization(found)
+        return plain
 
     def namespace(self) -> str:
         """The namespace's phase; empty when there is none."""
@@ -128,6 +155,34 @@ class KubernetesPreflight:
             for each in found
             if not set(each.spec.scopes or ()) & set(_NOT_OURS)
         ]
+
+    def new_objects(self) -> NewObjects:
+        """Objects that the rollout makes, those of the way back included."""
+        return self._ramp.new_objects(self._rendered, self._api.paths)
+
+    def admission(self) -> Admission:
+        """The answers to the whole release, to what a ramp runs beside it, and to its route."""
+        try:
+            self._rendered.dry_run()
+            objects = self._ramp.objects(self._rendered)
+            patches = self._ramp.patches(self._deployment)
+        except (UsageError, DeployError, UnreachableError) as error:
+            barred = NO_RIGHT.search(str(error)) is not None
+            if isinstance(error, UnreachableError) and not barred:
+                raise
+            # A chart brings definitions of its own before anything that needs them.
+            later = "no matches for kind" in str(error) and (self._chart / "crds").is_dir()
+            busy = "is in progress" in str(error) or isinstance(error, WebhookError)
+            known = not (barred or later or busy)
+            refusal = Refusal(what="the upgrade", reason=str(error), certain=known)
+            return Admission(asked=1, refusals=(refusal,))
+        return admission(
+            self._api,
+            objects,
+            self._deployment.namespace,
+            applies=bool(self._builds.helm.forcing),
+            patches=patches,
+        )
 
     def images(self) -> list[ContainerImage]:
         """Every image that the pods run, each once."""
@@ -173,18 +228,26 @@ class KubernetesPreflight:
 
     def references(self) -> list[Reference]:
         """Claims, Secrets and ConfigMaps that pods need and the chart does not make."""
-        made = {
-            (each.get("kind", ""), each["metadata"]["name"])
-            for each in self._rendered.rendering.objects
-        }
-        specs = [workload["spec"]["template"]["spec"] for workload in self._rendered.workloads]
-        return needed_by(self._api, self._deployment.namespace, specs, made=made)
+        made = {named(each): each for each in self._rendered.rendering.objects}
+        # A canary runs beside what serves, which mounts the same.
+        beside = 1 if isinstance(self._deployment, Canary) else 0
+        pods = [
+            (workload["spec"]["template"]["spec"], demand.pods + demand.surge + beside)
+            for workload in self._rendered.workloads
+            for demand in (demand_of(workload),)
+        ]
+        return needed_by(self._api, self._deployment.namespace, pods, made=made)
 
     def _refusals(self, workload: Mapping[str, Any]) -> dict[str, str]:
         """Return why nodes, by name, refuse the workload's pods."""
         spec = workload["spec"]["template"]["spec"]
         found = {node["metadata"]["name"]: refusal(node, spec) for node in self._nodes.nodes}
         return {name: why for name, why in found.items() if why}
+
+    def _outside(self, workload: Mapping[str, Any]) -> frozenset[str]:
+        """Return the nodes that the workload's pods do not select."""
+        spec = workload["spec"]["template"]["spec"]
+        return frozenset(n["metadata"]["name"] for n in self._nodes.nodes if not_selected(n, spec))
 
     def _space(
         self,

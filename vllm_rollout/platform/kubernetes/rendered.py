@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from vllm_rollout.model.preflight_facts import Demand, Rendering
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import OWN_VALUES
 from vllm_rollout.platform.kubernetes.helm import Helm
-from vllm_rollout.platform.kubernetes.nodes import limits_of, requests_of, unconsidered
+from vllm_rollout.platform.kubernetes.nodes import (
+    limits_of,
+    requests_of,
+    unconsidered,
+    with_defaults,
+)
 from vllm_rollout.platform.kubernetes.templates import without_hooks
 from vllm_rollout.platform.kubernetes.value_files import ValueFiles, write_values
 
@@ -32,6 +37,8 @@ class Rendered:
     values: Mapping[str, Any]
     capacity: int
     helm: Helm
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the revision besides its number of pods: see `composition`."""
 
     def complaint(self) -> str:
         """Return the complaints of `helm lint --strict`; empty when there are none."""
@@ -41,6 +48,16 @@ class Rendered:
         except (UsageError, DeployError) as error:
             return str(error)
         return ""
+
+    def dry_run(self) -> None:
+        """Have Helm prepare the upgrade with the cluster's help, without doing it.
+
+        Raises: as `command.run`: what Helm refuses.
+        """
+        with self._written() as (chart, files):
+            self.helm.dry_run(
+                self.deployment.release, chart, namespace=self.deployment.namespace, values=files
+            )
 
     @cached_property
     def rendering(self) -> Rendering:
@@ -104,13 +121,17 @@ class Rendered:
             chart = copied(self.chart, Path(folder))
             admit(chart, OWN_VALUES)
             files = self.files.write(Path(folder), load_chart(chart), self.deployment, self.values)
-            whole = write_values(Path(folder) / "revision.yaml", {"replicaCount": self.capacity})
+            whole = write_values(
+                Path(folder) / "revision.yaml", {"replicaCount": self.capacity, **self.own}
+            )
             yield chart, [*files, whole]
 
 
-def demand_of(workload: Mapping[str, Any]) -> Demand:
-    """The pods that a workload runs, and what each asks for."""
-    spec = workload["spec"]["template"]["spec"]
+def demand_of(
+    workload: Mapping[str, Any], limit_ranges: Sequence[Mapping[str, Any]] = ()
+) -> Demand:
+    """The pods that a workload runs, and what each asks for with the namespace's defaults."""
+    spec = with_defaults(workload["spec"]["template"]["spec"], limit_ranges)
     pods = int(workload["spec"].get("replicas", 1))
     return Demand(
         workload=f"{workload['kind']} {workload['metadata']['name']}",

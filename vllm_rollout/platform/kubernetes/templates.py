@@ -83,7 +83,7 @@ class _Made:
 
 def templates_of(objects: Iterable[Json]) -> Iterator[Template]:
     """Yield each pod template of the objects that serve, and what else of them counts."""
-    objects = list(_one_by_one(objects))
+    objects = list(one_by_one(objects))
     made = _Made({(str(each.get("kind")), _name(each)): each for each in objects})
     running = [each for each in objects if not _is_off(each)]
     for each in running:
@@ -126,7 +126,7 @@ def workloads_of(objects: Iterable[Json]) -> list[Json]:
     """The objects of a release that run pods for as long as it stands."""
     return [
         each
-        for each in _one_by_one(without_hooks(objects))
+        for each in one_by_one(without_hooks(objects))
         if each.get("kind", "Job") not in ("Job", "CronJob") and pod_templates(each)
         if each["kind"] in _WORKLOADS or _group(each) not in _SERVE_NOTHING
     ]
@@ -149,11 +149,11 @@ def pinned_images(objects: Sequence[Json]) -> str | None:
     return ", ".join(sorted(digests)) if digests and all(digests) else None
 
 
-def _one_by_one(objects: Iterable[Json]) -> Iterator[Json]:
+def one_by_one(objects: Iterable[Json]) -> Iterator[Json]:
     """Yield the objects; those of a `List` each."""
     for each in objects:
         if str(each.get("kind")).endswith("List") and isinstance(each.get("items"), list):
-            yield from _one_by_one(each["items"])
+            yield from one_by_one(each["items"])
         else:
             yield each
 

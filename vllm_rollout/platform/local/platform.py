@@ -176,6 +176,7 @@ class LocalPlatform:
         values: Mapping[str, Any],  # noqa: ARG002
         *,
         capacity: int,  # noqa: ARG002
+        steps: Sequence[int] = (),  # noqa: ARG002
     ) -> None:
         """Nothing: there is no chart, no quota and no registry here."""
         return

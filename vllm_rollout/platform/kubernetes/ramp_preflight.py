@@ -1,0 +1,180 @@
+"""A rollout before it begins: its revisions, what it runs beside the release, what it makes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vllm_rollout.model.deployment import Canary, Deployment
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.preflight_facts import NewObjects
+from vllm_rollout.platform.kubernetes.admission import is_made
+from vllm_rollout.platform.kubernetes.chart import load_chart
+from vllm_rollout.platform.kubernetes.helm import HelmRevision
+from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes
+from vllm_rollout.platform.kubernetes.nodes import quantity
+from vllm_rollout.platform.kubernetes.releases import Releases
+from vllm_rollout.platform.kubernetes.rendered import Rendered
+from vllm_rollout.platform.kubernetes.surge_plan import Pods, surge_plan
+from vllm_rollout.platform.kubernetes.templates import Json, one_by_one
+
+_BACK = 2
+"""Revisions of the way back: a step's own, where its pods do not come up, and the rollback."""
+_DOCUMENTS = 12
+"""ConfigMaps that one run may make: evidence, decisions, journal, and the indexes of these."""
+_HISTORY = {"secret": "secrets", "configmap": "configmaps"}
+"""Resource of Helm's history by its driver. All of it stays: the suite sets no limit."""
+_COUNTED_BY_NAME = ("services", "secrets", "configmaps", "persistentvolumeclaims")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ramp:
+    """How a release comes to a build: by `steps` in replicas, with so many pods of `surge` and
+    `unavailable`. `keeps_state` is whether the run's documents are in the release's namespace."""
+
+    releases: Releases
+    driver: Callable[[str], str]
+    """Helm's storage driver of a release."""
+    routes: HttpRoutes
+    steps: tuple[int, ...]
+    surge: int
+    unavailable: int
+    keeps_state: bool
+
+    def objects(self, whole: Rendered) -> list[Json]:
+        """The objects of the `whole` release, and those that the ramp runs beside it.
+
+        Raises:
+            UsageError: the chart makes none of the values.
+        """
+        found: list[Json] = []
+        for each in (whole, *self._beside(whole)):
+            if each.rendering.complaint:
+                raise UsageError(each.rendering.complaint)
+            found += one_by_one(each.rendering.objects)
+        return found
+
+    def patches(self, deployment: Deployment) -> list[Json]:
+        """Parts of other objects that the ramp writes: the route of a ramp by traffic.
+
+        Raises: as `HttpRoutes.divided`.
+        """
+        return [self.routes.divided(_target(deployment))] if isinstance(deployment, Canary) else []
+
+    def new_objects(self, whole: Rendered, paths: Mapping[tuple[str, str], str]) -> NewObjects:
+        """Objects that the rollout and its way back make, by a quota's keys.
+
+        The chart's that are not there yet, one of Helm's for each revision, and the run's own
+        documents. `paths` are those of `KubernetesApi`.
+
+        Raises: as `objects`.
+        """
+        counts: defaultdict[str, float] = defaultdict(float)
+        notes: dict[str, str] = {}
+        there = self._applied(whole)
+        objects = {named(each): each for each in self.objects(whole) if is_made(each)}
+        for each in objects.values():
+            if named(each) not in there:
+                for key, amount in _use(each, paths).items():
+                    counts[key] += amount
+            if each.get("kind") == "Deployment":
+                counts["count/replicasets.apps"] += 1
+        revisions = self.revisions(whole.deployment, whole.capacity)
+        history = _HISTORY.get(self.driver(whole.deployment.release))
+        ours: list[tuple[str | None, int, str]] = [
+            (history, revisions + _BACK, f"{revisions} revisions and {_BACK} of the way back")
+        ]
+        if self.keeps_state:
+            ours.append(("configmaps", _DOCUMENTS, "the run's own documents"))
+        for resource, number, note in ours:
+            for key in (resource, f"count/{resource}") if resource else ():
+                counts[key] += number
+                notes[key] = f"{notes[key]}, {note}" if key in notes else note
+        return NewObjects(counts=dict(counts), notes=notes)
+
+    def revisions(self, deployment: Deployment, capacity: int) -> int:
+        """Return how many revisions it takes; a canary's are those of the release beside it too."""
+        if isinstance(deployment, Canary):
+            return len(self.steps) + 1
+        served = self._served(deployment)
+        if served is None:
+            return len(self.steps)
+        at, number = self.releases.pods(deployment, served), 0
+        for replicas in self.steps:
+            split = replicas < capacity
+            goal = Pods(stable=capacity - replicas if split else capacity, canary=split * replicas)
+            number += len(
+                surge_plan(
+                    at, goal, capacity=capacity, surge=self.surge, unavailable=self.unavailable
+                )
+            )
+            at = goal
+        return number
+
+    def _beside(self, whole: Rendered) -> list[Rendered]:
+        """The release with a canary of the build in it; for a canary's release the one beside."""
+        if isinstance(whole.deployment, Canary):
+            return [replace(whole, deployment=_target(whole.deployment))]
+        served = self._served(whole.deployment)
+        split = min(self.steps) < whole.capacity and load_chart(whole.chart).ramps
+        if served is None or not split:
+            return []
+        stable = self.releases.stable_pod_template(whole.deployment, served.revision)
+        canary = {"replicaCount": 1, "handover": False, "stablePodTemplate": stable}
+        return [replace(whole, own={"canary": canary})]
+
+    def _served(self, deployment: Deployment) -> HelmRevision | None:
+        return self.releases.to_return_to(deployment, self.releases.entries(deployment))
+
+    def _applied(self, whole: Rendered) -> set[tuple[str, str]]:
+        """Kinds and names of the objects that the releases have."""
+        found = set()
+        for each in {whole.deployment, _target(whole.deployment)}:
+            if served := self._served(each):
+                found |= set(
+                    map(
+                        named,
+                        whole.helm.manifest(
+                            each.release, served.revision, namespace=each.namespace
+                        ),
+                    )
+                )
+        return found
+
+
+def named(each: Json) -> tuple[str, str]:
+    """Kind and name of an object."""
+    return str(each.get("kind", "")), str(each["metadata"].get("name", ""))
+
+
+def _target(deployment: Deployment) -> Deployment:
+    """The deployment beside a canary; any other is its own."""
+    return Deployment(deployment.model, deployment.environment, deployment.namespace)
+
+
+def _use(each: Json, paths: Mapping[tuple[str, str], str]) -> dict[str, float]:
+    """Return what one object uses of a quota on objects, by the quota's own keys."""
+    version = str(each.get("apiVersion", ""))
+    path = paths.get((version, str(each.get("kind"))))
+    if path is None or "{}" not in path:
+        return {}
+    resource, spec = path.rpartition("/")[2], each.get("spec") or {}
+    group = version.rpartition("/")[0]
+    found: dict[str, float] = {f"count/{resource}{'.' if group else ''}{group}": 1}
+    if not group and resource in _COUNTED_BY_NAME:
+        found[resource] = 1
+    if resource == "services":
+        kind, ports = spec.get("type"), len(spec.get("ports") or ())
+        found |= {"services.loadbalancers": 1} if kind == "LoadBalancer" else {}
+        found |= {"services.nodeports": ports} if kind in ("LoadBalancer", "NodePort") else {}
+    claims = [(spec, 1)] if resource == "persistentvolumeclaims" else []
+    for template in spec.get("volumeClaimTemplates") or ():
+        replicas = int(spec.get("replicas", 1))
+        claims.append((template.get("spec") or {}, replicas))
+        for key in ("persistentvolumeclaims", "count/persistentvolumeclaims"):
+            found[key] = found.get(key, 0) + replicas
+    for claim, number in claims:
+        asked: dict[str, Any] = (claim.get("resources") or {}).get("requests") or {}
+        storage = number * quantity(asked.get("storage", "0"))
+        found["requests.storage"] = found.get("requests.storage", 0) + storage
+    return found
