@@ -101,7 +101,8 @@ class JournalEntry:
 
     `before` is the target's revision to return to, None when nothing was deployed there.
     `traffic` is None where no traffic is moved. `unverified` is a rollback that was done and could
-    not be verified: it is unfinished, and no run is in the middle of it.
+    not be verified: it is unfinished, and no run is in the middle of it. `revision` is the target's
+    newest as the run had left it (0 for none), `weights` those that it had set or was about to set.
     """
 
     run_id: str
@@ -116,6 +117,8 @@ class JournalEntry:
     started: datetime
     updated: datetime
     traffic: TrafficBefore | None = None
+    revision: int | None = None
+    weights: tuple[Weights, ...] = ()
     unverified: bool = False
 
     @property
