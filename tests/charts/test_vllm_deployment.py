@@ -134,8 +134,19 @@ def test_optional_objects_appear_when_asked_for(render: Render) -> None:
 
     assert ("HorizontalPodAutoscaler", "llama-2-7b-production") in objects
     assert ("ServiceMonitor", "llama-2-7b-production") in objects
-    # The autoscaler owns the number then, and an upgrade must not reset it.
-    assert "replicas" not in objects["Deployment", "llama-2-7b-production"]["spec"]
+
+
+@pytest.mark.parametrize("scaled", [{"enabled": True, "maxReplicas": 8}, {"external": True}])
+def test_the_number_of_scaled_pods_is_never_rendered(render: Render, scaled: Any) -> None:
+    ramp = {"replicaCount": 5, "canary": {"replicaCount": 2, "handover": True}}
+    for values in ({}, ramp):
+        objects = render({"autoscaling": scaled, **values})
+        assert "replicas" not in objects["Deployment", "llama-2-7b-production"]["spec"]
+        scaler = objects.get(("HorizontalPodAutoscaler", "llama-2-7b-production"))
+        assert (scaler is not None) == ("enabled" in scaled)
+        if scaler:  # in a ramp it takes no pod away, and counts the canary's
+            bounds = scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]
+            assert bounds == ((5, 6) if values else (1, 8))
 
 
 def test_secrets_are_referred_to_and_never_rendered(render: Render) -> None:
@@ -168,8 +179,6 @@ def test_a_canary_runs_beside_stable_pods_that_do_not_change(render: Render) -> 
             "image": {"digest": DIGEST},
             "replicaCount": 3,
             "canary": {"replicaCount": 1, "stablePodTemplate": template},
-            # An autoscaler would fight a ramp, which counts replicas.
-            "autoscaling": {"enabled": True},
         }
     )
 
@@ -179,7 +188,6 @@ def test_a_canary_runs_beside_stable_pods_that_do_not_change(render: Render) -> 
     assert (stable["spec"]["replicas"], canary["spec"]["replicas"]) == (3, 1)
     assert container(canary)["image"].endswith(DIGEST)
     assert "nodeSelector" not in canary["spec"]["template"]["spec"]
-    assert not any(kind == "HorizontalPodAutoscaler" for kind, _ in new)
     selector = new["Service", "llama-2-7b-production"]["spec"]["selector"]
     for deployment, track in ((stable, "stable"), (canary, "canary")):
         labels = deployment["spec"]["template"]["metadata"]["labels"]

@@ -56,6 +56,11 @@ def test_what_somebody_does_in_a_hold_stops_the_run_and_stays(
         assert not entry.unfinished
         return run.said
 
+    def refused(version: int) -> str:
+        run = runs.finish(version)
+        assert run.wait() == ExitCode.INCONCLUSIVE, run.said
+        return run.said
+
     said = stopped_by(lambda: helm("rollback", target.release, str(good.number)), 2)
     back = platform.history(target)[-1]
     assert f"has revision {back.number}, 'Rollback to {good.number}'" in said
@@ -69,6 +74,18 @@ def test_what_somebody_does_in_a_hold_stops_the_run_and_stays(
 
     platform.rollback(target, good.number, description="", timeout=timedelta(seconds=60))
     said = stopped_by(scale, 4)
-    assert f".spec.replicas of Deployment {target.release} is set by kubectl" in said
+    assert f"spec.replicas of Deployment {target.release} is 3, set by kubectl, and was 1" in said
     live = {d["metadata"]["name"]: d for d in namespace.list("deployments", "apis/apps/v1")}
     assert live[target.release]["spec"]["replicas"] == 3
+
+    def pause() -> None:
+        where = f"/apis/apps/v1/namespaces/{namespace.name}/deployments/{target.release}"
+        body = {"spec": {"paused": True}}
+        namespace.cluster.send("PATCH", f"{where}?fieldManager=kubectl", body).raise_for_status()
+
+    platform.rollback(target, good.number, description="", timeout=timedelta(seconds=60))
+    pause()
+    assert f"spec.paused of Deployment {target.release} is true, set by kubectl" in refused(5)
+    # The way back always works: it lets the Deployment change again.
+    platform.rollback(target, good.number, description="", timeout=timedelta(seconds=60))
+    assert platform.field_conflicts(target) == []

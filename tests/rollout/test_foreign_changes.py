@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+from support.crashing import Killed
 from support.simulated import ALL_STABLE
 from support.world import BY_TRAFFIC, PRODUCTION, RAMP, World, builds, changes, healthy, kinds
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.platform.base import LiveObject, Weights
 from vllm_rollout.rollout.engine import gate_and_promote
 
 SCALED = ".spec.replicas of Deployment llama-2-7b-production is set by kubectl"
@@ -117,6 +119,135 @@ def test_a_canary_is_removed_beside_a_revision_of_somebody_else(
     assert world.platform.history(PRODUCTION)[-1].description == "hotfix by ann"
     assert world.platform.weights(PRODUCTION) == ALL_STABLE
     assert world.platform.history(PRODUCTION.canary) == []
+    entry = world.journal()
+    assert entry is not None
+    assert not entry.unfinished
+
+
+STABLE, BESIDE = "Deployment llama-2-7b-production", "Deployment llama-2-7b-production-canary"
+PAUSED = f"spec.paused of {STABLE} is true, set by kubectl-rollout"
+
+
+def runs_as_left(world: World) -> None:
+    world.platform.objects = {
+        STABLE: LiveObject(fields={"spec.replicas": 3}, set_by={"": "helm"}),
+        BESIDE: LiveObject(fields={"spec.replicas": 1}, set_by={"": "helm"}),
+    }
+
+
+def scales_the_canary(world: World) -> None:
+    world.platform.objects[BESIDE] = LiveObject(fields={"spec.replicas": 0}, set_by={"": "kubectl"})
+
+
+def deletes_the_canary(world: World) -> None:
+    del world.platform.objects[BESIDE]
+
+
+def pauses(world: World) -> None:
+    fields = {"spec.replicas": 3, "spec.paused": True}
+    world.platform.objects[STABLE] = LiveObject(fields=fields, set_by={"": "kubectl-rollout"})
+
+
+OF_OBJECTS = [
+    (scales_the_canary, f"spec.replicas of {BESIDE} is 0, set by kubectl, and was 1"),
+    (deletes_the_canary, f"{BESIDE} is gone"),
+    (pauses, f"{PAUSED}, and was not set"),
+]
+
+
+@pytest.mark.parametrize(("deed", "named"), OF_OBJECTS)
+def test_edits_of_live_objects_in_a_hold_stop_the_run(world: World, deed: Deed, named: str) -> None:
+    runs_as_left(world)
+    in_a_hold(world, deed)
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert named in evidence.conclusion
+    assert changes(world) == RAMP[:1]
+
+
+@pytest.mark.parametrize("deed", [scales_the_canary, deletes_the_canary])
+def test_a_canary_that_somebody_takes_away_loses_its_traffic(world: World, deed: Deed) -> None:
+    world.overrides.update(BY_TRAFFIC)
+    runs_as_left(world)
+    in_a_hold(world, deed, after=2)
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert world.platform.weights(PRODUCTION) == ALL_STABLE
+    assert world.platform.history(PRODUCTION.canary) == []
+
+
+def test_weights_that_somebody_moves_in_a_hold_stay_with_the_canary(world: World) -> None:
+    world.overrides.update(BY_TRAFFIC)
+    theirs = Weights(stable=1, canary=1, set_by="kubectl-edit")
+
+    def moves(world: World) -> None:
+        world.platform.divided[PRODUCTION.release] = theirs
+
+    in_a_hold(world, moves, after=2)
+    evidence = gate_and_promote(world.tools())
+
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "weights are 1:1, set by kubectl-edit, and were 7500:2500" in evidence.conclusion
+    assert world.platform.weights(PRODUCTION) == theirs
+    assert world.platform.history(PRODUCTION.canary)
+    entry = world.journal()
+    assert entry is not None
+    assert not entry.unfinished
+
+
+def test_what_somebody_has_paused_is_refused_before_the_gates(world: World) -> None:
+    runs_as_left(world)
+    pauses(world)
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert PAUSED in evidence.conclusion
+    assert evidence.runs == ()
+    assert changes(world) == []
+
+
+def edits(world: World) -> None:
+    world.platform.differences["production"] = ["spec.args was rendered, another runs"]
+
+
+def moves_weights(world: World) -> None:
+    world.platform.divided[PRODUCTION.release] = Weights(stable=1, canary=9)
+
+
+@pytest.mark.parametrize(
+    ("deed", "named"),
+    [
+        (rolls_back, "'Rollback to 1'"),
+        (hotfix, "hotfix by ann"),
+        (scales, SCALED),
+        (edits, "spec.args"),
+        (moves_weights, "weights are 1:9"),
+    ],
+)
+def test_what_somebody_does_before_a_killed_run_is_resumed_stays(
+    world: World, deed: Deed, named: str
+) -> None:
+    by_traffic = deed is moves_weights
+    if by_traffic:
+        world.overrides.update(BY_TRAFFIC)
+
+    def killed(_seconds: float) -> ProbeSample:
+        raise Killed
+
+    world.probes = killed
+    with pytest.raises(Killed):
+        gate_and_promote(world.tools())
+    entry = world.journal()
+    assert entry is not None
+    assert entry.unfinished
+    before = list(changes(world))
+    world.probes = healthy
+    world.clock.seconds += 600  # the lease of the killed run is over
+    deed(world)
+
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert named in evidence.conclusion
+    assert changes(world) == before
     entry = world.journal()
     assert entry is not None
     assert not entry.unfinished

@@ -58,7 +58,9 @@ def test_where_nothing_serves_yet_there_is_no_traffic_to_move(world: World) -> N
     assert world.platform.calls == ["apply production 1/4", "apply production 4/4"]
 
 
-@pytest.mark.parametrize("trouble", ["no route", "a share", "a release", "half a ramp"])
+@pytest.mark.parametrize(
+    "trouble", ["no route", "a share", "a release", "half a ramp", "an autoscaler"]
+)
 def test_what_a_ramp_cannot_set_out_from_is_refused_before_anything_is_done(
     world: World, trouble: str
 ) -> None:
@@ -66,12 +68,15 @@ def test_what_a_ramp_cannot_set_out_from_is_refused_before_anything_is_done(
         "no route": "nothing divides the traffic",
         "a share": "20% of the traffic of production/llama-2-7b goes to a canary",
         "a release": f"there is a release {MODEL}-production-canary already",
+        "an autoscaler": "is scaled by HorizontalPodAutoscaler llama-2-7b-production",
         "half a ramp": "is half way in a ramp by replicas: 2 of 4",
     }
     if trouble == "no route":
         world.platform.has_route = False
     elif trouble == "a share":
         world.platform.divided[PRODUCTION.release] = Weights(stable=4, canary=1)
+    elif trouble == "an autoscaler":
+        world.platform.scalers = ["HorizontalPodAutoscaler llama-2-7b-production"]
     elif trouble == "a release":
         world.platform.deploy(CANARY, {"version": 9})
     else:
@@ -148,20 +153,6 @@ def test_a_canary_that_no_probe_reaches_is_not_passed(world: World) -> None:
     world.platform.calls.clear()
     assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     assert world.platform.calls == ["weights production 1:0", "uninstall production canary", *UP]
-
-
-def test_weights_that_other_hands_changed_end_the_ramp(world: World) -> None:
-    def others(_seconds: float) -> ProbeSample:
-        world.platform.divided[PRODUCTION.release] = Weights(stable=1, canary=1)
-        return answers()
-
-    world.canary_probes = others
-
-    evidence = gate_and_promote(world.tools())
-
-    assert evidence.exit_code == ExitCode.ROLLED_BACK
-    assert "the weights are 1:1, not 7500:2500" in evidence.conclusion
-    assert as_before(world)
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

@@ -24,13 +24,15 @@ from vllm_rollout.platform.base import (
     ConflictError,
     Entry,
     ForeignChangeError,
+    ForeignWeightsError,
     Lease,
     LeaseHeldError,
+    LiveObject,
+    LiveObjects,
     NotReadyError,
     PathErrors,
     Route,
     Weights,
-    WeightsChangedError,
 )
 from vllm_rollout.platform.writer import Guard
 
@@ -148,6 +150,9 @@ class SimulatedPlatform:
     refuses: bool = False
     expected: dict[str, str | None] = field(default_factory=dict)
     """By environment: what its history must have, None where that is not written down."""
+    objects: dict[str, LiveObject] = field(default_factory=dict)
+    """What runs replicas of production and its canary, where a test needs that."""
+    scalers: Sequence[str] = ()
     has_route: bool = True
     """Whether there is something that divides traffic."""
 
@@ -181,7 +186,7 @@ class SimulatedPlatform:
     ) -> None:
         now = self.weights(deployment)
         if expect is not None and now != expect:
-            raise WeightsChangedError(f"the weights are {now}, not {expect}")
+            raise ForeignWeightsError(now.foreign(expect))
         self._call(f"weights {_named(deployment)} {weights}")
         self.divided[deployment.release] = weights
         self.in_change(self.calls[-1])
@@ -210,6 +215,12 @@ class SimulatedPlatform:
 
     def running_differences(self, deployment: Deployment) -> Sequence[str]:
         return self.differences.get(deployment.environment, ())
+
+    def live_objects(self, deployment: Deployment) -> LiveObjects:
+        return dict(self.objects)
+
+    def autoscaled_by(self, deployment: Deployment) -> Sequence[str]:
+        return self.scalers
 
     def preflight(
         self,

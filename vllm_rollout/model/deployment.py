@@ -167,7 +167,8 @@ class Revision:
     """One entry of a release's history.
 
     `build` is the newest build in it. While a ramp is under way `replicas` of `capacity`
-    replicas run it and the rest still run the build before.
+    replicas run it and the rest still run the build before. Where it is `autoscaled` these are the
+    numbers that an autoscaler asks for now.
     """
 
     number: int
@@ -177,6 +178,7 @@ class Revision:
     description: str
     replicas: int
     capacity: int
+    autoscaled: bool = False
 
     @property
     def complete(self) -> bool:

@@ -5,8 +5,9 @@ must outlive a job, next to the releases themselves: `reader.py` reads both, `wr
 them. Here are the nouns and errors of the two.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +25,10 @@ class ForeignChangeError(RolloutError):
     """Somebody else has changed a release since this run's last step: they decide about it."""
 
     exit_code = ExitCode.INCONCLUSIVE
+
+
+class ForeignWeightsError(ForeignChangeError):
+    """Somebody else divides a release's traffic, and so decides about its canary, too."""
 
 
 class NotReadyError(DeployError):
@@ -81,6 +86,65 @@ class Route:
         return f"{self.url}, {self.how}" if self.how else self.url
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveObject:
+    """An object of a release as it is: its fields by path, and who has set them last.
+
+    `set_by` has those by the first two steps of a path (`spec.template`), and under "" the last of
+    all.
+    """
+
+    fields: Mapping[str, Any]
+    set_by: Mapping[str, str] = field(default_factory=dict)
+
+    def by(self, path: str = "") -> str:
+        """Return `, set by NAME`, or nothing where that is not known."""
+        found = self.set_by.get(".".join(path.split(".")[:2])) or self.set_by.get("", "")
+        return _by(found)
+
+
+LiveObjects = Mapping[str, LiveObject]
+"""By kind and name."""
+
+_SHOWN = 5
+
+
+def changed_objects(left: LiveObjects, now: LiveObjects) -> list[str]:
+    """Return how objects differ from how they were left, a line for each field or object."""
+    lines = [f"{name} is gone" for name in left if name not in now]
+    for name, live in now.items():
+        if name not in left:
+            lines.append(f"{name} is new{live.by()}")
+            continue
+        before = left[name].fields
+        paths = [p for p in {**before, **live.fields} if before.get(p) != live.fields.get(p)]
+        lines += [
+            f"{path} of {name} is {_shown(live.fields.get(path))}{live.by(path)}, and was "
+            f"{_shown(before.get(path))}"
+            for path in paths[:_SHOWN]
+        ]
+        if len(paths) > _SHOWN:
+            lines.append(f"{len(paths) - _SHOWN} more fields of {name}")
+    return lines
+
+
+def paused_objects(objects: LiveObjects) -> list[str]:
+    """Return the objects that somebody has paused (`kubectl rollout pause`), a line for each."""
+    return [
+        f"spec.paused of {name} is true{live.by('spec.paused')}"
+        for name, live in objects.items()
+        if live.fields.get("spec.paused")
+    ]
+
+
+def _by(manager: str) -> str:
+    return f", set by {manager}" if manager else ""
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
 WHOLE_WEIGHT = 10_000
 """What the two weights of a ramp's step come to: shares are exact to a hundredth of a percent."""
 
@@ -89,14 +153,20 @@ WHOLE_WEIGHT = 10_000
 class Weights:
     """How users' traffic is divided between a release and its canary, as the route has it.
 
-    `canary` is None where the route does not name the canary at all.
+    `canary` is None where the route does not name the canary at all, `set_by` who has set any of
+    it last, where that is known.
     """
 
     stable: int
     canary: int | None = None
+    set_by: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.stable}:{self.canary or 0}"
+
+    def foreign(self, left: "Weights") -> str:
+        """Say that these are there in place of those that were `left`."""
+        return f"the traffic's weights are {self}{_by(self.set_by)}, and were {left}"
 
     @property
     def canary_share(self) -> float:
@@ -112,7 +182,7 @@ class Weights:
 
 
 class WeightsChangedError(DeployError):
-    """Somebody else has changed how a release's traffic is divided, or it cannot be changed."""
+    """How a release's traffic is divided cannot be changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision
 from vllm_rollout.model.preflight_facts import Preflight
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.platform.base import Entry, PathErrors, Route, Weights
+from vllm_rollout.platform.base import Entry, LiveObjects, PathErrors, Route, Weights
 
 
 class StoreReader(Protocol):
@@ -99,6 +99,15 @@ class ReleaseReader(Protocol):
 
         One line for each difference; none where nothing is rendered.
         """
+
+    def live_objects(self, deployment: Deployment) -> LiveObjects:
+        """Return what runs the replicas of the release and of its canary, as it is now.
+
+        Numbers of replicas that an autoscaler sets are left out.
+        """
+
+    def autoscaled_by(self, deployment: Deployment) -> Sequence[str]:
+        """Return the names of the autoscalers that set its number of replicas."""
 
     def preflight(
         self,

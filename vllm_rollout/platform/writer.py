@@ -90,7 +90,8 @@ class ReleaseWriter(ReleaseReader, Protocol):
         `expect` is what it must be until now; None takes whatever there is.
 
         Raises:
-            WeightsChangedError: it is something else, or not in force within `timeout`.
+            ForeignWeightsError: it is something else.
+            WeightsChangedError: it is not in force within `timeout`.
             UsageError: as `weights`.
         """
 

@@ -59,8 +59,9 @@ class Kubernetes(Block):
     helm: Text
     """The Helm command, Helm 3 or Helm 4."""
     field_conflicts: Literal["refuse", "overwrite"]
-    """Fields that somebody else has set (`kubectl scale`, an autoscaler), in a promotion under
-    Helm 4: it is refused and names them, or overwrites them. A rollback always overwrites."""
+    """Fields that somebody else has set (`kubectl scale`, `kubectl edit`), in a promotion under
+    Helm 4, and Deployments that somebody has paused: it is refused and names them, or overwrites
+    them. A rollback always overwrites."""
     load_generator: LoadGenerator
     """Load made in the cluster."""
     surge: CountOrZero

@@ -173,10 +173,12 @@ class CanaryRamp:
             entry = self._written(entry, f"{what}, while the canary has the traffic")
             revision = self._apply(entry, target, self._capacity)
             self._answers(target)
+            everything = Weights.of_share(1)
+            entry = replace(entry, weights=(everything, self.before.weights))
             entry = self._written(entry, "traffic goes back to the release")
             self.traffic.shift(
                 self.before.weights,
-                expect=Weights.of_share(1),
+                expect=everything,
                 needs={target: self._capacity},
             )
             run = self.gates.verify(target)
@@ -206,10 +208,11 @@ class CanaryRamp:
     ) -> tuple[JournalEntry, Weights]:
         """Give the canary the step's share. The release keeps all replicas: see `traffic_shift`."""
         target, share = self.run.target, step.share_of(self._capacity)
-        entry = self._written(
-            entry, f"{format_share(share)} of the traffic on build {self.build.short}"
-        )
         weights = Weights.of_share(share)
+        entry = self._written(
+            replace(entry, weights=(now, weights)),
+            f"{format_share(share)} of the traffic on build {self.build.short}",
+        )
         needs = {
             target.canary: step.replicas_of(self._capacity),
             target: self.before.replicas,

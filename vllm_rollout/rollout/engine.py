@@ -80,6 +80,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     if end := before_gates(run, platform, log, revision):
         return end
     unmet_needs(run, platform, log, observer)
+    tools.releases.ensure_not_paused()
     # Refuses, before anything else, a ramp that could not begin.
     traffic_before(platform, run.policy, target)
     # First, so that what cannot be deployed is not put under load for nothing.
@@ -236,6 +237,13 @@ def _resume(tools: RunTools) -> RolloutResult | None:
             + promote_command(entry.model, entry.target),
         )
     entry = releases.take_over(entry)
+    try:
+        releases.ensure_left(entry)
+    except ForeignChangeError as error:
+        left = releases.journal.last
+        if left is None or not left.unfinished:
+            raise
+        return roll_back(tools, left, str(error), code=error.exit_code)  # of the canary alone
     releases.recover()
     event = Event.RESUMED
     if entry.phase is Phase.WATCH and not _runs(releases.platform, target, entry.build):

@@ -104,8 +104,9 @@ class JournalEntry:
 
     `before` is the target's revision to return to, None when nothing was deployed there.
     `traffic` is None where no traffic is moved. `unverified` is a rollback that was done and could
-    not be verified: it is unfinished, and no run is in the middle of it. `unseen` are the gates of
-    a target that was kept though they could not know.
+    not be verified: it is unfinished, and no run is in the middle of it. `revision` is the target's
+    newest as the run had left it (0 for none), `weights` those that it had set or was about to set.
+    `unseen` are the gates of a target that was kept though they could not know.
     """
 
     run_id: str
@@ -120,6 +121,8 @@ class JournalEntry:
     started: datetime
     updated: datetime
     traffic: TrafficBefore | None = None
+    revision: int | None = None
+    weights: tuple[Weights, ...] = ()
     unverified: bool = False
     unseen: str = ""
 

@@ -1,13 +1,20 @@
 """Changes of a rollout's releases, and the journal of them, under the model's lease."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
+from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus, Target
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.platform.base import ForeignChangeError, Weights
+from vllm_rollout.platform.base import (
+    ForeignChangeError,
+    ForeignWeightsError,
+    LiveObjects,
+    Weights,
+    changed_objects,
+    paused_objects,
+)
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.rollout.journal import (
     Event,
@@ -27,7 +34,7 @@ class LeasedReleases:
 
     The platform asks once more before each request (`ReleaseWriter.guard`). Reading takes
     `platform` and needs no lease. The journal is written before a change, and only while the target
-    is as this run left it: a revision or a field of somebody else stops the run (`advance`).
+    is as this run left it: a revision, a field or a weight of somebody else stops it (`advance`).
     """
 
     run: Run
@@ -46,6 +53,10 @@ class LeasedReleases:
     """Newest revision of the target as this run left it, 0 for none; None while it is not known."""
     _fields: frozenset[str] | None = field(default=None, init=False)
     """Fields of the target that somebody else had set by then."""
+    _objects: LiveObjects | None = field(default=None, init=False)
+    """What ran the replicas of target and canary then; None while it is not known."""
+    _weights: Weights | None = field(default=None, init=False)
+    """How the traffic was divided then; None where this run divides none."""
 
     @contextmanager
     def leased(self) -> Iterator[None]:
@@ -113,6 +124,8 @@ class LeasedReleases:
                 started=now,
                 updated=now,
                 traffic=traffic,
+                revision=self._newest,
+                weights=(traffic.weights,) if traffic else (),
             )
         )
 
@@ -130,11 +143,58 @@ class LeasedReleases:
         """Write to the journal that `event` happened, under the lease. Raises: as `take_over`, and
         as `ensure_own`."""
         self.ensure_lease()
+        if event is Event.STEP and self._weights is None and entry.traffic is not None:
+            self._weights = entry.traffic.weights  # the ramp begins
         # A canary gives its traffic back beside whatever revision the release has.
         beside = event is Event.ROLLBACK and entry.traffic is not None
         if not beside and event not in (Event.RESTORED, Event.UNVERIFIED):
             self.ensure_own(fields=event is not Event.ROLLBACK)
-        return self.close(entry, event, note)
+        return self.close(replace(entry, revision=self._newest), event, note)
+
+    def ensure_not_paused(self) -> None:
+        """Return if the target can be changed at all.
+
+        Raises:
+            ForeignChangeError: somebody has paused it.
+        """
+        if self._overwrites:
+            return
+        if found := "; ".join(paused_objects(self.platform.live_objects(self.run.target))):
+            raise ForeignChangeError(
+                f"{self.run.target} cannot be changed, as somebody has paused it: {found}",
+                remedy="`kubectl rollout resume` lets it change again; or set "
+                "`kubernetes.field_conflicts: overwrite`.",
+            )
+
+    def ensure_left(self, entry: JournalEntry) -> None:
+        """Return if the target is as the run of `entry`, which has ended, left it.
+
+        Changes that this run had begun are its own. Fields are compared with what Helm applied, as
+        what was there is not known any more; a rollback that goes on takes them.
+
+        Raises: as `ensure_own`.
+        """
+        self._newest, self._weights = entry.revision, None
+        history = self.platform.history(self.run.target)
+        found = foreign = _made_since(history, entry)
+        newest = history[-1] if history else None
+        up = newest is not None and newest.status is RevisionStatus.DEPLOYED
+        rolls_back = entry.phase is Phase.ROLLBACK
+        if not found and up and not rolls_back and not self._overwrites:
+            found = "; ".join(
+                [
+                    *self.platform.field_conflicts(self.run.target),
+                    *self.platform.running_differences(self.run.target),
+                ]
+            )
+        if found:
+            if not foreign:
+                self._newest = newest.number if newest else 0
+            raise self._foreign(found)
+        if entry.traffic is not None and entry.weights and not rolls_back:
+            now = self.platform.weights(self.run.target)
+            if now not in entry.weights:
+                raise self._foreign_weights(now.foreign(entry.weights[-1]))
 
     def foreign_revision(self) -> str:
         """Return the target's newest revision if somebody else made it, as text; or ""."""
@@ -158,17 +218,43 @@ class LeasedReleases:
         """
         found = self.foreign_revision()
         if fields and not found and not self._overwrites:
-            now = frozenset(self.platform.field_conflicts(self.run.target))
-            if self._fields is None:
-                self._fields = now
-            found = "; ".join(sorted(now - self._fields))
+            found = self._foreign_fields()
         if found:
-            raise self._yielded(
-                ForeignChangeError(
-                    f"Somebody else has changed {self.run.target}, and that stays: {found}",
-                    remedy=f"When they are done, this starts again: {self.run.command}",
-                )
+            raise self._foreign(found)
+        if fields and self._weights is not None:
+            now = self.platform.weights(self.run.target)
+            if now != self._weights:
+                raise self._foreign_weights(now.foreign(self._weights))
+
+    def _foreign_fields(self) -> str:
+        """Return what of target and canary somebody else has set since this run left it, or ""."""
+        objects = self.platform.live_objects(self.run.target)
+        if self._objects is None:
+            self._objects = objects
+        if lines := changed_objects(self._objects, objects):
+            return "; ".join(lines)
+        fields = frozenset(self.platform.field_conflicts(self.run.target))
+        if self._fields is None:
+            self._fields = fields
+        return "; ".join(sorted(fields - self._fields))
+
+    def _foreign(self, found: str) -> ForeignChangeError:
+        return self._yielded(
+            ForeignChangeError(
+                f"Somebody else has changed {self.run.target}, and that stays: {found}",
+                remedy=f"When they are done, this starts again: {self.run.command}",
             )
+        )
+
+    def _foreign_weights(self, found: str) -> ForeignChangeError:
+        return self._yielded(
+            ForeignWeightsError(
+                f"Somebody else divides the traffic of {self.run.target}, and that stays, as does "
+                f"its canary: {found}",
+                remedy="When all of it goes to the release itself and the canary is removed, this "
+                f"starts again: {self.run.command}",
+            )
+        )
 
     @property
     def _overwrites(self) -> bool:
@@ -177,7 +263,11 @@ class LeasedReleases:
     def _yielded(self, error: ForeignChangeError) -> ForeignChangeError:
         """`error`, once the journal says that the target is somebody else's."""
         entry = self.journal.last
-        if entry is not None and entry.unfinished and not entry.moves_traffic:
+        if (
+            entry is not None
+            and entry.unfinished
+            and (isinstance(error, ForeignWeightsError) or not entry.moves_traffic)
+        ):
             self.close(entry, Event.YIELDED, f"left to somebody else: {error}")
         return error
 
@@ -220,13 +310,14 @@ class LeasedReleases:
         if own:
             self._newest = revision.number
             self._fields = frozenset(self.platform.field_conflicts(deployment))
+        self._objects = self.platform.live_objects(self.run.target)
         return revision
 
     def rollback(self, revision: int, note: str) -> Revision:
         """Return the target to `revision`. Raises: as `apply`."""
         self.ensure_lease()
         self._overwriting(revision)
-        self._newest = None
+        self._newest = self._objects = None
         restored = self.platform.rollback(
             self.run.target,
             revision,
@@ -241,19 +332,57 @@ class LeasedReleases:
         self.ensure_lease()
         if deployment == self.run.target:
             self._newest = None
+        self._objects = None
         self.platform.uninstall(deployment, timeout=self.run.policy.deploy_timeout)
 
     def set_weights(self, weights: Weights, expect: Weights | None) -> None:
-        """Divide the target's traffic.
+        """Divide the target's traffic; without `expect`, over what somebody else has set.
 
-        Raises: as `ReleaseWriter.set_weights` and `ensure_lease`.
+        Raises: as `ReleaseWriter.set_weights`, `ensure_lease` and `ensure_own`.
         """
         self.ensure_lease()
-        self.platform.set_weights(
-            self.run.target, weights, expect=expect, timeout=self.run.policy.deploy_timeout
-        )
+        if expect is None and self._weights is not None:
+            now = self.platform.weights(self.run.target)
+            if now != self._weights:
+                self.log.log_step(
+                    "overwriting what somebody else has set", now.foreign(self._weights)
+                )
+        try:
+            self.platform.set_weights(
+                self.run.target, weights, expect=expect, timeout=self.run.policy.deploy_timeout
+            )
+        except ForeignWeightsError as error:
+            raise self._foreign_weights(str(error)) from error
+        self._weights = weights
 
     def _change_begins(self, before: int | None, build: Build) -> None:
         self.log.build = build.digest
         self.touched = self.under_way = True
         self.previous = f"revision {before}" if before else "nothing deployed"
+
+
+def _made_since(history: Sequence[Revision], entry: JournalEntry) -> str:
+    """Return the first revision that neither the run of `entry` nor another of the suite made since
+    the entry was written, as text; or "".
+
+    Helm 3 describes a rollback itself. It is the suite's in its phase, or where a step had failed.
+    """
+    if entry.revision is None:  # of an earlier version
+        return ""
+    failed = entry.phase is Phase.ROLLBACK
+    if failed and entry.before is None and not history:
+        return ""
+    if entry.revision and entry.revision not in {each.number for each in history}:
+        return f"revision {entry.revision} is gone"
+    for each in history:
+        if each.number <= entry.revision:
+            continue
+        unfinished = each.status in (RevisionStatus.FAILED, RevisionStatus.PENDING)
+        own = each.description.startswith("vllm-rollout")
+        if not (own or unfinished or (failed and each.description.startswith("Rollback to "))):
+            return (
+                f"revision {each.number}, {each.description!r}, where that run left revision "
+                + str(entry.revision)
+            )
+        failed = failed or unfinished
+    return ""

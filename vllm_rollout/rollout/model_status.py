@@ -4,7 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
+from vllm_rollout.model.deployment import (
+    Build,
+    Deployment,
+    Replica,
+    Revision,
+    RevisionStatus,
+    newest_served,
+)
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.next_command import promote_command, release_command
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
@@ -123,7 +130,7 @@ def _environment(
         except UsageError as error:
             missing = (f"{error}. {error.remedy}",)
         return EnvironmentStatus(environment=environment, url=url, blocks=missing)
-    newest = history[-1]
+    newest = newest_served(history) or history[-1]
     replicas = tuple(platform.replicas(deployment))
     soaked, left = _soak(platform, policy, deployment, newest, now)
     blocks = (
@@ -151,7 +158,7 @@ def _environment(
         canary=_canary(platform, deployment)
         if policy.ramps_by_traffic(environment) or _moves_traffic(under_way, environment)
         else None,
-        blocks=blocks,
+        blocks=(*_not_the_newest(newest, history[-1]), *blocks),
     )
 
 
@@ -206,6 +213,14 @@ def _soak(
     if state is None:
         return max(timedelta(), now - newest.created), timedelta()
     return state.soaked, state.left
+
+
+def _not_the_newest(serving: Revision, newest: Revision) -> Iterator[str]:
+    if newest.number != serving.number:
+        state = "not what the pods run"
+        if newest.status is not RevisionStatus.SUPERSEDED:
+            state = f"{newest.status}, {newest.replicas} of {newest.capacity}"
+        yield f"revision {newest.number} is {state}: revision {serving.number} serves"
 
 
 def _blocks_here(

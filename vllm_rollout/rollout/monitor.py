@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from vllm_rollout.judge import Outcome
@@ -18,7 +19,7 @@ from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.model.units import format_about
-from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.base import ConflictError, LiveObjects, changed_objects
 from vllm_rollout.rollout.engine import watch_rollback
 from vllm_rollout.rollout.journal import Journal, JournalEntry
 from vllm_rollout.rollout.lease import TTL, HeldLease, LeaseLostError, hold
@@ -184,6 +185,7 @@ class Monitor:
             pulse.beat()
             held.ensure()
             entry = journal.read()
+            objects = platform.live_objects(target)
             serving = newest_served(platform.history(target))
             if serving is None or (why := self._why_not(entry, serving.number)):
                 what = why if serving else "nothing is deployed"
@@ -211,7 +213,7 @@ class Monitor:
             end = observer.watch(
                 target,
                 left,
-                interrupted=_changed(journal, held, entry),
+                interrupted=_changed(journal, held, entry, partial(self._edited, tools, objects)),
                 on_observation=observed,
             )
             if not end.fired:
@@ -221,6 +223,14 @@ class Monitor:
             if code is not None and until is not None:
                 return code
         return None
+
+    def _edited(self, tools: RunTools, left: LiveObjects) -> bool:
+        """Return whether somebody has changed what runs the replicas, and log it."""
+        target = tools.run.target
+        found = changed_objects(left, tools.releases.platform.live_objects(target))
+        if found:
+            self._log_once(tools.log, f"{target} was changed", "; ".join(found))
+        return bool(found)
 
     def _why_not(self, entry: JournalEntry | None, revision: int) -> str:
         """Return why nothing is watched now; empty where it is."""
@@ -265,14 +275,16 @@ class Monitor:
         return True
 
 
-def _changed(journal: Journal, held: HeldLease, entry: JournalEntry | None) -> Callable[[], bool]:
-    """Return a check: was the lead lost, or is the journal another than `entry`."""
+def _changed(
+    journal: Journal, held: HeldLease, entry: JournalEntry | None, edited: Callable[[], bool]
+) -> Callable[[], bool]:
+    """Return a check: was the lead lost, was it `edited`, or is the journal not `entry`."""
 
     def changed() -> bool:
         if not _leads(held):
             return True
         try:
-            return journal.read() != entry
+            return journal.read() != entry or edited()
         except RolloutError:
             return False  # what cannot be read for now ends no watch
 

@@ -124,7 +124,9 @@ class Sampling:
         """
         if replicas is None or probes.path_errors or not probes.total or probes.health_refused:
             return
-        sample = sample_of(at, replicas, self.revision.capacity, probes)
+        # An autoscaler has changed the number since; each replica that there is has to be ready.
+        scaled = max(1, len(replicas)) if self.revision.autoscaled else None
+        sample = sample_of(at, replicas, scaled or self.revision.capacity, probes)
         last = self._last
         if (
             last is not None

@@ -47,6 +47,12 @@ def traffic_before(
     serving = newest_served(platform.history(target))
     if serving is None:
         return None
+    if scalers := platform.autoscaled_by(target):
+        raise UsageError(
+            f"{target} is scaled by {', '.join(scalers)}, which would take away its replicas while "
+            "the canary has their traffic",
+            remedy="Ramp it by replicas (`canary.by: replicas`), or without the autoscaler.",
+        )
     weights = platform.weights(target)
     if not serving.complete:
         raise UsageError(
@@ -93,7 +99,8 @@ class TrafficShift:
 
         Raises:
             NotCarriedError: a side has not, within the deployment's time, or has not any more.
-            WeightsChangedError: somebody else has changed the weights, or they do not take effect.
+            ForeignWeightsError: somebody else has changed the weights.
+            WeightsChangedError: they do not take effect.
         """
         clock = self.log.clock
         until = clock.monotonic() + self.policy.deploy_timeout_seconds

@@ -3,8 +3,10 @@
 - {apiGroups: [""], resources: [secrets], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods, events], verbs: [get, list]}
 - {apiGroups: [""], resources: [pods/log], verbs: [get]}
-# Whether what runs is what was rendered for the build.
-- {apiGroups: [apps], resources: [deployments, statefulsets], verbs: [get]}
+# Whether what runs is what was rendered for the build, and how many pods an autoscaler wants.
+- {apiGroups: [apps], resources: [deployments, statefulsets], verbs: [get, list]}
+- {apiGroups: [autoscaling], resources: [horizontalpodautoscalers], verbs: [list]}
+- {apiGroups: [keda.sh], resources: [scaledobjects], verbs: [list]}
 # Reaching a server from outside the cluster, through the API server.
 - {apiGroups: [""], resources: [services], verbs: [get]}
 - {apiGroups: [""], resources: [pods/portforward], verbs: [get, create]}

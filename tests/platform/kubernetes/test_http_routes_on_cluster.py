@@ -15,7 +15,12 @@ from support.real_runs import Runs
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
+from vllm_rollout.platform.base import (
+    ConflictError,
+    ForeignWeightsError,
+    Weights,
+    WeightsChangedError,
+)
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 
 pytestmark = pytest.mark.timeout(600)
@@ -68,7 +73,7 @@ def test_weights_that_another_has_written_are_left_alone(
     platform: KubernetesPlatform, production: Deployment, gateway: Gateway
 ) -> None:
     gateway.add_route(RELEASE, weight=7)
-    with pytest.raises(WeightsChangedError, match="are 7:0, not 1:0"):
+    with pytest.raises(ForeignWeightsError, match=r"are 7:0, set by \S+, and were 1:0"):
         platform.set_weights(production, HALF, expect=ALL_STABLE, timeout=LONG)
     assert references(gateway) == [(RELEASE, 7)]
 

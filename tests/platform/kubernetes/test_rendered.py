@@ -13,7 +13,7 @@ from cluster.required import each_helm
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.platform.kubernetes.chart import load_chart
 from vllm_rollout.platform.kubernetes.helm import Helm
-from vllm_rollout.platform.kubernetes.rendered import Rendered
+from vllm_rollout.platform.kubernetes.rendered import Rendered, demand_of
 from vllm_rollout.platform.kubernetes.value_files import StartUp, ValueFiles
 from vllm_rollout.policy import load_policy
 from vllm_rollout.resources import CHARTS
@@ -120,6 +120,15 @@ def test_a_closed_schema_of_a_teams_own_need_not_know_the_suites_values(
 
     alone = render("llama-2-7b", {"pods": 1}, chart=chart).count_problem()
     assert "makes 1 pods where the policy has replicas: 2" in alone
+
+
+@pytest.mark.parametrize("scaled", [{"enabled": True}, {"external": True}])
+def test_pods_that_an_autoscaler_counts_need_room_for_all(
+    render: Render, scaled: dict[str, Any]
+) -> None:
+    rendered = render("llama-2-7b", {"autoscaling": scaled})
+    assert [demand_of(each).pods for each in rendered.workloads] == [2]
+    assert rendered.count_problem() == ""
 
 
 def test_a_chart_without_a_start_up_probe_is_given_none(render: Render, tmp_path: Path) -> None:

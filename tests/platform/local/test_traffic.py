@@ -10,7 +10,7 @@ import httpx
 import pytest
 from support.local_release import LocalRelease, tiny
 
-from vllm_rollout.platform.base import Weights, WeightsChangedError
+from vllm_rollout.platform.base import ForeignWeightsError, Weights
 from vllm_rollout.platform.local import database
 from vllm_rollout.platform.local.state import open_state
 
@@ -48,9 +48,7 @@ def test_weights_that_another_has_changed_are_left_alone(release: LocalRelease) 
     platform, deployment = release.platform, release.deployment
     half = Weights.of_share(0.5)
     platform.set_weights(deployment, half, expect=None, timeout=SHORT)
-    with pytest.raises(
-        WeightsChangedError, match="was to be divided 1:0, and is divided 5000:5000"
-    ):
+    with pytest.raises(ForeignWeightsError, match="weights are 5000:5000, and were 1:0"):
         platform.set_weights(
             deployment, Weights.of_share(0.9), expect=Weights(stable=1), timeout=SHORT
         )

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,19 @@ from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableErro
 from vllm_rollout.model.preflight_facts import Admission
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
-from vllm_rollout.platform.base import ForeignChangeError, NotReadyError
+from vllm_rollout.platform.base import (
+    ForeignChangeError,
+    LiveObjects,
+    NotReadyError,
+    paused_objects,
+)
+from vllm_rollout.platform.kubernetes.autoscaling import (
+    Autoscaling,
+    Scale,
+    counted,
+    refuse_resets,
+    unnumbered,
+)
 from vllm_rollout.platform.kubernetes.build import Builds, check_same
 from vllm_rollout.platform.kubernetes.change_time import change_time
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
@@ -28,7 +41,7 @@ from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.pod_wait import PodWait, ReadinessOf
 from vllm_rollout.platform.kubernetes.releases import NOT_READY, Releases
 from vllm_rollout.platform.kubernetes.served import unlike_build
-from vllm_rollout.platform.kubernetes.surge_plan import surge_plan
+from vllm_rollout.platform.kubernetes.surge_plan import Pods, surge_plan
 from vllm_rollout.platform.kubernetes.templates import Json, without_hooks
 from vllm_rollout.platform.kubernetes.value_files import write_values
 
@@ -44,8 +57,8 @@ class Changes:
     `symptoms` says what is known of a deployment's pods, `readiness` how many of those that some
     objects ask for are Ready, `anything_left` whether one that is being removed still has any of
     them, or what makes them, `conflicts` which fields of some objects somebody else has set, and
-    `admission` what the API server answers to objects in a dry run. `overwrite` takes the fields
-    of others in an upgrade, too.
+    `admission` what the API server answers to objects in a dry run, `live` what runs its pods now.
+    `overwrite` takes the fields of others in an upgrade, too.
     """
 
     helm: Helm
@@ -58,6 +71,8 @@ class Changes:
     anything_left: Callable[[Deployment], bool]
     conflicts: Callable[[Deployment, Sequence[Mapping[str, Any]]], Sequence[str]]
     admission: Callable[[Deployment, Sequence[Json]], Admission]
+    live: Callable[[Deployment], LiveObjects]
+    autoscaling: Autoscaling
     overwrite: bool = False
 
     def apply(
@@ -91,7 +106,10 @@ class Changes:
             made = self.builds.make(deployment, target.values, chart=path)
             check_same(target.build, replace(made, chart_digest=chart.digest))
             values = self.builds.files.write(Path(folder), chart, deployment, target.values)
-            moves = self._moves(deployment, target, served, ramps=chart.ramps)
+            scale = self.autoscaling.scale(deployment)
+            target = scale.of(target) if scale else target
+            start = self._start(deployment, served, scale)
+            moves = self._moves(deployment, target, served, start, ramps=chart.ramps)
             revisions = [
                 write_values(Path(folder) / f"revision-{number}.yaml", move)
                 for number, move in enumerate(moves, start=1)
@@ -99,10 +117,16 @@ class Changes:
             rendered = self._rendered(deployment, target, path, moves, revisions)
             self._refuse_inadmissible(deployment, [o for made in rendered for o in made])
             before = self._newest(deployment, entries)
+            refuse_resets(deployment, rendered, scale)
+            scaled = any(map(unnumbered, rendered))
+            stable = [start.stable if start else 0, *(move["replicaCount"] for move in moves)]
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
                 objects = rendered[number - 1]
-                self._refuse_conflicts(deployment, rendered[number - 1 :])
+                self._refuse_conflicts(deployment, rendered[number - 1 :], scale)
+                claims = scaled and number == 1 and self._claims(deployment, served)
+                pods = stable[number - 1], stable[number]
+                time_of = change_time(counted(objects, pods[1]), counted(before, pods[0]))
                 self._upgrade(
                     deployment,
                     path,
@@ -111,7 +135,9 @@ class Changes:
                     description=description + more,
                     served=served,
                     timeout=timeout,
-                    limit=change_time(objects, before).limit(timeout),
+                    limit=time_of.limit(timeout),
+                    stable=pods if scaled else None,
+                    force=self.overwrite or claims,
                 )
                 before = objects
 
@@ -202,7 +228,7 @@ class Changes:
             return []
         where = deployment.namespace
         manifest = self.helm.manifest(deployment.release, number, namespace=where)
-        found = self.conflicts(deployment, manifest)
+        found = [*self.conflicts(deployment, manifest), *paused_objects(self.live(deployment))]
         return found if revision else [line for line in found if _AUTOSCALER not in line]
 
     def _taken(self, deployment: Deployment, revision: int) -> str:
@@ -214,15 +240,32 @@ class Changes:
         return f", over what was set since: {'; '.join(found)}" if found else ""
 
     def _refuse_conflicts(
-        self, deployment: Deployment, revisions: Sequence[Sequence[Json]]
+        self, deployment: Deployment, revisions: Sequence[Sequence[Json]], scale: Scale | None
     ) -> None:
         """Return if Helm can apply all of these, each with its objects.
 
         Raises:
-            ForeignChangeError: it would fail half way, at fields that somebody else has set.
+            ForeignChangeError: it would fail half way, at fields that somebody else has set, or for
+                ever, at a Deployment that somebody has paused.
         """
-        if self.overwrite or not self.helm.forcing:
+        if self.overwrite:
+            self.autoscaling.resume(deployment)
             return
+        found = dict.fromkeys(paused_objects(self.live(deployment)))
+        if self.helm.forcing:
+            scaled = scale.fields if scale else ()
+            conflicts = self._conflicts_of(deployment, revisions)
+            found |= {line: None for line in conflicts if not line.startswith(scaled)}
+        if found:
+            raise ForeignChangeError(
+                f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
+                remedy="Put that into the values of the deployment, or take it back: a rollback "
+                "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
+            )
+
+    def _conflicts_of(
+        self, deployment: Deployment, revisions: Sequence[Sequence[Json]]
+    ) -> dict[str, None]:
         # A ramp's first step may keep what somebody set, and fail at it in the next one.
         entries = self.releases.entries(deployment)
         applied = [entry.revision for entry in entries if entry.status == "deployed"]
@@ -231,13 +274,40 @@ class Changes:
             found |= dict.fromkeys(self.conflicts_with(deployment, number))
         # Most objects are the same in all of them.
         objects = {canonical_digest(o): o for made in revisions for o in without_hooks(made)}
-        found |= dict.fromkeys(self.conflicts(deployment, list(objects.values())))
-        if found:
-            raise ForeignChangeError(
-                f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
-                remedy="Put that into the values of the deployment, or take it back: a rollback "
-                "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
+        return found | dict.fromkeys(self.conflicts(deployment, list(objects.values())))
+
+    def _start(
+        self, deployment: Deployment, served: HelmRevision | None, scale: Scale | None
+    ) -> Pods | None:
+        """The pods of each track that a change begins with; None where nothing serves."""
+        if served is None:
+            return None
+        if scale is not None:
+            return Pods(stable=scale.stable, canary=scale.canary)
+        return self.releases.pods(deployment, served)
+
+    def _claims(self, deployment: Deployment, served: HelmRevision | None) -> bool:
+        """Keep the number of pods that the release names now, and will not name any more.
+
+        Returns whether there is one. Helm 4 leaves it to those who have claimed it.
+
+        Raises:
+            UsageError: Helm 3 would bring the release to one pod.
+        """
+        if served is None:
+            return False
+        where = deployment.namespace
+        if unnumbered(self.helm.manifest(deployment.release, served.revision, namespace=where)):
+            return False
+        pods = self.autoscaling.pods(deployment) or 0
+        if pods > 1 and not self.helm.forcing:
+            raise UsageError(
+                f"{deployment} would fall from {pods} pods to 1: its chart leaves their number to "
+                "an autoscaler from now on, and Helm 3 takes it away first",
+                remedy="Use Helm 4 for this rollout (kubernetes.helm).",
             )
+        self.autoscaling.set_pods(deployment, pods)
+        return True
 
     def _refuse_inadmissible(self, deployment: Deployment, objects: Sequence[Json]) -> None:
         """Return if the API server refuses none of the objects. What it cannot be asked is Helm's.
@@ -261,6 +331,7 @@ class Changes:
         deployment: Deployment,
         target: Target,
         served: HelmRevision | None,
+        start: Pods | None,
         *,
         ramps: bool,
     ) -> list[dict[str, Any]]:
@@ -268,7 +339,6 @@ class Changes:
         before = self.releases.rollout(deployment, served) if served else None
         rollout = next_rollout(target, before)
         goal = pods_of(rollout)
-        start = self.releases.pods(deployment, served) if served else goal
         stable = None
         if served is not None and rollout.previous is not None:
             if not ramps:
@@ -279,7 +349,7 @@ class Changes:
                 )
             stable = self.releases.stable_pod_template(deployment, served.revision)
         moves = surge_plan(
-            start,
+            start or goal,
             goal,
             capacity=target.capacity,
             surge=self.surge,
@@ -331,25 +401,31 @@ class Changes:
         served: HelmRevision | None,
         timeout: timedelta,
         limit: timedelta,
+        stable: tuple[int, int] | None,
+        force: bool,
     ) -> None:
         """One revision, of these objects; where its pods do not come up within `limit`, the release
-        goes back to `served`."""
+        goes back to `served`.
+
+        `stable` are the pods of that track before and afterwards, where Helm does not set them.
+        """
         entries = self.releases.entries(deployment)
-        try:
-            self._wait.made(
-                deployment,
-                objects,
-                limit=limit,
-                change=lambda limit: self.helm.upgrade(
-                    deployment.release,
-                    chart,
-                    namespace=deployment.namespace,
-                    values=values,
-                    description=description,
-                    timeout=limit,
-                    force=self.overwrite,
-                ),
+
+        def change(limit: timedelta) -> None:
+            self.helm.upgrade(
+                deployment.release,
+                chart,
+                namespace=deployment.namespace,
+                values=values,
+                description=description,
+                timeout=limit,
+                force=force,
             )
+            if stable is not None:
+                self.autoscaling.follow(deployment, *stable)
+
+        try:
+            self._wait.made(deployment, objects, limit=limit, change=change)
         except (DeployError, UnreachableError, UsageError) as error:
             # Whatever the error is called, the history says what was begun.
             if self._entry_now(deployment, entries) == entries[-1:]:
@@ -394,19 +470,24 @@ class Changes:
         where = deployment.namespace
         objects = self.helm.manifest(deployment.release, revision, namespace=where)
         before = self._newest(deployment, self.releases.entries(deployment))
-        try:
-            self._wait.made(
-                deployment,
-                objects,
-                limit=change_time(objects, before).limit(timeout),
-                change=lambda limit: self.helm.rollback(
-                    deployment.release,
-                    revision,
-                    namespace=where,
-                    description=description,
-                    timeout=limit,
-                ),
+        pods = 0
+        with suppress(RolloutError):  # the rollback does not depend on it
+            self.autoscaling.resume(deployment)
+            pods = self.autoscaling.keep(deployment, objects)
+
+        def change(limit: timedelta) -> None:
+            self.helm.rollback(
+                deployment.release,
+                revision,
+                namespace=where,
+                description=description,
+                timeout=limit,
             )
+            self.autoscaling.restore(deployment, pods)
+
+        time_of = change_time(counted(objects, pods), counted(before, pods))
+        try:
+            self._wait.made(deployment, objects, limit=time_of.limit(timeout), change=change)
         except DeployError as error:
             raise DeployError(
                 f"{error}: {self._wait.how_far(deployment, objects)}", remedy=error.remedy

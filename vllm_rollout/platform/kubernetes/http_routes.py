@@ -16,8 +16,14 @@ from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
+from vllm_rollout.platform.base import (
+    ConflictError,
+    ForeignWeightsError,
+    Weights,
+    WeightsChangedError,
+)
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
+from vllm_rollout.platform.kubernetes.live_edits import last_manager
 
 _KIND = ("gateway.networking.k8s.io", "v1")
 _PLURAL = "httproutes"
@@ -83,7 +89,8 @@ class HttpRoutes:
         """Write the weights, and return when the gateways have accepted them.
 
         Raises:
-            WeightsChangedError: they are not what was expected, or not accepted within `timeout`.
+            ForeignWeightsError: they are not what was expected.
+            WeightsChangedError: they are not accepted within `timeout`.
             UsageError, UnreachableError: as `weights`.
         """
         until = time.monotonic() + timeout.total_seconds()
@@ -91,9 +98,7 @@ class HttpRoutes:
             route = self._read(deployment)
             now = read_weights(route, deployment)
             if expect is not None and now not in (expect, weights):
-                raise WeightsChangedError(
-                    f"the weights of {self._named(deployment)} are {now}, not {expect}"
-                )
+                raise ForeignWeightsError(now.foreign(expect))
             problem = "somebody else goes on changing it"
             if now == weights:
                 problem = not_in_force(route)
@@ -183,7 +188,8 @@ def read_weights(route: Json, deployment: Deployment) -> Weights:
             side: reference.get("weight", _DEFAULT_WEIGHT)
             for side, reference in zip(sides, references, strict=True)
         }
-        found.add(Weights(stable=weights["stable"], canary=weights.get("canary")))
+        by = last_manager(route)
+        found.add(Weights(stable=weights["stable"], canary=weights.get("canary"), set_by=by))
     if len(found) != 1:
         what = "has rules that divide it differently" if found else "sends it no traffic"
         raise UsageError(

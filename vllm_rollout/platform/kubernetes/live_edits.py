@@ -1,18 +1,19 @@
-"""Live objects beside what was applied: edits of pod templates, and fields that others set."""
+"""Live objects: as they are, and beside what was applied (edited templates, others' fields)."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.platform.base import LiveObject
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
 from vllm_rollout.platform.kubernetes.nodes import quantity
 from vllm_rollout.platform.kubernetes.pod_reader import list_release, read_workload
-from vllm_rollout.platform.kubernetes.pods import replica_of
-from vllm_rollout.platform.kubernetes.served import Leaves, served, shown
+from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL, replica_of
+from vllm_rollout.platform.kubernetes.served import Leaves, leaves_of, served, shown
 from vllm_rollout.platform.kubernetes.templates import Json
 
 _SAME_AS_ABSENT = re.compile(
@@ -69,6 +70,66 @@ _DEFAULTS = tuple(
 )
 """What the API server fills in where a pod template says nothing: values by path. Anything else
 that is live and was not rendered is somebody's edit."""
+
+
+def workloads_of(api: KubernetesApi, namespace: str, instances: Sequence[str]) -> list[Json]:
+    """The Deployments and StatefulSets of some releases.
+
+    Raises: as `KubernetesApi.doing`.
+    """
+    found: list[Json] = []
+    selector = f"{INSTANCE_LABEL} in ({','.join(instances)})"
+    for kind in _LIVE:
+        resource = f"{_plural(kind)} in namespace {namespace}"
+        with api.doing("list", resource):
+            path = f"/apis/apps/v1/namespaces/{namespace}/{_plural(kind)}"
+            status, text = api.ask("GET", path, query_params=[("labelSelector", selector)])
+            if status >= HTTPStatus.BAD_REQUEST:
+                raise api.refusal(status, text, "list", resource)
+        found += [{**each, "kind": kind} for each in json.loads(text)["items"]]
+    return found
+
+
+def live_objects(
+    api: KubernetesApi,
+    namespace: str,
+    instances: Sequence[str],
+    *,
+    scaled: Collection[tuple[str, str]],
+) -> dict[str, LiveObject]:
+    """The specs of some releases' workloads as they are, by kind and name.
+
+    The number of pods is left out of those that an autoscaler has `scaled` (kind, name): it is no
+    edit.
+
+    Raises: as `KubernetesApi.doing`.
+    """
+    found = {}
+    for each in workloads_of(api, namespace, instances):
+        key = (each["kind"], each["metadata"]["name"])
+        spec = dict(each["spec"])
+        if key in scaled:
+            spec.pop("replicas", None)
+        fields = {f"spec.{path}": value for path, value in leaves_of(spec, ()).items()}
+        found[" ".join(key)] = LiveObject(fields=fields, set_by=_managers(each))
+    return found
+
+
+def last_manager(document: Json) -> str:
+    """Return who has changed the object last, its status left out; empty if nobody says."""
+    return _managers(document).get("", "")
+
+
+def _managers(document: Json) -> dict[str, str]:
+    entries = document["metadata"].get("managedFields") or ()
+    found: dict[str, str] = {}
+    # Times are whole seconds: of two in one, Helm's was the first.
+    for each in sorted(entries, key=lambda e: (e.get("time", ""), e.get("manager") != _HELM)):
+        if each.get("subresource") != "status":
+            keys = (each.get("fieldsV1") or {}).get("f:spec") or ()
+            found |= {f"spec.{key.removeprefix('f:')}": each["manager"] for key in keys}
+            found[""] = each["manager"]
+    return found
 
 
 def unlike_running(

@@ -3,18 +3,27 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, Target
+from vllm_rollout.model.deployment import (
+    Build,
+    Deployment,
+    Replica,
+    Revision,
+    RevisionStatus,
+    Target,
+)
 from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
-from vllm_rollout.platform.base import PathErrors, Route, Weights
+from vllm_rollout.platform.base import LiveObjects, PathErrors, Route, Weights
 from vllm_rollout.platform.kubernetes.admission import admission
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connected
+from vllm_rollout.platform.kubernetes.autoscaling import Autoscaling, Scale, read_autoscalers
 from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
@@ -22,7 +31,11 @@ from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
 from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
-from vllm_rollout.platform.kubernetes.live_edits import field_conflicts, unlike_running
+from vllm_rollout.platform.kubernetes.live_edits import (
+    field_conflicts,
+    live_objects,
+    unlike_running,
+)
 from vllm_rollout.platform.kubernetes.pod_reader import anything_left, list_pods, pod_log
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import replica_of
@@ -87,6 +100,7 @@ class KubernetesPlatform:
             order=tuple(order),
             cluster=self._able,
         )
+        self._autoscaling = Autoscaling(lambda: self._api, self._ensure)
         self._changes = Changes(
             helm=self._helm,
             releases=self._releases,
@@ -105,6 +119,8 @@ class KubernetesPlatform:
                 deployment.namespace,
                 applies=bool(self._helm.forcing),
             ),
+            live=self.live_objects,
+            autoscaling=self._autoscaling,
             overwrite=overwrite,
         )
 
@@ -190,11 +206,11 @@ class KubernetesPlatform:
 
     @cached_property
     def _routes(self) -> HttpRoutes:
-        def ensure() -> None:
-            if self._helm.guard is not None:
-                self._helm.guard.ensure()
+        return HttpRoutes(self._api, self._http_route, self._ensure)
 
-        return HttpRoutes(self._api, self._http_route, ensure)
+    def _ensure(self) -> None:
+        if self._helm.guard is not None:
+            self._helm.guard.ensure()
 
     def close(self) -> None:
         """Close the tunnels; otherwise they end with this process."""
@@ -204,14 +220,42 @@ class KubernetesPlatform:
     def history(self, deployment: Deployment) -> list[Revision]:
         """All revisions, oldest first; empty when the release does not exist.
 
-        The one that serves is deployed, by what the pods run: see `Releases.served`.
+        The one that serves is deployed, by what the pods run: see `Releases.served`. Its numbers of
+        replicas are those that there are to be now, where an autoscaler sets them.
         """
         entries = self._releases.entries(deployment)
         served = self._releases.served(deployment, entries)
-        return [
+        found = [
             revision_of(entry, self._releases.rollout(deployment, entry), serves=entry is served)
             for entry in entries
         ]
+        scale = self._autoscaling.scale(deployment) if served else None
+        return [self._scaled(each, scale) if scale else each for each in found]
+
+    @staticmethod
+    def _scaled(revision: Revision, scale: Scale) -> Revision:
+        if revision.status is not RevisionStatus.DEPLOYED:
+            return revision
+        replicas = scale.pods if revision.complete else scale.canary
+        return replace(revision, replicas=replicas, capacity=scale.pods, autoscaled=True)
+
+    def live_objects(self, deployment: Deployment) -> LiveObjects:
+        """The specs of the Deployments and StatefulSets of the release and of its canary.
+
+        Raises: as `live_edits.live_objects`.
+        """
+        names = {deployment.release}
+        with suppress(UsageError):  # a name that is too long has no canary
+            names.add(deployment.canary.release)
+        scalers = read_autoscalers(self._api, deployment.namespace)
+        return live_objects(
+            self._api, deployment.namespace, sorted(names), scaled={s.scales for s in scalers}
+        )
+
+    def autoscaled_by(self, deployment: Deployment) -> Sequence[str]:
+        """Return the names of the autoscalers of its pods. Raises: as `Autoscaling.scale`."""
+        scale = self._autoscaling.scale(deployment)
+        return [str(each) for each in scale.by] if scale else []
 
     def expected_history(self, deployment: Deployment) -> str | None:
         """Return a revision that the history must have, and by which driver; see the reader."""

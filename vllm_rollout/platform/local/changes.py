@@ -7,7 +7,12 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, RevisionStatus
 from vllm_rollout.model.errors import DeployError
-from vllm_rollout.platform.base import ConflictError, Weights, WeightsChangedError
+from vllm_rollout.platform.base import (
+    ConflictError,
+    ForeignWeightsError,
+    Weights,
+    WeightsChangedError,
+)
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.replica import GIVEN_UP
@@ -166,15 +171,14 @@ class Changes:
         """Ask the router to divide the release's traffic, and wait until it does.
 
         Raises:
-            WeightsChangedError: it was not divided as `expect`, or the router does not follow.
+            ForeignWeightsError: it was not divided as `expect`.
+            WeightsChangedError: the router does not follow.
         """
         with self._state.database.transaction():
             self.ensure_guarded()
             now = self._state.weights(name)
             if expect is not None and now != expect:
-                raise WeightsChangedError(
-                    f"{name}: traffic was to be divided {expect}, and is divided {now}"
-                )
+                raise ForeignWeightsError(f"{name}: {now.foreign(expect)}")
             self._state.put_weights(name, weights)
         deadline = time.monotonic() + timeout.total_seconds()
         while not self._state.weights_in_force(name):

@@ -19,7 +19,7 @@ from vllm_rollout.model.deployment import (
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
-from vllm_rollout.platform.base import PathErrors, Route, Weights
+from vllm_rollout.platform.base import LiveObject, LiveObjects, PathErrors, Route, Weights
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.proxy import OWN_PATH
@@ -134,7 +134,8 @@ class LocalPlatform:
         """Divide the traffic, and return when the router does.
 
         Raises:
-            WeightsChangedError: it is divided otherwise, or the router does not follow.
+            ForeignWeightsError: it is divided otherwise.
+            WeightsChangedError: the router does not follow.
             UnreachableError: the state file cannot be used.
         """
         self._changes.divide(_key(deployment), weights, expect=expect, timeout=timeout)
@@ -233,6 +234,15 @@ class LocalPlatform:
     def undo_command(self, deployment: Deployment, revision: int | None) -> str:  # noqa: ARG002
         """Empty: the releases are the suite's own."""
         return ""
+
+    def live_objects(self, deployment: Deployment) -> LiveObjects:
+        """The release by its newest revision: nobody changes its replicas otherwise."""
+        rows = self._state.revisions(_key(deployment))
+        return {str(deployment): LiveObject(fields={"revision": rows[-1].number})} if rows else {}
+
+    def autoscaled_by(self, deployment: Deployment) -> list[str]:  # noqa: ARG002
+        """None: there are no autoscalers here."""
+        return []
 
     def field_conflicts(
         self,
