@@ -114,6 +114,10 @@ def is_journal_or_change(name: str, arguments: tuple[Any, ...]) -> bool:
     return journal or name in ("apply", "rollback", "uninstall", "set_weights")
 
 
+_STAGED = datetime.now(UTC) - timedelta(days=2)
+"""One time for all runs of a test, which are forks of this process."""
+
+
 class _WithStaging:
     """A real platform on which a build is said to stand in staging."""
 
@@ -141,7 +145,7 @@ class _WithStaging:
             number=1,
             build=self._real.build(self._target, self._values),
             status=RevisionStatus.DEPLOYED,
-            created=datetime.now(UTC) - timedelta(days=2),
+            created=_STAGED,
             description="",
             replicas=1,
             capacity=1,
