@@ -11,7 +11,7 @@ import yaml
 from cluster.fixtures import Namespace, namespace_of, running_cluster
 from support.real_runs import POLICY
 from support.scripted_observer import scripted_observer
-from support.world import ScriptedGates, healthy, scripted_tools
+from support.world import ScriptedGates, healthy, passed_before, scripted_tools
 from typer.testing import CliRunner
 
 from vllm_rollout.cli.main import app
@@ -20,7 +20,6 @@ from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.platform.writer import ReleaseWriter, writer_of
 from vllm_rollout.rollout.engine import gate_and_promote
-from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.lost_history import ensure_history
 from vllm_rollout.rollout.run import Run, SystemClock
 from vllm_rollout.settings import load_settings
@@ -113,8 +112,7 @@ def test_production_in_another_cluster_is_promoted_to(
     )
     deploy(writer_of(settings.at_home("staging").reader()), staging, "one")
     revision = platform.history(staging)[-1]
-    passed = PassedRevisions(writer_of(settings.at_home("staging").reader()).store)
-    passed.passed(development, revision, "sha256:earlier")
+    passed_before(writer_of(settings.at_home("staging").reader()).store, development, revision)
     known = {each["metadata"]["name"] for each in namespace.list("configmaps")}
     gates = ScriptedGates(platform, SystemClock())
     gates.policy_digest = settings.policy.digest
