@@ -234,6 +234,15 @@ SOUND: dict[str, Callable[[], World]] = {
         [Pod(f"10.0.0.{i}:8000", labels={"pod": f"p{i}", "node": f"n{i % 2}"}) for i in range(4)]
     ),
     "rolling upgrade": lambda: one(rolling()),
+    "by OpenTelemetry, with its names of pods": lambda: one(
+        [
+            Pod(f"10.0.0.{i}:8000", labels={"k8s_pod_name": f"p{i}", "k8s_node_name": f"n{i}"})
+            for i in range(4)
+        ]
+    ),
+    "with their ReplicaSets": lambda: one(
+        [Pod(f"10.0.0.{i}:8000", labels={"replicaset": f"r{i % 2}"}) for i in range(4)]
+    ),
     "buckets of two versions": lambda: one([*four(buckets=MIDDLE)[:3], *four()[3:]]),
     "upgraded at the same address": lambda: one(
         four(restarted=300, buckets=OLD, buckets_since=NEW)

@@ -14,14 +14,14 @@ from vllm_rollout.observe.prometheus import Series
 from vllm_rollout.observe.series import SAME_PROCESS_SECONDS, Scrapes, Target, target_of
 
 _OF_SCRAPERS = re.compile(
-    r"(.*_)?(k8s|.*cluster|replica|prometheus|monitor|receive|tenant|region|location|datacenter|dc"
+    r"(.*_)?k8s|(.*_)?(.*cluster|replica|prometheus|monitor|receive|tenant|region|location|datacenter|dc"
     r"|site|env|environment|stage|project|account)(_.*)?",
     re.IGNORECASE,
 )
 """Labels of clusters and of Prometheis (external labels)."""
 _OF_SERVERS = re.compile(
-    r"(.*_)?(pod|node|nodename|host|hostname|instance|ip|address|machine|uid|hash|index|version"
-    r"|revision|chart|image|build|commit|track|zone|rack|rank)(_.*)?",
+    r"(.*_)?(pod|replicaset|node|nodename|host|hostname|instance|ip|address|machine|uid|hash|index"
+    r"|version|revision|chart|image|build|commit|track|zone|rack|rank)(_.*)?",
     re.IGNORECASE,
 )
 """Labels in which servers of one deployment differ: where one runs, and which build it is."""
