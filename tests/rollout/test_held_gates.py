@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.world import PRODUCTION, ScriptedGates, World, builds, kinds
+from support.world import MODEL, PRODUCTION, STAGING, ScriptedGates, World, builds, healthy, kinds
 
 from vllm_rollout.gate_runs import latency_before
 from vllm_rollout.judge import Outcome, Verdict
@@ -22,6 +22,7 @@ from vllm_rollout.policy import Latency
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import Phase
+from vllm_rollout.rollout.model_status import model_status
 
 PASSED = Verdict(outcome=Outcome.PASS, reason="")
 (NO_DATA,) = error_rate_verdicts(
@@ -135,6 +136,36 @@ def test_what_is_only_unseen_is_kept_and_a_person_told(
     asks(PASSED)
     assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     assert passed_there(world)
+
+
+def test_a_kept_build_that_was_rolled_back_is_kept_no_longer(world: World, asks: Asks) -> None:
+    asks(NO_DATA)
+    world.overrides |= {"inconclusive.deadline": "0s"}
+
+    def down(seconds: float) -> ProbeSample:
+        bad = 10 if world.platform.serving(PRODUCTION)[1] == 4 else 0
+        answered = (0.1,) * (10 - bad)
+        return ProbeSample(total=10, failures=bad, latencies_seconds=answered, healthy=True)
+
+    world.probes = down
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
+    world.probes = healthy
+    old = world.platform.deploy(STAGING, {"version": 1})
+    world.pass_development(old)
+    asks(NO_DATA)
+    evidence = gate_and_promote(world.tools())
+    assert "Nothing to do" in evidence.conclusion, evidence.conclusion
+
+
+def test_status_says_that_a_build_is_kept_and_how_to_ask_again(world: World, asks: Asks) -> None:
+    asks(NO_DATA)
+    gate_and_promote(world.tools())
+    policy = world.tools().run.policy
+    staging = model_status(world.platform, policy, MODEL, world.clock.now()).environments[1]
+    (block,) = staging.blocks
+    assert "runs this build already" in block
+    assert "has not passed its gates there: live_metrics (inconclusive)" in block
+    assert "gate-and-promote llama-2-7b --to production" in block
 
 
 def test_a_kept_build_is_rolled_back_when_it_fails_later(world: World, asks: Asks) -> None:
