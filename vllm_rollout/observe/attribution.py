@@ -106,7 +106,8 @@ def unattributed(found: Iterable[Series], scrapes: Scrapes) -> str:
         if foreign := _foreign(target, own, scrapes):
             return (
                 f"{_named(target)} has samples from {foreign:,} times at which it has no `up`: "
-                "several Prometheis answer as one; ask a single one (`prometheus.url`), or set the "
+                "several Prometheis answer as one, or a rule has made them; ask a single one, for "
+                "what it has scraped (`prometheus.url`, `prometheus.requests.metric`), or set the "
                 "label that tells them apart (replica, prometheus) in `prometheus.labels`"
             )
         if relabelled := _relabelled(target, own, scrapes):
