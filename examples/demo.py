@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--clean", action="store_true", help="remove what the demo left serving")
     choice = parser.parse_args()
     if choice.clean:
-        must(command("vllm-rollout uninstall"))
+        must(command("vllm-rollout uninstall", "--yes"))
+        must(command("vllm-rollout uninstall", "-e", "production"))
         return
     set_key()
     if not choice.rollback or not in_production():

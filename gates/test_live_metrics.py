@@ -1,5 +1,6 @@
 """Metrics within SLO: the requests that Prometheus saw kept the limits."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
@@ -10,10 +11,9 @@ from vllm_rollout.judge.live_slo import (
     latency_verdict,
 )
 from vllm_rollout.model.deployment import Deployment, newest_served
+from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Latency, Policy
-from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
-from vllm_rollout.pytest_plugin.load_questions import LatencyQuestion
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.settings import Settings
 
@@ -50,7 +50,7 @@ def test_live_latency(
     window: tuple[timedelta, datetime],
     slo: Gates,
     policy: Policy,
-    finished_load: JudgedLoad | None,
+    own_latency: Callable[[Latency], Verdict | None],
     verdict: VerdictRecorder,
 ) -> None:
     """Latency of users' requests, by the buckets that Prometheus has of it."""
@@ -62,7 +62,5 @@ def test_live_latency(
         limit_seconds=live.limit_seconds,
         confidence=policy.confidence,
     )
-    if finished_load is not None:
-        question = LatencyQuestion(Latency(percentile=live.percentile, limit=live.limit))
-        found = decided_by_own_load(found, counted, lambda: finished_load.verdict(question))
-    verdict(found)
+    question = Latency(percentile=live.percentile, limit=live.limit)
+    verdict(decided_by_own_load(found, counted, lambda: own_latency(question)))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -11,14 +12,18 @@ from pydantic import TypeAdapter
 from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.deployment import Build, Deployment, images_of
 from vllm_rollout.model.errors import RolloutError, UnreachableError
-from vllm_rollout.model.evidence import GateResult, GateRun
+from vllm_rollout.model.evidence import GateResult, GateRun, read_evidence
 from vllm_rollout.model.load_figures import LoadSummary
+from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.platform.reader import ReleaseReader
-from vllm_rollout.policy import Policy
+from vllm_rollout.policy import Latency, Policy
 from vllm_rollout.settings import Settings
 
 URL_ONLY = "url"
 """What stands for the platform where only a URL was given; nothing is promoted from there."""
+
+ASKED_BEFORE = "asked-before.json"
+"""Evidence of the run whose gates are asked again, beside theirs."""
 
 _BUILD: TypeAdapter[Build | None] = TypeAdapter(Build | None)
 
@@ -66,6 +71,25 @@ def _not_read(error: RolloutError) -> dict[str, str]:
     """Fields of the identity of a deployment that cannot be read."""
     silent = {"unreachable": error.address} if isinstance(error, UnreachableError) else {}
     return {"unknown": str(error), **silent}
+
+
+def latency_before(evidence_file: Path, latency: Latency) -> Verdict | None:
+    """Return the verdict on a percentile of the load, in the run whose gates are asked again into
+    `evidence_file`; None where they are not, or where it has none.
+    """
+    file = evidence_file.with_name(ASKED_BEFORE)
+    if not file.exists():
+        return None
+    asked = (latency.percentile, latency.limit_seconds)
+    return next(
+        (
+            verdict
+            for gate in read_evidence(file).runs[-1].gates
+            for verdict in gate.verdicts
+            if gate.gate == "latency" and (verdict.percentile, verdict.limit) == asked
+        ),
+        None,
+    )
 
 
 def gate_run(

@@ -4,6 +4,8 @@ import pytest
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.served_model import model_named_by, root_verdict
+from vllm_rollout.model import text
+from vllm_rollout.model.observation import ServedModel, ServedModels
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,18 @@ def test_what_is_not_known_is_not_compared(
     verdict = root_verdict("llama-2-7b", root, [command])
 
     assert (None if verdict is None else verdict.passed) is passes
+
+
+def test_a_key_that_is_part_of_a_name_hides_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of a test system are plain words, and are taken out of what a server says."""
+    monkeypatch.setattr(text, "_own", set())
+    text.own_secret("llama-2")
+    served = ServedModel(name=text.shown("llama-2-7b"), root=text.shown("meta/llama-2-7b"))
+    assert "llama" not in str(served)
+
+    listed = ServedModels(status=200, models=(served,))
+    assert listed.named("llama-2-7b") is served
+    assert listed.named("llama-3-7b") is None
+    found = root_verdict("llama-2-7b", served.root, [["vllm", "serve", "meta/llama-2-7b"]])
+    assert found is not None
+    assert found.passed, found.reason

@@ -127,7 +127,14 @@ def test_a_console_passes_on_no_instruction_in_what_it_prints(
 
 
 @pytest.mark.parametrize(
-    "text", ["max_tokens=64 tokenizer='llama' total_tokens: 12", "GET /health 200", ""]
+    "text",
+    [
+        "max_tokens=64 tokenizer='llama' total_tokens: 12",
+        "GET /health 200",
+        "",
+        'Error: secret "hf-token" not found',
+        "pulled docker-pullable://vllm@sha256:0123456789ab",
+    ],
 )
 def test_ordinary_log_lines_stay(text: str) -> None:
     assert redact(text) == text

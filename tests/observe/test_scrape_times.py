@@ -168,3 +168,12 @@ def test_time_in_which_a_server_loads_is_no_gap(name: str) -> None:
         assert (errors, slow) == ("inconclusive", "inconclusive")
     else:
         assert (errors, slow) == ("pass", "pass"), reasons
+
+
+def test_a_window_that_is_shorter_than_a_scrape_interval_has_no_scrape_yet() -> None:
+    """Its targets are known: the labels are not at fault."""
+    errors, latency, why = judged(
+        one(four(), every=120), END - timedelta(seconds=60), timedelta(seconds=10)
+    )
+    assert (errors, latency) == ("inconclusive", "inconclusive")
+    assert why.count("no scrape since 09:58:50 UTC") == 2, why

@@ -60,6 +60,18 @@ def test_passing_gates_beside_a_failing_test_are_not_a_pass(tmp_path: Path) -> N
         runner()._read(file, tmp_path / "pytest.log", 1)
 
 
+def test_a_folder_that_has_a_run_tells_nothing_of_the_next(tmp_path: Path) -> None:
+    """Gates are asked again in the folder in which they were asked before."""
+    told: list[str] = []
+    gates = GateRunner(options=(), on_event=lambda _kind, text: told.append(text))
+    write_evidence(passing(), tmp_path / "evidence.json")
+    (tmp_path / "events.jsonl").write_text('{"event": "gate", "text": "of before"}\n')
+
+    with pytest.raises(GatesCrashedError, match="without evidence"):
+        replace(gates, options=("--nonsense",)).run(STAGING, tmp_path)
+    assert told == []
+
+
 def test_evidence_that_was_edited_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "evidence.json"
     write_evidence(replace(passing(), model="m"), file)

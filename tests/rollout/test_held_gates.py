@@ -2,21 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from support.world import PRODUCTION, ScriptedGates, World, builds, kinds
+from support.world import MODEL, PRODUCTION, STAGING, ScriptedGates, World, builds, healthy, kinds
 
+from vllm_rollout.gate_runs import latency_before
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.live_slo import error_rate_verdicts
+from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import RequestCounts
+from vllm_rollout.policy import Latency
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import Phase
+from vllm_rollout.rollout.model_status import model_status
 
 PASSED = Verdict(outcome=Outcome.PASS, reason="")
 (NO_DATA,) = error_rate_verdicts(
@@ -81,19 +87,45 @@ def test_a_gate_that_comes_to_know_is_asked_again_alone(world: World, asks: Asks
     assert passed_there(world)
 
 
+def test_gates_that_are_asked_again_go_by_the_load_of_before(
+    world: World, asks: Asks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stock buckets cannot decide is decided by it: `live_metrics` alone makes no load."""
+    slow = percentile_verdict([2.7] * 10, percentile=95, limit_seconds=3, confidence=0.95)
+    gates = asks(slow, PASSED, second="latency")
+    folders: list[Path] = []
+    run = gates.run
+
+    def noted(deployment: Deployment, folder: Path, **options: Any) -> GateRun:
+        folders.append(folder)
+        return run(deployment, folder, **options)
+
+    monkeypatch.setattr(gates, "run", noted)
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
+    first, again = (folder / "evidence.json" for folder in folders[-2:])
+    asked = Latency(percentile=95, limit="3s")
+    found = latency_before(again, asked)
+    assert found is not None
+    assert (found.measured, found.outcome) == (2.7, Outcome.INCONCLUSIVE)
+    assert latency_before(again, Latency(percentile=99, limit="3s")) is None
+    assert latency_before(first, asked) is None
+
+
 @pytest.mark.parametrize("unseen", [NO_DATA, FEW], ids=["no data", "too few requests"])
 def test_what_is_only_unseen_is_kept_and_a_person_told(
     world: World, asks: Asks, unseen: Verdict
 ) -> None:
     gates = asks(unseen)
     told: list[tuple[str, str]] = []
-    evidence = gate_and_promote(world.tools(notify=lambda kind, text: told.append((kind, text))))
+    evidence = gate_and_promote(
+        world.tools(notify=lambda kind, text, **_: told.append((kind, text)))
+    )
 
     assert evidence.exit_code == ExitCode.UNREACHABLE
     assert "A person is needed" in evidence.conclusion
     assert "live_metrics (inconclusive)" in evidence.conclusion
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
-    assert ("kept", evidence.conclusion) in told
+    assert told.count(("kept", evidence.conclusion)) == 1
     assert kinds(world)[-1] == "kept"
     assert len(gates.asked) > 5
     assert not passed_there(world)
@@ -104,6 +136,36 @@ def test_what_is_only_unseen_is_kept_and_a_person_told(
     asks(PASSED)
     assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
     assert passed_there(world)
+
+
+def test_a_kept_build_that_was_rolled_back_is_kept_no_longer(world: World, asks: Asks) -> None:
+    asks(NO_DATA)
+    world.overrides |= {"inconclusive.deadline": "0s"}
+
+    def down(seconds: float) -> ProbeSample:
+        bad = 10 if world.platform.serving(PRODUCTION)[1] == 4 else 0
+        answered = (0.1,) * (10 - bad)
+        return ProbeSample(total=10, failures=bad, latencies_seconds=answered, healthy=True)
+
+    world.probes = down
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
+    world.probes = healthy
+    old = world.platform.deploy(STAGING, {"version": 1})
+    world.pass_development(old)
+    asks(NO_DATA)
+    evidence = gate_and_promote(world.tools())
+    assert "Nothing to do" in evidence.conclusion, evidence.conclusion
+
+
+def test_status_says_that_a_build_is_kept_and_how_to_ask_again(world: World, asks: Asks) -> None:
+    asks(NO_DATA)
+    gate_and_promote(world.tools())
+    policy = world.tools().run.policy
+    staging = model_status(world.platform, policy, MODEL, world.clock.now()).environments[1]
+    (block,) = staging.blocks
+    assert "runs this build already" in block
+    assert "has not passed its gates there: live_metrics (inconclusive)" in block
+    assert "gate-and-promote llama-2-7b --to production" in block
 
 
 def test_a_kept_build_is_rolled_back_when_it_fails_later(world: World, asks: Asks) -> None:

@@ -43,7 +43,7 @@ def test_a_ramp_that_does_not_fit_is_not_begun(world: World) -> None:
 
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert (
-        "the ramp takes 2h30m10s at least (holds, load and watch), and production closes "
+        "the ramp takes 2h32m10s at least (holds, load and watch), and production closes "
         "Wednesday 2026-11-18 16:00 UTC (16:00 is outside 09:00-16:00 UTC)); the next opens "
         "Thursday 2026-11-19 09:00 UTC" in evidence.conclusion
     )

@@ -52,13 +52,13 @@ def latency_verdict(
 
 
 def decided_by_own_load(
-    by_buckets: Verdict, counted: LatencyCounts, own: Callable[[], Verdict]
+    by_buckets: Verdict, counted: LatencyCounts, own: Callable[[], Verdict | None]
 ) -> Verdict:
     """The verdict, decided by a load's `own` measurement where only the buckets were too wide.
 
     That is where the limit lies inside a bucket, and the percentile of the users' requests and of
     the load's are both in it: then the load is like the users' requests, as far as they tell. A
-    load whose percentile is in another bucket is not, and decides nothing.
+    load whose percentile is in another bucket is not, and decides nothing. None is no load.
     """
     limit = by_buckets.limit
     if by_buckets.outcome is not Outcome.INCONCLUSIVE or limit is None:
@@ -69,6 +69,8 @@ def decided_by_own_load(
     if below == limit or math.isinf(above) or by_buckets.upper != above:
         return by_buckets
     measured = own()
+    if measured is None:
+        return by_buckets
     if measured.measured is None or not below < measured.measured <= above:
         note = f"the load's own requests are not like the users': {measured.reason}"
         return replace(by_buckets, reason=f"{by_buckets.reason}; {note}")

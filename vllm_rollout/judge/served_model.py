@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from vllm_rollout.model.text import shown
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 _SHELLS = ("sh", "bash", "dash", "ash", "zsh")
@@ -59,8 +60,9 @@ def root_verdict(name: str, root: str | None, commands: Sequence[Sequence[str]])
     None where either is not known. A `root` that only repeats the name, as gateways write it, says
     nothing of what was loaded.
     """
-    named = {model.rstrip("/") for each in commands if (model := model_named_by(each))}
-    if not root or root == name or not named:
+    found = (model_named_by(each) for each in commands)
+    named = {shown(model).rstrip("/") for model in found if model}
+    if not root or root == shown(name) or not named:
         return None
     same = root.rstrip("/") in named
     wanted = ", ".join(sorted(named))

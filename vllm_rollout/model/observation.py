@@ -39,8 +39,11 @@ class ServedModels:
     error: Printable = NOTHING
 
     def named(self, name: str) -> ServedModel | None:
-        """The model of that name; None if it is not there."""
-        return next((each for each in self.models if each.name == name), None)
+        """The model of that name; None if it is not there.
+
+        A key that is part of the name is taken out of both.
+        """
+        return next((each for each in self.models if each.name == shown(name)), None)
 
     @property
     def names(self) -> str:

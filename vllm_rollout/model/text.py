@@ -38,7 +38,7 @@ _SHAPES = (
     re.compile(
         r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|digest|token)\s+)?)[^\s'\",]+"
     ),
-    re.compile(r"(://)[^\s/?#@'\"<>]+(?=@)"),
+    re.compile(r"(://)[^\s/?#@'\"<>]+(?=@(?!sha256:))"),
     re.compile(
         r"(https://(?:hooks\.slack(?:-gov)?\.com|[\w.-]*webhook\.office\.com"
         r"|discord(?:app)?\.com/api/webhooks)/)[^\s'\"<>]+"
@@ -58,9 +58,10 @@ _SHAPES = (
 _LOOSE_SHAPES = (
     re.compile(r"(?i)(\bbearer\s+)[^\s'\",]+"),
     re.compile(rf"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD):\s+['\"]?){_VALUE}"),
+    # `secret "x"` is Kubernetes' way to name one.
     re.compile(
-        rf"(?i)((?:api[-_]?key|token|password|secret)['\"]?(?:\s*[=:]\s*|\s+(?=['\"]))\[?['\"]?)"
-        rf"{_VALUE}"
+        r"(?i)((?:api[-_]?key|token|password|secret)['\"]?"
+        rf"(?:\s*[=:]\s*|(?<!secret)\s+(?=['\"]))\[?['\"]?){_VALUE}"
     ),
 )
 _own: set[str] = set()

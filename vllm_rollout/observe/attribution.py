@@ -14,14 +14,14 @@ from vllm_rollout.observe.prometheus import Series
 from vllm_rollout.observe.series import SAME_PROCESS_SECONDS, Scrapes, Target, target_of
 
 _OF_SCRAPERS = re.compile(
-    r"(.*_)?(k8s|.*cluster|replica|prometheus|monitor|receive|tenant|region|location|datacenter|dc"
+    r"(.*_)?k8s|(.*_)?(.*cluster|replica|prometheus|monitor|receive|tenant|region|location|datacenter|dc"
     r"|site|env|environment|stage|project|account)(_.*)?",
     re.IGNORECASE,
 )
 """Labels of clusters and of Prometheis (external labels)."""
 _OF_SERVERS = re.compile(
-    r"(.*_)?(pod|node|nodename|host|hostname|instance|ip|address|machine|uid|hash|index|version"
-    r"|revision|chart|image|build|commit|track|zone|rack|rank)(_.*)?",
+    r"(.*_)?(pod|replicaset|node|nodename|host|hostname|instance|ip|address|machine|uid|hash|index"
+    r"|version|revision|chart|image|build|commit|track|zone|rack|rank)(_.*)?",
     re.IGNORECASE,
 )
 """Labels in which servers of one deployment differ: where one runs, and which build it is."""
@@ -106,7 +106,8 @@ def unattributed(found: Iterable[Series], scrapes: Scrapes) -> str:
         if foreign := _foreign(target, own, scrapes):
             return (
                 f"{_named(target)} has samples from {foreign:,} times at which it has no `up`: "
-                "several Prometheis answer as one; ask a single one (`prometheus.url`), or set the "
+                "several Prometheis answer as one, or a rule has made them; ask a single one, for "
+                "what it has scraped (`prometheus.url`, `prometheus.requests.metric`), or set the "
                 "label that tells them apart (replica, prometheus) in `prometheus.labels`"
             )
         if relabelled := _relabelled(target, own, scrapes):

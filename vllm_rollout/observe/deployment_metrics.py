@@ -361,6 +361,8 @@ def _buckets(histogram: Iterable[str]) -> list[str]:
 
 
 def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:
+    if not scrapes.targets and scrapes.up:
+        return f"no scrape since {datetime.fromtimestamp(scrapes.start, UTC):%H:%M:%S %Z}"
     if not scrapes.targets:
         return f"Prometheus knows no target with the deployment's labels (`{_LABELS}`)"
     return doubt or "; ".join(str(gap) for gap in gaps)

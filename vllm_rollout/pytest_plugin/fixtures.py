@@ -14,7 +14,7 @@
 `verdict`     call it with a `Verdict` to end the gate
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ import pytest
 
 from vllm_rollout.capacity.headroom import KnownCapacity
 from vllm_rollout.capacity.record import capacity_on_record
+from vllm_rollout.gate_runs import latency_before
 from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import UsageError
@@ -31,10 +32,11 @@ from vllm_rollout.model.load_result import LoadResult
 from vllm_rollout.model.preflight_facts import Preflight
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
-from vllm_rollout.policy import Gates, Policy
+from vllm_rollout.policy import Gates, Latency, Policy
 from vllm_rollout.pytest_plugin.gate_selection import deployment_of, is_bundled
 from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.load_progress_line import Progress
+from vllm_rollout.pytest_plugin.load_questions import LatencyQuestion
 from vllm_rollout.pytest_plugin.run_judged_load import judge_run, run_judged_load
 from vllm_rollout.pytest_plugin.verdict_recorder import GateInconclusiveError, VerdictRecorder
 from vllm_rollout.serving import Cluster, Servers
@@ -219,6 +221,19 @@ def finished_load(
 
 
 @pytest.fixture
+def own_latency(
+    request: pytest.FixtureRequest, finished_load: JudgedLoad | None
+) -> Callable[[Latency], Verdict | None]:
+    """Return what the load's own requests say of a percentile: those of this run, or of the run
+    whose gates are asked again; None where neither had any.
+    """
+    file = request.config.option.evidence
+    if finished_load is not None:
+        return lambda latency: finished_load.verdict(LatencyQuestion(latency))
+    return lambda latency: latency_before(Path(file), latency) if file else None
+
+
+@pytest.fixture
 def load(request: pytest.FixtureRequest, judged_load: JudgedLoad) -> LoadResult:
     """The whole load run of the deployment; a fail after an outage, and inconclusive when
     it does not show all of it.
@@ -239,6 +254,6 @@ def _end_with(request: pytest.FixtureRequest, verdict: Verdict) -> None:
 
 FIXTURES: tuple[Any, ...] = (
     settings, deployment, policy, slo, client, servers, cluster, metrics, preflight, known_capacity,
-    verdict, _load_run, judged_load, finished_load, load,
+    verdict, _load_run, judged_load, finished_load, own_latency, load,
 )  # fmt: skip
 """All of them: the suite's own gates use these, whatever a conftest calls the same."""

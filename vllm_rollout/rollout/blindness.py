@@ -44,10 +44,14 @@ class Blindness:
             episode = self._open[deployment] = _Episode(self.log.now())
         new = missing - episode.reported
         episode.reported |= missing
-        if new.intersection({*found.blind, _EVERY}):
-            self._begun(deployment, f": {', '.join(found.blind)}{why}", every=found.nothing)
-        if new.intersection(found.unseen):
-            self._begun(deployment, f" from Prometheus: {gap}", every=found.nothing)
+        every = _EVERY in new
+        parts = []
+        if found.blind and (every or new.intersection(found.blind)):
+            parts.append(f": {', '.join(found.blind)}{why}")
+        if found.unseen and (every or new.intersection(found.unseen)):
+            parts.append(f" from Prometheus: {gap}")
+        if parts:
+            self._begun(deployment, ";".join(parts), every=found.nothing)
 
     def _begun(self, deployment: Deployment, what: str, *, every: bool) -> None:
         text = f"no data of {deployment}{what}"

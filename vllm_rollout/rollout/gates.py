@@ -12,10 +12,11 @@ from typing import IO, Any
 
 import yaml
 
+from vllm_rollout.gate_runs import ASKED_BEFORE
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UsageError
-from vllm_rollout.model.evidence import GateRun, read_evidence
+from vllm_rollout.model.evidence import GateRun, read_evidence, write_evidence
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.rows import findings
@@ -67,10 +68,7 @@ class GateRunner:
         try:
             return self._run(deployment, folder, only, base_url, options)
         except OSError as error:
-            raise GatesCrashedError(
-                f"the gates could not be run: {error}",
-                remedy=f"They need {folder}, with room on its disk: see --report-dir.",
-            ) from error
+            raise _not_run(error, folder) from error
 
     def _run(
         self,
@@ -82,7 +80,9 @@ class GateRunner:
     ) -> GateRun:
         folder.mkdir(parents=True, exist_ok=True)
         evidence_file, events_file = folder / "evidence.json", folder / "events.jsonl"
-        events_file.touch()
+        # Gates that are asked again leave nothing of the time before.
+        evidence_file.unlink(missing_ok=True)
+        events_file.write_text("")
         paths = [str(GATES / f"test_{gate}.py") for gate in only] or [
             str(path) for path in (GATES, *self.own_gates)
         ]
@@ -153,6 +153,13 @@ class GateRunner:
                 remedy=f"The whole output is in {log}.",
             )
         return run
+
+
+def _not_run(error: OSError, folder: Path) -> GatesCrashedError:
+    return GatesCrashedError(
+        f"the gates could not be run: {error}",
+        remedy=f"They need {folder}, with room on its disk: see --report-dir.",
+    )
 
 
 def run_preflight(
@@ -238,13 +245,21 @@ class Gates:
         return run
 
     def run_again(self, deployment: Deployment, before: GateRun) -> GateRun:
-        """Run those gates again that are inconclusive in `before`, in whose place they come."""
+        """Run those gates again that are inconclusive in `before`, in whose place they come.
+
+        They go by the load of `before`; see `latency_before`.
+        """
         asked = {g.gate for g in before.gates if g.outcome is Outcome.INCONCLUSIVE}
         asked |= set(before.missing)
+        folder = self._subfolder(f"{deployment.environment}-gates-again")
         known = all((GATES / f"test_{gate}.py").exists() for gate in asked)
+        try:
+            write_evidence(self.log.evidence(before.started, None), folder / ASKED_BEFORE)
+        except OSError as error:
+            raise _not_run(error, folder) from error
         again = self.runner.run(
             deployment,
-            self._subfolder(f"{deployment.environment}-gates-again"),
+            folder,
             only=sorted(asked) if known else (),
             base_url=self.settings_for(deployment).base_url,
         )

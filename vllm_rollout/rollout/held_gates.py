@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.after_change import seen_against
+from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.rollout.evidence_store import PassedRevisions
-from vllm_rollout.rollout.journal import JournalEntry, Phase
+from vllm_rollout.rollout.journal import JournalEntry
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.rollback import roll_back
 from vllm_rollout.rollout.run import RolloutResult, Run, Undo, problems_of
@@ -69,11 +70,12 @@ def ask_kept_again(tools: RunTools) -> RolloutResult | None:
     """Gate a target again that an earlier run kept; None where the last rollout kept nothing."""
     run, log, releases = tools.run, tools.log, tools.releases
     last = releases.journal.last
-    if last is None or last.phase is not Phase.DONE or not last.unseen:
-        return None
-    if last.target != run.target.environment:
-        return None
     history = releases.platform.history(run.target)
+    serving = newest_served(history)
+    if last is None or serving is None:
+        return None
+    if not last.keeps(serving.build, run.target.environment):
+        return None
     started = log.now()
     found = tools.gates.run_gates(run.target)
     if found.outcome is Outcome.PASS:

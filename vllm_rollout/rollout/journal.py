@@ -141,6 +141,11 @@ class JournalEntry:
         """True while it is unfinished and may have given a canary some of the traffic."""
         return self.unfinished and self.traffic is not None
 
+    def keeps(self, build: Build | None, environment: str) -> bool:
+        """Return whether it is over, and has kept this build there without a pass of its gates."""
+        kept = self.phase is Phase.DONE and bool(self.unseen)
+        return kept and (self.build, self.target) == (build, environment)
+
 
 _ADAPTER: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
 

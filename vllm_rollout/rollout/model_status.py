@@ -255,7 +255,15 @@ def _blocks_on_the_way(
     now: datetime,
 ) -> Iterator[str]:
     if after.build == newest.build and after.on_build == after.capacity:
-        yield f"{after.environment} runs this build already"
+        kept = last_entry(platform.store, source.model)
+        if kept is not None and kept.keeps(newest.build, after.environment):
+            again = promote_command(source.model, after.environment)
+            not_passed = (
+                f"and has not passed its gates there: {kept.unseen}. {again} asks them again"
+            )
+            yield f"{after.environment} runs this build already, {not_passed}"
+        else:
+            yield f"{after.environment} runs this build already"
         return
     target = policy.deployment(source.model, after.environment)
     try:

@@ -299,12 +299,14 @@ def record_override(run: Run, log: RunLog, revision: Revision, evidence_digest: 
 
 
 def notify_of_end(log: RunLog, kind: DecisionKind, result: RolloutResult) -> None:
-    """Send a message about the end of the run: no refusal where only time or a person is missing.
+    """Send a message about the end of the run: no refusal where only time or a person is missing,
+    and nothing that was the last message already.
 
     The request for a sign-off is sent by `ask_for_sign_off`, when there is something to sign.
     """
     if not (result.waits_for or result.awaits_sign_off):
-        log.notify(kind, result.conclusion)
+        if log.told != (kind, result.conclusion):
+            log.notify(kind, result.conclusion)
     elif result.waits_for:
         log.notify(MessageKind.WAITING, result.waits_for)
 

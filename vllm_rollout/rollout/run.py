@@ -234,6 +234,8 @@ class RunLog:
     """Digest of the build that is promoted or left; empty until it is known."""
     missed: list[str] = field(default_factory=list)
     """Messages that did not arrive, a line for each."""
+    told: tuple[str, str] = ("", "")
+    """Kind and text of the last message."""
 
     def now(self) -> datetime:
         """Wall-clock time, with its zone."""
@@ -247,6 +249,7 @@ class RunLog:
 
     def notify(self, kind: str, text: str, *, headline: str = "") -> None:
         """Send a message to the policy's channels: its kind and its text. It does not raise."""
+        self.told = (kind, text)
         about = {"build": self.build, "headline": headline}
         self.send(kind, text, **{name: value for name, value in about.items() if value})
 
