@@ -39,7 +39,7 @@ from vllm_rollout.platform.kubernetes.composition import (
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.pod_wait import PodWait, ReadinessOf
-from vllm_rollout.platform.kubernetes.releases import NOT_READY, Releases
+from vllm_rollout.platform.kubernetes.releases import NOT_READY, Releases, refuse_foreign
 from vllm_rollout.platform.kubernetes.served import unlike_build
 from vllm_rollout.platform.kubernetes.surge_plan import Pods, surge_plan
 from vllm_rollout.platform.kubernetes.templates import Json, without_hooks
@@ -87,8 +87,8 @@ class Changes:
         the failed one stays in the history.
 
         Raises:
-            ForeignChangeError: somebody else has set fields that Helm would set; the move that
-                finds it changes nothing.
+            ForeignChangeError: somebody else has set fields that Helm would set, and the move that
+                finds it changes nothing; or has made a revision meanwhile, which stays.
             NotReadyError: not ready; it has what was known of the pods while they were there.
             DeployError: Helm refused, or the API server would, of which nothing is changed; or the
                 chart is not the one `target.build` was made of.
@@ -132,7 +132,9 @@ class Changes:
                     path,
                     [*values, revision],
                     objects,
-                    description=description + more,
+                    since=entries[-1].revision if entries else 0,
+                    description=description,
+                    more=more,
                     served=served,
                     timeout=timeout,
                     limit=time_of.limit(timeout),
@@ -397,7 +399,9 @@ class Changes:
         values: Sequence[Path],
         objects: Sequence[Json],
         *,
+        since: int,
         description: str,
+        more: str,
         served: HelmRevision | None,
         timeout: timedelta,
         limit: timedelta,
@@ -407,9 +411,12 @@ class Changes:
         """One revision, of these objects; where its pods do not come up within `limit`, the release
         goes back to `served`.
 
-        `stable` are the pods of that track before and afterwards, where Helm does not set them.
+        `since` is the newest revision before the first move, `description` that of all moves and
+        `more` that of this one. `stable` are the pods of that track before and afterwards, where
+        Helm does not set them.
         """
         entries = self.releases.entries(deployment)
+        refuse_foreign(deployment, entries, since=since, description=description)
 
         def change(limit: timedelta) -> None:
             self.helm.upgrade(
@@ -417,7 +424,7 @@ class Changes:
                 chart,
                 namespace=deployment.namespace,
                 values=values,
-                description=description,
+                description=description + more,
                 timeout=limit,
                 force=force,
             )
@@ -428,20 +435,22 @@ class Changes:
             self._wait.made(deployment, objects, limit=limit, change=change)
         except (DeployError, UnreachableError, UsageError) as error:
             # Whatever the error is called, the history says what was begun.
-            if self._entry_now(deployment, entries) == entries[-1:]:
+            now = self._entries_now(deployment, entries)
+            if now[-1:] == entries[-1:]:
                 # Helm refused before it changed anything, perhaps because another client is
                 # at work: then nothing here is ours to undo.
                 raise
+            refuse_foreign(deployment, now, since=since, description=description)
             raise self._undone(deployment, objects, served, error, timeout) from error
 
-    def _entry_now(
+    def _entries_now(
         self, deployment: Deployment, known: Sequence[HelmRevision]
     ) -> Sequence[HelmRevision]:
-        """The newest entry of the history; of what was `known` where that cannot be read."""
+        """The history; what was `known` of it where it cannot be read."""
         try:
-            return self.releases.entries(deployment)[-1:]
+            return self.releases.entries(deployment)
         except UnreachableError:
-            return known[-1:]
+            return known
 
     def _undone(
         self,
