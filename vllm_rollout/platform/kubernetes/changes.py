@@ -21,6 +21,7 @@ from vllm_rollout.platform.base import (
     paused_objects,
 )
 from vllm_rollout.platform.kubernetes.autoscaling import (
+    MANAGER,
     Autoscaling,
     Scale,
     counted,
@@ -47,6 +48,7 @@ from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5
 _AUTOSCALER = "set by kube-controller-manager"
+_OURS = f" is set by {MANAGER}"
 _NOT_READY = "The diagnosis of its pods says what each of them needs."
 
 
@@ -123,7 +125,7 @@ class Changes:
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
                 objects = rendered[number - 1]
-                self._refuse_conflicts(deployment, rendered[number - 1 :], scale)
+                ours = self._refuse_conflicts(deployment, rendered[number - 1 :], scale)
                 claims = scaled and number == 1 and self._claims(deployment, served)
                 pods = stable[number - 1], stable[number]
                 time_of = change_time(counted(objects, pods[1]), counted(before, pods[0]))
@@ -139,7 +141,7 @@ class Changes:
                     timeout=timeout,
                     limit=time_of.limit(timeout),
                     stable=pods if scaled else None,
-                    force=self.overwrite or claims,
+                    force=self.overwrite or claims or ours,
                 )
                 before = objects
 
@@ -231,7 +233,9 @@ class Changes:
         where = deployment.namespace
         manifest = self.helm.manifest(deployment.release, number, namespace=where)
         found = [*self.conflicts(deployment, manifest), *paused_objects(self.live(deployment))]
-        return found if revision else [line for line in found if _AUTOSCALER not in line]
+        if revision is not None:
+            return found
+        return [line for line in found if _AUTOSCALER not in line and not line.endswith(_OURS)]
 
     def _taken(self, deployment: Deployment, revision: int) -> str:
         """End of a sentence that names the fields which a return to `revision` takes; or ""."""
@@ -243,8 +247,10 @@ class Changes:
 
     def _refuse_conflicts(
         self, deployment: Deployment, revisions: Sequence[Sequence[Json]], scale: Scale | None
-    ) -> None:
+    ) -> bool:
         """Return if Helm can apply all of these, each with its objects.
+
+        Returns whether it takes fields that the suite itself has set, by `Autoscaling.set_pods`.
 
         Raises:
             ForeignChangeError: it would fail half way, at fields that somebody else has set, or for
@@ -252,18 +258,22 @@ class Changes:
         """
         if self.overwrite:
             self.autoscaling.resume(deployment)
-            return
+            return False
         found = dict.fromkeys(paused_objects(self.live(deployment)))
+        ours = False
         if self.helm.forcing:
             scaled = scale.fields if scale else ()
             conflicts = self._conflicts_of(deployment, revisions)
-            found |= {line: None for line in conflicts if not line.startswith(scaled)}
+            ours = any(line.endswith(_OURS) for line in conflicts)
+            others = (line for line in conflicts if not line.endswith(_OURS))
+            found |= {line: None for line in others if not line.startswith(scaled)}
         if found:
             raise ForeignChangeError(
                 f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
                 remedy="Put that into the values of the deployment, or take it back: a rollback "
                 "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
             )
+        return ours
 
     def _conflicts_of(
         self, deployment: Deployment, revisions: Sequence[Sequence[Json]]
