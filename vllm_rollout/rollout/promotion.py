@@ -66,6 +66,8 @@ def describe(run: Run, platform: ReleaseReader, promotion: Promotion) -> list[st
             f"{target.build.short}, then watch for {format_duration(hold)}"
             for target, hold in promotion.steps(run)
         ]
+        if scalers := platform.autoscaled_by(run.target):
+            lines.append(f"take these shares of the replicas that {', '.join(scalers)} asks for")
     if run.serves_users:
         lines.append(f"run the {run.target.environment} gates")
         lines.append(f"watch for {format_duration(run.policy.watch.duration)}")
