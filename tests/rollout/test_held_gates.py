@@ -87,7 +87,9 @@ def test_what_is_only_unseen_is_kept_and_a_person_told(
 ) -> None:
     gates = asks(unseen)
     told: list[tuple[str, str]] = []
-    evidence = gate_and_promote(world.tools(notify=lambda kind, text: told.append((kind, text))))
+    evidence = gate_and_promote(
+        world.tools(notify=lambda kind, text, **_: told.append((kind, text)))
+    )
 
     assert evidence.exit_code == ExitCode.UNREACHABLE
     assert "A person is needed" in evidence.conclusion
