@@ -171,6 +171,11 @@ def test_plan_runs_the_gates_and_changes_nothing(world: World) -> None:
     assert changes(world) == []
     story = "\n".join(step.title for step in evidence.steps)
     assert "would bring 1 of 4 replicas" in story
+    assert "shares" not in story
+    world.platform.scalers = ("HorizontalPodAutoscaler hpa",)
+    steps = gate_and_promote(world.tools(), plan_only=True).steps
+    shares = "would take these shares of the replicas that HorizontalPodAutoscaler hpa asks for"
+    assert shares in [step.title for step in steps]
     assert "return to revision 1" in story
 
 

@@ -1,6 +1,7 @@
 """Changes by somebody else while a run is under way: it stops, and leaves production to them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from support.crashing import Killed
@@ -8,7 +9,8 @@ from support.simulated import ALL_STABLE
 from support.world import BY_TRAFFIC, PRODUCTION, RAMP, World, builds, changes, healthy, kinds
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.deployment import RevisionStatus
+from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.platform.base import LiveObject, Weights
 from vllm_rollout.rollout.engine import gate_and_promote
@@ -87,6 +89,37 @@ def test_fields_set_before_are_for_the_platform_to_refuse(world: World) -> None:
     assert changes(world) == []
     world.platform.refuses = False
     assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (DeployError("a webhook is away"), ExitCode.GATE_FAILED),
+        (UnreachableError("the API server is busy", address="here"), ExitCode.UNREACHABLE),
+    ],
+)
+def test_what_is_refused_before_anything_is_changed_is_not_rolled_back(
+    world: World, refusal: RolloutError, code: ExitCode
+) -> None:
+    world.platform.refusal = refusal
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == code
+    assert evidence.conclusion.startswith(f"Nothing was changed: {refusal}")
+    assert changes(world) == []
+    assert kinds(world)[-1] == "refusal"
+    world.platform.refusal = None
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
+    assert changes(world) == RAMP
+
+
+def test_a_change_of_somebody_else_that_is_under_way_goes_on(world: World) -> None:
+    history = world.platform.releases[PRODUCTION.release]
+    history.append(replace(history[-1], number=2, status=RevisionStatus.PENDING))
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == ExitCode.INCONCLUSIVE
+    assert "Somebody else is changing production/llama-2-7b: its revision 2" in evidence.conclusion
+    assert "vllm-rollout rollback llama-2-7b -e production" in evidence.conclusion
+    assert changes(world) == []
 
 
 def test_fields_may_be_overwritten_by_policy(world: World) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from support.world import BY_TRAFFIC, MODEL, STAGING, Killed, World
+from support.world import BY_TRAFFIC, MODEL, PRODUCTION, STAGING, Killed, World
 
 from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.rollout.engine import gate_and_promote
@@ -64,6 +64,17 @@ def test_a_promoted_build_has_its_evidence_and_nowhere_to_go(world: World) -> No
     assert found.environments[2].evidence
     assert evidence.exit_code == 0
     assert models_known(world.platform) == [MODEL]
+
+
+def test_evidence_is_of_the_build_that_serves(world: World) -> None:
+    gate_and_promote(world.tools())
+    history = world.platform.releases[PRODUCTION.release]
+    undone = {1: RevisionStatus.DEPLOYED}  # by kubectl rollout undo
+    history[:] = [
+        replace(r, status=undone.get(r.number, RevisionStatus.SUPERSEDED)) for r in history
+    ]
+    found = status_of(world).environments[2]
+    assert (found.revision, found.evidence) == (1, None)
 
 
 def test_what_a_killed_run_left_is_told(world: World) -> None:

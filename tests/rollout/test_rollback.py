@@ -163,7 +163,7 @@ def test_a_killed_rollback_says_when_it_is_done_after_all(world: World) -> None:
     def tell(kind: str, text: str, *, build: str = "", **_: str) -> None:
         told.append((kind, text, build))
 
-    evidence = gate_and_promote(world.tools(notify=tell))
+    evidence = gate_and_promote(world.tools(notify=tell, again="Ada"))
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK  # of the next attempt, by the same gate
     first = next(each for each in told if each[0] == "rolled-back")

@@ -324,7 +324,7 @@ def test_the_next_run_verifies_before_it_promotes(unverified: World) -> None:
     assert changes(unverified)[len(before) :] == ["rollback production 1"]
 
     works_again(unverified)
-    assert gate_and_promote(unverified.tools()).exit_code == ExitCode.OK
+    assert gate_and_promote(unverified.tools(again="Ada")).exit_code == ExitCode.OK
     assert not left(unverified).unfinished
 
 

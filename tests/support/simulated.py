@@ -18,7 +18,7 @@ from vllm_rollout.model.deployment import (
     canonical_digest,
     newest_served,
 )
-from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import (
     ConflictError,
@@ -148,6 +148,8 @@ class SimulatedPlatform:
     conflicts: Sequence[str] = ()
     """Fields of production that somebody else has set; `refuses` is whether a change is refused."""
     refuses: bool = False
+    refusal: RolloutError | None = None
+    """Raised by a change before anything is changed."""
     expected: dict[str, str | None] = field(default_factory=dict)
     """By environment: what its history must have, None where that is not written down."""
     objects: dict[str, LiveObject] = field(default_factory=dict)
@@ -237,6 +239,8 @@ class SimulatedPlatform:
     ) -> Revision:
         if self.conflicts and self.refuses:
             raise ForeignChangeError(f"{deployment} is not changed: {'; '.join(self.conflicts)}")
+        if self.refusal:
+            raise self.refusal
         self._call(f"apply {_named(deployment)} {target.replicas}/{target.capacity}")
         fails = self.fail_apply_at == target.replicas or self.calls[-1] in self.failing
         return self._bring_up(

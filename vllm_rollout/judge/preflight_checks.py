@@ -174,8 +174,9 @@ def admission_verdict(admission: Admission) -> Verdict:
         return check(
             None,
             f"the API server could not be asked: {unknown}",
-            remedy="Ask with the rights of the Role `promote`, and let webhooks answer dry runs "
-            "(sideEffects: None); or switch this check off with `preflight: {admission: off}`.",
+            remedy="Ask with the rights of the Role `promote` of this version's chart "
+            "rollout-roles, and let webhooks answer dry runs (sideEffects: None); or switch this "
+            "check off with `preflight: {admission: off}`.",
         )
     return check(True, f"the API server admits all {admission.asked} objects and pods")
 

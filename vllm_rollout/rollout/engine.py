@@ -32,7 +32,13 @@ from vllm_rollout.rollout.preconditions import (
     still_to_wait_for,
     unmet_needs,
 )
-from vllm_rollout.rollout.promotion import Promotion, describe, promote, watch_to_the_end
+from vllm_rollout.rollout.promotion import (
+    Promotion,
+    describe,
+    promote,
+    refused,
+    watch_to_the_end,
+)
 from vllm_rollout.rollout.promotion_blockers import wait_until_open
 from vllm_rollout.rollout.rollback import roll_back
 from vllm_rollout.rollout.run import RolloutResult, not_serving, refusal_of
@@ -81,6 +87,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
         return end
     unmet_needs(run, platform, log, observer)
     tools.releases.ensure_not_paused()
+    tools.releases.ensure_idle()
     # Refuses, before anything else, a ramp that could not begin.
     traffic_before(platform, run.policy, target)
     # First, so that what cannot be deployed is not put under load for nothing.
@@ -112,6 +119,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
             code=ExitCode.OK, conclusion="All gates passed; --plan changed nothing"
         )
     # Again: hours may have passed since the gates.
+    tools.releases.ensure_idle()
     if refusal := build_drift(platform, source, revision, gated, platform.build(target, values)):
         return refusal
     digest = log.store_evidence(platform.store, started)
@@ -145,6 +153,8 @@ def _promote_or_undo(tools: RunTools, promotion: Promotion) -> RolloutResult:
             raise
         if isinstance(error, ForeignChangeError):  # what is left to undo is the canary alone
             return roll_back(tools, entry, str(error), code=error.exit_code, unfinished=True)
+        if end := refused(tools, entry, f"{error}. {error.remedy}".rstrip(), code=error.exit_code):
+            return end
         why = f"the promotion could not go on: {error}"
         return roll_back(tools, entry, why, unfinished=True)
 

@@ -52,6 +52,8 @@ class Event(StrEnum):
     """Another run found the entry unfinished."""
     YIELDED = "yielded"
     """Somebody else has changed the target, and decides about it."""
+    REFUSED = "refused"
+    """The change was refused before it changed anything."""
     REPLACED = "replaced"
     """Another run found the entry unfinished, and another build in the target."""
 
@@ -63,6 +65,7 @@ _NEXT: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.RAMP, Event.ROLLBACK): Phase.ROLLBACK,
     (Phase.RAMP, Event.RESUMED): Phase.ROLLBACK,
     (Phase.RAMP, Event.YIELDED): Phase.DONE,
+    (Phase.RAMP, Event.REFUSED): Phase.DONE,
     (Phase.GATES, Event.GATES_PASSED): Phase.WATCH,
     (Phase.GATES, Event.GATES_UNSEEN): Phase.WATCH,
     (Phase.GATES, Event.ROLLBACK): Phase.ROLLBACK,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus, Target
-from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError
+from vllm_rollout.next_command import release_command
 from vllm_rollout.platform.base import (
     ForeignChangeError,
     ForeignWeightsError,
@@ -46,6 +47,8 @@ class LeasedReleases:
     """True once the target was changed, or was about to be."""
     under_way: bool = field(default=False, init=False)
     """True if the run ends with that change; what it undid first, for another, does not count."""
+    changed: bool = field(default=False, init=False)
+    """True once this run has changed anything, or may have."""
     previous: str = field(default="", init=False)
     """Revision that served before the change, as text."""
     lease: HeldLease | None = field(default=None, init=False)
@@ -164,6 +167,21 @@ class LeasedReleases:
                 f"{self.run.target} cannot be changed, as somebody has paused it: {found}",
                 remedy="`kubectl rollout resume` lets it change again; or set "
                 "`kubernetes.field_conflicts: overwrite`.",
+            )
+
+    def ensure_idle(self) -> None:
+        """Return if nobody is changing the target at this moment.
+
+        Raises:
+            ForeignChangeError: its newest revision is under way, and not by this run.
+        """
+        history = self.platform.history(self.run.target)
+        if history and (newest := history[-1]).status is RevisionStatus.PENDING:
+            raise ForeignChangeError(
+                f"Somebody else is changing {self.run.target}: its revision {newest.number} is "
+                f"under way since {newest.created:%Y-%m-%d %H:%M:%S %Z}",
+                remedy="Wait until it ends. If whoever made it was killed, this goes back: "
+                + release_command("rollback", self.run.target),
             )
 
     def ensure_left(self, entry: JournalEntry) -> None:
@@ -297,6 +315,7 @@ class LeasedReleases:
         if own and self._overwrites:
             self._overwriting(None)
         newest, self._newest = self._newest, None if own else self._newest
+        changed, self.changed = self.changed, True
         try:
             revision = self.platform.apply(
                 deployment,
@@ -307,6 +326,11 @@ class LeasedReleases:
         except ForeignChangeError as error:
             self._newest = newest
             raise self._yielded(error) from error
+        except (DeployError, UnreachableError):
+            with suppress(RolloutError):  # else it may have changed
+                if own and self._newest_now() == newest:
+                    self._newest, self.changed = newest, changed
+            raise
         if own:
             self._newest = revision.number
             self._fields = frozenset(self.platform.field_conflicts(deployment))
@@ -317,7 +341,7 @@ class LeasedReleases:
         """Return the target to `revision`. Raises: as `apply`."""
         self.ensure_lease()
         self._overwriting(revision)
-        self._newest = self._objects = None
+        self.changed, self._newest, self._objects = True, None, None
         restored = self.platform.rollback(
             self.run.target,
             revision,
@@ -332,7 +356,7 @@ class LeasedReleases:
         self.ensure_lease()
         if deployment == self.run.target:
             self._newest = None
-        self._objects = None
+        self.changed, self._objects = True, None
         self.platform.uninstall(deployment, timeout=self.run.policy.deploy_timeout)
 
     def set_weights(self, weights: Weights, expect: Weights | None) -> None:
@@ -347,6 +371,7 @@ class LeasedReleases:
                 self.log.log_step(
                     "overwriting what somebody else has set", now.foreign(self._weights)
                 )
+        self.changed = True
         try:
             self.platform.set_weights(
                 self.run.target, weights, expect=expect, timeout=self.run.policy.deploy_timeout

@@ -151,7 +151,7 @@ def _environment(
         on_build=newest.replicas,
         capacity=newest.capacity,
         replicas=replicas,
-        evidence=_evidence(PassedRevisionsReader(platform.store), deployment, history),
+        evidence=_evidence(platform, deployment, history, newest.build),
         soaked_seconds=soaked.total_seconds(),
         soak_left_seconds=left.total_seconds(),
         registered=_registered(platform, policy, deployment, newest),
@@ -194,10 +194,14 @@ def _registered(
 
 
 def _evidence(
-    ledger: PassedRevisionsReader, deployment: Deployment, history: Sequence[Revision]
+    platform: ReleaseReader,
+    deployment: Deployment,
+    history: Sequence[Revision],
+    build: Build,
 ) -> str | None:
-    """Return the newest build's evidence; an earlier revision may have run it before a rollback."""
-    of_the_build = (r for r in reversed(history) if r.build == history[-1].build)
+    """Return the newest evidence of `build`, which several revisions may have run."""
+    ledger = PassedRevisionsReader(platform.store)
+    of_the_build = (r for r in reversed(history) if r.build == build)
     return next(filter(None, (ledger.evidence_of(deployment, r) for r in of_the_build)), None)
 
 

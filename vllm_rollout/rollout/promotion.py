@@ -66,6 +66,8 @@ def describe(run: Run, platform: ReleaseReader, promotion: Promotion) -> list[st
             f"{target.build.short}, then watch for {format_duration(hold)}"
             for target, hold in promotion.steps(run)
         ]
+        if scalers := platform.autoscaled_by(run.target):
+            lines.append(f"take these shares of the replicas that {', '.join(scalers)} asks for")
     if run.serves_users:
         lines.append(f"run the {run.target.environment} gates")
         lines.append(f"watch for {format_duration(run.policy.watch.duration)}")
@@ -116,8 +118,23 @@ def watch_to_the_end(tools: RunTools, entry: JournalEntry) -> RolloutResult:
 def _result(tools: RunTools, end: Undo | RolloutResult) -> RolloutResult:
     """Return the result; an `Undo` is carried out first."""
     if isinstance(end, Undo):
-        return roll_back(tools, end.entry, end.reason, code=end.code)
+        return refused(tools, end.entry, end.reason, code=end.code) or roll_back(
+            tools, end.entry, end.reason, code=end.code
+        )
     return end
+
+
+def refused(
+    tools: RunTools, entry: JournalEntry, reason: str, *, code: ExitCode
+) -> RolloutResult | None:
+    """Close the journal of a promotion that was refused before it changed anything, and return its
+    result; None where there is something to undo."""
+    releases = tools.releases
+    if releases.changed or entry.run_id != tools.run.id:
+        return None
+    releases.close(entry, Event.REFUSED, f"nothing was changed: {reason}")
+    releases.touched = releases.under_way = False
+    return RolloutResult(code=code, conclusion=f"Nothing was changed: {reason}")
 
 
 def _ramp_by_traffic(

@@ -7,6 +7,8 @@
 - {apiGroups: [apps], resources: [deployments, statefulsets], verbs: [get, list]}
 - {apiGroups: [autoscaling], resources: [horizontalpodautoscalers], verbs: [list]}
 - {apiGroups: [keda.sh], resources: [scaledobjects], verbs: [list]}
+# How a ramp by traffic has divided it.
+- {apiGroups: [gateway.networking.k8s.io], resources: [httproutes], verbs: [get]}
 # Reaching a server from outside the cluster, through the API server.
 - {apiGroups: [""], resources: [services], verbs: [get]}
 - {apiGroups: [""], resources: [pods/portforward], verbs: [get, create]}

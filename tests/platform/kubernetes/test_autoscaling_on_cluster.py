@@ -132,3 +132,18 @@ def test_an_autoscaler_beside_the_release_is_kept_or_refused_by_name(
     assert (whole.replicas, whole.capacity, scaled.pods) == (3, 3, {name: 3})
     (kept,) = namespace.list(*SCALERS)
     assert kept["spec"]["minReplicas"] == 3
+
+
+def test_a_number_that_the_suite_itself_has_set_is_nobody_elses(
+    scaled: Scaled, namespace: Namespace
+) -> None:
+    name = f"{MODEL}-production"
+    scaled.apply("one", 2, 2)
+    scaled.apply("two", 2, 2, enabled=True, minReplicas=1, maxReplicas=4)
+    where = f"/{SCALERS[1]}/namespaces/{namespace.name}/{SCALERS[0]}/{name}"
+    namespace.cluster.send("DELETE", where).raise_for_status()
+    assert scaled.platform.field_conflicts(scaled.production) == []
+    with scaled.never_below(2):
+        scaled.apply("three", 1, 3)
+        scaled.apply("three", 3, 3)
+    assert scaled.pods == {name: 3}

@@ -89,6 +89,22 @@ def test_helm_gets_the_cluster_and_identity_of_the_client(
 
 
 @pytest.mark.parametrize(
+    ("user", "problem"),
+    [
+        ({"token": 12345}, "its token in .* is no text: quote it"),
+        ({"client-certificate-data": "LS0tL"}, "its client-certificate-data in .* is no base64"),
+    ],
+)
+def test_a_value_that_kubectl_refuses_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: dict[str, Any], problem: str
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(write(tmp_path / "x.yaml", "x", current="x", **user)))
+    monkeypatch.setenv("HELM_KUBETOKEN", "12345")
+    with pytest.raises(UsageError, match=f"kube context 'x': {problem}"):
+        resolve_kubeconfig()
+
+
+@pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("HELM_KUBECONTEXT", "two"),

@@ -166,7 +166,8 @@ def test_no_purpose_may_do_more(namespace: Namespace) -> None:
     for purpose in ("gate", "promote", "watch"):
         token = namespace.token(f"vllm-rollout-{purpose}")
         for method, path in (
-            ("POST", f"{own}/pods"),
+            # What `promote` asks in dry runs, Roles cannot tell from a pod.
+            *([] if purpose == "promote" else [("POST", f"{own}/pods")]),
             ("DELETE", f"{own}/pods"),
             ("DELETE", f"{own}/configmaps"),
             ("DELETE", own),
@@ -187,5 +188,6 @@ def test_promote_and_watch_may_move_traffic_and_gate_may_not(
             platform = acting_as(purpose)
             platform.set_weights(production, half, expect=whole, timeout=LONG)
             platform.set_weights(production, whole, expect=half, timeout=LONG)
+        assert acting_as("gate").weights(production) == whole
         with pytest.raises(UnreachableError, match="httproutes"):
             acting_as("gate").set_weights(production, half, expect=whole, timeout=LONG)

@@ -154,7 +154,8 @@ class KubernetesApi:
                 address=self.address,
                 remedy="The credentials have expired: log in again."
                 if status == _UNAUTHORIZED
-                else f"Ask for a Role that allows the verb {verb!r} on {resource!r}.",
+                else f"Ask for a Role that allows the verb {verb!r} on {resource!r}, as those of "
+                "this version's chart rollout-roles do.",
             )
         if status == _NOT_FOUND:
             return NotFoundError(message)

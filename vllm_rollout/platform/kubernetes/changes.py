@@ -21,6 +21,7 @@ from vllm_rollout.platform.base import (
     paused_objects,
 )
 from vllm_rollout.platform.kubernetes.autoscaling import (
+    MANAGER,
     Autoscaling,
     Scale,
     counted,
@@ -39,7 +40,7 @@ from vllm_rollout.platform.kubernetes.composition import (
 )
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.pod_wait import PodWait, ReadinessOf
-from vllm_rollout.platform.kubernetes.releases import NOT_READY, Releases
+from vllm_rollout.platform.kubernetes.releases import NOT_READY, Releases, refuse_foreign
 from vllm_rollout.platform.kubernetes.served import unlike_build
 from vllm_rollout.platform.kubernetes.surge_plan import Pods, surge_plan
 from vllm_rollout.platform.kubernetes.templates import Json, without_hooks
@@ -47,6 +48,7 @@ from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5
 _AUTOSCALER = "set by kube-controller-manager"
+_OURS = f" is set by {MANAGER}"
 _NOT_READY = "The diagnosis of its pods says what each of them needs."
 
 
@@ -87,8 +89,8 @@ class Changes:
         the failed one stays in the history.
 
         Raises:
-            ForeignChangeError: somebody else has set fields that Helm would set; the move that
-                finds it changes nothing.
+            ForeignChangeError: somebody else has set fields that Helm would set, and the move that
+                finds it changes nothing; or has made a revision meanwhile, which stays.
             NotReadyError: not ready; it has what was known of the pods while they were there.
             DeployError: Helm refused, or the API server would, of which nothing is changed; or the
                 chart is not the one `target.build` was made of.
@@ -123,7 +125,7 @@ class Changes:
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
                 objects = rendered[number - 1]
-                self._refuse_conflicts(deployment, rendered[number - 1 :], scale)
+                ours = self._refuse_conflicts(deployment, rendered[number - 1 :], scale)
                 claims = scaled and number == 1 and self._claims(deployment, served)
                 pods = stable[number - 1], stable[number]
                 time_of = change_time(counted(objects, pods[1]), counted(before, pods[0]))
@@ -132,12 +134,14 @@ class Changes:
                     path,
                     [*values, revision],
                     objects,
-                    description=description + more,
+                    since=entries[-1].revision if entries else 0,
+                    description=description,
+                    more=more,
                     served=served,
                     timeout=timeout,
                     limit=time_of.limit(timeout),
                     stable=pods if scaled else None,
-                    force=self.overwrite or claims,
+                    force=self.overwrite or claims or ours,
                 )
                 before = objects
 
@@ -229,7 +233,9 @@ class Changes:
         where = deployment.namespace
         manifest = self.helm.manifest(deployment.release, number, namespace=where)
         found = [*self.conflicts(deployment, manifest), *paused_objects(self.live(deployment))]
-        return found if revision else [line for line in found if _AUTOSCALER not in line]
+        if revision is not None:
+            return found
+        return [line for line in found if _AUTOSCALER not in line and not line.endswith(_OURS)]
 
     def _taken(self, deployment: Deployment, revision: int) -> str:
         """End of a sentence that names the fields which a return to `revision` takes; or ""."""
@@ -241,8 +247,10 @@ class Changes:
 
     def _refuse_conflicts(
         self, deployment: Deployment, revisions: Sequence[Sequence[Json]], scale: Scale | None
-    ) -> None:
+    ) -> bool:
         """Return if Helm can apply all of these, each with its objects.
+
+        Returns whether it takes fields that the suite itself has set, by `Autoscaling.set_pods`.
 
         Raises:
             ForeignChangeError: it would fail half way, at fields that somebody else has set, or for
@@ -250,18 +258,22 @@ class Changes:
         """
         if self.overwrite:
             self.autoscaling.resume(deployment)
-            return
+            return False
         found = dict.fromkeys(paused_objects(self.live(deployment)))
+        ours = False
         if self.helm.forcing:
             scaled = scale.fields if scale else ()
             conflicts = self._conflicts_of(deployment, revisions)
-            found |= {line: None for line in conflicts if not line.startswith(scaled)}
+            ours = any(line.endswith(_OURS) for line in conflicts)
+            others = (line for line in conflicts if not line.endswith(_OURS))
+            found |= {line: None for line in others if not line.startswith(scaled)}
         if found:
             raise ForeignChangeError(
                 f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
                 remedy="Put that into the values of the deployment, or take it back: a rollback "
                 "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
             )
+        return ours
 
     def _conflicts_of(
         self, deployment: Deployment, revisions: Sequence[Sequence[Json]]
@@ -397,7 +409,9 @@ class Changes:
         values: Sequence[Path],
         objects: Sequence[Json],
         *,
+        since: int,
         description: str,
+        more: str,
         served: HelmRevision | None,
         timeout: timedelta,
         limit: timedelta,
@@ -407,9 +421,12 @@ class Changes:
         """One revision, of these objects; where its pods do not come up within `limit`, the release
         goes back to `served`.
 
-        `stable` are the pods of that track before and afterwards, where Helm does not set them.
+        `since` is the newest revision before the first move, `description` that of all moves and
+        `more` that of this one. `stable` are the pods of that track before and afterwards, where
+        Helm does not set them.
         """
         entries = self.releases.entries(deployment)
+        refuse_foreign(deployment, entries, since=since, description=description)
 
         def change(limit: timedelta) -> None:
             self.helm.upgrade(
@@ -417,7 +434,7 @@ class Changes:
                 chart,
                 namespace=deployment.namespace,
                 values=values,
-                description=description,
+                description=description + more,
                 timeout=limit,
                 force=force,
             )
@@ -428,20 +445,22 @@ class Changes:
             self._wait.made(deployment, objects, limit=limit, change=change)
         except (DeployError, UnreachableError, UsageError) as error:
             # Whatever the error is called, the history says what was begun.
-            if self._entry_now(deployment, entries) == entries[-1:]:
+            now = self._entries_now(deployment, entries)
+            if now[-1:] == entries[-1:]:
                 # Helm refused before it changed anything, perhaps because another client is
                 # at work: then nothing here is ours to undo.
                 raise
+            refuse_foreign(deployment, now, since=since, description=description)
             raise self._undone(deployment, objects, served, error, timeout) from error
 
-    def _entry_now(
+    def _entries_now(
         self, deployment: Deployment, known: Sequence[HelmRevision]
     ) -> Sequence[HelmRevision]:
-        """The newest entry of the history; of what was `known` where that cannot be read."""
+        """The history; what was `known` of it where it cannot be read."""
         try:
-            return self.releases.entries(deployment)[-1:]
+            return self.releases.entries(deployment)
         except UnreachableError:
-            return known[-1:]
+            return known
 
     def _undone(
         self,

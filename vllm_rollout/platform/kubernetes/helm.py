@@ -280,6 +280,11 @@ def _files(paths: Sequence[Path]) -> list[str]:
     return [argument for path in paths for argument in ("--values", str(path))]
 
 
+def is_described(text: str, description: str) -> bool:
+    """Return whether Helm's `text` begins with `description`, as far as Helm keeps it."""
+    return text.startswith(description[: _DESCRIPTION_MAX - 1])
+
+
 def _shortened(description: str) -> str:
     if len(description) <= _DESCRIPTION_MAX:
         return description

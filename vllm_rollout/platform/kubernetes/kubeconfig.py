@@ -19,6 +19,7 @@ _POD = "this-pod"
 _POD_ADDRESS = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
 _POD_IDENTITY = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
+_TEXTS = ("server", "tls-server-name", "token", "username", "password", *_FILES)
 _IMPERSONATION = ("as", "as-groups", "as-uid", "as-user-extra")
 
 _PASSED_TO_HELM = frozenset(
@@ -150,10 +151,24 @@ def _entry(documents: Sequence[_Document], kind: str, name: str) -> dict[str, An
         try:
             entries = [each for each in document.get(f"{kind}s") or () if each["name"] == name]
             if entries:
-                return _with_absolute_paths(entries[0].get(kind) or {}, path.absolute().parent)
+                entry = entries[0].get(kind) or {}
+                _check_texts(name, path, entry)
+                return _with_absolute_paths(entry, path.absolute().parent)
         except (AttributeError, KeyError, TypeError) as error:
             raise _unusable(name, f"{path} is no kubeconfig") from error
     raise _unusable(name, f"the kubeconfig has no {kind} of this name")
+
+
+def _check_texts(name: str, path: Path, entry: Mapping[str, Any]) -> None:
+    """Refuse values that are no text, or no base64 where they have to be: kubectl does, too."""
+    for key, value in entry.items():
+        encoded = key.endswith("-data")
+        if (key in _TEXTS or encoded) and not isinstance(value, str):
+            raise _unusable(name, f"its {key} in {path} is no text: quote it")
+        try:
+            b64decode("".join(value.split()) if encoded else "", validate=True)
+        except ValueError as error:
+            raise _unusable(name, f"its {key} in {path} is no base64") from error
 
 
 def _unusable(name: str, why: str) -> UsageError:

@@ -28,7 +28,7 @@ from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
 from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
-from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm
+from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
 from vllm_rollout.platform.kubernetes.live_edits import (
@@ -43,7 +43,7 @@ from vllm_rollout.platform.kubernetes.preflight_reader import KubernetesPrefligh
 from vllm_rollout.platform.kubernetes.ramp_preflight import Ramp
 from vllm_rollout.platform.kubernetes.readiness import readiness_of
 from vllm_rollout.platform.kubernetes.release_storage import ReleaseStorage
-from vllm_rollout.platform.kubernetes.releases import Releases, revision_of
+from vllm_rollout.platform.kubernetes.releases import Releases, refuse_foreign, revision_of
 from vllm_rollout.platform.kubernetes.served import OWNED_BY_ENVIRONMENT
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles
@@ -223,7 +223,9 @@ class KubernetesPlatform:
         The one that serves is deployed, by what the pods run: see `Releases.served`. Its numbers of
         replicas are those that there are to be now, where an autoscaler sets them.
         """
-        entries = self._releases.entries(deployment)
+        return self._history(deployment, self._releases.entries(deployment))
+
+    def _history(self, deployment: Deployment, entries: Sequence[HelmRevision]) -> list[Revision]:
         served = self._releases.served(deployment, entries)
         found = [
             revision_of(entry, self._releases.rollout(deployment, entry), serves=entry is served)
@@ -345,7 +347,9 @@ class KubernetesPlatform:
                 self._storage.made(deployment.release, newest)
             raise
         self._storage.made(deployment.release, newest)
-        return self.history(deployment)[-1]
+        entries = self._releases.entries(deployment)
+        refuse_foreign(deployment, entries[-1:], since=0, description=description)
+        return self._history(deployment, entries)[-1]
 
     def _newest(self, deployment: Deployment) -> int:
         entries = self._releases.entries(deployment)

@@ -7,8 +7,9 @@ from typing import Any
 
 from vllm_rollout.model.deployment import Deployment, Replica, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.platform.base import ForeignChangeError
 from vllm_rollout.platform.kubernetes.composition import Rollout, read_pods, read_rollout
-from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
+from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision, is_described
 from vllm_rollout.platform.kubernetes.surge_plan import Pods
 from vllm_rollout.platform.kubernetes.templates import Json
 
@@ -131,6 +132,26 @@ def stable_templates(objects: Sequence[Json]) -> list[dict[str, Any]]:
         if each["kind"] == "Deployment"
         and each["metadata"].get("labels", {}).get(TRACK_LABEL) == "stable"
     ]
+
+
+def refuse_foreign(
+    deployment: Deployment, entries: Sequence[HelmRevision], *, since: int, description: str
+) -> None:
+    """Return if all revisions after `since` were made for a change of this `description`.
+
+    Helm lets a rollback pass an upgrade that still waits for its pods.
+
+    Raises:
+        ForeignChangeError: somebody else has made one that came up.
+    """
+    for each in entries:
+        came_up = each.revision > since and each.status in ("deployed", "superseded")
+        if came_up and not is_described(each.description, description):
+            raise ForeignChangeError(
+                f"Somebody else has changed {deployment} meanwhile, and that stays: it has "
+                f"revision {each.revision}, {each.description!r}",
+                remedy="When they are done, start this again.",
+            )
 
 
 def revision_of(entry: HelmRevision, rollout: Rollout, *, serves: bool) -> Revision:
