@@ -264,7 +264,7 @@ def test_a_token_that_ends_in_the_watch_is_exit_4_and_the_next_run_goes_on(site:
     cluster = site.namespace.cluster
     account = f"/api/v1/namespaces/{site.namespace.name}/serviceaccounts"
     lines = []
-    with site.start("gate-and-promote", MODEL, "--set", "watch.duration=1m") as rollout:
+    with site.start("gate-and-promote", MODEL, "--set", "watch.duration=30s") as rollout:
         for line in rollout.stdout or ():
             lines.append(line)
             if f"watching production/{MODEL} for" in line:

@@ -39,7 +39,7 @@ def one_class(**fields: object) -> list[dict[str, object]]:
 
 def test_the_defaults_are_the_workflows_load(plan: Plan) -> None:
     made = plan()
-    assert (made.rate_per_second, made.duration_seconds, made.warmup_seconds) == (10, 600, 10)
+    assert (made.rate_per_second, made.duration_seconds, made.warmup_seconds) == (10, 660, 10)
     assert (made.base_url, made.model) == ("http://127.0.0.1:8000", "llama-2-7b")
     assert (made.arrivals, made.stream, made.max_tokens) == ("poisson", True, 64)
     assert (made.shape, made.trace, made.classes) == ((), (), ())

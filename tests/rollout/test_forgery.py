@@ -238,4 +238,4 @@ def test_evidence_of_another_schema_is_refused_with_the_version_to_take(
         stored_evidence(world.platform.store, MODEL, digest)
     said = f"{refused.value} {refused.value.remedy}"
     assert "schema" in said
-    assert ("Update vllm-rollout to 9.1.0 or later" in said) == (schema == 3)
+    assert ("Update to version 9.1.0 of vllm-rollout or later" in said) == (schema == 3)

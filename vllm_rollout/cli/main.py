@@ -86,7 +86,7 @@ _COMMANDS = {
     "uninstall": _Lazy(
         "vllm_rollout.cli.releases",
         "uninstall_command",
-        "Remove MODEL's release from --environment (default: every environment).",
+        "Remove MODEL's release from --environment (default: all but the last, if you agree).",
     ),
     "report": _Lazy(
         "vllm_rollout.cli.documents",

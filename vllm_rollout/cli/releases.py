@@ -119,7 +119,7 @@ def uninstall_command(
     *,
     choice: options.Choice,
 ) -> None:
-    """Remove MODEL's release from --environment (default: every one before the last, if you agree).
+    """Remove MODEL's release from --environment (default: all but the last, if you agree).
 
     The last environment has users: only --environment removes from there.
     """

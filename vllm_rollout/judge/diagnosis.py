@@ -14,7 +14,7 @@ from vllm_rollout.judge.pod_start import Reason, duration, line_of, newest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.model.text import shown
-from vllm_rollout.next_command import release_command
+from vllm_rollout.next_command import next_command, release_command
 from vllm_rollout.policy import Policy
 
 _LINE_LENGTH = 300
@@ -207,8 +207,8 @@ def _crash(symptoms: Symptoms, deployment: Deployment) -> Reason | None:
             base, lines, "Its pods are gone, and their log with them: run it by itself to see it."
         )
     if symptoms.replica and (symptoms.job or symptoms.role != "server"):
-        container = f"-c {symptoms.container}"
-        more = f"kubectl logs {symptoms.replica.name} {container} -n {deployment.namespace}"
+        where = ("-c", symptoms.container, "-n", deployment.namespace)
+        more = next_command("kubectl", "logs", symptoms.replica.name, *where)
     return Reason(base, lines, f"The last lines of the log say why. More of it: {more}")
 
 

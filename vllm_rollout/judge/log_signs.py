@@ -130,7 +130,7 @@ _SIGNS = (
     _sign(
         r"must be authenticated|be authenticated to access|Invalid user token"
         r"|LocalTokenNotFoundError|Token is required|Invalid credentials in Authorization header",
-        f"{_NOT_GIVEN}: it is missing or not valid",
+        f"{_NOT_GIVEN}, which is missing or not valid",
         f"Ask for access on the model's page, and {_ACCESS}",
     ),
     _sign(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from vllm_rollout.judge.log_signs import sign_in
 from vllm_rollout.judge.message_signs import PLACES, PULLS, REFUSALS, VOLUMES
 from vllm_rollout.model.symptoms import Event, Symptoms
+from vllm_rollout.next_command import next_command
 
 STARTING = ("", "ContainerCreating", "PodInitializing")
 _REFUSAL_PREFIX = r".*?(?:is forbidden: |Error creating: |failed error: )"
@@ -100,8 +101,8 @@ def node_lost(symptoms: Symptoms) -> Reason | None:
     return Reason(
         f"its node {symptoms.node} is not ready",
         [symptoms.node_problem],
-        f"Look at the node: kubectl describe node {symptoms.node}. Its pods are replaced some "
-        "minutes after it is lost.",
+        f"Look at the node: {next_command('kubectl', 'describe', 'node', symptoms.node)}. Its pods "
+        "are replaced some minutes after it is lost.",
     )
 
 

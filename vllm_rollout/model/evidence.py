@@ -49,7 +49,7 @@ class LaterSchemaError(UsageError):
         super().__init__(
             f"{name} is evidence of schema {schema}, and this version reads those up to {SCHEMA}"
             + changed,
-            remedy=f"Update vllm-rollout to {shown(str(written_by), 20)} or later.",
+            remedy=f"Update to version {shown(str(written_by), 20)} of vllm-rollout or later.",
         )
         self.intact = intact
 

@@ -246,7 +246,7 @@ LOGS = (
     ),
     (
         "GatedRepoError: 401 Client Error. You must have access and be authenticated to access it.",
-        "to this token: it is missing",
+        "to this token, which is missing",
         "tokenSecret",
     ),
     (
