@@ -65,6 +65,8 @@ def test_an_own_secret_is_taken_out_of_all_text_in_every_form() -> None:
         assert "room" not in printable(text)
         assert "room" not in shown("." * (LONGEST - 30) + text), "cut in two"
     own_secret(""), own_secret("ab")  # too short to be one
+    address = own_secret("http://127.0.0.1:9093/")
+    assert printable(f"no answer at {address}") == f"no answer at {address}"
     assert printable("abbey") == "abbey"
 
 

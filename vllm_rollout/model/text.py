@@ -72,12 +72,15 @@ def own_secret(value: str) -> str:
 
     Returns it, so that it stands where a secret is read.
     """
-    if len(value) < _SHORTEST:
-        return value
     forms = {value, quote(value, safe=""), b64encode(value.encode()).decode().rstrip("=")}
     if "://" in value:
         url = urlsplit(value)
-        forms.add(f"{url.path}?{url.query}" if url.query else url.path)
+        path = f"{url.path}?{url.query}" if url.query else url.path
+        if not path.strip("/") and "@" not in url.netloc:
+            return value  # an address alone is no secret, and is named in messages
+        forms.add(path)
+    if len(value) < _SHORTEST:
+        return value
     _own.update(form for form in forms if len(form) >= _SHORTEST)
     return value
 
