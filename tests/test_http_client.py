@@ -23,7 +23,7 @@ from support.hostile import ENDLESS, Script, hostile, sends
 from vllm_rollout.http_client import Failure, HttpClient, HttpError
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.model.text import shown
+from vllm_rollout.model.text import one_line
 from vllm_rollout.observe.answers import Answer
 from vllm_rollout.observe.client import Health, Inference, InferenceClient
 
@@ -261,7 +261,7 @@ def test_whatever_a_server_sends_is_an_outcome_in_printable_words(data: bytes) -
     with TemporaryDirectory() as folder, hostile(sends(data)) as url:
         for name in CLIENTS:
             for text in texts(outcome(name, url, 10, Path(folder))):
-                assert (name, text) == (name, shown(text, 1000))
+                assert (name, text) == (name, one_line(text)[:1000])
 
 
 def test_a_fake_clock_of_a_test_measures_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
