@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from vllm_rollout.model.deployment import canonical_digest
+from vllm_rollout.model.deployment import Deployment, canonical_digest
+from vllm_rollout.model.errors import DeployError
 from vllm_rollout.model.preflight_facts import Admission, Refusal
 from vllm_rollout.model.text import redact, secrets_in
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, message_of
-from vllm_rollout.platform.kubernetes.command import webhook_away
+from vllm_rollout.platform.kubernetes.command import webhook_away, webhook_remedy
 from vllm_rollout.platform.kubernetes.templates import HOOK, Json, one_by_one
 
 _HOOKS = re.compile(r"\b(pre|post)-(install|upgrade)\b")
@@ -200,3 +201,22 @@ def _content(each: Json) -> list[str]:
         except (binascii.Error, UnicodeDecodeError):
             continue
     return found
+
+
+def refuse_inadmissible(deployment: Deployment, answers: Admission) -> None:
+    """Return if the API server refuses none of the objects, by its answers to them in a dry run.
+
+    What it cannot be asked is left to Helm.
+
+    Raises:
+        DeployError: it refuses some; Helm would fail after it had changed others.
+    """
+    found = [r for r in answers.refusals if r.certain or r.webhook]
+    if found:
+        away = next((r.webhook for r in found if r.webhook), "")
+        raise DeployError(
+            f"{deployment} is not changed, as the API server refuses {'; '.join(map(str, found))}",
+            remedy=webhook_remedy(away)
+            if away
+            else "Correct the chart, its values or the policy that is named.",
+        )

@@ -2,26 +2,22 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from vllm_rollout.model.deployment import Deployment, Target, canonical_digest
+from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.preflight_facts import Admission
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import (
-    ForeignChangeError,
-    LiveObjects,
     NotReadyError,
-    paused_objects,
 )
+from vllm_rollout.platform.kubernetes.admission import refuse_inadmissible
 from vllm_rollout.platform.kubernetes.autoscaling import (
-    MANAGER,
     Autoscaling,
     Scale,
     counted,
@@ -31,24 +27,18 @@ from vllm_rollout.platform.kubernetes.autoscaling import (
 from vllm_rollout.platform.kubernetes.build import Builds, check_same
 from vllm_rollout.platform.kubernetes.change_time import change_time
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
-from vllm_rollout.platform.kubernetes.command import webhook_remedy
 from vllm_rollout.platform.kubernetes.composition import (
     OWN_VALUES,
-    next_rollout,
-    pods_of,
-    release_values,
 )
+from vllm_rollout.platform.kubernetes.foreign_fields import ForeignFields
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
+from vllm_rollout.platform.kubernetes.moves import Moves
 from vllm_rollout.platform.kubernetes.pod_wait import PodWait, ReadinessOf
 from vllm_rollout.platform.kubernetes.releases import NOT_READY, Releases, refuse_foreign
-from vllm_rollout.platform.kubernetes.served import unlike_build
-from vllm_rollout.platform.kubernetes.surge_plan import Pods, surge_plan
-from vllm_rollout.platform.kubernetes.templates import Json, without_hooks
+from vllm_rollout.platform.kubernetes.templates import Json
 from vllm_rollout.platform.kubernetes.value_files import write_values
 
 _LOOK_SECONDS = 0.5
-_AUTOSCALER = "set by kube-controller-manager"
-_OURS = f" is set by {MANAGER}"
 _NOT_READY = "The diagnosis of its pods says what each of them needs."
 
 
@@ -58,22 +48,19 @@ class Changes:
 
     `symptoms` says what is known of a deployment's pods, `readiness` how many of those that some
     objects ask for are Ready, `anything_left` whether one that is being removed still has any of
-    them, or what makes them, `conflicts` which fields of some objects somebody else has set, and
-    `admission` what the API server answers to objects in a dry run, `live` what runs its pods now.
+    them, or what makes them, and `admission` what the API server answers to objects in a dry run.
     `overwrite` takes the fields of others in an upgrade, too.
     """
 
     helm: Helm
     releases: Releases
     builds: Builds
-    surge: int
-    unavailable: int
+    moves: Moves
+    foreign: ForeignFields
     symptoms: Callable[[Deployment], Sequence[Symptoms]]
     readiness: ReadinessOf
     anything_left: Callable[[Deployment], bool]
-    conflicts: Callable[[Deployment, Sequence[Mapping[str, Any]]], Sequence[str]]
     admission: Callable[[Deployment, Sequence[Json]], Admission]
-    live: Callable[[Deployment], LiveObjects]
     autoscaling: Autoscaling
     overwrite: bool = False
 
@@ -110,14 +97,16 @@ class Changes:
             values = self.builds.files.write(Path(folder), chart, deployment, target.values)
             scale = self.autoscaling.scale(deployment)
             target = scale.of(target) if scale else target
-            start = self._start(deployment, served, scale)
-            moves = self._moves(deployment, target, served, start, ramps=chart.ramps)
+            start = self.moves.start(deployment, served, scale)
+            moves = self.moves.values(deployment, target, served, start, ramps=chart.ramps)
             revisions = [
                 write_values(Path(folder) / f"revision-{number}.yaml", move)
                 for number, move in enumerate(moves, start=1)
             ]
-            rendered = self._rendered(deployment, target, path, moves, revisions)
-            self._refuse_inadmissible(deployment, [o for made in rendered for o in made])
+            rendered = self.moves.rendered(deployment, target, path, moves, revisions)
+            refuse_inadmissible(
+                deployment, self.admission(deployment, [o for made in rendered for o in made])
+            )
             before = self._newest(deployment, entries)
             refuse_resets(deployment, rendered, scale)
             scaled = any(map(unnumbered, rendered))
@@ -125,7 +114,7 @@ class Changes:
             for number, revision in enumerate(revisions, start=1):
                 more = f", move {number} of {len(moves)}" if number < len(moves) else ""
                 objects = rendered[number - 1]
-                ours = self._refuse_conflicts(deployment, rendered[number - 1 :], scale)
+                ours = self._own_fields(deployment, rendered[number - 1 :], scale)
                 claims = scaled and number == 1 and self._claims(deployment, served)
                 pods = stable[number - 1], stable[number]
                 time_of = change_time(counted(objects, pods[1]), counted(before, pods[0]))
@@ -210,7 +199,7 @@ class Changes:
         served = self.releases.to_return_to(deployment, entries)
         if served is not None:
             description = f"vllm-rollout recovery: back to revision {served.revision}"
-            taken = self._taken(deployment, served.revision)
+            taken = self.foreign.taken_by(deployment, served.revision)
             self._go_back(deployment, served.revision, description, timeout)
             return f"{found}; rolled back to revision {served.revision}{taken}"
         if pending.status == "pending-install":
@@ -223,80 +212,17 @@ class Changes:
             "uninstall the release if it serves nobody.",
         )
 
-    def conflicts_with(self, deployment: Deployment, revision: int | None) -> Sequence[str]:
-        """Return the fields of `revision` that somebody else has set; of the newest (None) without
-        those of autoscalers, which set them all the time."""
-        entries = self.releases.entries(deployment) if revision is None else []
-        number = entries[-1].revision if entries else revision
-        if number is None:
-            return []
-        where = deployment.namespace
-        manifest = self.helm.manifest(deployment.release, number, namespace=where)
-        found = [*self.conflicts(deployment, manifest), *paused_objects(self.live(deployment))]
-        if revision is not None:
-            return found
-        return [line for line in found if _AUTOSCALER not in line and not line.endswith(_OURS)]
-
-    def _taken(self, deployment: Deployment, revision: int) -> str:
-        """End of a sentence that names the fields which a return to `revision` takes; or ""."""
-        try:
-            found = self.conflicts_with(deployment, revision)
-        except RolloutError:  # the rollback does not depend on it
-            return ""
-        return f", over what was set since: {'; '.join(found)}" if found else ""
-
-    def _refuse_conflicts(
+    def _own_fields(
         self, deployment: Deployment, revisions: Sequence[Sequence[Json]], scale: Scale | None
     ) -> bool:
-        """Return if Helm can apply all of these, each with its objects.
+        """Return whether Helm is to take fields that the suite itself has set.
 
-        Returns whether it takes fields that the suite itself has set, by `Autoscaling.set_pods`.
-
-        Raises:
-            ForeignChangeError: it would fail half way, at fields that somebody else has set, or for
-                ever, at a Deployment that somebody has paused.
+        Raises: as `ForeignFields.refuse`, unless the fields of others are overwritten.
         """
         if self.overwrite:
             self.autoscaling.resume(deployment)
             return False
-        found = dict.fromkeys(paused_objects(self.live(deployment)))
-        ours = False
-        if self.helm.forcing:
-            scaled = scale.fields if scale else ()
-            conflicts = self._conflicts_of(deployment, revisions)
-            ours = any(line.endswith(_OURS) for line in conflicts)
-            others = (line for line in conflicts if not line.endswith(_OURS))
-            found |= {line: None for line in others if not line.startswith(scaled)}
-        if found:
-            raise ForeignChangeError(
-                f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
-                remedy="Put that into the values of the deployment, or take it back: a rollback "
-                "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
-            )
-        return ours
-
-    def _conflicts_of(
-        self, deployment: Deployment, revisions: Sequence[Sequence[Json]]
-    ) -> dict[str, None]:
-        # A ramp's first step may keep what somebody set, and fail at it in the next one.
-        entries = self.releases.entries(deployment)
-        applied = [entry.revision for entry in entries if entry.status == "deployed"]
-        found: dict[str, None] = {}
-        for number in applied[-1:]:
-            found |= dict.fromkeys(self.conflicts_with(deployment, number))
-        # Most objects are the same in all of them.
-        objects = {canonical_digest(o): o for made in revisions for o in without_hooks(made)}
-        return found | dict.fromkeys(self.conflicts(deployment, list(objects.values())))
-
-    def _start(
-        self, deployment: Deployment, served: HelmRevision | None, scale: Scale | None
-    ) -> Pods | None:
-        """The pods of each track that a change begins with; None where nothing serves."""
-        if served is None:
-            return None
-        if scale is not None:
-            return Pods(stable=scale.stable, canary=scale.canary)
-        return self.releases.pods(deployment, served)
+        return self.foreign.refuse(deployment, revisions, scale)
 
     def _claims(self, deployment: Deployment, served: HelmRevision | None) -> bool:
         """Keep the number of pods that the release names now, and will not name any more.
@@ -320,87 +246,6 @@ class Changes:
             )
         self.autoscaling.set_pods(deployment, pods)
         return True
-
-    def _refuse_inadmissible(self, deployment: Deployment, objects: Sequence[Json]) -> None:
-        """Return if the API server refuses none of the objects. What it cannot be asked is Helm's.
-
-        Raises:
-            DeployError: it refuses some; Helm would fail after it had changed others.
-        """
-        found = [r for r in self.admission(deployment, objects).refusals if r.certain or r.webhook]
-        if found:
-            away = next((r.webhook for r in found if r.webhook), "")
-            raise DeployError(
-                f"{deployment} is not changed, as the API server refuses "
-                f"{'; '.join(map(str, found))}",
-                remedy=webhook_remedy(away)
-                if away
-                else "Correct the chart, its values or the policy that is named.",
-            )
-
-    def _moves(
-        self,
-        deployment: Deployment,
-        target: Target,
-        served: HelmRevision | None,
-        start: Pods | None,
-        *,
-        ramps: bool,
-    ) -> list[dict[str, Any]]:
-        """The values of each revision by which the release, which runs `served`, runs `target`."""
-        before = self.releases.rollout(deployment, served) if served else None
-        rollout = next_rollout(target, before)
-        goal = pods_of(rollout)
-        stable = None
-        if served is not None and rollout.previous is not None:
-            if not ramps:
-                raise UsageError(
-                    f"the chart {self.builds.chart} cannot run two builds side by side",
-                    remedy="Ramp in one step (`ramp: [{share: 100%}]`), or use the chart "
-                    "vllm-deployment, whose README says what a chart needs for it.",
-                )
-            stable = self.releases.stable_pod_template(deployment, served.revision)
-        moves = surge_plan(
-            start or goal,
-            goal,
-            capacity=target.capacity,
-            surge=self.surge,
-            unavailable=self.unavailable,
-        )
-        return [release_values(rollout, pods, stable) for pods in moves]
-
-    def _rendered(
-        self,
-        deployment: Deployment,
-        target: Target,
-        chart: Path,
-        moves: Sequence[Mapping[str, Any]],
-        revisions: Sequence[Path],
-    ) -> Sequence[Sequence[Json]]:
-        """The objects of each revision, if its own values change nothing of what the build serves.
-
-        Raises:
-            DeployError: they do: a template reads the number of replicas, say.
-        """
-        build, *rendered = self.builds.rendered(
-            deployment, target.values, chart=chart, above=[None, *revisions]
-        )
-        expected = self.builds.served(build)
-        for move, objects in zip(moves, rendered, strict=True):
-            kept = move["canary"]["stablePodTemplate"] or None
-            found = unlike_build(
-                self.builds.served(objects),
-                expected,
-                kept=self.builds.kept(kept),
-                whole=kept is None,
-            )
-            if found:
-                raise DeployError(
-                    f"{deployment} would not serve what was gated, for a template reads one of "
-                    f"{', '.join(OWN_VALUES)}: {'; '.join(found)}",
-                    remedy="Use none of these values in the servers' pod templates.",
-                )
-        return rendered
 
     def _upgrade(
         self,
@@ -475,7 +320,7 @@ class Changes:
         symptoms = self._known(deployment)
         if served is not None:
             description = f"{NOT_READY}, back to revision {served.revision}"
-            taken = self._taken(deployment, served.revision)
+            taken = self.foreign.taken_by(deployment, served.revision)
             try:
                 self._go_back(deployment, served.revision, description, timeout)
                 parts.append(f"{deployment.release} is back at revision {served.revision}{taken}.")

@@ -28,6 +28,7 @@ from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
 from vllm_rollout.platform.kubernetes.changes import Changes
 from vllm_rollout.platform.kubernetes.composition import is_ours
 from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
+from vllm_rollout.platform.kubernetes.foreign_fields import ForeignFields
 from vllm_rollout.platform.kubernetes.helm import Capabilities, Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes, service_port
 from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kubeconfig
@@ -36,6 +37,7 @@ from vllm_rollout.platform.kubernetes.live_edits import (
     live_objects,
     unlike_running,
 )
+from vllm_rollout.platform.kubernetes.moves import Moves
 from vllm_rollout.platform.kubernetes.pod_reader import anything_left, list_pods, pod_log
 from vllm_rollout.platform.kubernetes.pod_symptoms import symptoms_of
 from vllm_rollout.platform.kubernetes.pods import replica_of
@@ -101,25 +103,31 @@ class KubernetesPlatform:
             cluster=self._able,
         )
         self._autoscaling = Autoscaling(lambda: self._api, self._ensure)
+        self._foreign = ForeignFields(
+            helm=self._helm,
+            releases=self._releases,
+            conflicts=lambda deployment, objects: field_conflicts(
+                self._api, deployment.namespace, objects
+            ),
+            live=self.live_objects,
+        )
         self._changes = Changes(
             helm=self._helm,
             releases=self._releases,
             builds=self._builds,
-            surge=surge,
-            unavailable=unavailable,
+            moves=Moves(
+                releases=self._releases, builds=self._builds, surge=surge, unavailable=unavailable
+            ),
+            foreign=self._foreign,
             symptoms=self.symptoms,
             readiness=lambda deployment, objects: readiness_of(self._api, deployment, objects),
             anything_left=lambda deployment: anything_left(self._api, deployment),
-            conflicts=lambda deployment, objects: field_conflicts(
-                self._api, deployment.namespace, objects
-            ),
             admission=lambda deployment, objects: admission(
                 self._api,
                 objects,
                 deployment.namespace,
                 applies=bool(self._helm.forcing),
             ),
-            live=self.live_objects,
             autoscaling=self._autoscaling,
             overwrite=overwrite,
         )
@@ -325,8 +333,8 @@ class KubernetesPlatform:
                 driver=self._storage.driver,
                 routes=self._routes,
                 steps=tuple(steps) or (capacity,),
-                surge=self._changes.surge,
-                unavailable=self._changes.unavailable,
+                surge=self._changes.moves.surge,
+                unavailable=self._changes.moves.unavailable,
                 keeps_state=self._namespace == deployment.namespace,
             ),
         )
@@ -385,7 +393,7 @@ class KubernetesPlatform:
 
         Raises: as `live_edits.field_conflicts`.
         """
-        return self._changes.conflicts_with(deployment, revision)
+        return self._foreign.of_revision(deployment, revision)
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and its history. The store's documents stay."""
