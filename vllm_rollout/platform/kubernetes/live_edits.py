@@ -100,12 +100,14 @@ def live_objects(
     """The specs of some releases' workloads as they are, by kind and name.
 
     The number of pods is left out of those that an autoscaler has `scaled` (kind, name): it is no
-    edit.
+    edit. One that is being deleted, and is there until its pods have gone, counts as gone.
 
     Raises: as `KubernetesApi.doing`.
     """
     found = {}
     for each in workloads_of(api, namespace, instances):
+        if each["metadata"].get("deletionTimestamp"):
+            continue
         key = (each["kind"], each["metadata"]["name"])
         spec = dict(each["spec"])
         if key in scaled:
