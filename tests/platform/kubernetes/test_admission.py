@@ -151,15 +151,19 @@ def test_a_ramp_makes_a_revision_for_each_move() -> None:
         to_return_to=lambda *_: object(),
         pods=lambda *_: Pods(stable=4),
     )
-    ramp = Ramp(
-        releases=releases,  # type: ignore[arg-type]
-        driver=lambda _: "secret",
-        routes=None,  # type: ignore[arg-type]
-        steps=(1, 2, 3, 4),
-        surge=1,
-        unavailable=0,
-        keeps_state=True,
-    )
-    production = Deployment("m", "production", "a")
-    assert ramp.revisions(production, 4) >= 2 * 4
-    assert ramp.revisions(Canary("m", "production", "a"), 4) == 5
+
+    def ramp(deployment: Deployment) -> Ramp:
+        whole = SimpleNamespace(deployment=deployment, capacity=4)
+        return Ramp(
+            whole=whole,  # type: ignore[arg-type]
+            releases=releases,  # type: ignore[arg-type]
+            driver=lambda _: "secret",
+            routes=None,  # type: ignore[arg-type]
+            steps=(1, 2, 3, 4),
+            surge=1,
+            unavailable=0,
+            keeps_state=True,
+        )
+
+    assert ramp(Deployment("m", "production", "a")).revisions() >= 2 * 4
+    assert ramp(Canary("m", "production", "a")).revisions() == 5

@@ -328,7 +328,8 @@ class KubernetesPlatform:
             capacity=capacity,
             builds=self._builds,
             api=self._api,
-            ramp=Ramp(
+            ramp=lambda whole: Ramp(
+                whole=whole,
                 releases=self._releases,
                 driver=self._storage.driver,
                 routes=self._routes,

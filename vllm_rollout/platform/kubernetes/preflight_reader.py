@@ -1,6 +1,6 @@
 """Preflight facts about a build before Helm deploys it: chart, room in the cluster, needs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -48,8 +48,8 @@ _NOT_OURS = ("BestEffort", "Terminating")
 class KubernetesPreflight:
     """The `Preflight` of one build: `values` in the chart folder, with `capacity` pods.
 
-    `ramp` is how the release comes to them. What takes long is asked once: the rendering, the
-    nodes.
+    `ramp` makes of the whole release how it comes to them. What takes long is asked once: the
+    renderings, the nodes.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class KubernetesPreflight:
         capacity: int,
         builds: Builds,
         api: KubernetesApi,
-        ramp: Ramp,
+        ramp: Callable[[Rendered], Ramp],
     ) -> None:
         self._deployment = deployment
         self._values = dict(values)
@@ -74,7 +74,7 @@ class KubernetesPreflight:
             capacity=capacity,
             helm=builds.helm,
         )
-        self._ramp = ramp
+        self._ramp = ramp(self._rendered)
         self._api = api
         self._nodes = Nodes(api)
 
@@ -158,14 +158,13 @@ class KubernetesPreflight:
 
     def new_objects(self) -> NewObjects:
         """Objects that the rollout makes, those of the way back included."""
-        return self._ramp.new_objects(self._rendered, self._api.paths)
+        return self._ramp.new_objects(self._api.paths)
 
     def admission(self) -> Admission:
         """The answers to the whole release, to what a ramp runs beside it, and to its route."""
         try:
             self._rendered.dry_run()
-            objects = self._ramp.objects(self._rendered)
-            patches = self._ramp.patches(self._deployment)
+            objects, patches = self._ramp.objects, self._ramp.patches()
         except (UsageError, DeployError, UnreachableError) as error:
             barred = NO_RIGHT.search(str(error)) is not None
             if isinstance(error, UnreachableError) and not barred:

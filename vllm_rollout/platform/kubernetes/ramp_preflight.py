@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from vllm_rollout.model.deployment import Canary, Deployment
@@ -27,11 +28,14 @@ _HISTORY = {"secret": "secrets", "configmap": "configmaps"}
 _COUNTED_BY_NAME = ("services", "secrets", "configmaps", "persistentvolumeclaims")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """How a release comes to a build: by `steps` in replicas, with so many pods of `surge` and
-    `unavailable`. `keeps_state` is whether the run's documents are in the release's namespace."""
+    """How a release comes to what the `whole` of it is to run: by `steps` in replicas, with so many
+    pods of `surge` and `unavailable`. `keeps_state` is whether the run's documents are in the
+    release's namespace. What takes long is asked once: what serves, and what is rendered.
+    """
 
+    whole: Rendered
     releases: Releases
     driver: Callable[[str], str]
     """Helm's storage driver of a release."""
@@ -41,27 +45,29 @@ class Ramp:
     unavailable: int
     keeps_state: bool
 
-    def objects(self, whole: Rendered) -> list[Json]:
-        """The objects of the `whole` release, and those that the ramp runs beside it.
+    @cached_property
+    def objects(self) -> list[Json]:
+        """The objects of the whole release, and those that the ramp runs beside it.
 
         Raises:
             UsageError: the chart makes none of the values.
         """
         found: list[Json] = []
-        for each in (whole, *self._beside(whole)):
+        for each in (self.whole, *self._beside()):
             if each.rendering.complaint:
                 raise UsageError(each.rendering.complaint)
             found += one_by_one(each.rendering.objects)
         return found
 
-    def patches(self, deployment: Deployment) -> list[Json]:
+    def patches(self) -> list[Json]:
         """Parts of other objects that the ramp writes: the route of a ramp by traffic.
 
         Raises: as `HttpRoutes.divided`.
         """
+        deployment = self.whole.deployment
         return [self.routes.divided(_target(deployment))] if isinstance(deployment, Canary) else []
 
-    def new_objects(self, whole: Rendered, paths: Mapping[tuple[str, str], str]) -> NewObjects:
+    def new_objects(self, paths: Mapping[tuple[str, str], str]) -> NewObjects:
         """Objects that the rollout and its way back make, by a quota's keys.
 
         The chart's that are not there yet, one of Helm's for each revision, and the run's own
@@ -71,16 +77,16 @@ class Ramp:
         """
         counts: defaultdict[str, float] = defaultdict(float)
         notes: dict[str, str] = {}
-        there = self._applied(whole)
-        objects = {named(each): each for each in self.objects(whole) if is_made(each)}
+        there = self._applied()
+        objects = {named(each): each for each in self.objects if is_made(each)}
         for each in objects.values():
             if named(each) not in there:
                 for key, amount in _use(each, paths).items():
                     counts[key] += amount
             if each.get("kind") == "Deployment":
                 counts["count/replicasets.apps"] += 1
-        revisions = self.revisions(whole.deployment, whole.capacity)
-        history = _HISTORY.get(self.driver(whole.deployment.release))
+        revisions = self.revisions()
+        history = _HISTORY.get(self.driver(self.whole.deployment.release))
         ours: list[tuple[str | None, int, str]] = [
             (history, revisions + _BACK, f"{revisions} revisions and {_BACK} of the way back")
         ]
@@ -92,14 +98,14 @@ class Ramp:
                 notes[key] = f"{notes[key]}, {note}" if key in notes else note
         return NewObjects(counts=dict(counts), notes=notes)
 
-    def revisions(self, deployment: Deployment, capacity: int) -> int:
+    def revisions(self) -> int:
         """Return how many revisions it takes; a canary's are those of the release beside it too."""
+        deployment, capacity = self.whole.deployment, self.whole.capacity
         if isinstance(deployment, Canary):
             return len(self.steps) + 1
-        served = self._served(deployment)
-        if served is None:
+        if self._served is None:
             return len(self.steps)
-        at, number = self.releases.pods(deployment, served), 0
+        at, number = self.releases.pods(deployment, self._served), 0
         for replicas in self.steps:
             split = replicas < capacity
             goal = Pods(stable=capacity - replicas if split else capacity, canary=split * replicas)
@@ -111,35 +117,40 @@ class Ramp:
             at = goal
         return number
 
-    def _beside(self, whole: Rendered) -> list[Rendered]:
+    def _beside(self) -> list[Rendered]:
         """The release with a canary of the build in it; for a canary's release the one beside."""
+        whole = self.whole
         if isinstance(whole.deployment, Canary):
             return [replace(whole, deployment=_target(whole.deployment))]
-        served = self._served(whole.deployment)
         split = min(self.steps) < whole.capacity and load_chart(whole.chart).ramps
-        if served is None or not split:
+        if self._served is None or not split:
             return []
-        stable = self.releases.stable_pod_template(whole.deployment, served.revision)
+        stable = self.releases.stable_pod_template(whole.deployment, self._served.revision)
         canary = {"replicaCount": 1, "handover": False, "stablePodTemplate": stable}
         return [replace(whole, own={"canary": canary})]
 
-    def _served(self, deployment: Deployment) -> HelmRevision | None:
+    @cached_property
+    def _served(self) -> HelmRevision | None:
+        return self._served_by(self.whole.deployment)
+
+    def _served_by(self, deployment: Deployment) -> HelmRevision | None:
         return self.releases.to_return_to(deployment, self.releases.entries(deployment))
 
-    def _applied(self, whole: Rendered) -> set[tuple[str, str]]:
+    def _applied(self) -> set[tuple[str, str]]:
         """Kinds and names of the objects that the releases have."""
-        found = set()
-        for each in {whole.deployment, _target(whole.deployment)}:
-            if served := self._served(each):
-                found |= set(
-                    map(
-                        named,
-                        whole.helm.manifest(
-                            each.release, served.revision, namespace=each.namespace
-                        ),
-                    )
-                )
-        return found
+        whole = self.whole
+        releases = [(whole.deployment, self._served)]
+        if isinstance(whole.deployment, Canary):
+            target = _target(whole.deployment)
+            releases.append((target, self._served_by(target)))
+        return {
+            named(each)
+            for deployment, served in releases
+            if served
+            for each in whole.helm.manifest(
+                deployment.release, served.revision, namespace=deployment.namespace
+            )
+        }
 
 
 def named(each: Json) -> tuple[str, str]:
@@ -147,9 +158,9 @@ def named(each: Json) -> tuple[str, str]:
     return str(each.get("kind", "")), str(each["metadata"].get("name", ""))
 
 
-def _target(deployment: Deployment) -> Deployment:
-    """The deployment beside a canary; any other is its own."""
-    return Deployment(deployment.model, deployment.environment, deployment.namespace)
+def _target(canary: Canary) -> Deployment:
+    """The deployment that a canary is beside."""
+    return Deployment(canary.model, canary.environment, canary.namespace)
 
 
 def _use(each: Json, paths: Mapping[tuple[str, str], str]) -> dict[str, float]:
