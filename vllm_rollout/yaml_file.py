@@ -21,9 +21,15 @@ def read_mapping(path: Path, *, remedy: str = "") -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_BYTES + 1)
-        if problem := _out_of_bounds(text):
+        if len(text) > LARGEST_BYTES:
+            raise UsageError(f"{path} has more than {LARGEST_BYTES:,} bytes", remedy=remedy)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        if problem := _out_of_bounds(root):
             raise UsageError(f"{path} {problem}", remedy=remedy)
-        value = yaml.safe_load(text)
+        value = loader.construct_document(root)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", remedy=remedy) from error
     except (yaml.YAMLError, ValueError) as error:
@@ -37,12 +43,9 @@ def read_mapping(path: Path, *, remedy: str = "") -> dict[str, Any]:
     return value
 
 
-def _out_of_bounds(text: bytes) -> str:
-    """Return why the text is not to be read: aliases make a small one endless; "" if it is."""
-    if len(text) > LARGEST_BYTES:
-        return f"has more than {LARGEST_BYTES:,} bytes"
-    root, seen = yaml.compose(text, Loader=yaml.SafeLoader), 0
-    left = [(root, 0)] if root is not None else []
+def _out_of_bounds(root: yaml.Node) -> str:
+    """Return why it is not to be read: aliases make a small text endless; "" if it is."""
+    left, seen = [(root, 0)], 0
     while left:
         node, depth = left.pop()
         seen += 1
