@@ -11,8 +11,7 @@ from typing import Any
 from vllm_rollout.model.image_name import parse_image, registry_host
 from vllm_rollout.model.preflight_facts import Reference
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
-
-Json = Mapping[str, Any]
+from vllm_rollout.platform.kubernetes.templates import Json
 
 _DOCKER_CONFIG = ".dockerconfigjson"
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from vllm_rollout.model.symptoms import NodeRoom
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
-
-Json = Mapping[str, Any]
+from vllm_rollout.platform.kubernetes.templates import Json
 
 _ENDED = ("Succeeded", "Failed")
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
@@ -22,7 +21,7 @@ from vllm_rollout.platform.kubernetes.pod_reader import (
     read_workload,
 )
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL, Pod, replica_of, serving
-from vllm_rollout.platform.kubernetes.templates import HOOK
+from vllm_rollout.platform.kubernetes.templates import HOOK, Json
 
 _LOG_LINES = 400
 """So many, because vLLM writes an engine's error before the longer traceback of its server."""
@@ -34,7 +33,6 @@ _OF_A_CHANGE = re.compile(r"(?:install|upgrade|rollback)\b")
 _MAKING = ("FailedCreate", "SuccessfulCreate")
 _JOB_FAILED = ("FailedCreate", "BackoffLimitExceeded", "DeadlineExceeded")
 
-Json = Mapping[str, Any]
 ReadLog = Callable[[Pod, str, bool], str]
 """The log of a pod's container, or of the one before it."""
 
@@ -265,7 +263,7 @@ def _node_problem(nodes: Nodes, name: str) -> str:
     )
 
 
-def _rooms(nodes: Nodes, resource: str, pod_spec: Mapping[str, Any]) -> tuple[NodeRoom, ...]:
+def _rooms(nodes: Nodes, resource: str, pod_spec: Json) -> tuple[NodeRoom, ...]:
     """The room of each node; none when nodes or pods may not be listed."""
     try:
         return nodes.rooms(resource, pod_spec)

@@ -13,9 +13,9 @@ from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.text import shown
-from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
+from vllm_rollout.platform.kubernetes.api import KubernetesApi
 from vllm_rollout.platform.kubernetes.live_edits import object_path
-from vllm_rollout.platform.kubernetes.pod_reader import list_pods
+from vllm_rollout.platform.kubernetes.pod_reader import list_namespace, list_pods
 from vllm_rollout.platform.kubernetes.pods import (
     BUILD_ANNOTATION,
     Pod,
@@ -225,12 +225,7 @@ def _pods_like(api: KubernetesApi, namespace: str, labels: Sequence[Json]) -> li
     """Pods with all of the labels of one of the templates."""
     found: dict[str, Pod] = {}
     for selector in {",".join(f"{k}={v}" for k, v in each.items()) for each in labels if each}:
-        with api.doing("list", f"pods in namespace {namespace}"):
-            listed = api.core.list_namespaced_pod(
-                namespace, label_selector=selector, _request_timeout=TIMEOUT_SECONDS
-            ).items
-        for each in api.core.api_client.sanitize_for_serialization(listed):
-            found[each["metadata"]["name"]] = parse_pod(each)
+        found |= {pod.metadata.name: pod for pod in list_namespace(api, namespace, selector)}
     return [found[name] for name in sorted(found)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.preflight_facts import Demand, Rendering
-from vllm_rollout.platform.kubernetes.autoscaling import unnumbered
+from vllm_rollout.platform.kubernetes.autoscaling import counted
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import OWN_VALUES
 from vllm_rollout.platform.kubernetes.helm import Helm
@@ -109,13 +109,12 @@ class Rendered:
     @property
     def _running(self) -> list[Mapping[str, Any]]:
         """The same; none where there is none. An autoscaler's number counts as the capacity."""
-        return [
-            {**each, "spec": {"replicas": self.capacity, **each["spec"]}}
-            if unnumbered([each])
-            else each
+        found = [
+            each
             for each in without_hooks(self.rendering.objects)
             if each.get("kind") in _COUNTED and each["spec"].get("replicas", 1)
         ]
+        return counted(found, self.capacity)
 
     @contextmanager
     def _written(self) -> Iterator[tuple[Path, Sequence[Path]]]:
