@@ -107,8 +107,9 @@ class Ramp:
             return len(self.steps)
         at, number = self.releases.pods(deployment, self._served), 0
         for replicas in self.steps:
-            split = replicas < capacity
-            goal = Pods(stable=capacity - replicas if split else capacity, canary=split * replicas)
+            goal = Pods(stable=capacity)
+            if replicas < capacity:
+                goal = Pods(stable=capacity - replicas, canary=replicas)
             number += len(
                 surge_plan(
                     at, goal, capacity=capacity, surge=self.surge, unavailable=self.unavailable

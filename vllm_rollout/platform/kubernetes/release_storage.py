@@ -58,9 +58,9 @@ class ReleaseStorage:
         record, _ = self._read(release)
         if record is None:
             return None
-        return f"revision {record.revision}, by Helm's driver {record.driver}" * bool(
-            record.revision
-        )
+        if not record.revision:
+            return ""
+        return f"revision {record.revision}, by Helm's driver {record.driver}"
 
     def begin(self, release: str, newest: Callable[[], int]) -> None:
         """Write the driver down, before a change of a release that has none or no history.
