@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.model.text import redact, secrets_in
+from vllm_rollout.model.text import redact
 
 
 class UserCommandError(RolloutError):
@@ -43,4 +43,4 @@ def run_user_command(
             raise UserCommandError(
                 f"{words[0]!r} did not end within {timeout_seconds:g} s"
             ) from error
-    return process.returncode, redact(printed.decode(errors="replace"), secrets_in()).strip()
+    return process.returncode, redact(printed.decode(errors="replace")).strip()
