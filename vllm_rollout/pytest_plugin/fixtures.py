@@ -16,7 +16,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ def preflight(
         values = read_mapping(Path(file))
     else:
         before = policy.previous(deployment.environment)
-        source = deployment if before is None else replace(deployment, environment=before)
+        source = settings.deployment(deployment.model, before) if before else deployment
         served = newest_served(platform.history(source))
         if served is None:
             raise UsageError(
