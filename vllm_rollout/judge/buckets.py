@@ -135,8 +135,7 @@ class _Histogram:
     def _undecided(self, n: int) -> tuple[str, str]:
         """Return why neither bound decides, and what would."""
         allowed = 1 - self.percentile / 100
-        below = max((b for b in self.bounds if b <= self.limit), default=None)
-        above = min(b for b in self.bounds if b >= self.limit)
+        below, above = bounds_around(self.bounds, self.limit)
         slow = 1 - (0 if below is None else self.counts[self.bounds.index(below)]) / n
         if slow >= allowed:
             slow = 1 - self.counts[self.bounds.index(above)] / n
@@ -210,13 +209,21 @@ def _gaps(resets: int, missing_scrapes: int) -> str:
     return f"; {' and '.join(named)}: requests may be uncounted" if named else ""
 
 
+def bounds_around(bounds: Collection[float], limit: float) -> tuple[float | None, float]:
+    """Return the edges of the bucket that `limit` lies in, both itself where it is a bound.
+
+    None where no bound is below it, infinity where none is above.
+    """
+    below = max((bound for bound in bounds if bound <= limit), default=None)
+    return below, min((bound for bound in bounds if bound >= limit), default=math.inf)
+
+
 def limit_inside_a_bucket(bounds: Collection[float], limit_seconds: float) -> str:
     """Return which limits these bounds can decide around one that they cannot; "" if they can.
 
     A percentile in the bucket that the limit lies inside is not decided, however many the requests.
     """
-    below = max((bound for bound in bounds if bound <= limit_seconds), default=None)
-    above = min((bound for bound in bounds if bound >= limit_seconds), default=math.inf)
+    below, above = bounds_around(bounds, limit_seconds)
     return "" if below == limit_seconds else _decidable(below, above, limit_seconds)
 
 

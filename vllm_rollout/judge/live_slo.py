@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
-from vllm_rollout.judge.buckets import bucket_verdict, limit_inside_a_bucket
+from vllm_rollout.judge.buckets import bounds_around, bucket_verdict, limit_inside_a_bucket
 from vllm_rollout.judge.rate import rate_verdict_between
 from vllm_rollout.model.request_counts import LatencyCounts, RequestCounts
 from vllm_rollout.model.units import format_value
@@ -63,15 +63,13 @@ def decided_by_own_load(
     limit = by_buckets.limit
     if by_buckets.outcome is not Outcome.INCONCLUSIVE or limit is None:
         return by_buckets
-    bounds = counted.cumulative
-    below = max((bound for bound in bounds if bound <= limit), default=0.0)
-    above = min((bound for bound in bounds if bound >= limit), default=math.inf)
+    below, above = bounds_around(counted.cumulative, limit)
     if below == limit or math.isinf(above) or by_buckets.upper != above:
         return by_buckets
     measured = own()
     if measured is None:
         return by_buckets
-    if measured.measured is None or not below < measured.measured <= above:
+    if measured.measured is None or not (below or 0.0) < measured.measured <= above:
         note = f"the load's own requests are not like the users': {measured.reason}"
         return replace(by_buckets, reason=f"{by_buckets.reason}; {note}")
     note = f"by the load's own requests, as the buckets do not decide: {by_buckets.reason}"
