@@ -49,8 +49,7 @@ def room_verdict(room: Room) -> Verdict:
     need = f"{len(whole)} pods ({len(new)} of them surge) need {needed:g} {resource}"
     words = [need, f"accepting nodes have {free:g} free", f"the release's own pods hold {own:g}"]
     if short:
-        number = len(surge_left) or len(left)
-        which = "pods of surge" if surge_left else "pods"
+        number, which = len(surge_left or left), "pods of surge" if surge_left else "pods"
         words.append(
             f"{number} {which} of {short[0].workload} find no node with {_amounts(short[0])}"
         )
@@ -68,7 +67,7 @@ def room_verdict(room: Room) -> Verdict:
         reason="; ".join(words),
         remedy="" if fits else _MAKE_ROOM,
     )
-    if not fits and absent:
+    if absent:
         return verdict.inconclusive_because(
             f"{verdict.reason}; no node that is there has what they ask for: an autoscaler may "
             "have scaled that pool to zero, or the resource or the selector is misspelled",
@@ -101,22 +100,20 @@ def quota_verdict(
     for quota in (each for each in quotas if not each.unconsidered):
         for key in sorted(quota.hard):
             needed, unstated = _needed(demands, key, rolling=bool(quota.own.get("pods")))
-            if needed is None and key in objects.counts:
-                needed = objects.counts[key]
-                left = quota.hard[key] - quota.used.get(key, 0)
-                note = f" ({objects.notes[key]})" if objects.notes.get(key) else ""
-                text = f"{quota.name}: {key} needs {needed:g} more{note}, "
-                text += f"{left:g} of {quota.hard[key]:g} are left"
-                short_of_objects |= needed > left
-                (words if needed <= left else problems).append(text)
-                continue
             if unstated:
                 problems.append(f"{quota.name} limits {key}, and {unstated} does not state it")
+            more = ""
+            if needed is None and key in objects.counts:
+                needed, note = objects.counts[key], objects.notes.get(key)
+                more = f" more ({note})" if note else " more"
             if needed is None:
                 continue
             left = quota.hard[key] - quota.used.get(key, 0) + quota.own.get(key, 0)
-            text = f"{quota.name}: {key} needs {needed:g}, {left:g} of {quota.hard[key]:g} are left"
-            (words if needed <= left + _ONE_BILLIONTH else problems).append(text)
+            text = f"{quota.name}: {key} needs {needed:g}{more}, "
+            text += f"{left:g} of {quota.hard[key]:g} are left"
+            fits = needed <= left + _ONE_BILLIONTH
+            short_of_objects |= bool(more) and not fits
+            (words if fits else problems).append(text)
     if problems:
         return check(
             False,
