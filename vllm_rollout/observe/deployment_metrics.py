@@ -252,17 +252,10 @@ class DeploymentMetrics:
         metric = f"{counter.metric.removesuffix('_total')}_created"
         created = self._series(selector(metric, labels, counter.matching), scrapes)
         increases = scrapes.increases(every, created)
-        bad = [
-            grown
-            for series, grown in zip(every, increases, strict=True)
-            if re.fullmatch(counter.failed, series.labels[status])
-        ]
-        refused = [
-            grown.amount
-            for series, grown in zip(every, increases, strict=True)
-            if series.labels[status].startswith("4")
-            and not re.fullmatch(counter.failed, series.labels[status])
-        ]
+        failed = re.compile(counter.failed).fullmatch
+        answers = [(s.labels[status], grown) for s, grown in zip(every, increases, strict=True)]
+        bad = [grown for code, grown in answers if failed(code)]
+        refused = [grown for code, grown in answers if code.startswith("4") and not failed(code)]
         unsure = round(sum(grown.unsure for grown in bad))
         failures = round(sum(grown.amount for grown in bad))
         turned_away = scrapes.increases(rejections)
@@ -271,7 +264,7 @@ class DeploymentMetrics:
         return RequestCounts(
             source=source,
             total=round(sum(grown.amount for grown in increases)) + unsure,
-            refused=round(sum(refused)),
+            refused=round(sum(grown.amount for grown in refused)),
             failures=max(failures, rejected),
             failures_at_most=failures + rejected + unsure,
             resets=max(grown.resets for grown in increases),
