@@ -106,12 +106,10 @@ class DeploymentMetrics:
 
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         """Requests and failures in the `window` up to `end`, by every source."""
-        start = end - window
-        counter = self._rules.requests
-        labels = {**self._fill(counter.labels), **self._labels}
-        own = self._counts(SERVERS, counter, labels, *self._scrapes(start, end))
+        own = self.by_servers(window, end=end)
         if self._rules.gateway is None:
             return ErrorRates(sources=(own,))
+        start = end - window
         gateway = self._rules.gateway
         labels = self._fill(gateway.labels)
         counts = selector(gateway.metric, labels, gateway.matching)
@@ -141,6 +139,12 @@ class DeploymentMetrics:
             or unattributed(started, scrapes)
         )
         return ErrorRates(sources=(own, self._counts("gateway", gateway, labels, scrapes, doubt)))
+
+    def by_servers(self, window: timedelta, *, end: datetime) -> RequestCounts:
+        """Requests and failures in the `window` up to `end`, as the servers counted them."""
+        counter = self._rules.requests
+        labels = {**self._fill(counter.labels), **self._labels}
+        return self._counts(SERVERS, counter, labels, *self._scrapes(end - window, end))
 
     def latency(
         self, window: timedelta, *, end: datetime, histogram: tuple[str, ...] = E2E_LATENCY

@@ -123,7 +123,7 @@ class LiveMetrics:
         wide = min(_INTERVALS * timedelta(seconds=interval), _WIDEST, lasted)
         if wide > window:
             window = wide
-            counts = self._metrics.error_rates(window, end=end).sources[0]
+            counts = self._metrics.by_servers(window, end=end)
         last = end.timestamp() - self._ahead
         first = last - window.total_seconds()
         answered = failed = 0
