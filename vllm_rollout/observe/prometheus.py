@@ -149,22 +149,6 @@ class Prometheus:
             for each in found
         ]
 
-    def over(self, promql: str, start: datetime, end: datetime, *, step: timedelta) -> list[Series]:
-        """The answer to a range query, one sample every `step`.
-
-        Raises:
-            UnreachableError: as `at`.
-        """
-        return self._asked(
-            "query_range",
-            {
-                "query": promql,
-                "start": f"{start.timestamp():.3f}",
-                "end": f"{end.timestamp():.3f}",
-                "step": f"{step.total_seconds():.3f}",
-            },
-        )
-
     def _asked(self, path: str, question: Mapping[str, str]) -> list[Series]:
         try:
             response = self._http.request(
