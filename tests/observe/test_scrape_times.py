@@ -122,11 +122,11 @@ def test_a_watch_sees_an_outage_by_late_and_rare_scrapes(every: float, lag: floa
 
 
 def loading(address: str, born: int, ready: int) -> World:
-    """A new pod that is scraped from its birth on, in vain until it is ready."""
+    """A new pod that is scraped from its start on; each scrape fails until it is ready."""
     pod = Pod(address, born=born, ready=ready, labels={"pod": address})
     key = series_key("up", **LABELS, instance=address, pod=address)
-    in_vain: dict[float, float] = {T - ago: 0 for ago in range(born, ready, -15)}
-    return merged({key: in_vain}, pod.scraped(T))
+    failed: dict[float, float] = {T - ago: 0 for ago in range(born, ready, -15)}
+    return merged({key: failed}, pod.scraped(T))
 
 
 WORLDS: dict[str, tuple[Callable[[], World], str]] = {

@@ -41,7 +41,9 @@ ONE = rolling(1, 0)
         pytest.param([workload("a")], workload("b", strategy=rolling("50%", "30%")), 2, id="50%"),
         pytest.param([workload("a")], workload("b"), 2, id="the API server's own 25% and 25%"),
         pytest.param([workload("a", 2)], workload("a", strategy=ONE), 1, id="more of the same"),
-        pytest.param([workload("a")], workload("b", strategy={"type": "Recreate"}), 1, id="anew"),
+        pytest.param(
+            [workload("a")], workload("b", strategy={"type": "Recreate"}), 1, id="recreated"
+        ),
         pytest.param(
             [workload("a", kind="StatefulSet")], workload("b", kind="StatefulSet"), 4, id="in order"
         ),
