@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import yaml
 from support.simulated import MemoryStore, SimulatedPlatform
-from support.world import DEVELOPMENT, MODEL, PRODUCTION, RAMP, SIGN_OFF, STAGING, World
+from support.world import DEVELOPMENT, MODEL, PRODUCTION, RAMP, SIGN_OFF, STAGING, World, decide
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, PolicyError, UnreachableError
-from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.platform.clusters import Clusters, JoinedStore, as_writer
 from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import ReleaseWriter, writer_of
@@ -18,7 +17,6 @@ from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.model_status import model_status
-from vllm_rollout.rollout.sign_offs import SignOff, SignOffs
 from vllm_rollout.settings import load_settings
 
 
@@ -43,23 +41,6 @@ def both(world: World, far: SimulatedPlatform) -> ReleaseWriter:
     return as_writer(both)
 
 
-def sign_off(world: World, where: ReleaseWriter, evidence: Evidence) -> None:
-    revision = world.platform.history(STAGING)[-1]
-    signed = SignOff(
-        evidence=evidence.digest,
-        approved=True,
-        by="Grace",
-        user="grace",
-        at=world.clock.now(),
-        note="",
-        environment="staging",
-        revision=revision.number,
-        build=revision.build.digest,
-    )
-    store = writer_of(at_home(where, "production")).store
-    SignOffs(store, MODEL).add(signed, evidence.run_id)
-
-
 def test_a_promotion_reads_there_and_changes_and_keeps_here(
     world: World, far: SimulatedPlatform, both: ReleaseWriter
 ) -> None:
@@ -74,7 +55,7 @@ def test_a_promotion_reads_there_and_changes_and_keeps_here(
     (block,) = model_status(both, policy, MODEL, world.clock.now()).environments[1].blocks
     assert f"sign-off {MODEL} --evidence {pending.digest[7:23]}" in block
 
-    sign_off(world, both, pending)
+    decide(world, pending, store=writer_of(at_home(both, "production")).store)
     promoted = gate_and_promote(world.tools(both))
     assert promoted.exit_code == ExitCode.OK, promoted.conclusion
     assert (world.platform.calls, far.calls) == ([], RAMP)

@@ -282,8 +282,10 @@ def kinds(world: World) -> list[str]:
     return [str(decision.kind) for decision in decisions.of(MODEL)]
 
 
-def decide(world: World, evidence: Evidence, *, approved: bool = True) -> None:
-    """A person of QA signs the evidence off, or rejects it."""
+def decide(
+    world: World, evidence: Evidence, *, approved: bool = True, store: Store | None = None
+) -> None:
+    """A person of QA signs the evidence off, or rejects it; `store` is not the world's own."""
     revision = world.platform.releases[STAGING.release][-1]
     sign_off = SignOff(
         evidence=evidence.digest,
@@ -296,7 +298,7 @@ def decide(world: World, evidence: Evidence, *, approved: bool = True) -> None:
         revision=revision.number,
         build=revision.build.digest,
     )
-    SignOffs(world.platform.store, MODEL).add(sign_off, evidence.run_id)
+    SignOffs(store or world.platform.store, MODEL).add(sign_off, evidence.run_id)
 
 
 def gates_run(world: World) -> list[str]:
