@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from support.crashing import Calls, Killed, When, Wrapped
 from support.simulated import ALL_STABLE
-from support.world import BY_TRAFFIC, MODEL, PRODUCTION, QUICK, STAGING, World, healthy
+from support.world import (
+    BY_TRAFFIC,
+    MODEL,
+    PRODUCTION,
+    QUICK,
+    STAGING,
+    World,
+    failing_when,
+    healthy,
+)
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import RevisionStatus
@@ -29,14 +38,11 @@ def promoted(world: World) -> None:
 def rolled_back(world: World) -> None:
     """Production answers with errors as soon as the new build is complete."""
 
-    def probes(_seconds: float) -> ProbeSample:
+    def complete() -> bool:
         serving = world.platform.serving(PRODUCTION)
-        bad = serving is not None and serving[0] == second(world) and serving[1] == serving[2]
-        latencies = () if bad else (0.1,) * 10
-        failures = 10 if bad else 0
-        return ProbeSample(total=10, failures=failures, latencies_seconds=latencies, healthy=True)
+        return serving is not None and serving[0] == second(world) and serving[1] == serving[2]
 
-    world.probes = probes
+    world.probes = failing_when(complete)
 
 
 def never_ready(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.crashing import Killed
 from support.simulated import MemoryStore
-from support.world import MODEL, PRODUCTION, World, builds, healthy
+from support.world import MODEL, PRODUCTION, World, builds, failing_when, healthy
 
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, UsageError
@@ -71,22 +71,13 @@ def test_what_is_recorded_of_production_has_its_gates_and_the_exit_code(world: W
     assert len(kept) == 2, "each gate run is kept once"
 
 
-def failing_in_production(world: World) -> Callable[[float], ProbeSample]:
-    def probes(_seconds: float) -> ProbeSample:
-        if not on_watch(world):
-            return healthy(0)
-        return ProbeSample(total=10, failures=10, latencies_seconds=(), healthy=True)
-
-    return probes
-
-
 def on_watch(world: World) -> bool:
     journal = world.journal()
     return journal is not None and journal.phase.value == "watch"
 
 
 def test_a_rollback_is_on_record_with_its_exit_code_and_stays_withdrawn(world: World) -> None:
-    world.probes = failing_in_production(world)
+    world.probes = failing_when(lambda: on_watch(world))
     evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK

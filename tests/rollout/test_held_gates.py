@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.world import MODEL, PRODUCTION, STAGING, ScriptedGates, World, builds, healthy, kinds
+from support.world import (
+    MODEL,
+    PRODUCTION,
+    STAGING,
+    ScriptedGates,
+    World,
+    builds,
+    failing_when,
+    healthy,
+    kinds,
+)
 
 from vllm_rollout.gate_runs import latency_before
 from vllm_rollout.judge import Outcome, Verdict
@@ -142,12 +152,7 @@ def test_a_kept_build_that_was_rolled_back_is_kept_no_longer(world: World, asks:
     asks(NO_DATA)
     world.overrides |= {"inconclusive.deadline": "0s"}
 
-    def down(seconds: float) -> ProbeSample:
-        bad = 10 if world.platform.serving(PRODUCTION)[1] == 4 else 0
-        answered = (0.1,) * (10 - bad)
-        return ProbeSample(total=10, failures=bad, latencies_seconds=answered, healthy=True)
-
-    world.probes = down
+    world.probes = failing_when(lambda: world.platform.serving(PRODUCTION)[1] == 4)
     assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
     world.probes = healthy
     old = world.platform.deploy(STAGING, {"version": 1})
@@ -202,13 +207,7 @@ def test_the_policy_says_of_each_gate_what_is_kept(
 
 def test_a_trigger_that_fires_while_gates_are_held_rolls_back(world: World, asks: Asks) -> None:
     gates = asks(NO_DATA)
-
-    def down(_seconds: float) -> ProbeSample:
-        bad = 10 if gates.asked else 0
-        answered = (0.1,) * (10 - bad)
-        return ProbeSample(total=10, failures=bad, latencies_seconds=answered, healthy=True)
-
-    world.probes = down
+    world.probes = failing_when(lambda: gates.asked)
     evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "complete outage" in evidence.conclusion
@@ -216,15 +215,13 @@ def test_a_trigger_that_fires_while_gates_are_held_rolls_back(world: World, asks
 
 def test_a_run_that_goes_on_with_a_kept_one_calls_it_no_pass(world: World, asks: Asks) -> None:
     asks(NO_DATA)
-    healthy = world.probes
 
     def interrupted(seconds: float) -> ProbeSample:
         entry = world.journal()
         if entry is not None and entry.phase is Phase.WATCH:
             world.probes = healthy
             raise KeyboardInterrupt
-        sample: ProbeSample = healthy(seconds)
-        return sample
+        return healthy(seconds)
 
     world.probes = interrupted
     assert gate_and_promote(world.tools()).exit_code == ExitCode.INTERRUPTED

@@ -14,6 +14,7 @@ from support.world import (
     Killed,
     World,
     decide,
+    failing_when,
     gates_run,
 )
 
@@ -88,9 +89,7 @@ def test_an_emergency_does_not_pass_over_gates_the_watch_or_a_rejection(world: W
     world.gates.outcomes.clear()
     assert world.platform.calls == []
 
-    world.probes = lambda _seconds: ProbeSample(
-        total=10, failures=10 if world.platform.calls else 0, latencies_seconds=(), healthy=True
-    )
+    world.probes = failing_when(lambda: world.platform.calls)
     assert gate_and_promote(emergency()).exit_code == ExitCode.ROLLED_BACK
 
     del world.overrides[SIGN_OFF]

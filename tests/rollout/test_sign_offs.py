@@ -14,6 +14,7 @@ from support.world import (
     STAGING,
     World,
     decide,
+    failing_when,
     gates_run,
     healthy,
 )
@@ -173,9 +174,7 @@ def test_signed_evidence_is_not_used_for_anything_but_what_was_signed(
         world.platform.releases[STAGING.release] = [replace(newest, number=1, created=later)]
     else:  # it was promoted on this evidence, and a trigger fired
         good = world.probes
-        world.probes = lambda _seconds: ProbeSample(
-            total=10, failures=10 if world.platform.calls else 0, latencies_seconds=(), healthy=True
-        )
+        world.probes = failing_when(lambda: world.platform.calls)
         assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
         world.probes = good
         world.clock.seconds += 1
@@ -215,9 +214,7 @@ def test_a_build_that_was_rolled_back_is_refused_until_it_is_asked_for_again(
     world: World,
 ) -> None:
     good, ran = world.probes, gates_run(world)
-    world.probes = lambda _seconds: ProbeSample(
-        total=10, failures=10 if world.platform.calls else 0, latencies_seconds=(), healthy=True
-    )
+    world.probes = failing_when(lambda: world.platform.calls)
     back = gate_and_promote(world.tools())
     assert back.exit_code == ExitCode.ROLLED_BACK
     assert "exit code 5" in back.unsignable

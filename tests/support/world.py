@@ -265,6 +265,12 @@ def healthy(_seconds: float) -> ProbeSample:
     return ProbeSample(total=10, failures=0, latencies_seconds=(0.1,) * 10, healthy=True)
 
 
+def failing_when(holds: Callable[[], object]) -> Callable[[float], ProbeSample]:
+    """Probes that all fail while it holds, and all succeed while it does not."""
+    bad = ProbeSample(total=10, failures=10, latencies_seconds=(), healthy=True)
+    return lambda seconds: bad if holds() else healthy(seconds)
+
+
 def changes(world: World) -> list[str]:
     return world.platform.calls
 
