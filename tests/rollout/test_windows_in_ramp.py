@@ -6,19 +6,22 @@ from typing import Any
 
 import pytest
 from support.simulated import WEDNESDAY
-from support.world import MODEL, RAMP, World, kinds
+from support.world import PRODUCTION, RAMP, World, healthy, kinds
 
 from vllm_rollout.model.errors import ExitCode, UsageError
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.run import Emergency
 
-TEN = WEDNESDAY
 SLOWLY = {"watch.interval": "1m", "windows.whole_ramp": True}
-BY_TRAFFIC = {
-    "canary.by": "traffic",
-    "canary.latency": False,
-    "canary.error_rate": False,
-    "ramp": [{"share": "25%", "hold": "1h"}, {"share": "100%", "hold": "1h"}],
+SHAPES: dict[str, dict[str, Any]] = {
+    "replicas": {},
+    "traffic": {
+        "canary.by": "traffic",
+        "canary.latency": False,
+        "canary.error_rate": False,
+        "ramp": [{"share": "25%", "hold": "1h"}, {"share": "100%", "hold": "1h"}],
+    },
 }
 LATE = {**SLOWLY, "windows.whole_ramp": False}
 
@@ -57,12 +60,12 @@ def test_a_ramp_that_does_not_fit_is_not_begun(world: World) -> None:
 
     waited = gate_and_promote(world.tools(), wait_for_window=True)
     assert waited.exit_code == ExitCode.OK
-    assert waited.started == TEN + timedelta(hours=23)
+    assert waited.started == WEDNESDAY + timedelta(hours=23)
 
 
-@pytest.mark.parametrize("by", ["replicas", "traffic"])
+@pytest.mark.parametrize("by", SHAPES)
 def test_a_closed_window_holds_the_ramp_between_steps(world: World, by: str) -> None:
-    world.overrides |= LATE | (BY_TRAFFIC if by == "traffic" else {})
+    world.overrides |= LATE | SHAPES[by]
     at(world, 4.5)
     told: list[tuple[str, str]] = []
     changes = changed_at(world)
@@ -79,26 +82,24 @@ def test_a_closed_window_holds_the_ramp_between_steps(world: World, by: str) -> 
     assert "16:30 is outside 09:00-16:00 UTC" in why
 
 
-@pytest.mark.parametrize("by", ["replicas", "traffic"])
+@pytest.mark.parametrize("by", SHAPES)
 def test_a_closed_window_takes_the_ramp_back_where_the_policy_says(world: World, by: str) -> None:
-    world.overrides |= LATE | {"windows.closed_in_ramp": "go_back"}
-    world.overrides |= BY_TRAFFIC if by == "traffic" else {}
+    world.overrides |= LATE | SHAPES[by] | {"windows.closed_in_ramp": "go_back"}
     at(world, 5.5)
-    before = world.platform.releases["llama-2-7b-production"][-1].build
+    before = world.platform.releases[PRODUCTION.release][-1].build
 
     evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "windows.closed_in_ramp is go_back" in evidence.conclusion
-    assert world.platform.releases[f"{MODEL}-production"][-1].build == before
+    assert world.platform.releases[PRODUCTION.release][-1].build == before
     assert kinds(world)[-1] == "rolled-back"
 
 
 def test_a_held_ramp_is_watched(world: World) -> None:
     world.overrides |= LATE
     at(world, 5.5)
-    healthy = world.probes
-    ill = healthy(0).__class__(total=10, failures=10, latencies_seconds=(), healthy=False)
+    ill = ProbeSample(total=10, failures=10, latencies_seconds=(), healthy=False)
     world.probes = lambda seconds: ill if seconds > 10 * 3600 else healthy(seconds)
 
     evidence = gate_and_promote(world.tools())
@@ -120,15 +121,12 @@ def test_a_calendar_that_goes_away_in_a_ramp_undoes_nothing(world: World, tmp_pa
     world.platform.in_change = meanwhile
     said: list[str] = []
 
-    class Back:
-        """Brings the calendar back once the ramp is held."""
+    def bring_back(_kind: str, text: str, **_: str) -> None:
+        if "is held where it is" in text:
+            said.append(text)
+            file.write_bytes(content)
 
-        def tell(self, _kind: str, text: str, **_: Any) -> None:
-            if "is held where it is" in text:
-                said.append(text)
-                file.write_bytes(content)
-
-    evidence = gate_and_promote(world.tools(notify=Back().tell))
+    evidence = gate_and_promote(world.tools(notify=bring_back))
 
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert "cannot be read" in said[0]
