@@ -2,22 +2,20 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.scripted_api import Answer, ScriptedApi
 
 from vllm_rollout.model.deployment import Canary, Deployment
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.preflight_facts import Admission
 from vllm_rollout.platform.kubernetes.admission import admission
-from vllm_rollout.platform.kubernetes.api import KubernetesApi
 from vllm_rollout.platform.kubernetes.ramp_preflight import Ramp
 from vllm_rollout.platform.kubernetes.surge_plan import Pods
 
-Answer = tuple[int, str]
 PATHS = {
     ("v1", "Pod"): "/api/v1/namespaces/{}/pods",
     ("v1", "Secret"): "/api/v1/namespaces/{}/secrets",
@@ -28,19 +26,15 @@ PATHS = {
 }
 
 
-class Asked(KubernetesApi):
+class Asked(ScriptedApi):
     """An API server that gives `answer(method, path, kind)`, 200 where that is None."""
 
     def __init__(self, answer: Callable[[str, str, str], Answer | None]) -> None:
-        super().__init__(SimpleNamespace(configuration=SimpleNamespace(host="https://cluster")))
+        super().__init__(self._noted)
         self.paths = PATHS
         self.answer, self.sent = answer, list[str]()
 
-    @contextmanager
-    def doing(self, verb: str, resource: str) -> Iterator[None]:
-        yield
-
-    def ask(self, method: str, path: str, **request: Any) -> Answer:
+    def _noted(self, method: str, path: str, **request: Any) -> Answer:
         assert ("dryRun", "All") in request["query_params"]
         kind = request["header_params"]["Content-Type"].split("/")[1]
         self.sent.append(f"{method} {path} {kind}")

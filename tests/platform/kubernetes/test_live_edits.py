@@ -1,26 +1,21 @@
+"""Live objects of a release, as they are compared before and after a hold."""
+
 import json
-from contextlib import nullcontext
 from typing import Any
 
+from support.scripted_api import ScriptedApi
+
 from vllm_rollout.platform.kubernetes.live_edits import live_objects
-
-
-class Api:
-    """An API server that has these Deployments, and nothing else."""
-
-    def __init__(self, *deployments: dict[str, Any]) -> None:
-        self._deployments = deployments
-
-    def doing(self, *_: str) -> Any:
-        return nullcontext()
-
-    def ask(self, _method: str, path: str, **_: Any) -> tuple[int, str]:
-        items = self._deployments if path.endswith("/deployments") else ()
-        return 200, json.dumps({"items": items})
 
 
 def test_what_is_being_deleted_counts_as_gone() -> None:
     stays = {"metadata": {"name": "stays"}, "spec": {"replicas": 2}}
     gone = {"name": "goes", "deletionTimestamp": "2026-11-17T09:00:00Z"}
-    api: Any = Api(stays, {"metadata": gone, "spec": {"replicas": 1}})
-    assert list(live_objects(api, "ns", ["any"], scaled=())) == ["Deployment stays"]
+    deployments = [stays, {"metadata": gone, "spec": {"replicas": 1}}]
+
+    def answer(_method: str, path: str, **_: Any) -> tuple[int, str]:
+        items = deployments if path.endswith("/deployments") else []
+        return 200, json.dumps({"items": items})
+
+    found = live_objects(ScriptedApi(answer), "ns", ["any"], scaled=())
+    assert list(found) == ["Deployment stays"]

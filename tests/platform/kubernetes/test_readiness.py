@@ -1,13 +1,13 @@
 """How many pods of a workload count as ready, by its status."""
 
 import json
-from contextlib import nullcontext
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from support.scripted_api import ScriptedApi
 
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.platform.kubernetes.api import KubernetesApi
 from vllm_rollout.platform.kubernetes.readiness import readiness_of
 
 PRODUCTION = Deployment("m", "production")
@@ -27,11 +27,10 @@ def told(kind: str, spec: dict[str, Any], status: dict[str, Any], *, seen: int =
         "metadata": {"name": "x", "generation": 2},
         "status": {"observedGeneration": seen, **status},
     }
-    listed = type("Listed", (), {"items": []})
-    core: Any = type("Core", (), {"list_namespaced_pod": lambda *_, **__: listed})
-    api: Any = type("Api", (), {"core": core(), "doing": lambda *_: nullcontext()})()
-    api.ask = lambda *_: (200, json.dumps(live))
-    found = readiness_of(cast("KubernetesApi", api), PRODUCTION, [rendered])
+    api = ScriptedApi(lambda *_: (200, json.dumps(live)))
+    no_pods = SimpleNamespace(items=[])
+    api.core = SimpleNamespace(list_namespaced_pod=lambda *_, **__: no_pods)
+    found = readiness_of(api, PRODUCTION, [rendered])
     return "; ".join(found.missing)
 
 
