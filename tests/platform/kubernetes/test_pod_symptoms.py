@@ -91,10 +91,12 @@ def symptoms(
     previous: str = "",
     node: Nodes | None = None,
     job: str = "",
+    uid: str = UID,
 ) -> Symptoms:
+    """What is known of the pod; `uid` is of the one that the events are about."""
     return symptoms_of_pod(
         parse_pod(document),
-        events=[ObjectEvent("Pod", NAME, UID, Event(*each)) for each in events],
+        events=[ObjectEvent("Pod", NAME, uid, Event(*each)) for each in events],
         nodes=node or nodes(),
         log=lambda _pod, container, before: f"{previous if before else log}",
         now=NOW,
@@ -340,15 +342,9 @@ def test_a_pod_that_should_have_been_gone_is_named() -> None:
 def test_events_of_others_and_of_an_hour_ago_are_no_cause() -> None:
     old = ("FailedMount", "no claim", 4000.0)
     assert not symptoms(pod(waits("ContainerCreating")), [old]).events
-    other = ObjectEvent("Pod", NAME, "of-the-pod-before", Event("FailedMount", "no claim"))
-    found = symptoms_of_pod(
-        parse_pod(pod(waits("ContainerCreating"))),
-        events=[other],
-        nodes=nodes(),
-        log=lambda *_: "",
-        now=NOW,
-    )
-    assert not found.events
+    fresh = ("FailedMount", "no claim", 0.0)
+    assert symptoms(pod(waits("ContainerCreating")), [fresh]).events
+    assert not symptoms(pod(waits("ContainerCreating")), [fresh], uid="of-the-pod-before").events
 
 
 SIDECAR = {"name": "istio-proxy", "ready": True, **runs(900, started=True)}
