@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 from cluster.required import debian_tool
 from support.prometheus import running_prometheus
-from support.scraped_pods import MIDDLE, NEW, OLD, Pod, World, merged, scripted, series_key
+from support.scraped_pods import (
+    MIDDLE,
+    NEW,
+    OLD,
+    Pod,
+    World,
+    four,
+    merged,
+    outage,
+    scripted,
+    series_key,
+)
+from support.scripted_prometheus import NOW, T
 
 import vllm_rollout
 from vllm_rollout.judge import Outcome
@@ -25,8 +37,6 @@ from vllm_rollout.policy import load_policy
 
 PRODUCTION = Deployment("llama-2-7b", "production")
 WINDOW = timedelta(minutes=15)
-END = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
-T = END.timestamp()
 
 
 def metrics(prometheus: Prometheus, **labels: str) -> DeploymentMetrics:
@@ -46,16 +56,12 @@ class Judged:
     words: str
 
 
-def judged(found: DeploymentMetrics, end: datetime = END) -> Judged:
+def judged(found: DeploymentMetrics, end: datetime = NOW) -> Judged:
     """The outcomes of the gate `live_metrics`, and what it says where it does not know."""
     rates, latency = found.error_rates(WINDOW, end=end), found.latency(WINDOW, end=end)
     (errors,) = error_rate_verdicts(rates.sources, limit=0.01, confidence=0.95)
     slow = latency_verdict(latency, percentile=95, limit_seconds=2.5, confidence=0.95)
     return Judged(errors.outcome, slow.outcome, rates.unknown or latency.unknown)
-
-
-def four(**options: object) -> list[Pod]:
-    return [Pod(f"10.0.0.{i}:8000", **options) for i in range(1, 5)]  # type: ignore[arg-type]
 
 
 def one(pods: Sequence[Pod], offset: float = 0, **labels: str) -> World:
@@ -65,10 +71,6 @@ def one(pods: Sequence[Pod], offset: float = 0, **labels: str) -> World:
 
 def pair(pods: Sequence[Pod]) -> World:
     return merged(one(pods, replica="a"), one(pods, 7, replica="b"))
-
-
-def outage(ago: float) -> float:
-    return 0.98 if ago <= 900 else 0.0
 
 
 # ------------------------------------------------- not known whose
@@ -198,16 +200,16 @@ def test_with_the_label_set_each_world_is_judged_as_it_is() -> None:
 
 
 def test_a_soak_does_not_go_by_samples_of_unknown_servers() -> None:
-    start = END - WINDOW
+    start = NOW - WINDOW
     for world in (pair(four()), on_nodes(True), on_nodes(False), clusters("10.9.0.1")):
         with pytest.raises(UnreachableError, match="Whose samples these are is not known: "):
-            of(world).uptime(start, END)
-        assert of(world).gauge(KV_CACHE_USAGE, at=END) is None
-    seen = of(pair(four()), replica="a").uptime(start, END)
+            of(world).uptime(start, NOW)
+        assert of(world).gauge(KV_CACHE_USAGE, at=NOW) is None
+    seen = of(pair(four()), replica="a").uptime(start, NOW)
     assert {up for _, up in seen.moments[8:]} == {4}
     assert seen.restarts == ()
     # Its servers were up under either label.
-    assert of(relabelled(four(), node="n")).uptime(start, END).restarts == ()
+    assert of(relabelled(four(), node="n")).uptime(start, NOW).restarts == ()
 
 
 # ------------------------------------------------- sound worlds
@@ -272,8 +274,8 @@ SOUND: dict[str, Callable[[], World]] = {
 def test_a_sound_world_passes_without_a_false_alarm(name: str) -> None:
     found = of(SOUND[name]())
     assert judged(found) == Judged("pass", "pass", "")
-    found.uptime(END - WINDOW, END)
-    assert found.gauge(KV_CACHE_USAGE, at=END) is not None
+    found.uptime(NOW - WINDOW, NOW)
+    assert found.gauge(KV_CACHE_USAGE, at=NOW) is not None
 
 
 @pytest.mark.parametrize("name", ["steady", "rolling upgrade", "one restarts", "one pod comes"])
@@ -294,7 +296,7 @@ def test_what_a_new_pod_counted_before_its_first_scrape_counts() -> None:
     new = Pod("10.0.0.9:8000", born=454, ready=440, rate=20, bad=lambda ago: float(ago > 440))
 
     def failures(*pods: Pod) -> tuple[int, int]:
-        (counts,) = of(one([*four(), *pods])).error_rates(WINDOW, end=END).sources
+        (counts,) = of(one([*four(), *pods])).error_rates(WINDOW, end=NOW).sources
         return counts.failures, counts.failures_at_most
 
     least, most = failures(new)
@@ -311,11 +313,11 @@ def test_what_a_new_pod_counted_before_its_first_scrape_counts() -> None:
 
 
 def test_a_percentile_goes_by_bounds_that_all_servers_have() -> None:
-    mixed = of(one([*four(buckets=OLD)[:2], *four()[2:]])).latency(WINDOW, end=END)
+    mixed = of(one([*four(buckets=OLD)[:2], *four()[2:]])).latency(WINDOW, end=NOW)
     assert tuple(mixed.cumulative) == OLD
     assert mixed.percentile_above(95, 6) is False
     hidden = of(one([*four(buckets=MIDDLE, seconds=70)[:3], *four(seconds=70)[3:]]))
-    slow = hidden.latency(WINDOW, end=END)
+    slow = hidden.latency(WINDOW, end=NOW)
     assert slow.percentile_above(95, 6) is True
     assert slow.percentile_above(95, 80) is None
 
@@ -351,7 +353,7 @@ def test_a_gateway_may_be_anywhere_but_of_one_prometheus() -> None:
             load_policy(None, overrides=rules).prometheus,
             PRODUCTION,
         )
-        return found.error_rates(WINDOW, end=END).sources[1].unknown
+        return found.error_rates(WINDOW, end=NOW).sources[1].unknown
 
     both = merged(gateway(cluster="eu"), gateway(cluster="us"))
     assert unknown(gateway()) == unknown(both, cluster="eu") == ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.scraped_pods import Pod, merged, scripted
+from support.scripted_prometheus import NOW, T
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
@@ -18,8 +19,6 @@ from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.observe.prometheus_window import LiveMetrics, live_metrics
 from vllm_rollout.policy import load_policy
 
-NOW = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
-T = NOW.timestamp()
 MINUTE = timedelta(minutes=1)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support.scraped_pods import LABELS, Pod, World, merged, scripted, series_key
+from support.scraped_pods import LABELS, Pod, World, four, merged, outage, scripted, series_key
+from support.scripted_prometheus import NOW, T
 
 from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
 from vllm_rollout.model.deployment import Deployment
@@ -14,8 +15,6 @@ from vllm_rollout.policy import load_policy
 
 PRODUCTION = Deployment("llama-2-7b", "production")
 WINDOW = timedelta(minutes=15)
-END = datetime(2026, 11, 18, 10, 0, tzinfo=UTC)
-T = END.timestamp()
 RULES = load_policy(None, overrides={"prometheus.url": "http://prometheus"})
 
 
@@ -23,7 +22,7 @@ def of(world: World) -> DeploymentMetrics:
     return DeploymentMetrics(scripted(lambda metric: world), RULES.prometheus, PRODUCTION)
 
 
-def judged(world: World, end: datetime = END, window: timedelta = WINDOW) -> tuple[str, str, str]:
+def judged(world: World, end: datetime = NOW, window: timedelta = WINDOW) -> tuple[str, str, str]:
     """The outcomes of the gate `live_metrics`, and its reasons."""
     found = of(world)
     (errors,) = error_rate_verdicts(
@@ -33,10 +32,6 @@ def judged(world: World, end: datetime = END, window: timedelta = WINDOW) -> tup
         found.latency(window, end=end), percentile=95, limit_seconds=2.5, confidence=0.95
     )
     return errors.outcome, slow.outcome, f"{errors.reason}; {slow.reason}"
-
-
-def four(**options: object) -> list[Pod]:
-    return [Pod(f"10.0.0.{i}:8000", **options) for i in range(1, 5)]  # type: ignore[arg-type]
 
 
 def one(pods: Sequence[Pod], every: float = 15) -> World:
@@ -60,16 +55,12 @@ def late(world: World, seconds: float) -> World:
     }
 
 
-def outage(ago: float) -> float:
-    return 0.98 if ago <= 900 else 0.0
-
-
 @pytest.mark.parametrize("every", [5, 15, 30, 60, 120])
 def test_gaps_are_measured_in_scrape_intervals(every: float) -> None:
     """With 60 s, Prometheus' own default, and jitter."""
     assert judged(shaken(one(four(), every)))[:2] == ("pass", "pass")
     assert judged(shaken(one(four(bad=outage), every)))[0] == "fail"
-    (counted,) = of(shaken(one(four(), every))).error_rates(WINDOW, end=END).sources
+    (counted,) = of(shaken(one(four(), every))).error_rates(WINDOW, end=NOW).sources
     assert counted.total == pytest.approx(4 * 2 * 900, rel=0.15)
     # Where scrapes are missing, that is a gap however rare they are.
     missing = one([*four()[1:], Pod("10.0.0.1:8000", down=(700, 340))], every)
@@ -77,7 +68,7 @@ def test_gaps_are_measured_in_scrape_intervals(every: float) -> None:
 
 
 def test_a_soak_by_rare_scrapes_sees_all_servers() -> None:
-    seen = of(shaken(one(four(), 60))).uptime(END - WINDOW, END)
+    seen = of(shaken(one(four(), 60))).uptime(NOW - WINDOW, NOW)
     assert {up for _, up in seen.moments} == {4}
     assert seen.gaps == ()
 
@@ -94,7 +85,7 @@ def test_a_lag_ends_the_window_at_the_newest_sample_and_is_named(seconds: float)
 
 @pytest.mark.parametrize("ahead", [-90, -20, 20, 90])
 def test_a_clock_that_is_ahead_or_behind_makes_no_gap(ahead: float) -> None:
-    assert judged(one(four()), END + timedelta(seconds=ahead))[:2] == ("pass", "pass")
+    assert judged(one(four()), NOW + timedelta(seconds=ahead))[:2] == ("pass", "pass")
 
 
 @pytest.mark.parametrize(("every", "lag"), [(15, 0), (15, 120), (60, 0), (60, 60)])
@@ -173,7 +164,7 @@ def test_time_in_which_a_server_loads_is_no_gap(name: str) -> None:
 def test_a_window_that_is_shorter_than_a_scrape_interval_has_no_scrape_yet() -> None:
     """Its targets are known: the labels are not at fault."""
     errors, latency, why = judged(
-        one(four(), every=120), END - timedelta(seconds=60), timedelta(seconds=10)
+        one(four(), every=120), NOW - timedelta(seconds=60), timedelta(seconds=10)
     )
     assert (errors, latency) == ("inconclusive", "inconclusive")
     assert why.count("no scrape since 09:58:50 UTC") == 2, why

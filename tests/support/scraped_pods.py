@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 from support.scripted_prometheus import client, results
@@ -93,6 +94,15 @@ class Pod:
                 name = "vllm:e2e_request_latency_seconds_bucket"
                 put(name, ago, round(count), le=self.le(ago, bound), **more)
         return world
+
+
+def four(**options: Any) -> list[Pod]:
+    return [Pod(f"10.0.0.{i}:8000", **options) for i in range(1, 5)]
+
+
+def outage(ago: float) -> float:
+    """Nearly all requests of the last fifteen minutes fail."""
+    return 0.98 if ago <= 900 else 0.0
 
 
 def series_key(metric: str, **labels: str) -> tuple[tuple[str, str], ...]:
