@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from support.world import passing_evidence
 from typer.testing import CliRunner
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.main import app
-from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import ExitCode
-from vllm_rollout.model.evidence import Evidence, GateResult, GateRun
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.rollout.evidence_store import store_evidence
@@ -75,17 +75,10 @@ def test_evidence_of_a_run_that_was_rolled_back_is_not_signed_off(
 
 def gated(code: ExitCode) -> Evidence:
     """Staging passed all of its gates, and the run ended so."""
-    now = datetime.now(UTC)
-    passed = Verdict(outcome=Outcome.PASS, reason="it answers")
-    gate = GateResult(
-        gate="health", item="health", title="h", verdicts=(passed,), started=now, duration_seconds=1
+    return passing_evidence(
+        Deployment("m", "staging"),
+        datetime.now(UTC),
+        build=Build(values_digest="sha256:1"),
+        conclusion="a trigger fired",
+        exit_code=int(code),
     )
-    run = GateRun(
-        deployment=Deployment("m", "staging"), base_url="", platform="local", revision=1,
-        build=Build(values_digest="sha256:1"), policy_digest="", started=now, finished=now,
-        expected=("health",), gates=(gate,), loads={},
-    )  # fmt: skip
-    return Evidence(
-        run_id="r", model="m", suite_version="1", started=now, finished=now, runs=(run,),
-        conclusion="a trigger fired", exit_code=int(code),
-    )  # fmt: skip

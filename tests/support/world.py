@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -149,22 +150,35 @@ UNATTENDED = {
 """Of the conditions, those that tests of other things do without."""
 
 
-def passed_before(store: Store, deployment: Deployment, revision: Revision) -> None:
-    """Leave what a run leaves by which `revision` passed its gates, the day that it was made."""
-    then = revision.created
+def passing_evidence(
+    deployment: Deployment,
+    at: datetime,
+    *,
+    revision: int = 1,
+    build: Build | None = None,
+    **more: Any,
+) -> Evidence:
+    """Evidence of one run there, whose only gate, `health`, passed; `more` is of the evidence."""
     gate = GateResult(
-        gate="health", item="health", title="health", started=then, duration_seconds=0.0,
+        gate="health", item="health", title="health", started=at, duration_seconds=0.0,
         verdicts=(Verdict(outcome=Outcome.PASS, reason="the test says so"),),
     )  # fmt: skip
     run = GateRun(
-        deployment=deployment, base_url="", platform="simulated", revision=revision.number,
-        build=revision.build, policy_digest="sha256:0", started=then, finished=then,
-        expected=("health",), gates=(gate,), loads={},
+        deployment=deployment, base_url="", platform="simulated", revision=revision, build=build,
+        policy_digest="sha256:0", started=at, finished=at, expected=("health",), gates=(gate,),
+        loads={},
     )  # fmt: skip
-    evidence = Evidence(
-        run_id=f"of {deployment.release}", model=deployment.model, suite_version="1", started=then,
-        finished=then, runs=(run,),
+    return Evidence(
+        run_id=f"of {deployment.release}", model=deployment.model, suite_version="1", started=at,
+        finished=at, runs=(run,), **more,
     )  # fmt: skip
+
+
+def passed_before(store: Store, deployment: Deployment, revision: Revision) -> None:
+    """Leave what a run leaves by which `revision` passed its gates, the day that it was made."""
+    evidence = passing_evidence(
+        deployment, revision.created, revision=revision.number, build=revision.build
+    )
     PassedRevisions(store).passed(deployment, revision, store_evidence(store, evidence))
 
 
