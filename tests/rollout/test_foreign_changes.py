@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support.crashing import Killed
 from support.simulated import ALL_STABLE
-from support.world import BY_TRAFFIC, PRODUCTION, RAMP, World, builds, changes, healthy, kinds
+from support.world import BY_TRAFFIC, PRODUCTION, RAMP, World, builds, changes, healthy, kinds, left
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import RevisionStatus
@@ -152,9 +152,7 @@ def test_a_canary_is_removed_beside_a_revision_of_somebody_else(
     assert world.platform.history(PRODUCTION)[-1].description == "hotfix by ann"
     assert world.platform.weights(PRODUCTION) == ALL_STABLE
     assert world.platform.history(PRODUCTION.canary) == []
-    entry = world.journal()
-    assert entry is not None
-    assert not entry.unfinished
+    assert not left(world).unfinished
 
 
 STABLE, BESIDE = "Deployment llama-2-7b-production", "Deployment llama-2-7b-production-canary"
@@ -223,9 +221,7 @@ def test_weights_that_somebody_moves_in_a_hold_stay_with_the_canary(world: World
     assert "weights are 1:1, set by kubectl-edit, and were 7500:2500" in evidence.conclusion
     assert world.platform.weights(PRODUCTION) == theirs
     assert world.platform.history(PRODUCTION.canary)
-    entry = world.journal()
-    assert entry is not None
-    assert not entry.unfinished
+    assert not left(world).unfinished
 
 
 def test_what_somebody_has_paused_is_refused_before_the_gates(world: World) -> None:
@@ -269,9 +265,7 @@ def test_what_somebody_does_before_a_killed_run_is_resumed_stays(
     world.probes = killed
     with pytest.raises(Killed):
         gate_and_promote(world.tools())
-    entry = world.journal()
-    assert entry is not None
-    assert entry.unfinished
+    assert left(world).unfinished
     before = list(changes(world))
     world.probes = healthy
     world.clock.seconds += 600  # the lease of the killed run is over
@@ -281,6 +275,4 @@ def test_what_somebody_does_before_a_killed_run_is_resumed_stays(
     assert evidence.exit_code == ExitCode.INCONCLUSIVE
     assert named in evidence.conclusion
     assert changes(world) == before
-    entry = world.journal()
-    assert entry is not None
-    assert not entry.unfinished
+    assert not left(world).unfinished

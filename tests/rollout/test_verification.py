@@ -17,7 +17,7 @@ from rich.console import Console
 from support.simulated import ALL_STABLE, FakeClock
 from support.stub_server import Stub, serving
 from support.traffic import CANARY
-from support.world import BY_TRAFFIC, PRODUCTION, World, builds, changes, kinds
+from support.world import BY_TRAFFIC, PRODUCTION, World, builds, changes, kinds, left
 
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.cli.run_tools import new_run_tools
@@ -31,7 +31,6 @@ from vllm_rollout.platform.local import LocalPlatform
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback, watch_rollback
 from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.gates import GateRunner
-from vllm_rollout.rollout.journal import JournalEntry
 from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.rollout.verification import VERIFY_GATES, CannotVerifyError, verify
 from vllm_rollout.settings import Settings, load_settings
@@ -290,12 +289,6 @@ def unverified(world: World) -> World:
 
 def works_again(world: World) -> None:
     del world.gates.verify
-
-
-def left(world: World) -> JournalEntry:
-    entry = world.journal()
-    assert entry is not None
-    return entry
 
 
 def test_a_checker_that_cannot_run_is_rolled_back_and_not_verified(unverified: World) -> None:

@@ -296,6 +296,13 @@ def builds(world: World) -> tuple[str, str]:
     return first.digest, second.digest
 
 
+def left(world: World) -> JournalEntry:
+    """The journal that the last run has left."""
+    entry = world.journal()
+    assert entry is not None
+    return entry
+
+
 def kinds(world: World) -> list[str]:
     decisions = AuditLog(world.platform.store)
     assert decisions.verify(MODEL) == []
