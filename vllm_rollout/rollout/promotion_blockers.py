@@ -1,7 +1,7 @@
 """Promotion blockers besides gates: soak, deployment windows, and nobody on call."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.judge.soak import soak_text
 from vllm_rollout.judge.windows import SEARCH, closed_because, next_closing, next_opening
+from vllm_rollout.model.calendar_event import Event
 from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.text import public_address
@@ -106,35 +107,40 @@ def closed_to_ramp(policy: Policy, now: datetime) -> str:
     )
 
 
-def opens_next(
-    windows: Windows, now: datetime, *, lasting: timedelta = timedelta()
-) -> datetime | None:
-    """Return when production may be deployed to next, for `lasting`; None if it is not known."""
-    try:
-        events = events_between(windows, now, now + SEARCH) if windows.enforce else ()
-    except UnreachableError:
-        return None
-    return next_opening(windows, now, events, lasting=lasting)
+def opens_next(windows: Windows, now: datetime) -> datetime | None:
+    """Return when production may be deployed to next; None if it is not known."""
+    events = _events_ahead(windows, now)
+    return None if events is None else next_opening(windows, now, events)
 
 
 def opening_text(policy: Policy, now: datetime) -> str:
     """Return when the windows open next for long enough, as text."""
-    opening = opens_next(policy.windows, now, lasting=_needed(policy))
+    opening, never = _opens_for_a_ramp(policy, now)
     if opening is not None:
         return f"the next opens {opening:%A %Y-%m-%d %H:%M %Z}"
-    if _never_fits(policy, now):
+    if never:
         return f"no window is so long. {_REMEDY}"
     return "when the next opens is not known"
 
 
-def _never_fits(policy: Policy, now: datetime) -> bool:
-    """Return whether windows open, and none is long enough for a ramp."""
-    needed = _needed(policy)
-    return bool(
-        needed
-        and opens_next(policy.windows, now) is not None
-        and opens_next(policy.windows, now, lasting=needed) is None
-    )
+def _opens_for_a_ramp(policy: Policy, now: datetime) -> tuple[datetime | None, bool]:
+    """Return when a ramp fits into the windows next, None if it is not known or never does; and
+    whether they do open, and never for long enough."""
+    windows, needed = policy.windows, _needed(policy)
+    events = _events_ahead(windows, now)
+    if events is None:
+        return None, False
+    opening = next_opening(windows, now, events, lasting=needed)
+    never = opening is None and bool(needed) and next_opening(windows, now, events) is not None
+    return opening, never
+
+
+def _events_ahead(windows: Windows, now: datetime) -> Sequence[Event] | None:
+    """Return the calendar's events in the time that is searched; None if they cannot be had."""
+    try:
+        return events_between(windows, now, now + SEARCH) if windows.enforce else ()
+    except UnreachableError:
+        return None
 
 
 def _needed(policy: Policy) -> timedelta:
@@ -216,8 +222,8 @@ def wait_until_open(
             reason = closed or nobody_on_call(windows.on_call)
             if not reason:
                 return
-            opening = opens_next(windows, now, lasting=_needed(policy)) if closed else None
-            if closed and opening is None and _never_fits(policy, now):
+            opening, never = _opens_for_a_ramp(policy, now) if closed else (None, False)
+            if never:
                 raise UsageError(f"{closed}, and no window is so long", remedy=_REMEDY)
             # A calendar may change meanwhile, but need not be fetched twice a minute.
             again = min(opening or now + _LOOK_EVERY, now + _ASK_AGAIN)
