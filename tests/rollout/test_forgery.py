@@ -153,7 +153,9 @@ def test_a_flipped_byte_of_evidence_or_chain_refuses_and_is_named(
 
     def lacks() -> str:
         try:
-            return what_sign_off_lacks(store, policy, STAGING, revision, world.clock.now())
+            decisions = AuditLogReader(store).whole(MODEL)
+            now = world.clock.now()
+            return what_sign_off_lacks(store, decisions, policy, STAGING, revision, now)
         except RolloutError as error:
             return f"{error} {error.remedy}" if error.remedy else ""
 

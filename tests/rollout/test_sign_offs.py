@@ -22,7 +22,7 @@ from support.world import (
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.audit_log import AuditLog, AuditLogReader, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.model_status import model_status
@@ -137,7 +137,9 @@ def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
     assert ran == []
     policy = world.tools().run.policy
     staging = world.platform.history(STAGING)[-1]
-    lacks = what_sign_off_lacks(world.platform.store, policy, STAGING, staging, world.clock.now())
+    store, now = world.platform.store, world.clock.now()
+    decisions = AuditLogReader(store).whole(MODEL)
+    lacks = what_sign_off_lacks(store, decisions, policy, STAGING, staging, now)
     assert "rejected by Grace of QA" in lacks
 
     decide(world, pending)

@@ -16,6 +16,7 @@ from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.next_command import promote_command, release_command
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
 from vllm_rollout.policy import Policy
+from vllm_rollout.rollout.audit_log import AuditLogReader
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.lost_history import ensure_history
@@ -271,10 +272,11 @@ def _blocks_on_the_way(
         return
     target = policy.deployment(source.model, after.environment)
     try:
-        if rolled_back := rolled_back_before(platform.store, target, newest.build):
+        decisions = AuditLogReader(platform.store).whole(source.model)
+        if rolled_back := rolled_back_before(decisions, target, newest.build):
             yield rolled_back
         yield from reasons_to_wait(platform, policy, source, target, newest, now)
-        if lacks := what_sign_off_lacks(platform.store, policy, source, newest, now):
+        if lacks := what_sign_off_lacks(platform.store, decisions, policy, source, newest, now):
             yield lacks
     except RolloutError as error:
         yield f"what it waits for is not known: {error}"

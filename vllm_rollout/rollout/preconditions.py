@@ -20,7 +20,7 @@ from vllm_rollout.next_command import promote_command, sign_off_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.rollout.audit_log import DecisionKind
+from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.gates import Gates, check_room
 from vllm_rollout.rollout.observer import DeploymentObserver
@@ -136,7 +136,8 @@ def before_gates(
                 + promote_command(run.source.model, run.source.environment)
                 + " first; or, in an emergency, --emergency --reason TEXT --as NAME",
             )
-    for sign_off in _sign_offs(run, platform, revision):
+    decisions = AuditLogReader(platform.store).whole(run.source.model)
+    for sign_off in _sign_offs(run, platform, revision, decisions):
         if not sign_off.approved:
             return RolloutResult(
                 code=ExitCode.GATE_FAILED,
@@ -144,15 +145,15 @@ def before_gates(
                 f"{sign_off} (evidence {sign_off.evidence}). Deploy another build, or have that "
                 "evidence signed off after all",
             )
-    return _rolled_back_before(run, platform, log, revision)
+    return _rolled_back_before(run, log, revision, decisions)
 
 
 def _rolled_back_before(
-    run: Run, platform: ReleaseReader, log: RunLog, revision: Revision
+    run: Run, log: RunLog, revision: Revision, decisions: Sequence[Decision]
 ) -> RolloutResult | None:
     """Return the refusal of a build that was rolled back from the target, unless somebody asks for
     it again."""
-    why = rolled_back_before(platform.store, run.target, revision.build)
+    why = rolled_back_before(decisions, run.target, revision.build)
     if not why:
         return None
     if run.again:
@@ -221,7 +222,10 @@ def reusable_run(
     did not last is gated again. That it still serves is verified again.
     """
     source = run.source
-    for sign_off in _sign_offs(run, platform, revision):
+    if not run.policy.environments[source.environment].sign_off:
+        return None
+    decisions = AuditLogReader(platform.store).whole(source.model)
+    for sign_off in _sign_offs(run, platform, revision, decisions):
         if not sign_off.approved:
             continue
         signed = sign_off.run
@@ -346,8 +350,10 @@ def _stages_without_evidence(run: Run, platform: ReleaseReader, revision: Revisi
     ]
 
 
-def _sign_offs(run: Run, platform: ReleaseReader, revision: Revision) -> list[SignOff]:
+def _sign_offs(
+    run: Run, platform: ReleaseReader, revision: Revision, decisions: Sequence[Decision]
+) -> list[SignOff]:
     if run.policy.environments[run.source.environment].sign_off is None:
         return []
     known = SignOffsReader(platform.store, run.source.model)
-    return known.about(run.source.environment, revision)
+    return known.about(run.source.environment, revision, decisions)

@@ -18,7 +18,6 @@ from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import (
     AuditLog,
-    AuditLogReader,
     Decision,
     DecisionKind,
     promotion_since,
@@ -64,14 +63,14 @@ class SignOffsReader:
     def __init__(self, store: StoreReader, model: str) -> None:
         self._store, self._model = store, model
 
-    def about(self, environment: str, revision: Revision) -> list[SignOff]:
+    def about(
+        self, environment: str, revision: Revision, decisions: Sequence[Decision]
+    ) -> list[SignOff]:
         """Return each evidence's latest sign-off for this revision and build, newest first.
 
-        Raises:
-            BrokenChainError: the audit log is not whole.
+        `decisions` are the model's (`AuditLogReader.whole`).
         """
         last: dict[str, Decision] = {}
-        decisions = AuditLogReader(self._store).whole(self._model)
         for each in decisions:
             here = (each.environment, each.build) == (environment, revision.build.digest)
             if here and each.kind in _DECIDES:
@@ -194,13 +193,8 @@ def used(run: GateRun, decisions: Iterable[Decision]) -> str:
     return f"a promotion to {since.environment} has rested on it before: {since}" if since else ""
 
 
-def rolled_back_before(store: StoreReader, target: Deployment, build: Build) -> str:
-    """Return that `build` was rolled back from `target`, and what to do; "" if it was not.
-
-    Raises:
-        BrokenChainError: the audit log is not whole.
-    """
-    decisions = AuditLogReader(store).whole(target.model)
+def rolled_back_before(decisions: Iterable[Decision], target: Deployment, build: Build) -> str:
+    """Return that `build` was rolled back from `target`, and what to do; "" if it was not."""
     decided = standing_rollback(decisions, target.environment, build.digest)
     if decided is None:
         return ""
@@ -227,13 +221,21 @@ def environment_after(policy: Policy, environment: str) -> str:
 
 
 def what_sign_off_lacks(
-    store: StoreReader, policy: Policy, source: Deployment, revision: Revision, now: datetime
+    store: StoreReader,
+    decisions: Sequence[Decision],
+    policy: Policy,
+    source: Deployment,
+    revision: Revision,
+    now: datetime,
 ) -> str:
-    """Return which sign-off `revision` lacks to leave `source`, and what to do; "" if none."""
+    """Return which sign-off `revision` lacks to leave `source`, and what to do; "" if none.
+
+    `decisions` are the model's (`AuditLogReader.whole`).
+    """
     if policy.environments[source.environment].sign_off is None:
         return ""
     known = SignOffsReader(store, source.model)
-    decided = known.about(source.environment, revision)
+    decided = known.about(source.environment, revision, decisions)
     for each in decided:
         if not each.approved:
             return f"revision {revision.number} was {each} (evidence {each.evidence})"
@@ -245,7 +247,7 @@ def what_sign_off_lacks(
         return ""
     if asked := known.asked(source):
         run = last_gate_run(stored_evidence(store, source.model, asked), source.environment)
-        void = run is not None and used(run, AuditLogReader(store).whole(source.model))
+        void = run is not None and used(run, decisions)
         if not void and not unusable(run, policy, source.environment, revision, now):
             return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
     following = environment_after(policy, source.environment)
