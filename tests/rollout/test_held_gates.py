@@ -23,7 +23,7 @@ from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.live_slo import error_rate_verdicts
 from vllm_rollout.judge.percentile import percentile_verdict
 from vllm_rollout.judge.rate import rate_verdict
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment, RevisionStatus
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.model.observation import ProbeSample
@@ -171,6 +171,20 @@ def test_status_says_that_a_build_is_kept_and_how_to_ask_again(world: World, ask
     assert "runs this build already" in block
     assert "has not passed its gates there: live_metrics (inconclusive)" in block
     assert "gate-and-promote llama-2-7b --to production" in block
+
+
+def test_what_passes_later_is_the_revision_that_serves(world: World, asks: Asks) -> None:
+    asks(NO_DATA)
+    gate_and_promote(world.tools())
+    history = world.platform.releases[PRODUCTION.release]
+    serves = history[-1]
+    other = {"number": serves.number + 1, "build": history[0].build, "replicas": 0}
+    history.append(replace(serves, **other, status=RevisionStatus.FAILED))
+    asks(PASSED)
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
+    passed = PassedRevisionsReader(world.platform.store)
+    assert passed.evidence_of(PRODUCTION, serves) is not None
+    assert passed.evidence_of(PRODUCTION, history[-1]) is None
 
 
 def test_a_kept_build_is_rolled_back_when_it_fails_later(world: World, asks: Asks) -> None:

@@ -70,8 +70,7 @@ def ask_kept_again(tools: RunTools) -> RolloutResult | None:
     """Gate a target again that an earlier run kept; None where the last rollout kept nothing."""
     run, log, releases = tools.run, tools.log, tools.releases
     last = releases.journal.last
-    history = releases.platform.history(run.target)
-    serving = newest_served(history)
+    serving = newest_served(releases.platform.history(run.target))
     if last is None or serving is None:
         return None
     if not last.keeps(serving.build, run.target.environment):
@@ -80,7 +79,7 @@ def ask_kept_again(tools: RunTools) -> RolloutResult | None:
     found = tools.gates.run_gates(run.target)
     if found.outcome is Outcome.PASS:
         digest = log.store_evidence(releases.platform.store, started)
-        PassedRevisions(releases.platform.store).passed(run.target, history[-1], digest)
+        PassedRevisions(releases.platform.store).passed(run.target, serving, digest)
         releases.ensure_lease()
         releases.journal.write(replace(last, unseen="", note="passed", updated=log.now()))
         return RolloutResult(
