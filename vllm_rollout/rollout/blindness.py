@@ -35,13 +35,12 @@ class Blindness:
         is missing is reported once in an episode, and its end when nothing is missing any more.
         """
         missing = {*found.blind, *found.unseen, *([_EVERY] if found.nothing else ())}
-        episode = self._open.get(deployment)
+        now = self.log.now()
         if not missing:
-            if self._open.pop(deployment, None) and episode:
-                self._over(deployment, self.log.now() - episode.since)
+            if episode := self._open.pop(deployment, None):
+                self._over(deployment, now - episode.since)
             return
-        if episode is None:
-            episode = self._open[deployment] = _Episode(self.log.now())
+        episode = self._open.setdefault(deployment, _Episode(now))
         new = missing - episode.reported
         episode.reported |= missing
         every = _EVERY in new
