@@ -64,8 +64,7 @@ def build_drift(
         again = " (made again)" if now.number == revision.number else ""
         differences.append(f"revision: {revision.number} -> {now.number}{again}")
         differences += run.build.differences(now.build)
-    differences += other_images(run.images, platform.replicas(source), build)
-    differences += platform.running_differences(source)
+    differences += _not_as_gated(platform, source, build, run.images)
     return _refused(list(dict.fromkeys(differences))) if differences else None
 
 
@@ -91,6 +90,15 @@ def other_images(gated: Sequence[str], replicas: Sequence[Replica], build: Build
     ]
 
 
+def _not_as_gated(
+    platform: ReleaseReader, deployment: Deployment, build: Build, gated: Sequence[str]
+) -> list[str]:
+    """Return how what runs in `deployment` differs from the `gated` images, or from what was
+    rendered."""
+    other = other_images(gated, platform.replicas(deployment), build)
+    return [*other, *platform.running_differences(deployment)]
+
+
 def same_images(
     platform: ReleaseReader, deployment: Deployment, build: Build, gated: Sequence[str]
 ) -> None:
@@ -100,8 +108,7 @@ def same_images(
     Raises:
         DeployError: it is not, or it is not known; the message names what differs.
     """
-    other = other_images(gated, platform.replicas(deployment), build)
-    if other := [*other, *platform.running_differences(deployment)]:
+    if other := _not_as_gated(platform, deployment, build, gated):
         raise DeployError(f"{deployment} does not run what was gated: {'; '.join(other)}")
 
 
