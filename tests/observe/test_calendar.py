@@ -11,7 +11,7 @@ from vllm_rollout.cli.main import app
 from vllm_rollout.model.errors import PolicyError, UnreachableError
 from vllm_rollout.observe.calendar import events_between
 from vllm_rollout.policy import Windows, load_policy
-from vllm_rollout.rollout.promotion_blockers import closed_now, nobody_on_call, opens_next
+from vllm_rollout.rollout.promotion_blockers import closed_at, nobody_on_call, opens_next
 
 BERLIN = ZoneInfo("Europe/Berlin")
 CALENDAR = """BEGIN:VCALENDAR
@@ -50,6 +50,10 @@ END:VCALENDAR
 def windows(source: object, **changes: object) -> Windows:
     given = {"calendar": str(source), "timezone": "Europe/Berlin", **changes}
     return load_policy(None, overrides={f"windows.{k}": v for k, v in given.items()}).windows
+
+
+def closed_now(rules: Windows, moment: datetime) -> str:
+    return closed_at(rules, moment)[0]
 
 
 @pytest.fixture

@@ -58,16 +58,9 @@ def reasons_to_wait(
         yield f"outside the deployment windows ({reason}); {opening_text(policy, now)}"
 
 
-def closed_now(windows: Windows, now: datetime) -> str:
-    """Return why production may not be deployed to at `now`, by its calendar too; "" if it may.
-
-    A calendar that cannot be read closes it.
-    """
-    return _closed(windows, now)[0]
-
-
-def _closed(windows: Windows, now: datetime) -> tuple[str, bool]:
-    """Return as `closed_now`, and whether it is known to be so."""
+def closed_at(windows: Windows, now: datetime) -> tuple[str, bool]:
+    """Return why production may not be deployed to at `now`, by its calendar too, "" if it may;
+    and whether that is known: a calendar that cannot be read closes it."""
     if not windows.enforce:
         return "", True
     if reason := closed_because(windows, now):
@@ -160,7 +153,7 @@ def until_open(
     held = False
     while run.serves_users and run.emergency is None and not (end.fired or end.unobservable):
         now = log.now()
-        reason, known = _closed(windows, now)
+        reason, known = closed_at(windows, now)
         if not reason:
             break
         if known and windows.closed_in_ramp == "go_back":
