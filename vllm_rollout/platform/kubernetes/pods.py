@@ -19,10 +19,10 @@ from vllm_rollout.platform.kubernetes.pod_fields import (
     Status,
     Wire,
 )
+from vllm_rollout.platform.kubernetes.templates import HOOK
 
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 BUILD_ANNOTATION = "vllm-rollout/build"
-_HOOK_ANNOTATION = "helm.sh/hook"
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _COMPONENT = "app.kubernetes.io/component"
 _HELPER = re.compile(r"router|cache|redis|gateway|controller|operator|exporter", re.IGNORECASE)
@@ -44,7 +44,7 @@ class Pod(Wire):
         """True if it is meant to serve: not being deleted, no Helm hook and no Job's pod."""
         return (
             self.metadata.deletion_timestamp is None
-            and _HOOK_ANNOTATION not in self.metadata.annotations
+            and HOOK not in self.metadata.annotations
             and all(owner.kind != "Job" for owner in self.metadata.owner_references)
         )
 
@@ -60,7 +60,7 @@ class Pod(Wire):
     @property
     def of_job(self) -> bool:
         """True for a pod that a Job runs once, no hook's."""
-        return self.owner[0] == "Job" and _HOOK_ANNOTATION not in self.metadata.annotations
+        return self.owner[0] == "Job" and HOOK not in self.metadata.annotations
 
     @property
     def is_helper(self) -> bool:
