@@ -1,5 +1,3 @@
-import json
-from contextlib import nullcontext
 from typing import Any
 
 from vllm_rollout.platform.kubernetes.live_edits import live_objects
@@ -11,12 +9,8 @@ class Api:
     def __init__(self, *deployments: dict[str, Any]) -> None:
         self._deployments = deployments
 
-    def doing(self, *_: str) -> Any:
-        return nullcontext()
-
-    def ask(self, _method: str, path: str, **_: Any) -> tuple[int, str]:
-        items = self._deployments if path.endswith("/deployments") else ()
-        return 200, json.dumps({"items": items})
+    def request(self, _verb: str, _resource: str, _method: str, path: str, **_: Any) -> Any:
+        return {"items": self._deployments if path.endswith("/deployments") else ()}
 
 
 def test_what_is_being_deleted_counts_as_gone() -> None:

@@ -118,6 +118,17 @@ class KubernetesApi:
         answer = client.call_api(*made, _request_timeout=TIMEOUT_SECONDS)
         return answer.status, answer.read().decode(errors="replace")
 
+    def request(self, verb: str, resource: str, method: str, path: str, **more: Any) -> Any:
+        """The JSON of the answer to what the client has no method for.
+
+        Raises: as `doing`, of a refusal too.
+        """
+        with self.doing(verb, resource):
+            status, text = self.ask(method, path, **more)
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise self.refusal(status, text, verb, resource)
+        return json.loads(text)
+
     @contextmanager
     def doing(self, verb: str, resource: str) -> Iterator[None]:
         """Turn the client's exceptions into the suite's, saying what was being done.

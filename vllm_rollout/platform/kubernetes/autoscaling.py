@@ -14,7 +14,8 @@ from typing import Any
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.platform.base import ForeignChangeError
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
-from vllm_rollout.platform.kubernetes.live_edits import workloads_of
+from vllm_rollout.platform.kubernetes.live_edits import object_path
+from vllm_rollout.platform.kubernetes.pod_reader import list_workloads
 from vllm_rollout.platform.kubernetes.releases import TRACK_LABEL
 from vllm_rollout.platform.kubernetes.templates import Json
 
@@ -77,18 +78,17 @@ def read_autoscalers(api: KubernetesApi, namespace: str) -> list[Autoscaler]:
     Raises: as `KubernetesApi.doing`.
     """
     where = f"horizontalpodautoscalers in namespace {namespace}"
+    path = f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
+    answer = api.request("list", where, "GET", path)
+    found = [_of_kubernetes(each) for each in answer["items"]]
+    where = f"scaledobjects in namespace {namespace}"
     with api.doing("list", where):
-        path = f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
-        status, text = api.ask("GET", path)
-        if status >= HTTPStatus.BAD_REQUEST:
-            raise api.refusal(status, text, "list", where)
-        found = [_of_kubernetes(each) for each in json.loads(text)["items"]]
         path = f"/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects"
         status, text = api.ask("GET", path)
         if status < HTTPStatus.BAD_REQUEST:
             found += [_of_keda(each) for each in json.loads(text)["items"]]
         elif status not in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
-            raise api.refusal(status, text, "list", f"scaledobjects in namespace {namespace}")
+            raise api.refusal(status, text, "list", where)
     return found
 
 
@@ -132,7 +132,7 @@ class Autoscaling:
         scalers = read_autoscalers(api, deployment.namespace)
         if not scalers:
             return None
-        workloads = workloads_of(api, deployment.namespace, [deployment.release])
+        workloads = list_workloads(api, deployment.namespace, [deployment.release])
         by_name = {(each["kind"], each["metadata"]["name"]): each for each in workloads}
         by = tuple(each for each in scalers if each.scales in by_name)
         if not by:
@@ -160,7 +160,7 @@ class Autoscaling:
 
         Raises: as `KubernetesApi.doing`.
         """
-        for each in workloads_of(self._api(), deployment.namespace, [deployment.release]):
+        for each in list_workloads(self._api(), deployment.namespace, [deployment.release]):
             if each["spec"].get("paused"):
                 self._set(each, "paused", False)
 
@@ -184,7 +184,7 @@ class Autoscaling:
         """
         scale = self.scale(deployment)
         if unnumbered(manifest):
-            found = workloads_of(self._api(), deployment.namespace, [deployment.release])
+            found = list_workloads(self._api(), deployment.namespace, [deployment.release])
             pods = sum(_pods(e) for track in _TRACKS for e in _of_track(found, track))
             self.set_pods(deployment, max(1, pods))
         return scale.pods if scale else 0
@@ -206,19 +206,15 @@ class Autoscaling:
             "metadata": {"name": meta["name"]},
             "spec": {key: value},
         }
-        plural = f"{kind.lower()}s"
-        resource = f"{plural} {meta['name']} in namespace {meta['namespace']}"
+        resource = f"{kind.lower()}s {meta['name']} in namespace {meta['namespace']}"
         self._ensure()
-        with self._api().doing("patch", resource):
-            status, text = self._api().ask(
-                "PATCH",
-                f"/apis/apps/v1/namespaces/{meta['namespace']}/{plural}/{meta['name']}",
-                query_params=[("fieldManager", MANAGER), ("force", "true")],
-                header_params={"Content-Type": "application/apply-patch+yaml"},
-                body=json.dumps(body),
-            )
-            if status >= HTTPStatus.BAD_REQUEST:
-                raise self._api().refusal(status, text, "patch", resource)
+        self._api().request(
+            *("patch", resource),
+            *("PATCH", object_path(body, meta["namespace"])),
+            query_params=[("fieldManager", MANAGER), ("force", "true")],
+            header_params={"Content-Type": "application/apply-patch+yaml"},
+            body=json.dumps(body),
+        )
 
     def pods(self, deployment: Deployment) -> int | None:
         """Return how many pods the Deployment of the stable pods asks for; None without one."""
@@ -226,7 +222,7 @@ class Autoscaling:
         return sum(map(_pods, found)) if found else None
 
     def _stable(self, deployment: Deployment) -> list[Json]:
-        found = workloads_of(self._api(), deployment.namespace, [deployment.release])
+        found = list_workloads(self._api(), deployment.namespace, [deployment.release])
         return [each for each in _of_track(found, "stable") if each["kind"] == "Deployment"]
 
 
