@@ -16,8 +16,6 @@ from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kube
 TIMEOUT_SECONDS = (5.0, 30.0)
 """For connecting, and for each answer."""
 
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 401, 403, 404, 409, 410
-_TOO_MANY, _SERVER = 429, 500
 _LONGEST_MESSAGE = 1000
 
 
@@ -159,22 +157,22 @@ class KubernetesApi:
     def refusal(self, status: int, body: str, verb: str, resource: str) -> RolloutError:
         """The error that an answer of this status is; see `doing` for which."""
         message = f"cannot {verb} {resource}: the API server answers {status}: {message_of(body)}"
-        if status in (_UNAUTHORIZED, _FORBIDDEN):
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return UnreachableError(
                 message,
                 address=self.address,
                 remedy="The credentials have expired: log in again."
-                if status == _UNAUTHORIZED
+                if status == HTTPStatus.UNAUTHORIZED
                 else f"Ask for a Role that allows the verb {verb!r} on {resource!r}, as those of "
                 "this version's chart rollout-roles do.",
             )
-        if status == _NOT_FOUND:
+        if status == HTTPStatus.NOT_FOUND:
             return NotFoundError(message)
-        if status == _GONE:
+        if status == HTTPStatus.GONE:
             return ExpiredError(message, remedy="List again from the beginning.")
-        if status == _CONFLICT:
+        if status == HTTPStatus.CONFLICT:
             return ConflictError(message, remedy="Read it again and decide again.")
-        if status == _TOO_MANY or status >= _SERVER:
+        if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             webhook = webhook_away(message)
             remedy = (
                 webhook_remedy(webhook) if webhook else "The API server is overloaded: try again."
