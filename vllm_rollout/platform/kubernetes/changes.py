@@ -160,10 +160,7 @@ class Changes:
 
     def _newest(self, deployment: Deployment, entries: Sequence[HelmRevision]) -> Sequence[Json]:
         """The objects of the newest revision; none where nothing is deployed."""
-        if not entries:
-            return ()
-        number, namespace = entries[-1].revision, deployment.namespace
-        return self.helm.manifest(deployment.release, number, namespace=namespace)
+        return self.releases.manifest(deployment, entries[-1]) if entries else ()
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and its history, and wait until its pods are gone."""
@@ -234,8 +231,7 @@ class Changes:
         """
         if served is None:
             return False
-        where = deployment.namespace
-        if unnumbered(self.helm.manifest(deployment.release, served.revision, namespace=where)):
+        if unnumbered(self.releases.manifest(deployment, served)):
             return False
         pods = self.autoscaling.pods(deployment) or 0
         if pods > 1 and not self.helm.forcing:

@@ -35,16 +35,12 @@ class ForeignFields:
         number = entries[-1].revision if entries else revision
         if number is None:
             return []
-        found = [*self._applied(deployment, number), *paused_objects(self.live(deployment))]
+        where = deployment.namespace
+        manifest = self.helm.manifest(deployment.release, number, namespace=where)
+        found = [*self.conflicts(deployment, manifest), *paused_objects(self.live(deployment))]
         if revision is not None:
             return found
         return [line for line in found if _AUTOSCALER not in line and not line.endswith(_OURS)]
-
-    def _applied(self, deployment: Deployment, revision: int) -> Sequence[str]:
-        """The conflicts with the objects of `revision`."""
-        where = deployment.namespace
-        manifest = self.helm.manifest(deployment.release, revision, namespace=where)
-        return self.conflicts(deployment, manifest)
 
     def taken_by(self, deployment: Deployment, revision: int) -> str:
         """End of a sentence that names the fields which a return to `revision` takes; or ""."""
@@ -85,10 +81,11 @@ class ForeignFields:
     ) -> dict[str, None]:
         # A ramp's first step may keep what somebody set, and fail at it in the next one.
         entries = self.releases.entries(deployment)
-        applied = [entry.revision for entry in entries if entry.status == "deployed"]
+        applied = [entry for entry in entries if entry.status == "deployed"]
         found: dict[str, None] = {}
-        for number in applied[-1:]:
-            found |= dict.fromkeys(self._applied(deployment, number))
+        for entry in applied[-1:]:
+            manifest = self.releases.manifest(deployment, entry)
+            found |= dict.fromkeys(self.conflicts(deployment, manifest))
         # Most objects are the same in all of them.
         objects = {canonical_digest(o): o for made in revisions for o in without_hooks(made)}
         return found | dict.fromkeys(self.conflicts(deployment, list(objects.values())))

@@ -119,7 +119,7 @@ class Ramp:
         split = min(self.steps) < whole.capacity and load_chart(whole.chart).ramps
         if served is None or not split:
             return []
-        stable = self.releases.stable_pod_template(whole.deployment, served.revision)
+        stable = self.releases.stable_pod_template(whole.deployment, served)
         canary = {"replicaCount": 1, "handover": False, "stablePodTemplate": stable}
         return [replace(whole, own={"canary": canary})]
 
@@ -131,14 +131,7 @@ class Ramp:
         found = set()
         for each in {whole.deployment, _target(whole.deployment)}:
             if served := self._served(each):
-                found |= set(
-                    map(
-                        named,
-                        whole.helm.manifest(
-                            each.release, served.revision, namespace=each.namespace
-                        ),
-                    )
-                )
+                found |= set(map(named, self.releases.manifest(each, served)))
         return found
 
 
