@@ -209,8 +209,11 @@ def test_a_busy_api_server_is_asked_again_by_helm(
     )
 
     def ask() -> str:
-        return command.run_patiently(
-            sys.executable, ["upgrade"], timeout_seconds=60, where="the test"
+        return command.patiently(
+            lambda seconds: command.run(
+                sys.executable, ["upgrade"], timeout_seconds=seconds, where="the test"
+            ),
+            timeout_seconds=60,
         )
 
     assert ask() == "done\n"

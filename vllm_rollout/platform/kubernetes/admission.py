@@ -18,7 +18,7 @@ from vllm_rollout.model.preflight_facts import Admission, Refusal
 from vllm_rollout.model.text import redact, secrets_in
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, message_of
 from vllm_rollout.platform.kubernetes.command import webhook_away, webhook_remedy
-from vllm_rollout.platform.kubernetes.templates import HOOK, Json, one_by_one
+from vllm_rollout.platform.kubernetes.templates import Json, hook_of, one_by_one
 
 _HOOKS = re.compile(r"\b(pre|post)-(install|upgrade)\b")
 NO_RIGHT = re.compile(r"cannot \w+ resource")
@@ -55,10 +55,10 @@ def admission(
     """
     asked = _Asked(api, namespace)
     objects = [each for each in one_by_one(objects) if is_made(each)]
+    own = [_APPLY] if applies else [_STRATEGIC, _MERGE]
     for each in objects:
         # A hook that is left from before is removed before it is created.
-        own = [] if _is_hook(each) else [_APPLY] if applies else [_STRATEGIC, _MERGE]
-        asked.object(each, own)
+        asked.object(each, own if hook_of(each) is None else [])
     for each in patches:
         asked.object(each, [_MERGE])
     made = {(str(each.get("kind")), str(each["metadata"].get("name"))) for each in objects}
@@ -154,14 +154,10 @@ class _Asked:
         self.refusals.append(Refusal(what=what, reason=reason, certain=certain, webhook=webhook))
 
 
-def _is_hook(each: Json) -> bool:
-    return HOOK in (each["metadata"].get("annotations") or {})
-
-
 def is_made(each: Json) -> bool:
     """Return True for an object of the release, and for a hook of an install or upgrade."""
-    hooks = (each["metadata"].get("annotations") or {}).get(HOOK)
-    return hooks is None or bool(_HOOKS.search(str(hooks)))
+    hooks = hook_of(each)
+    return hooks is None or bool(_HOOKS.search(hooks))
 
 
 def _pods(objects: Iterable[Json]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,8 +16,6 @@ from vllm_rollout.platform.kubernetes.kubeconfig import Kubeconfig, resolve_kube
 TIMEOUT_SECONDS = (5.0, 30.0)
 """For connecting, and for each answer."""
 
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 401, 403, 404, 409, 410
-_TOO_MANY, _SERVER = 429, 500
 _LONGEST_MESSAGE = 1000
 
 
@@ -118,6 +116,17 @@ class KubernetesApi:
         answer = client.call_api(*made, _request_timeout=TIMEOUT_SECONDS)
         return answer.status, answer.read().decode(errors="replace")
 
+    def request(self, verb: str, resource: str, method: str, path: str, **more: Any) -> Any:
+        """The JSON of the answer to what the client has no method for.
+
+        Raises: as `doing`, of a refusal too.
+        """
+        with self.doing(verb, resource):
+            status, text = self.ask(method, path, **more)
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise self.refusal(status, text, verb, resource)
+        return json.loads(text)
+
     @contextmanager
     def doing(self, verb: str, resource: str) -> Iterator[None]:
         """Turn the client's exceptions into the suite's, saying what was being done.
@@ -148,22 +157,22 @@ class KubernetesApi:
     def refusal(self, status: int, body: str, verb: str, resource: str) -> RolloutError:
         """The error that an answer of this status is; see `doing` for which."""
         message = f"cannot {verb} {resource}: the API server answers {status}: {message_of(body)}"
-        if status in (_UNAUTHORIZED, _FORBIDDEN):
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return UnreachableError(
                 message,
                 address=self.address,
                 remedy="The credentials have expired: log in again."
-                if status == _UNAUTHORIZED
+                if status == HTTPStatus.UNAUTHORIZED
                 else f"Ask for a Role that allows the verb {verb!r} on {resource!r}, as those of "
                 "this version's chart rollout-roles do.",
             )
-        if status == _NOT_FOUND:
+        if status == HTTPStatus.NOT_FOUND:
             return NotFoundError(message)
-        if status == _GONE:
+        if status == HTTPStatus.GONE:
             return ExpiredError(message, remedy="List again from the beginning.")
-        if status == _CONFLICT:
+        if status == HTTPStatus.CONFLICT:
             return ConflictError(message, remedy="Read it again and decide again.")
-        if status == _TOO_MANY or status >= _SERVER:
+        if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             webhook = webhook_away(message)
             remedy = (
                 webhook_remedy(webhook) if webhook else "The API server is overloaded: try again."

@@ -14,7 +14,8 @@ from typing import Any
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.platform.base import ForeignChangeError
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
-from vllm_rollout.platform.kubernetes.live_edits import workloads_of
+from vllm_rollout.platform.kubernetes.live_edits import object_path
+from vllm_rollout.platform.kubernetes.pod_reader import list_workloads
 from vllm_rollout.platform.kubernetes.releases import TRACK_LABEL
 from vllm_rollout.platform.kubernetes.templates import Json
 
@@ -77,18 +78,17 @@ def read_autoscalers(api: KubernetesApi, namespace: str) -> list[Autoscaler]:
     Raises: as `KubernetesApi.doing`.
     """
     where = f"horizontalpodautoscalers in namespace {namespace}"
+    path = f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
+    answer = api.request("list", where, "GET", path)
+    found = [_of_kubernetes(each) for each in answer["items"]]
+    where = f"scaledobjects in namespace {namespace}"
     with api.doing("list", where):
-        path = f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
-        status, text = api.ask("GET", path)
-        if status >= HTTPStatus.BAD_REQUEST:
-            raise api.refusal(status, text, "list", where)
-        found = [_of_kubernetes(each) for each in json.loads(text)["items"]]
         path = f"/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects"
         status, text = api.ask("GET", path)
         if status < HTTPStatus.BAD_REQUEST:
             found += [_of_keda(each) for each in json.loads(text)["items"]]
         elif status not in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
-            raise api.refusal(status, text, "list", f"scaledobjects in namespace {namespace}")
+            raise api.refusal(status, text, "list", where)
     return found
 
 
@@ -128,11 +128,10 @@ class Autoscaling:
 
         Raises: as `KubernetesApi.doing`.
         """
-        api = self._api()
-        scalers = read_autoscalers(api, deployment.namespace)
+        scalers = read_autoscalers(self._api(), deployment.namespace)
         if not scalers:
             return None
-        workloads = workloads_of(api, deployment.namespace, [deployment.release])
+        workloads = self._workloads(deployment)
         by_name = {(each["kind"], each["metadata"]["name"]): each for each in workloads}
         by = tuple(each for each in scalers if each.scales in by_name)
         if not by:
@@ -152,15 +151,14 @@ class Autoscaling:
 
         Raises: as `KubernetesApi.doing`.
         """
-        for each in self._stable(deployment):
-            self._set(each, "replicas", pods)
+        self._number(self._workloads(deployment), pods)
 
     def resume(self, deployment: Deployment) -> None:
         """Let Deployments that somebody has paused change again.
 
         Raises: as `KubernetesApi.doing`.
         """
-        for each in workloads_of(self._api(), deployment.namespace, [deployment.release]):
+        for each in self._workloads(deployment):
             if each["spec"].get("paused"):
                 self._set(each, "paused", False)
 
@@ -170,12 +168,11 @@ class Autoscaling:
 
         Raises: as `set_pods`.
         """
-        live = self.pods(deployment)
-        if live is None:
-            return
+        found = self._workloads(deployment)
+        live = sum(map(_pods, _scalable(found)))
         wanted = live + planned - before if planned < before else max(live, planned)
         if wanted != live:
-            self.set_pods(deployment, wanted)
+            self._number(found, wanted)
 
     def keep(self, deployment: Deployment, manifest: Sequence[Json]) -> int:
         """Keep the number of pods in a rollback to `manifest`, which may remove the canary's.
@@ -184,9 +181,9 @@ class Autoscaling:
         """
         scale = self.scale(deployment)
         if unnumbered(manifest):
-            found = workloads_of(self._api(), deployment.namespace, [deployment.release])
+            found = self._workloads(deployment)
             pods = sum(_pods(e) for track in _TRACKS for e in _of_track(found, track))
-            self.set_pods(deployment, max(1, pods))
+            self._number(found, max(1, pods))
         return scale.pods if scale else 0
 
     def restore(self, deployment: Deployment, pods: int) -> None:
@@ -198,6 +195,13 @@ class Autoscaling:
         if scale is not None and scale.pods < pods:
             self.set_pods(deployment, pods - scale.canary)
 
+    def _workloads(self, deployment: Deployment) -> list[Json]:
+        return list_workloads(self._api(), deployment.namespace, [deployment.release])
+
+    def _number(self, workloads: Sequence[Json], pods: int) -> None:
+        for each in _scalable(workloads):
+            self._set(each, "replicas", pods)
+
     def _set(self, workload: Json, key: str, value: Any) -> None:
         kind, meta = workload["kind"], workload["metadata"]
         body = {
@@ -206,28 +210,19 @@ class Autoscaling:
             "metadata": {"name": meta["name"]},
             "spec": {key: value},
         }
-        plural = f"{kind.lower()}s"
-        resource = f"{plural} {meta['name']} in namespace {meta['namespace']}"
+        resource = f"{kind.lower()}s {meta['name']} in namespace {meta['namespace']}"
         self._ensure()
-        with self._api().doing("patch", resource):
-            status, text = self._api().ask(
-                "PATCH",
-                f"/apis/apps/v1/namespaces/{meta['namespace']}/{plural}/{meta['name']}",
-                query_params=[("fieldManager", MANAGER), ("force", "true")],
-                header_params={"Content-Type": "application/apply-patch+yaml"},
-                body=json.dumps(body),
-            )
-            if status >= HTTPStatus.BAD_REQUEST:
-                raise self._api().refusal(status, text, "patch", resource)
+        self._api().request(
+            *("patch", resource),
+            *("PATCH", object_path(body, meta["namespace"])),
+            query_params=[("fieldManager", MANAGER), ("force", "true")],
+            header_params={"Content-Type": "application/apply-patch+yaml"},
+            body=json.dumps(body),
+        )
 
-    def pods(self, deployment: Deployment) -> int | None:
-        """Return how many pods the Deployment of the stable pods asks for; None without one."""
-        found = self._stable(deployment)
-        return sum(map(_pods, found)) if found else None
-
-    def _stable(self, deployment: Deployment) -> list[Json]:
-        found = workloads_of(self._api(), deployment.namespace, [deployment.release])
-        return [each for each in _of_track(found, "stable") if each["kind"] == "Deployment"]
+    def pods(self, deployment: Deployment) -> int:
+        """Return how many pods the Deployment of the stable pods asks for; 0 without one."""
+        return sum(map(_pods, _scalable(self._workloads(deployment))))
 
 
 def unnumbered(objects: Sequence[Json]) -> bool:
@@ -273,6 +268,11 @@ def _of_track(objects: Sequence[Json], track: str) -> list[Json]:
         if each["kind"] in ("Deployment", "StatefulSet")
         and (each["metadata"].get("labels") or {}).get(TRACK_LABEL) == track
     ]
+
+
+def _scalable(workloads: Sequence[Json]) -> list[Json]:
+    """The Deployment of the stable pods; none where a chart has no such."""
+    return [each for each in _of_track(workloads, "stable") if each["kind"] == "Deployment"]
 
 
 def _pods(workload: Json) -> int:

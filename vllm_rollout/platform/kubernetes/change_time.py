@@ -96,7 +96,7 @@ def _in_sequence(each: Json, former: Json | None) -> int:
             return 1 if parallel else max(1, more)
         rolling = (spec.get("updateStrategy") or {}).get("rollingUpdate") or {}
         replaced = pods - int(_number(rolling, "partition", 0))
-        return _batches(replaced, _share(rolling.get("maxUnavailable") or 1, pods, up=True))
+        return _batches(replaced, share(rolling.get("maxUnavailable") or 1, pods, up=True))
     if former is None or pod_templates(each) == pod_templates(former):
         return 1
     if kind == "Deployment":
@@ -104,18 +104,18 @@ def _in_sequence(each: Json, former: Json | None) -> int:
         if strategy.get("type") == "Recreate":
             return 1
         rolling = strategy.get("rollingUpdate") or {}
-        surge = _share(rolling.get("maxSurge", "25%"), pods, up=True)
-        return _batches(pods, surge + _share(rolling.get("maxUnavailable", "25%"), pods, up=False))
+        surge = share(rolling.get("maxSurge", "25%"), pods, up=True)
+        return _batches(pods, surge + share(rolling.get("maxUnavailable", "25%"), pods, up=False))
     rolling = (spec.get("rolloutStrategy") or {}).get("rollingUpdateConfiguration") or {}
-    surge = _share(rolling.get("maxSurge", 0), pods, up=True)
-    return _batches(pods, surge + _share(rolling.get("maxUnavailable", 1), pods, up=False))
+    surge = share(rolling.get("maxSurge", 0), pods, up=True)
+    return _batches(pods, surge + share(rolling.get("maxUnavailable", 1), pods, up=False))
 
 
 def _batches(pods: int, together: int) -> int:
     return max(1, math.ceil(pods / max(1, together)))
 
 
-def _share(value: Any, pods: int, *, up: bool) -> int:
+def share(value: Any, pods: int, *, up: bool) -> int:
     """A number, or a share of the pods (`25%`) as Kubernetes rounds it; of nothing 0."""
     if isinstance(value, str) and value.endswith("%"):
         part = pods * float(value[:-1]) / 100

@@ -13,9 +13,7 @@ from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableErro
 from vllm_rollout.model.preflight_facts import Admission
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
-from vllm_rollout.platform.base import (
-    NotReadyError,
-)
+from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.kubernetes.admission import refuse_inadmissible
 from vllm_rollout.platform.kubernetes.autoscaling import (
     Autoscaling,
@@ -27,9 +25,7 @@ from vllm_rollout.platform.kubernetes.autoscaling import (
 from vllm_rollout.platform.kubernetes.build import Builds, check_same
 from vllm_rollout.platform.kubernetes.change_time import change_time
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
-from vllm_rollout.platform.kubernetes.composition import (
-    OWN_VALUES,
-)
+from vllm_rollout.platform.kubernetes.composition import OWN_VALUES
 from vllm_rollout.platform.kubernetes.foreign_fields import ForeignFields
 from vllm_rollout.platform.kubernetes.helm import Helm, HelmRevision
 from vllm_rollout.platform.kubernetes.moves import Moves
@@ -160,10 +156,7 @@ class Changes:
 
     def _newest(self, deployment: Deployment, entries: Sequence[HelmRevision]) -> Sequence[Json]:
         """The objects of the newest revision; none where nothing is deployed."""
-        if not entries:
-            return ()
-        number, namespace = entries[-1].revision, deployment.namespace
-        return self.helm.manifest(deployment.release, number, namespace=namespace)
+        return self.releases.manifest(deployment, entries[-1]) if entries else ()
 
     def uninstall(self, deployment: Deployment, *, timeout: timedelta) -> None:
         """Remove the release and its history, and wait until its pods are gone."""
@@ -234,10 +227,9 @@ class Changes:
         """
         if served is None:
             return False
-        where = deployment.namespace
-        if unnumbered(self.helm.manifest(deployment.release, served.revision, namespace=where)):
+        if unnumbered(self.releases.manifest(deployment, served)):
             return False
-        pods = self.autoscaling.pods(deployment) or 0
+        pods = self.autoscaling.pods(deployment)
         if pods > 1 and not self.helm.forcing:
             raise UsageError(
                 f"{deployment} would fall from {pods} pods to 1: its chart leaves their number to "

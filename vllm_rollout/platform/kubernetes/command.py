@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Self
 
@@ -124,37 +124,34 @@ def run(
     return out.decode(errors="replace")
 
 
-def run_patiently(
-    binary: str,
-    arguments: Sequence[str],
+def patiently(
+    attempt: Callable[[float], str],
     *,
     timeout_seconds: float,
-    where: str,
-    environment: Mapping[str, str] | None = None,
-    guard: Guard | None = None,
     again: tuple[type[RolloutError], ...] = (BusyError,),
 ) -> str:
-    """`run`, up to three times more while it ends in one of `again` and time is left.
+    """Make an attempt, which is given the seconds that are left, and up to three more while it ends
+    in one of `again` and there is time.
 
     Helm itself asks a busy API server again only where that says when.
     """
+    from tenacity import (
+        Retrying,
+        retry_if_exception_type,
+        stop_after_attempt,
+        stop_before_delay,
+        wait_chain,
+        wait_fixed,
+    )
+
     until = time.monotonic() + timeout_seconds
-    for pause in (*_PAUSES_SECONDS, None):
-        left = max(until - time.monotonic(), 1.0)
-        try:
-            return run(
-                binary,
-                arguments,
-                timeout_seconds=left,
-                where=where,
-                environment=environment,
-                guard=guard,
-            )
-        except again:
-            if pause is None or time.monotonic() + pause >= until:
-                raise
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+    attempts = Retrying(
+        retry=retry_if_exception_type(again),
+        stop=stop_after_attempt(len(_PAUSES_SECONDS) + 1) | stop_before_delay(timeout_seconds),
+        wait=wait_chain(*map(wait_fixed, _PAUSES_SECONDS)),
+        reraise=True,
+    )
+    return attempts(lambda: attempt(max(until - time.monotonic(), 1.0)))
 
 
 class _Supervisor:

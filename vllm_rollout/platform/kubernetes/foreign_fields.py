@@ -61,31 +61,31 @@ class ForeignFields:
             ForeignChangeError: it would fail half way, at fields that somebody else has set, or for
                 ever, at a Deployment that somebody has paused.
         """
+        conflicts = self._conflicts_of(deployment, revisions) if self.helm.forcing else {}
+        ours = {line for line in conflicts if line.endswith(_OURS)}
+        scaled = scale.fields if scale else ()
         found = dict.fromkeys(paused_objects(self.live(deployment)))
-        ours = False
-        if self.helm.forcing:
-            scaled = scale.fields if scale else ()
-            conflicts = self._conflicts_of(deployment, revisions)
-            ours = any(line.endswith(_OURS) for line in conflicts)
-            others = (line for line in conflicts if not line.endswith(_OURS))
-            found |= {line: None for line in others if not line.startswith(scaled)}
+        found |= {
+            line: None for line in conflicts if not line.startswith(scaled) and line not in ours
+        }
         if found:
             raise ForeignChangeError(
                 f"{deployment} is not changed, as somebody else has changed it: {'; '.join(found)}",
                 remedy="Put that into the values of the deployment, or take it back: a rollback "
                 "does. `kubernetes.field_conflicts: overwrite` lets each rollout do so.",
             )
-        return ours
+        return bool(ours)
 
     def _conflicts_of(
         self, deployment: Deployment, revisions: Sequence[Sequence[Json]]
     ) -> dict[str, None]:
         # A ramp's first step may keep what somebody set, and fail at it in the next one.
         entries = self.releases.entries(deployment)
-        applied = [entry.revision for entry in entries if entry.status == "deployed"]
+        applied = [entry for entry in entries if entry.status == "deployed"]
         found: dict[str, None] = {}
-        for number in applied[-1:]:
-            found |= dict.fromkeys(self.of_revision(deployment, number))
+        for entry in applied[-1:]:
+            manifest = self.releases.manifest(deployment, entry)
+            found |= dict.fromkeys(self.conflicts(deployment, manifest))
         # Most objects are the same in all of them.
         objects = {canonical_digest(o): o for made in revisions for o in without_hooks(made)}
         return found | dict.fromkeys(self.conflicts(deployment, list(objects.values())))

@@ -15,7 +15,8 @@ from vllm_rollout.platform.kubernetes.command import (
     BusyError,
     ReleaseNotFoundError,
     WebhookError,
-    run_patiently,
+    patiently,
+    run,
 )
 from vllm_rollout.platform.kubernetes.kubeconfig import (
     Kubeconfig,
@@ -265,13 +266,16 @@ class Helm:
         cluster = self._kubeconfig() if release else None
         driver = self._driver(release) if release else ""
         with helm_environment(cluster, driver=driver) as environment:
-            return run_patiently(
-                self._binary,
-                arguments,
+            return patiently(
+                lambda seconds: run(
+                    self._binary,
+                    arguments,
+                    timeout_seconds=seconds,
+                    where=str(cluster or "no cluster"),
+                    environment=environment,
+                    guard=guard,
+                ),
                 timeout_seconds=timeout_seconds,
-                where=str(cluster or "no cluster"),
-                environment=environment,
-                guard=guard,
                 again=again,
             )
 

@@ -10,9 +10,8 @@ is now.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
@@ -24,6 +23,7 @@ from vllm_rollout.platform.base import (
 )
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.live_edits import last_manager
+from vllm_rollout.platform.kubernetes.templates import Json
 
 _KIND = ("gateway.networking.k8s.io", "v1")
 _PLURAL = "httproutes"
@@ -31,8 +31,6 @@ _MERGE_PATCH = "application/merge-patch+json"
 _POLL_SECONDS = 0.5
 _DEFAULT_WEIGHT = 1
 """Of a backendRef that names none, by the API's definition."""
-
-Json = Mapping[str, Any]
 
 
 class HttpRoutes:

@@ -11,8 +11,8 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import LiveObject
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
 from vllm_rollout.platform.kubernetes.nodes import quantity
-from vllm_rollout.platform.kubernetes.pod_reader import list_release, read_workload
-from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL, replica_of
+from vllm_rollout.platform.kubernetes.pod_reader import list_release, list_workloads, read_workload
+from vllm_rollout.platform.kubernetes.pods import replica_of
 from vllm_rollout.platform.kubernetes.served import Leaves, leaves_of, served, shown
 from vllm_rollout.platform.kubernetes.templates import Json
 
@@ -72,24 +72,6 @@ _DEFAULTS = tuple(
 that is live and was not rendered is somebody's edit."""
 
 
-def workloads_of(api: KubernetesApi, namespace: str, instances: Sequence[str]) -> list[Json]:
-    """The Deployments and StatefulSets of some releases.
-
-    Raises: as `KubernetesApi.doing`.
-    """
-    found: list[Json] = []
-    selector = f"{INSTANCE_LABEL} in ({','.join(instances)})"
-    for kind in _LIVE:
-        resource = f"{_plural(kind)} in namespace {namespace}"
-        with api.doing("list", resource):
-            path = f"/apis/apps/v1/namespaces/{namespace}/{_plural(kind)}"
-            status, text = api.ask("GET", path, query_params=[("labelSelector", selector)])
-            if status >= HTTPStatus.BAD_REQUEST:
-                raise api.refusal(status, text, "list", resource)
-        found += [{**each, "kind": kind} for each in json.loads(text)["items"]]
-    return found
-
-
 def live_objects(
     api: KubernetesApi,
     namespace: str,
@@ -105,7 +87,7 @@ def live_objects(
     Raises: as `KubernetesApi.doing`.
     """
     found = {}
-    for each in workloads_of(api, namespace, instances):
+    for each in list_workloads(api, namespace, instances):
         if each["metadata"].get("deletionTimestamp"):
             continue
         key = (each["kind"], each["metadata"]["name"])

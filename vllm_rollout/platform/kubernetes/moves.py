@@ -63,7 +63,7 @@ class Moves:
                     remedy="Ramp in one step (`ramp: [{share: 100%}]`), or use the chart "
                     "vllm-deployment, whose README says what a chart needs for it.",
                 )
-            stable = self.releases.stable_pod_template(deployment, served.revision)
+            stable = self.releases.stable_pod_template(deployment, served)
         moves = surge_plan(
             start or goal,
             goal,

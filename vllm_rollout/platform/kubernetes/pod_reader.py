@@ -1,6 +1,6 @@
 """A release's pods, what makes them, and their logs, read from the API server."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
@@ -83,19 +83,32 @@ def list_namespace(api: KubernetesApi, namespace: str, selector: str = "") -> li
     return sorted(map(parse_pod, documents), key=lambda pod: pod.metadata.name)
 
 
-def anything_left(api: KubernetesApi, deployment: Deployment) -> bool:
-    """Return True if a release that is being removed still has Deployments or pods.
+def list_workloads(
+    api: KubernetesApi, namespace: str, instances: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """The Deployments and StatefulSets of some releases as they are in the cluster.
 
     Raises: as `KubernetesApi.doing`.
     """
-    namespace = deployment.namespace
-    with api.doing("list", f"deployments in namespace {namespace}"):
-        found = api.apps.list_namespaced_deployment(
-            namespace,
-            label_selector=f"{INSTANCE_LABEL}={deployment.release}",
-            _request_timeout=TIMEOUT_SECONDS,
+    selector = f"{INSTANCE_LABEL} in ({','.join(instances)})"
+    found: list[Mapping[str, Any]] = []
+    for kind, plural in (("Deployment", "deployments"), ("StatefulSet", "statefulsets")):
+        answer = api.request(
+            *("list", f"{plural} in namespace {namespace}"),
+            *("GET", f"/apis/apps/v1/namespaces/{namespace}/{plural}"),
+            query_params=[("labelSelector", selector)],
         )
-    return bool(found.items or list_instance(api, namespace, deployment.release))
+        found += [{**each, "kind": kind} for each in answer["items"]]
+    return found
+
+
+def anything_left(api: KubernetesApi, deployment: Deployment) -> bool:
+    """Return True if a release that is being removed still has pods, or what makes them.
+
+    Raises: as `KubernetesApi.doing`.
+    """
+    namespace, release = deployment.namespace, deployment.release
+    return bool(list_workloads(api, namespace, [release]) or list_instance(api, namespace, release))
 
 
 def pod_log(api: KubernetesApi, deployment: Deployment, pod: Pod, *, tail: int) -> str:

@@ -21,7 +21,7 @@ from vllm_rollout.platform.kubernetes.pod_reader import (
     read_workload,
 )
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL, Pod, replica_of, serving
-from vllm_rollout.platform.kubernetes.templates import HOOK, Json
+from vllm_rollout.platform.kubernetes.templates import Json, hook_of
 
 _LOG_LINES = 400
 """So many, because vLLM writes an engine's error before the longer traceback of its server."""
@@ -70,7 +70,7 @@ def symptoms_of(
     waited_for = {
         (hook["kind"], str(hook["metadata"].get("name"))): _title(hook)
         for hook in hooks
-        if hook["kind"] in ("Job", "Pod") and _OF_A_CHANGE.search(_kinds_of(hook))
+        if hook["kind"] in ("Job", "Pod") and _OF_A_CHANGE.search(hook_of(hook) or "")
     }
     if waited_for:
         everything = list_namespace(api, deployment.namespace)
@@ -78,11 +78,7 @@ def symptoms_of(
 
 
 def _title(hook: Json) -> str:
-    return f"hook {hook['kind']} {hook['metadata'].get('name')} ({_kinds_of(hook)})"
-
-
-def _kinds_of(hook: Json) -> str:
-    return str(hook["metadata"]["annotations"][HOOK])
+    return f"hook {hook['kind']} {hook['metadata'].get('name')} ({hook_of(hook)})"
 
 
 def _of_jobs(

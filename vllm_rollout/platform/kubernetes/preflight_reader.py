@@ -38,7 +38,7 @@ from vllm_rollout.platform.kubernetes.nodes import (
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL
 from vllm_rollout.platform.kubernetes.ramp_preflight import Ramp, named
 from vllm_rollout.platform.kubernetes.rendered import Rendered, demand_of
-from vllm_rollout.platform.kubernetes.templates import HOOK
+from vllm_rollout.platform.kubernetes.templates import hook_of
 from vllm_rollout.yaml_file import read_mapping
 
 _NOT_OURS = ("BestEffort", "Terminating")
@@ -268,7 +268,7 @@ class KubernetesPreflight:
         return (
             pod["metadata"]["namespace"] == self._deployment.namespace
             and labels.get(INSTANCE_LABEL) == self._deployment.release
-            and HOOK not in (pod["metadata"].get("annotations") or {})
+            and hook_of(pod) is None
         )
 
     def _own_use(self) -> dict[str, float]:

@@ -126,7 +126,7 @@ class Ramp:
         split = min(self.steps) < whole.capacity and load_chart(whole.chart).ramps
         if self._served is None or not split:
             return []
-        stable = self.releases.stable_pod_template(whole.deployment, self._served.revision)
+        stable = self.releases.stable_pod_template(whole.deployment, self._served)
         canary = {"replicaCount": 1, "handover": False, "stablePodTemplate": stable}
         return [replace(whole, own={"canary": canary})]
 
@@ -148,9 +148,7 @@ class Ramp:
             named(each)
             for deployment, served in releases
             if served
-            for each in whole.helm.manifest(
-                deployment.release, served.revision, namespace=deployment.namespace
-            )
+            for each in self.releases.manifest(deployment, served)
         }
 
 

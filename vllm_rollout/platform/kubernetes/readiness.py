@@ -5,15 +5,13 @@ Helm's own `--wait` is content with fewer: Helm 3 with as many as maxUnavailable
 none where updates are OnDelete, a Deployment is paused, or an operator makes the pods.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.text import shown
-from vllm_rollout.platform.kubernetes.api import KubernetesApi
+from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.live_edits import object_path
 from vllm_rollout.platform.kubernetes.pod_reader import list_namespace, list_pods
 from vllm_rollout.platform.kubernetes.pods import (
@@ -247,12 +245,9 @@ def _process(container: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _live(api: KubernetesApi, applied: Json, namespace: str) -> Json | None:
     """The object as it is; None if it is not there."""
-    kind = applied["kind"]
-    with api.doing("get", f"{kind} {applied['metadata']['name']} in namespace {namespace}"):
-        status, text = api.ask("GET", object_path(applied, namespace))
-    if status == HTTPStatus.NOT_FOUND:
+    resource = f"{applied['kind']} {applied['metadata']['name']} in namespace {namespace}"
+    try:
+        live: Json = api.request("get", resource, "GET", object_path(applied, namespace))
+    except NotFoundError:
         return None
-    if status >= HTTPStatus.BAD_REQUEST:
-        raise api.refusal(status, text, "get", f"{kind} in namespace {namespace}")
-    live: Json = json.loads(text)
     return live

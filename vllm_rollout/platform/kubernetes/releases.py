@@ -18,6 +18,7 @@ NOT_READY = "vllm-rollout: not ready"
 """Beginning of the description of the way back from a revision whose pods did not come up."""
 _BACK = re.compile(rf"Rollback to \d+$|{NOT_READY}")
 _NEVER_UP = re.compile(r'(Upgrade|Rollback|Release) ".*?" failed: ')
+_Key = tuple[str, str, HelmRevision]
 
 
 class Releases:
@@ -31,7 +32,9 @@ class Releases:
     ) -> None:
         self._helm = helm
         self._replicas = replicas
-        self._read: dict[tuple[str, str, HelmRevision], tuple[Rollout, Pods]] = {}
+        # Nothing of a revision changes but its status, which is part of the entry.
+        self._read: dict[_Key, tuple[Rollout, Pods]] = {}
+        self._manifests: dict[_Key, list[dict[str, Any]]] = {}
 
     def entries(self, deployment: Deployment) -> list[HelmRevision]:
         """Helm's own history, oldest first; empty when the release does not exist.
@@ -96,8 +99,16 @@ class Releases:
         """Return how many pods of each track that revision asks for."""
         return self._known(deployment, entry)[1]
 
+    def manifest(self, deployment: Deployment, entry: HelmRevision) -> Sequence[Json]:
+        """Return the objects of that revision."""
+        key = (deployment.namespace, deployment.release, entry)
+        if key not in self._manifests:
+            self._manifests[key] = self._helm.manifest(
+                deployment.release, entry.revision, namespace=deployment.namespace
+            )
+        return self._manifests[key]
+
     def _known(self, deployment: Deployment, entry: HelmRevision) -> tuple[Rollout, Pods]:
-        # A revision's values never change; its status does, and is part of the entry.
         key = (deployment.namespace, deployment.release, entry)
         if key not in self._read:
             values = self._helm.values(
@@ -107,18 +118,17 @@ class Releases:
             self._read[key] = rollout, read_pods(values, rollout)
         return self._read[key]
 
-    def stable_pod_template(self, deployment: Deployment, revision: int) -> dict[str, Any]:
+    def stable_pod_template(self, deployment: Deployment, entry: HelmRevision) -> dict[str, Any]:
         """The pod template of the Deployment that runs all pods but the canary's.
 
         Raises:
             UsageError: the revision has no such Deployment, or several.
         """
-        manifest = self._helm.manifest(deployment.release, revision, namespace=deployment.namespace)
-        found = stable_templates(manifest)
+        found = stable_templates(self.manifest(deployment, entry))
         if len(found) != 1:
             raise UsageError(
-                f"revision {revision} of {deployment.release} has {len(found)} Deployments with "
-                f"the label {TRACK_LABEL}=stable, so its pods cannot be kept beside a canary",
+                f"revision {entry.revision} of {deployment.release} has {len(found)} Deployments "
+                f"with the label {TRACK_LABEL}=stable, so its pods cannot be kept beside a canary",
                 remedy="Roll out once in one step (`ramp: [{share: 100%}]`).",
             )
         return found[0]

@@ -1,6 +1,5 @@
 """Objects that a chart makes of a release's values, before anything is deployed."""
 
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.model.preflight_facts import Demand, Rendering
 from vllm_rollout.platform.kubernetes.autoscaling import counted
+from vllm_rollout.platform.kubernetes.change_time import share
 from vllm_rollout.platform.kubernetes.chart import admit, copied, load_chart
 from vllm_rollout.platform.kubernetes.composition import OWN_VALUES
 from vllm_rollout.platform.kubernetes.helm import Helm
@@ -152,7 +152,4 @@ def _surge(workload: Mapping[str, Any], pods: int) -> int:
     strategy = workload["spec"].get("strategy") or {}
     if strategy.get("type") == "Recreate":
         return 0
-    surge = (strategy.get("rollingUpdate") or {}).get("maxSurge", "25%")
-    if isinstance(surge, str) and surge.endswith("%"):
-        return math.ceil(pods * float(surge[:-1]) / 100)
-    return int(surge)
+    return share((strategy.get("rollingUpdate") or {}).get("maxSurge", "25%"), pods, up=True)

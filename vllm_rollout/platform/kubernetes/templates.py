@@ -117,9 +117,16 @@ def _pods_of(each: Json, made: _Made) -> Iterator[Template]:
         yield Template(f"{kind} {name} itself", _resolved({kind: spec}, made))
 
 
+def hook_of(each: Json) -> str | None:
+    """When Helm runs the object as a hook (`pre-install,pre-upgrade`); None for one of the release
+    itself."""
+    annotations = (each.get("metadata") or {}).get("annotations") or {}
+    return str(annotations[HOOK]) if HOOK in annotations else None
+
+
 def without_hooks(objects: Iterable[Json]) -> list[Json]:
     """The objects that belong to a release, as `helm get manifest` gives them."""
-    return [o for o in objects if HOOK not in ((o.get("metadata") or {}).get("annotations") or {})]
+    return [each for each in objects if hook_of(each) is None]
 
 
 def workloads_of(objects: Iterable[Json]) -> list[Json]:
@@ -175,8 +182,7 @@ def _where(each: Json) -> str:
 
 def _is_off(each: Json) -> bool:
     """Return True for what `helm test` runs, and for a workload without replicas."""
-    annotations = (each.get("metadata") or {}).get("annotations") or {}
-    hooks = str(annotations.get(HOOK, ""))
+    hooks = hook_of(each)
     if hooks and all(hook.strip() in ("test", "test-success") for hook in hooks.split(",")):
         return True
     return each.get("kind") in _WORKLOADS and (each.get("spec") or {}).get("replicas", 1) == 0
