@@ -15,7 +15,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Deployment, canonical_digest
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.model.preflight_facts import Admission, Refusal
-from vllm_rollout.model.text import redact, secrets_in
+from vllm_rollout.model.text import redact
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, message_of
 from vllm_rollout.platform.kubernetes.command import webhook_away, webhook_remedy
 from vllm_rollout.platform.kubernetes.templates import Json, hook_of, one_by_one
@@ -144,7 +144,7 @@ class _Asked:
         # Conflicts, also with a hook that is left from before, are not for admission to decide.
         if status < HTTPStatus.BAD_REQUEST or status == HTTPStatus.CONFLICT:
             return
-        reason = redact(message_of(text), [*secrets_in(), *_content(each)])
+        reason = redact(message_of(text), _content(each))
         webhook = webhook_away(reason)
         busy = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
         if status == HTTPStatus.UNAUTHORIZED or (busy and not webhook):

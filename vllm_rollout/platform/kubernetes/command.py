@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from typing import Self
 
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
-from vllm_rollout.model.text import redact, secrets_in
+from vllm_rollout.model.text import redact
 from vllm_rollout.platform.kubernetes import lease_supervisor
 from vllm_rollout.platform.kubernetes.lease_supervisor import ELAPSED
 from vllm_rollout.platform.writer import Guard
@@ -119,7 +119,7 @@ def run(
         if guard is not None:
             guard.ensure()  # a change that was cut short because the lease is lost says so
         complaint = "\n".join([*_findings(out), _complaint(err.decode(errors="replace"))])
-        text = redact(complaint.strip(), secrets_in())
+        text = redact(complaint.strip())
         raise _error(verb, text or f"exit code {process.returncode}", where)
     return out.decode(errors="replace")
 

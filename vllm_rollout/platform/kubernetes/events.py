@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.symptoms import Event
-from vllm_rollout.model.text import redact, secrets_in
+from vllm_rollout.model.text import redact
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi
 
 
@@ -27,7 +27,7 @@ def list_events(api: KubernetesApi, namespace: str) -> list[ObjectEvent]:
             found = api.core.list_namespaced_event(namespace, _request_timeout=TIMEOUT_SECONDS)
     except RolloutError:
         return []
-    secrets, now = secrets_in(), datetime.now(UTC)
+    now = datetime.now(UTC)
     # Times are whole seconds; of the same second, what was written later is newer.
     items = sorted(found.items, key=lambda e: (-_age(e, now), int(e.metadata.resource_version)))
     return [
@@ -35,7 +35,7 @@ def list_events(api: KubernetesApi, namespace: str) -> list[ObjectEvent]:
             kind=each.involved_object.kind or "",
             name=each.involved_object.name or "",
             uid=each.involved_object.uid or "",
-            event=Event(each.reason or "", redact(each.message or "", secrets), _age(each, now)),
+            event=Event(each.reason or "", redact(each.message or ""), _age(each, now)),
         )
         for each in items
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.text import redact, secrets_in
+from vllm_rollout.model.text import redact
 from vllm_rollout.platform.kubernetes.api import TIMEOUT_SECONDS, KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.pods import INSTANCE_LABEL, Pod, parse_pod, serving
 
@@ -152,4 +152,4 @@ def container_log(
             tail_lines=tail,
             _request_timeout=TIMEOUT_SECONDS,
         )
-    return redact(str(text), secrets_in())
+    return redact(str(text))

@@ -9,7 +9,7 @@ from functools import partial
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.symptoms import End, Event, NodeRoom, StartupProbe, Symptoms
-from vllm_rollout.model.text import redact, secrets_in
+from vllm_rollout.model.text import redact
 from vllm_rollout.platform.kubernetes.api import KubernetesApi
 from vllm_rollout.platform.kubernetes.events import ObjectEvent, list_events, seconds_since
 from vllm_rollout.platform.kubernetes.nodes import Nodes, requests_of
@@ -193,7 +193,7 @@ def _with(
         end = End(
             reason=ended.reason,
             exit_code=ended.exit_code,
-            message=redact(ended.message, secrets_in()),
+            message=redact(ended.message),
             seconds_ago=ago,
             ran_seconds=None if began is None else max(0.0, began - ago),
         )
@@ -210,7 +210,7 @@ def _with(
         container=container.name,
         role=role,
         waiting=state.waiting.reason if state.waiting else "",
-        message=redact(state.waiting.message, secrets_in()) if state.waiting else "",
+        message=redact(state.waiting.message) if state.waiting else "",
         running_seconds=(seconds_since(state.running.started_at, now) or 0.0)
         if state.running
         else None,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.model.symptoms import Role
-from vllm_rollout.model.text import redact, secrets_in
+from vllm_rollout.model.text import redact
 from vllm_rollout.platform.kubernetes.pod_fields import (
     STARTING,
     Container,
@@ -227,7 +227,7 @@ def _ended(container: Container) -> str:
 
 def _clean(message: str) -> str:
     """A container's message, which may have lines of its log."""
-    return redact(message, secrets_in())
+    return redact(message)
 
 
 def serving(pods: Sequence[Pod]) -> list[Pod]:
