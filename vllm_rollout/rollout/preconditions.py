@@ -229,7 +229,7 @@ def reusable_run(
     did not last is gated again. That it still serves is verified again.
     """
     source = run.source
-    if not run.policy.environments[source.environment].sign_off:
+    if run.policy.environments[source.environment].sign_off is None:
         return None
     decisions = AuditLogReader(platform.store).whole(source.model)
     for sign_off in _sign_offs(run, platform, revision, decisions):
