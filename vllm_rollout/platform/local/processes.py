@@ -98,10 +98,13 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Identity
 def how_ended(identity: Identity) -> str | None:
     """None while the process runs; else how it ended, as far as its parent can know."""
     child = _children.get(identity)
-    code = None if child is None else child.poll()
-    if code is not None:
-        return f"exited with code {code}" if code >= 0 else f"killed by signal {-code}"
-    return None if _find(identity) is not None else "ended"
+    if child is None:
+        return None if _find(identity) is not None else "ended"
+    # A child's parent alone is asked: it could end between two questions, and its code be lost.
+    code = child.poll()
+    if code is None:
+        return None
+    return f"exited with code {code}" if code >= 0 else f"killed by signal {-code}"
 
 
 def is_running(identity: Identity | None) -> bool:
