@@ -213,6 +213,7 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     assert site.files_with_the_key() == []
 
 
+@pytest.mark.long
 def test_a_person_signs_off_what_then_goes_to_production(site: Site) -> None:
     site.to_staging("good")
     asked = ("--set", "environments.staging.sign_off.valid=48h")
@@ -289,6 +290,7 @@ def test_without_room_for_reports_nothing_is_promoted_and_the_evidence_is_in_the
     assert json.loads(history.stdout)["decisions"][-1]["evidence"]
 
 
+@pytest.mark.long
 def test_nothing_reaches_production_unless_staging_passes(site: Site) -> None:
     site.to_staging("one")
 
@@ -308,6 +310,7 @@ def test_nothing_reaches_production_unless_staging_passes(site: Site) -> None:
     assert not (site.folder / "deployments").exists()
 
 
+@pytest.mark.long
 def test_a_standing_watch_gets_the_old_build_back_and_ends_by_sigterm(site: Site) -> None:
     for revision in ("one", "two"):
         site.in_production(revision)

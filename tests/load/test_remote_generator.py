@@ -162,6 +162,7 @@ def test_enough_ends_the_sending_at_every_worker(
     assert set(outcomes(result)) == {"ok"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["kill", "suspend"])
 def test_a_worker_that_is_lost_is_named_and_the_rest_is_there(
     serve: Any, tmp_path: Path, pods: Processes, how: str

@@ -274,6 +274,7 @@ def test_a_worker_killed_while_it_runs_leaves_the_result_incomplete_and_nothing_
     assert f"{outcomes(result)['unsent']} of 300 requests" in result.incomplete
 
 
+@pytest.mark.long
 def test_a_worker_that_stands_still_is_missed_and_not_waited_for(
     serve: Serve, tmp_path: Path
 ) -> None:

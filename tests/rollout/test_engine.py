@@ -1,6 +1,7 @@
 """What a rollout does, and what it must never do."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from support.crashing import Killed
@@ -19,7 +20,7 @@ from support.world import (
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.errors import AccessError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.symptoms import Event, Symptoms
 from vllm_rollout.platform.base import ConflictError
@@ -318,6 +319,37 @@ def test_a_second_run_finds_nothing_to_do(world: World) -> None:
     evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.GATE_FAILED
     assert changes(world) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (UnreachableError("no answer", address="the store"), 6),
+        (AccessError("the token has ended", address="the store"), 1),
+    ],
+)
+def test_a_store_that_refuses_the_evidence_is_not_asked_again(
+    world: World, error: RolloutError, asked: int
+) -> None:
+    real = world.platform.store.write
+    refused: list[str] = []
+
+    def write(key: str, value: Any, *, expect: str | None) -> str:
+        if key.startswith("evidence/"):
+            refused.append(key)
+            raise error
+        return real(key, value, expect=expect)
+
+    world.platform.store.write = write  # type: ignore[method-assign]
+    tools = world.tools()
+    tools.log.reporter = shown = ListReporter()
+    evidence = gate_and_promote(tools)
+    world.platform.store.write = real  # type: ignore[method-assign]
+
+    assert evidence.exit_code == ExitCode.UNREACHABLE
+    assert changes(world) == []
+    assert len(refused) == 1 + asked  # the gates' evidence, and the run's
+    assert "the evidence is only in the report folder" in [step.title for step in shown.steps]
 
 
 def test_another_run_that_keeps_its_lease_is_left_alone(world: World) -> None:

@@ -58,6 +58,10 @@ class UnreachableError(RolloutError):
         self.address = address
 
 
+class AccessError(UnreachableError):
+    """Something outside refuses the credentials or the right: asking again soon is no use."""
+
+
 class DeployError(RolloutError):
     """The platform was reached and could not do what was asked (timeout, crash, refused)."""
 

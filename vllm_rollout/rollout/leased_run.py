@@ -5,10 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tenacity import stop_after_attempt
+from tenacity import RetryCallState
 
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.model.errors import AccessError, ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_share
 from vllm_rollout.platform.progress import progress_shown
@@ -188,8 +188,9 @@ def persist_evidence(
 ) -> None:
     """Keep the evidence in the store, and append the end of the run to the audit log.
 
-    A store that is out of reach is asked again for a while. It raises nothing: what was done is
-    done, the report folder has the evidence too, and the journal knows where the rollout stands.
+    A store that is out of reach is asked again for a while, one that refuses us is not. It raises
+    nothing: what was done is done, the report folder has the evidence too, and the journal knows
+    where the rollout stands.
     """
 
     def keep() -> None:
@@ -206,11 +207,16 @@ def persist_evidence(
             keep,
             clock=log.clock,
             pause=_PAUSE,
-            stop=stop_after_attempt(_TRIES),
+            stop=_is_no_use,
             waits=lambda error: log.reporter.progress(f"the evidence cannot be kept yet: {error}"),
         )
     except RolloutError as error:
         log.log_step("the evidence is only in the report folder", str(error))
+
+
+def _is_no_use(state: RetryCallState) -> bool:
+    refused = state.outcome is not None and isinstance(state.outcome.exception(), AccessError)
+    return refused or state.attempt_number >= _TRIES
 
 
 def _result_of(releases: LeasedReleases, work: Callable[[], RolloutResult]) -> RolloutResult:

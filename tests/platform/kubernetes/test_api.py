@@ -7,7 +7,13 @@ import pytest
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.errors import (
+    AccessError,
+    DeployError,
+    RolloutError,
+    UnreachableError,
+    UsageError,
+)
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connect
 from vllm_rollout.platform.kubernetes.retry import throttling_retry
@@ -21,8 +27,8 @@ FORBIDDEN = 'pods is forbidden: User "ci" cannot list resource "pods" in the nam
     ("status", "kind"),
     [
         (400, DeployError),
-        (401, UnreachableError),
-        (403, UnreachableError),
+        (401, AccessError),
+        (403, AccessError),
         (404, NotFoundError),
         (409, ConflictError),
         (422, DeployError),

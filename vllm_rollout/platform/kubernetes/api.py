@@ -7,7 +7,13 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
-from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.errors import (
+    AccessError,
+    DeployError,
+    RolloutError,
+    UnreachableError,
+    UsageError,
+)
 from vllm_rollout.model.text import own_secret, shown
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.command import webhook_away, webhook_remedy
@@ -132,7 +138,8 @@ class KubernetesApi:
         """Turn the client's exceptions into the suite's, saying what was being done.
 
         Raises:
-            UnreachableError: no answer, or no permission to `verb` the `resource`.
+            UnreachableError: no answer.
+            AccessError: no permission to `verb` the `resource`.
             ConflictError: someone else changed the object first.
             NotFoundError: there is no such object.
             ExpiredError: a listing took so long that its next page is gone.
@@ -158,7 +165,7 @@ class KubernetesApi:
         """The error that an answer of this status is; see `doing` for which."""
         message = f"cannot {verb} {resource}: the API server answers {status}: {message_of(body)}"
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return UnreachableError(
+            return AccessError(
                 message,
                 address=self.address,
                 remedy="The credentials have expired: log in again."
