@@ -144,8 +144,16 @@ def test_what_is_only_unseen_is_kept_and_a_person_told(
     asks(unseen)
     assert gate_and_promote(world.tools()).exit_code == ExitCode.UNREACHABLE
     asks(PASSED)
-    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
+    told.clear()
+    evidence = gate_and_promote(
+        world.tools(notify=lambda kind, text, **_: told.append((kind, text)))
+    )
+    assert evidence.exit_code == ExitCode.OK
     assert passed_there(world)
+    # Whoever was called is told that it is over.
+    assert told == [("settled", evidence.conclusion)]
+    assert "has passed its gates now" in evidence.conclusion
+    assert kinds(world)[-1] == "settled"
 
 
 def test_a_kept_build_that_was_rolled_back_is_kept_no_longer(world: World, asks: Asks) -> None:
@@ -191,8 +199,11 @@ def test_a_kept_build_is_rolled_back_when_it_fails_later(world: World, asks: Ask
     asks(NO_DATA)
     gate_and_promote(world.tools())
     asks(Verdict(outcome=Outcome.FAIL, reason=""))
-    assert gate_and_promote(world.tools()).exit_code == ExitCode.ROLLED_BACK
+    told: list[str] = []
+    tools = world.tools(notify=lambda kind, _, **__: told.append(kind))
+    assert gate_and_promote(tools).exit_code == ExitCode.ROLLED_BACK
     assert world.platform.serving(PRODUCTION) == (builds(world)[0], 4, 4)
+    assert told == ["settled", "rollback", "rolled-back"]
 
 
 @pytest.mark.parametrize(

@@ -389,15 +389,15 @@ def test_a_long_text_keeps_its_end_where_the_command_stands(filling: str) -> Non
 
 @pytest.mark.usefixtures("url_in_environment")
 def test_the_same_words_are_sent_each_time_and_with_a_beginning_its_end(receiver: Receiver) -> None:
-    found = rules(kind="webhook", url_env="TEAM_HOOK", messages=["blind"])
+    found = rules(kind="webhook", url_env="TEAM_HOOK", messages=["blind", "kept"])
     sender = notifier(found)
-    for kind in ("blind", "seen", "promoted", "blind", "seen"):
+    for kind in ("blind", "seen", "promoted", "blind", "seen", "kept", "settled"):
         sender.tell(kind, "the same", build=f"sha256:{'a' * 64}")
 
     assert sender.undelivered(wait=True) == []
 
     sent = [json.loads(body) for _, body in receiver.requests]
-    assert [each["kind"] for each in sent] == ["blind", "seen"] * 2
+    assert [each["kind"] for each in sent] == ["blind", "seen"] * 2 + ["kept", "settled"]
     assert {each["build"] for each in sent} == {"a" * 12}
 
 

@@ -27,6 +27,8 @@ class MessageKind(StrEnum):
     """It is complete, and no trigger fired in the watch."""
     KEPT = "kept"
     """It stays, though a gate after the promotion could not know: page somebody."""
+    SETTLED = "settled"
+    """A kept build has passed its gates since, or is changed: whoever gets `kept` gets this too."""
     REFUSAL = "refusal"
     """Nothing was promoted: gates, conditions or the world."""
     WAITING = "waiting"
@@ -52,6 +54,12 @@ class MessageKind(StrEnum):
     REJECTION = "rejection"
     """A named person refused it."""
 
+
+_BEGINNINGS = {
+    MessageKind.SEEN: MessageKind.BLIND,
+    MessageKind.SETTLED: MessageKind.KEPT,
+}
+"""Of each message that ends an episode the one that began it."""
 
 Kind = Annotated[
     MessageKind, WithJsonSchema({"type": "string", "enum": [kind.value for kind in MessageKind]})
@@ -84,8 +92,7 @@ class Channel(Block):
 
     def wants(self, kind: MessageKind) -> bool:
         """Return whether it receives messages of that kind: with a beginning also its end."""
-        begun = MessageKind.BLIND if kind is MessageKind.SEEN else kind
-        return kind in self.messages or begun in self.messages
+        return not {kind, _BEGINNINGS.get(kind, kind)}.isdisjoint(self.messages)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -41,6 +41,8 @@ class DecisionKind(StrEnum):
     """The promotion is complete, watched to its end."""
     KEPT = "kept"
     """It is complete and stays, though a gate could not know: a person is needed."""
+    SETTLED = "settled"
+    """What was kept has passed its gates since."""
     REFUSAL = "refusal"
     """Nothing is promoted."""
     ROLLBACK = "rollback"

@@ -12,6 +12,7 @@ from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.model.units import format_duration
+from vllm_rollout.rollout.audit_log import DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.journal import JournalEntry
 from vllm_rollout.rollout.leased_run import RunTools
@@ -62,7 +63,7 @@ def kept_unseen(run: Run, unseen: str) -> RolloutResult:
         code=ExitCode.UNREACHABLE,
         conclusion=f"A person is needed: {run.target} runs the build and is kept, but it has not "
         f"passed its gates: {unseen}. To ask them again: {run.command}",
-        kept=True,
+        decision=DecisionKind.KEPT,
     )
 
 
@@ -85,6 +86,7 @@ def ask_kept_again(tools: RunTools) -> RolloutResult | None:
         return RolloutResult(
             code=ExitCode.OK,
             conclusion=f"{run.target} was kept by {last.run_id}, and has passed its gates now",
+            decision=DecisionKind.SETTLED,
         )
     if found.outcome is Outcome.FAIL or not _kept(run, found):
         entry = releases.begin(last.build, before=last.before, note="kept, and its gates failed")

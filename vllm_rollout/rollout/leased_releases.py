@@ -17,6 +17,7 @@ from vllm_rollout.platform.base import (
     paused_objects,
 )
 from vllm_rollout.platform.writer import ReleaseWriter
+from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.journal import (
     Event,
     Journal,
@@ -110,6 +111,12 @@ class LeasedReleases:
         `before` is the revision to return to, `traffic` the weights to return to, if any move.
         """
         self.ensure_lease()
+        kept = self.journal.last
+        if kept is not None and kept.keeps(kept.build, self.run.target.environment):
+            text = (
+                f"build {kept.build.short}, kept by {kept.run_id} though not all was seen, is left"
+            )
+            self.log.notify(MessageKind.SETTLED, f"{text}: {note}")
         self._change_begins(before, build)
         self._newest = self._newest_now()
         now = self.log.now()

@@ -126,7 +126,7 @@ def run_under_lease(
         with releases.leased(), progress_shown(log.reporter.progress):
             result = _result_of(releases, lambda: work(started))
             kind = kind_of_end(result.code, under_way=releases.under_way, done=done)
-            evidence = kept(result, DecisionKind.KEPT if result.kept else kind)
+            evidence = kept(result, result.decision or kind)
     except (RolloutError, KeyboardInterrupt) as error:  # another has the lease: nothing is decided
         evidence = kept(_result_of_error(releases, error), None)
     with suppress(KeyboardInterrupt):  # ends the waiting, and nothing else

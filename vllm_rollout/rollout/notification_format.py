@@ -21,6 +21,7 @@ _HEADLINES = {
     MessageKind.ROLLED_BACK: "{model} in {environment} is rolled back",
     MessageKind.ROLLBACK_FAILED: "A PERSON IS NEEDED: {model} in {environment} is not rolled back",
     MessageKind.KEPT: "A PERSON IS NEEDED: {model} in {environment} is kept, and not all was seen",
+    MessageKind.SETTLED: "{model} in {environment} is no longer kept without a pass of its gates",
     MessageKind.BLIND: "The watch over {model} in {environment} sees nothing",
     MessageKind.SEEN: "The watch over {model} in {environment} has its data again",
     MessageKind.LEFT: "The rollout of {model} to {environment} is unfinished",

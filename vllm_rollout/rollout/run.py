@@ -134,15 +134,15 @@ class RolloutResult:
     """Result of a rollout, or of a part that ends it.
 
     `waits_for` names what is missing besides a sign-off (soak, window, on-call), where the gates
-    passed; `awaits_sign_off` is whether the evidence waits for one. `kept` is a target that stays
-    as it is though not all of it was seen: a person is needed.
+    passed; `awaits_sign_off` is whether the evidence waits for one. `decision` is what was decided,
+    where the code does not tell.
     """
 
     code: ExitCode
     conclusion: str
     waits_for: str = ""
     awaits_sign_off: bool = False
-    kept: bool = False
+    decision: DecisionKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
