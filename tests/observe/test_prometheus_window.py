@@ -12,14 +12,16 @@ from support.scripted_prometheus import NOW, T
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.model.observation import Observation, ProbeSample
 from vllm_rollout.model.request_counts import ErrorRates, LatencyCounts, LiveCounts, RequestCounts
 from vllm_rollout.observe import prometheus_window
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
+from vllm_rollout.observe.missing_servers import Newest
 from vllm_rollout.observe.prometheus_window import LiveMetrics, live_metrics
 from vllm_rollout.policy import load_policy
 
 MINUTE = timedelta(minutes=1)
+TEN_WELL = ProbeSample(total=10, failures=0, latencies_seconds=(0.1,) * 10, healthy=True)
 
 
 class Scripted:
@@ -33,8 +35,8 @@ class Scripted:
         self.asked += 1
         return NOW + timedelta(seconds=20 * (self.asked - 1))
 
-    def newest(self, now: datetime) -> datetime:
-        return now
+    def newest(self, now: datetime, window: timedelta) -> Newest:
+        return Newest(at=now.timestamp())
 
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         self.windows.append(window)
@@ -136,9 +138,7 @@ def test_few_users_who_all_fail_are_not_hidden_by_the_watchs_probes(
         metrics.now = lambda: datetime.fromtimestamp(now[0], UTC)  # type: ignore[method-assign]
         live, found, now[0] = LiveMetrics(metrics, MINUTE), [], T - 960.0
         while now[0] < T - 480:
-            live.probed(
-                ProbeSample(total=10, failures=0, latencies_seconds=(0.1,) * 10, healthy=True)
-            )
+            live.seen(Observation(probes=TEN_WELL, replicas=None))
             found.append(live._counts(MINUTE).rates.against(0.05, fewest=10))
             now[0] += 5
         return found[int(4 * every / 5 + 12) :]

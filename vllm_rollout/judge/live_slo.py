@@ -7,7 +7,6 @@ from dataclasses import replace
 from vllm_rollout.judge.buckets import bounds_around, bucket_verdict, limit_inside_a_bucket
 from vllm_rollout.judge.rate import rate_verdict_between
 from vllm_rollout.model.request_counts import LatencyCounts, RequestCounts
-from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, check
 from vllm_rollout.policy import Policy
 
@@ -32,7 +31,7 @@ def error_rate_verdicts(
         if counted.refused:
             beside = f"{counted.refused:,} more were answered 4xx, which `failed` does not count"
             verdict = replace(verdict, reason=f"{verdict.reason}; {beside}")
-        yield _with_lag(verdict, counted.lag_seconds)
+        yield _with_lag(verdict, counted.lag)
 
 
 def latency_verdict(
@@ -48,7 +47,7 @@ def latency_verdict(
         confidence=confidence,
         resets=counted.resets,
     )
-    return _with_lag(verdict, counted.lag_seconds)
+    return _with_lag(verdict, counted.lag)
 
 
 def decided_by_own_load(
@@ -96,9 +95,8 @@ def undecided_limits(policy: Policy, environment: str, bounds: Collection[float]
     ]
 
 
-def _with_lag(verdict: Verdict, seconds: float) -> Verdict:
-    """The verdict, whose reason says that the newest samples are so late."""
-    if not seconds:
-        return verdict
-    late = f"Prometheus lags by {format_value(round(seconds), 's')}: counted until then"
-    return replace(verdict, reason=f"{verdict.reason}; {late}")
+def _with_lag(verdict: Verdict, lag: str) -> Verdict:
+    """The verdict, whose reason says what is late, and by how much."""
+    return (
+        replace(verdict, reason=f"{verdict.reason}; {lag}: counted until then") if lag else verdict
+    )

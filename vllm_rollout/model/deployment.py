@@ -202,7 +202,9 @@ class Replica:
 
     `phase` uses Kubernetes' words (Pending, Running, Failed, …); `reason` is the waiting or
     termination reason (CrashLoopBackOff, OOMKilled, …) or empty; `address` is the URL of this
-    one replica, or empty where it has none that can be reached from here. `image` is the digest of
+    one replica, or empty where it has none that can be reached from here; `host` is where others in
+    its cluster reach it, or empty. A `follower` serves by another replica, which has the server.
+    `image` is the digest of
     the image that it really runs, empty where that is not known, None where it runs none. `command`
     is its command line, empty where that is not known.
     """
@@ -217,6 +219,9 @@ class Replica:
     address: str = ""
     image: str | None = None
     command: tuple[str, ...] = ()
+    host: str = ""
+    ready_since: datetime | None = None
+    follower: bool = False
 
 
 def images_of(replicas: Sequence[Replica]) -> tuple[str, ...]:

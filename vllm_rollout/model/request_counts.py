@@ -31,7 +31,7 @@ class RequestCounts:
     streamed request that it turned away as answered, and only its counter of rejections shows it,
     which holds the others too. `unknown` says why nothing is known; then the counts are 0.
     `refused` have a status 4xx that the policy does not count as a failure: a client's fault, or
-    the build's. `lag_seconds` is by how much the newest samples were late; the counts end there.
+    the build's. `lag` says by how much the newest samples were late; the counts end there.
     `interval_seconds` is the time from scrape to scrape.
     """
 
@@ -43,7 +43,7 @@ class RequestCounts:
     resets: int = 0
     gaps: tuple[Gap, ...] = ()
     unknown: str = ""
-    lag_seconds: float = 0.0
+    lag: str = ""
     interval_seconds: float = 0.0
 
     @property
@@ -95,7 +95,7 @@ class LatencyCounts:
     resets: int = 0
     gaps: tuple[Gap, ...] = ()
     unknown: str = ""
-    lag_seconds: float = 0.0
+    lag: str = ""
 
     @property
     def total(self) -> int:

@@ -8,22 +8,27 @@ no figure: absence of data is never health.
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import ErrorRates, Gap, LatencyCounts, RequestCounts, Uptime
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
+from vllm_rollout.observe.missing_servers import (
+    LONGEST_LAG_SECONDS,
+    Newest,
+    Replicas,
+    newest_common,
+)
 from vllm_rollout.observe.prometheus import Prometheus, Series, selector
 from vllm_rollout.observe.series import (
     LONGEST_INTERVAL_SECONDS,
     Scrapes,
     Target,
-    newest_common,
     scrape_intervals,
     scrapes_of,
     target_of,
@@ -57,10 +62,20 @@ _CHUNK = timedelta(hours=1)
 
 
 class DeploymentMetrics:
-    """The metrics of one deployment. Every method raises UnreachableError without an answer."""
+    """The metrics of one deployment. Every method raises UnreachableError without an answer.
 
-    def __init__(self, prometheus: Prometheus, rules: Rules, deployment: Deployment) -> None:
-        self._prometheus, self._rules = prometheus, rules
+    `replicas` are those that should be scraped, asked for with each question.
+    """
+
+    def __init__(
+        self,
+        prometheus: Prometheus,
+        rules: Rules,
+        deployment: Deployment,
+        replicas: Replicas = lambda: None,
+    ) -> None:
+        self._prometheus, self._rules, self._replicas = prometheus, rules, replicas
+        self._known_up: tuple[datetime, datetime, list[Series]] | None = None
         self._filled = {
             "model": deployment.model,
             "environment": deployment.environment,
@@ -70,7 +85,9 @@ class DeploymentMetrics:
         self._labels = self._fill(rules.labels)
 
     @classmethod
-    def of(cls, policy: Policy, deployment: Deployment) -> Self | None:
+    def of(
+        cls, policy: Policy, deployment: Deployment, replicas: Replicas = lambda: None
+    ) -> Self | None:
         """The metrics of `deployment`; None where the policy names no Prometheus."""
         rules = policy.prometheus
         if rules.url is None:
@@ -85,7 +102,7 @@ class DeploymentMetrics:
             ca_file=Path(rules.ca_file) if rules.ca_file else None,
             timeout_seconds=rules.timeout_seconds,
         )
-        return cls(client, rules, deployment)
+        return cls(client, rules, deployment, replicas)
 
     def close(self) -> None:
         """Close the connections."""
@@ -95,14 +112,16 @@ class DeploymentMetrics:
         """Return the time where Prometheus runs."""
         return self._prometheus.now()
 
-    def newest(self, now: datetime) -> datetime:
-        """Return the newest time of which Prometheus has a scrape of every server.
+    def newest(self, now: datetime, window: timedelta = timedelta()) -> Newest:
+        """Return the newest time of which Prometheus has a scrape of every server, up to `now`.
 
-        That is `now` where nothing is as new as a lag may be.
+        `window` is how long before it is asked about next: `up` is known then.
         """
-        up = self._samples(selector("up", self._labels), now - _TO_KNOW_INTERVALS, now)
-        newest, _ = newest_common(up, scrape_intervals(up), now.timestamp())
-        return datetime.fromtimestamp(newest, UTC)
+        lag = timedelta(seconds=LONGEST_LAG_SECONDS)
+        begin = now - lag - window - _TO_KNOW_INTERVALS
+        up = self._samples(selector("up", self._labels), begin, now)
+        self._known_up = (begin, now, up)
+        return self._newest_common(up, scrape_intervals(up), now - lag, now, self._replicas())
 
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         """Requests and failures in the `window` up to `end`, by every source."""
@@ -178,7 +197,7 @@ class DeploymentMetrics:
             cumulative={bound: round(sum(each[bound] for each in answering)) for bound in bounds},
             resets=max(grown.resets for grown in increases),
             gaps=gaps,
-            lag_seconds=scrapes.lag_seconds,
+            lag=scrapes.lag,
         )
 
     def bounds(self, *, at: datetime, histogram: tuple[str, ...] = E2E_LATENCY) -> list[float]:
@@ -203,7 +222,8 @@ class DeploymentMetrics:
 
     def uptime(self, start: datetime, end: datetime) -> Uptime:
         """Return how many servers were up at each scrape, and when their counters were reset."""
-        series, _, scrapes = self._up(start, end)
+        # Without a platform what has ended is gone: a soak counts what is up.
+        series, _, scrapes = self._up(start, end, self._replicas() or ())
         if mixed := mixed_targets(series, scrapes, self._rules.labels, _LABELS):
             raise UnreachableError(
                 f"Whose samples these are is not known: {mixed}",
@@ -273,30 +293,37 @@ class DeploymentMetrics:
             failures_at_most=failures + rejected + unsure,
             resets=max(grown.resets for grown in increases),
             gaps=gaps,
-            lag_seconds=scrapes.lag_seconds,
+            lag=scrapes.lag,
             interval_seconds=max(scrapes.intervals.values(), default=0.0),
         )
 
     def _scrapes(self, start: datetime, end: datetime) -> tuple[Scrapes, str]:
         """The servers' scrapes, and why it is not known whose they are (or nothing)."""
-        up, started, scrapes = self._up(start, end)
+        up, started, scrapes = self._up(start, end, self._replicas())
         return scrapes, (
             mixed_targets(up, scrapes, self._rules.labels, _LABELS)
             or renamed_targets(up, scrapes)
             or unattributed(started, scrapes)
+            or scrapes.missing
         )
 
-    def _up(self, start: datetime, end: datetime) -> tuple[list[Series], list[Series], Scrapes]:
+    def _up(
+        self, start: datetime, end: datetime, replicas: Sequence[Replica] | None
+    ) -> tuple[list[Series], list[Series], Scrapes]:
         def of_servers(metric: str, begin: datetime, end: datetime) -> list[Series]:
+            known = self._known_up
+            if metric == "up" and known and known[0] <= begin and end <= known[1]:
+                return [_between(series, begin, end) for series in known[2]]
             return self._samples(selector(metric, self._labels), begin, end)
 
-        return self._scraped(of_servers, start, end)
+        return self._scraped(of_servers, start, end, replicas)
 
     def _scraped(
         self,
         ask: Callable[[str, datetime, datetime], list[Series]],
         start: datetime,
         end: datetime,
+        replicas: Sequence[Replica] | None = (),
     ) -> tuple[list[Series], list[Series], Scrapes]:
         """The series of `up` and of start times, and their scrapes up to the newest that all have.
 
@@ -304,19 +331,38 @@ class DeploymentMetrics:
         """
         up = ask("up", start - _TO_KNOW_INTERVALS, end)
         intervals = scrape_intervals(up)
-        newest, lag = newest_common(up, intervals, end.timestamp())
-        if newest > start.timestamp():
-            end = datetime.fromtimestamp(newest, UTC)
-        known = replace(scrapes_of([], start, end), intervals=intervals, lag_seconds=lag)
+        newest = self._newest_common(up, intervals, start, end, replicas)
+        missing = newest.missing
+        if newest.at > start.timestamp():
+            end = datetime.fromtimestamp(newest.at, UTC)
+        elif newest.partly:
+            missing = missing or f"no sample of every server in this time: {newest.lag}"
+        known = scrapes_of([], start, end)
+        known = replace(known, intervals=intervals, lag=newest.lag, missing=missing)
         begin = self._begin(known)
-        up = [
-            replace(series, samples=tuple(s for s in series.samples if begin < s[0] <= known.end))
-            for series in up
-        ]
-        up = [series for series in up if series.samples]
+        since = datetime.fromtimestamp(begin, UTC)
+        up = [series for each in up if (series := _between(each, since, end)).samples]
         started = ask(_STARTED, datetime.fromtimestamp(begin, UTC), end)
         found = scrapes_of(up, start, end, started)
         return up, started, replace(known, up=found.up, started=found.started)
+
+    def _newest_common(
+        self,
+        up: list[Series],
+        intervals: Mapping[Target, float],
+        start: datetime,
+        end: datetime,
+        replicas: Sequence[Replica] | None,
+    ) -> Newest:
+        known = replace(scrapes_of([], start, end), intervals=intervals)
+        return newest_common(
+            up,
+            intervals,
+            start.timestamp(),
+            end.timestamp(),
+            replicas=replicas,
+            longest=known.lookback(self._rules.max_gap_seconds),
+        )
 
     def _begin(self, scrapes: Scrapes) -> float:
         return scrapes.start - scrapes.lookback(self._rules.max_gap_seconds)
@@ -350,6 +396,12 @@ class DeploymentMetrics:
 
     def _fill(self, labels: Mapping[str, str | None]) -> dict[str, str]:
         return {name: value.format_map(self._filled) for name, value in labels.items() if value}
+
+
+def _between(series: Series, begin: datetime, end: datetime) -> Series:
+    """Return the series with its samples in (`begin`, `end`]."""
+    first, last = begin.timestamp(), end.timestamp()
+    return replace(series, samples=tuple(s for s in series.samples if first < s[0] <= last))
 
 
 def _buckets(histogram: Iterable[str]) -> list[str]:

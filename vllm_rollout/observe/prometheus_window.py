@@ -7,12 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.model.observation import Observation, ProbeSample
 from vllm_rollout.model.request_counts import (
     ErrorRates,
     LiveCounts,
@@ -47,6 +47,9 @@ class LiveMetrics:
         self._answer: LiveCounts | None = None
         self._asking: threading.Thread | None = None
         self._over = False
+        self._late = ""
+        self.replicas: Sequence[Replica] | None = None
+        """The deployment's replicas as last seen; None where they are not known."""
 
     def __enter__(self) -> Self:
         return self
@@ -67,9 +70,12 @@ class LiveMetrics:
             self._asking.start()
         return answer
 
-    def probed(self, probes: ProbeSample) -> None:
-        """Note probes that were sent now: servers count them as they count users' requests."""
-        self._probed.append((time.monotonic(), probes))
+    def seen(self, observation: Observation) -> None:
+        """Note the replicas, and probes that were sent now: servers count them as they count users'
+        requests.
+        """
+        self._probed.append((time.monotonic(), observation.probes))
+        self.replicas = observation.replicas
 
     def since_the_first(self) -> LiveCounts:
         """Return the counts since the first question; this waits for the answer."""
@@ -80,6 +86,8 @@ class LiveMetrics:
         answer = self._counts(self._window)
         if before is None or self._known_until != before:  # else it would be counted again
             self._answer = answer
+        elif self._late:
+            self._answer = nothing_known(f"no newer sample of every server: {self._late}")
         if self._over:
             self._metrics.close()
 
@@ -90,12 +98,15 @@ class LiveMetrics:
             now = self._metrics.now()
             self._ahead = now.timestamp() - time.monotonic()
             self._began = self._began or now
-            end = self._metrics.newest(now)
+            newest = self._metrics.newest(now, max(window or now - self._began, _WIDEST))
+            end = datetime.fromtimestamp(newest.at, UTC)
+            self._late = newest.lag if newest.partly else ""
             lasted = end - self._began
             window = lasted if window is None else min(window, lasted)
             if window <= timedelta():
                 late = format_duration(timedelta(seconds=round((now - end).total_seconds())))
-                return nothing_known(f"no time has passed yet: the newest scrape is {late} old")
+                late = f"{late} old{'; ' * bool(self._late)}{self._late}"
+                return nothing_known(f"no time has passed yet: the newest scrape is {late}")
             self._known_until = end
             sources = self._metrics.error_rates(window, end=end).sources
             if users := self._users(sources, window, lasted, end):
@@ -160,7 +171,7 @@ class NoMetrics:
         """Nothing."""
         return None if self._why is None else nothing_known(self._why)
 
-    def probed(self, probes: ProbeSample) -> None:
+    def seen(self, observation: Observation) -> None:
         """Do nothing."""
 
     def since_the_first(self) -> LiveCounts | None:
@@ -171,9 +182,10 @@ class NoMetrics:
 def live_metrics(policy: Policy, deployment: Deployment) -> LiveMetrics | NoMetrics:
     """Return what to ask during a watch, by the policy's triggers. Does not raise."""
     try:
-        metrics = DeploymentMetrics.of(policy, deployment)
+        metrics = DeploymentMetrics.of(policy, deployment, lambda: live.replicas)
     except UnreachableError as error:
         return NoMetrics(str(error))
     if metrics is None:
         return NoMetrics(None)
-    return LiveMetrics(metrics, policy.triggers.window, fewest=policy.watch.probes)
+    live = LiveMetrics(metrics, policy.triggers.window, fewest=policy.watch.probes)
+    return live

@@ -20,8 +20,6 @@ Samples = tuple[tuple[float, float], ...]
 
 LONGEST_INTERVAL_SECONDS = 300.0
 """Scrapes further apart are no interval: after five minutes a value is stale to Prometheus."""
-LONGEST_LAG_SECONDS = 300.0
-"""Newer samples than these are missing, and not late."""
 _INTERVALS = 2.5
 """So many scrape intervals without a scrape are no gap: one was missed."""
 _FEWEST = 3
@@ -57,8 +55,10 @@ class Scrapes:
     started: Mapping[Target, Samples] = field(default_factory=dict)
     intervals: Mapping[Target, float] = field(default_factory=dict)
     """Seconds from scrape to scrape, where that is known."""
-    lag_seconds: float = 0.0
-    """How old the newest samples are, where that is more than scrape intervals explain."""
+    lag: str = ""
+    """What is late, and by how much, where that is more than scrape intervals explain."""
+    missing: str = ""
+    """Servers that are there and have no samples, in words."""
 
     def longest(self, target: Target, seconds: float) -> float:
         """The longest time without a scrape that is no gap; `seconds` at least."""
@@ -226,29 +226,6 @@ def scrape_intervals(up: Iterable[Series]) -> dict[Target, float]:
         for target, each in apart.items()
         if len(each) >= _FEWEST
     }
-
-
-def newest_common(
-    up: Iterable[Series], intervals: Mapping[Target, float], end: float
-) -> tuple[float, float]:
-    """The newest time up to `end` of which every target has a scrape, and by how much it lags.
-
-    That is `end` itself where each was scraped an interval before, and where nothing is as new as a
-    lag may be: what is missing is a gap then. A target that is no longer scraped does not count.
-    """
-    last = {
-        target: max((at for at, _ in seen if at <= end), default=-1.0)
-        for target, seen in _by_target(up).items()
-    }
-    newest = max(last.values(), default=-1.0)
-    if end - newest > LONGEST_LAG_SECONDS:
-        return end, 0.0
-    slack = {target: 1.5 * intervals.get(target, 0.0) for target in last}
-    common = {target: at for target, at in last.items() if at >= newest - slack[target]}
-    if all(end - at <= slack[target] for target, at in common.items()):
-        return end, 0.0
-    late = end - newest
-    return min(common.values()), late if late > max(slack.values()) else 0.0
 
 
 def _by_target(found: Iterable[Series]) -> dict[Target, Samples]:

@@ -98,11 +98,16 @@ def cluster(settings: Settings, deployment: Deployment, policy: Policy) -> Clust
 
 
 @pytest.fixture(scope="session")
-def metrics(policy: Policy, deployment: Deployment) -> Iterator[DeploymentMetrics]:
+def metrics(
+    settings: Settings, policy: Policy, deployment: Deployment
+) -> Iterator[DeploymentMetrics]:
     """Metrics of the deployment in Prometheus; skips where the policy names no Prometheus, and a
     skip never promotes.
     """
-    found = DeploymentMetrics.of(policy, deployment)
+    platform = settings.platform
+    found = DeploymentMetrics.of(
+        policy, deployment, lambda: platform.replicas(deployment) if platform else None
+    )
     if found is None:
         pytest.skip("the policy names no Prometheus: set `prometheus.url`")
     with closing(found):

@@ -12,7 +12,6 @@ from vllm_rollout.judge.sample_outputs import doubts_of
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
-from vllm_rollout.model.units import format_duration
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.observe.probe import not_of_the_build, probe
@@ -66,17 +65,18 @@ class DeploymentObserver:
         Raises:
             UnreachableError: it does not answer.
         """
-        metrics = DeploymentMetrics.of(self.run.policy, deployment)
+        metrics = DeploymentMetrics.of(
+            self.run.policy, deployment, lambda: self._platform.replicas(deployment)
+        )
         if metrics is None:
             return []
         with closing(metrics):
             now = metrics.now()
             newest, bounds = metrics.newest(now), metrics.bounds(at=now)
-        late = now - newest
-        found = []
-        if late > self.run.policy.prometheus.max_gap:
-            found.append(f"it lags by {format_duration(timedelta(seconds=late.seconds))}")
-        return [*found, *undecided_limits(self.run.policy, deployment.environment, bounds)]
+        late = now.timestamp() - newest.at > self.run.policy.prometheus.max_gap_seconds
+        found = [newest.missing, newest.lag if late else ""]
+        found += undecided_limits(self.run.policy, deployment.environment, bounds)
+        return [each for each in found if each]
 
     def refusal_at_users_address(self, deployment: Deployment) -> tuple[str, str] | None:
         """Ask for one token at the users' address; return how the key or the address is refused.
@@ -188,7 +188,7 @@ class DeploymentObserver:
 
             def look() -> Observation:
                 seen = see()
-                live.probed(seen.probes)
+                live.seen(seen)
                 return replace(seen, live=live.newest())
 
             watcher = Watcher(

@@ -212,7 +212,7 @@ def _observed(
         if known is None or known.value["build"] != revision.build.digest:
             return []
         return _STRETCHES.validate_python(known.value["stretches"])
-    metrics = DeploymentMetrics.of(policy, deployment)
+    metrics = DeploymentMetrics.of(policy, deployment, lambda: platform.replicas(deployment))
     if metrics is None or now <= revision.created:
         return []
     with closing(metrics):

@@ -1,5 +1,6 @@
 """A pod's JSON as a replica: never ready by mistake, and with the cause nearest to the root."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_a_serving_pod_is_a_ready_replica_of_its_build() -> None:
         build=BUILD,
         image="",
     )
+
+
+def test_where_a_pod_is_reached_since_when_and_by_which_other_it_serves() -> None:
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-24T00:30:00Z"}
+    document = pod(status(RUNNING, podIP="10.0.0.7", conditions=[ready]))
+    found = replica(document)
+    assert (found.host, found.follower) == ("10.0.0.7", False)
+    assert found.ready_since == datetime(2026, 11, 24, 0, 30, tzinfo=UTC)
+    labels = {"leaderworkerset.sigs.k8s.io/worker-index": "1"}
+    assert replica(pod(status(RUNNING), labels=labels)).follower
+    labels = {"leaderworkerset.sigs.k8s.io/worker-index": "0"}
+    assert not replica(pod(status(RUNNING), labels=labels)).follower
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The fields of a pod's JSON that the suite reads."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,6 +56,7 @@ class Container(Wire):
 class Condition(Wire):
     type: str
     status: str
+    last_transition_time: datetime | None = None
     reason: str = ""
     message: str = ""
 
@@ -63,6 +65,7 @@ class Status(Wire):
     phase: str = "Unknown"
     reason: str = ""
     message: str = ""
+    pod_ip: str = Field(default="", alias="podIP")
     conditions: Sequence[Condition] = ()
     init_container_statuses: Sequence[Container] = ()
     container_statuses: Sequence[Container] = ()

@@ -28,6 +28,8 @@ _COMPONENT = "app.kubernetes.io/component"
 _HELPER = re.compile(r"router|cache|redis|gateway|controller|operator|exporter", re.IGNORECASE)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}$")
 _ENDED = {"Failed", "Succeeded"}
+_LEADERS = {"leaderworkerset.sigs.k8s.io/worker-index": "0", "ray.io/node-type": "head"}
+"""Labels of pods that serve as a group, with the values of the one that has the server."""
 
 
 class Pod(Wire):
@@ -174,16 +176,20 @@ def replica_of(pod: Pod) -> Replica:
     """
     status, server = pod.status, pod.server_status
     reason, message = _problem(pod)
+    ready = next((c for c in status.conditions if c.type == "Ready" and c.status == "True"), None)
     return Replica(
         name=pod.metadata.name,
         phase=status.phase,
-        ready=any(c.type == "Ready" and c.status == "True" for c in status.conditions),
+        ready=ready is not None,
         restarts=server.restart_count if server else 0,
         build=pod.metadata.annotations.get(BUILD_ANNOTATION, ""),
         reason=reason,
         message=message,
         image=_image(pod),
         command=_command(pod),
+        host=status.pod_ip,
+        ready_since=ready.last_transition_time if ready else None,
+        follower=any(pod.metadata.labels.get(k, v) != v for k, v in _LEADERS.items()),
     )
 
 
