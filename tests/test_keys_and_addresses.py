@@ -92,6 +92,15 @@ def test_a_url_that_ends_with_v1_is_a_usage_error_that_shows_the_right_one(url: 
             load_policy(None, overrides={key: url})
 
 
+def test_a_confidence_lower_than_the_policys_judges_nothing() -> None:
+    higher = load_settings(base_url="http://h", confidence="99.5%").judged_by("llama-2-7b")
+    assert higher.confidence == 0.995
+    with pytest.raises(UsageError, match="lower than the policy's"):
+        load_settings(base_url="http://h", confidence="90%").judged_by("llama-2-7b")
+    with pytest.raises(UsageError, match="no confidence"):
+        load_settings(base_url="http://h", confidence="most")
+
+
 def answers(paths: dict[bytes, bytes]) -> Script:
     """Answer those paths with those bodies, and any other with 404."""
 

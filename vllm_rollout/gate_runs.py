@@ -119,7 +119,7 @@ def gate_run(
         started=started,
         finished=finished,
         expected=expected,
-        gates=_as_family(results, policy),
+        gates=_as_family(results, settings.judged_by(deployment.model)),
         loads=loads,
         changed=change(identities),
         images=tuple(sorted({image for found in identities for image in found["images"]})),

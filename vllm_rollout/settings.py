@@ -17,6 +17,7 @@ from vllm_rollout.platform.base import PathErrors, Route
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Override, Policy, load_policy
+from vllm_rollout.policy.fields import Confidence
 from vllm_rollout.resources import CHARTS
 from vllm_rollout.variables import option_or_environment, variable_of
 
@@ -33,7 +34,7 @@ class Settings:
     """Settings of a run. `platform` is None when only a URL is known, not a release.
 
     `workers` and `load_in_cluster` are options that go over the policy's `load.workers` and
-    `load.where`.
+    `load.where`; `confidence` is one that goes over the policy's.
     """
 
     policy: Policy
@@ -43,6 +44,23 @@ class Settings:
     kube_context: str | None = None
     workers: int | None = None
     load_in_cluster: bool = False
+    confidence: float | None = None
+
+    def judged_by(self, model: str) -> Policy:
+        """The policy for a model, with the confidence by which verdicts of this run are judged.
+
+        Raises:
+            UsageError: `--confidence` is lower than the policy's.
+        """
+        policy = self.policy.for_model(model)
+        if self.confidence is None:
+            return policy
+        if self.confidence < policy.confidence:
+            raise UsageError(
+                f"--confidence {self.confidence:g} is lower than the policy's",
+                remedy=f"Give {policy.confidence:g} or more, or change `confidence` in the policy.",
+            )
+        return policy.model_copy(update={"confidence": self.confidence})
 
     @property
     def api_key(self) -> str | None:
@@ -145,6 +163,7 @@ def load_settings(
     report_dir: str | None = None,
     workers: str | int | None = None,
     load_in_cluster: bool = False,
+    confidence: str | None = None,
     needs_platform: bool = False,
 ) -> Settings:
     """Resolve the settings of a run; each argument is the option of that name, or None.
@@ -194,6 +213,7 @@ def load_settings(
         kube_context=context,
         workers=_workers(option_or_environment("workers", str(workers) if workers else None)),
         load_in_cluster=load_in_cluster or _switched_on("load-in-cluster"),
+        confidence=_confidence(confidence),
     )
 
 
@@ -204,6 +224,19 @@ def _current_context(policy: Policy) -> str | None:
     from vllm_rollout.platform.kubernetes.kubeconfig import current_context
 
     return current_context()
+
+
+def _confidence(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Confidence).validate_python(text)
+    except ValidationError as error:
+        raise UsageError(
+            f"--confidence {text!r} is no confidence", remedy="For example 99.5%."
+        ) from error
 
 
 def _workers(text: str | None) -> int | None:

@@ -1,16 +1,20 @@
 """A watched load: two occasions for a verdict, and together no more risk than one has."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 from support.stopping import spend_at
 
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.judge.alpha_spending import (
     AlphaSpending,
+    RepeatedGates,
     early_verdict,
     last_verdict,
     stopped_verdict,
@@ -57,6 +61,42 @@ def test_both_occasions_together_are_wrong_no_more_often_than_one_may_be(
     ends = spend_at(LIMIT, spending, share=LIMIT, horizon=horizon)
     assert ends.passed <= 0.05
     assert ends.failed <= 0.05
+
+
+def wrong(confidences: Sequence[float], sizes: Sequence[int], *, passes: bool) -> float:
+    """The exact chance that some ask passes, or fails, a service at the limit.
+
+    Each ask is of all requests so far; the first that decides is the last.
+    """
+    open_ = np.ones(1)
+    asked, decided = 0, 0.0
+    for confidence, size in zip(confidences, sizes, strict=True):
+        k = np.arange(size - asked + 1)
+        open_ = np.convolve(open_, binom.pmf(k, size - asked, LIMIT))
+        verdicts = [
+            rate_verdict(bad, size, limit=LIMIT, confidence=confidence).outcome
+            for bad in range(size + 1)
+        ]
+        outcome = Outcome.PASS if passes else Outcome.FAIL
+        decided += sum(open_[[found is outcome for found in verdicts]])
+        open_ *= [found is Outcome.INCONCLUSIVE for found in verdicts]
+        asked = size
+    return decided
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_gates_that_are_asked_again_share_the_risk_of_one(passes: bool) -> None:
+    """Every minute for ten minutes, of more requests each time; and of few at first."""
+    risk = RepeatedGates(confidence=0.95, more=10)
+    assert risk.first == pytest.approx(0.955)
+    assert risk.again == pytest.approx(0.9995)
+    for sizes in (range(300, 411, 11), range(60, 501, 44)):
+        at_full_risk = wrong([0.95] * 11, sizes, passes=passes)
+        shared = wrong([risk.first, *[risk.again] * 10], sizes, passes=passes)
+        assert shared <= 0.05
+        assert at_full_risk > 0.05
+    once = RepeatedGates(confidence=0.95, more=0)
+    assert once.first == once.again == 0.95
 
 
 def test_watching_for_fails_costs_a_good_build_nothing() -> None:

@@ -27,6 +27,7 @@ def gate(folder: Path, server: str, prometheus: str) -> dict[str, GateResult]:
         command += ["--policy-set", f"prometheus.{change}"]
     for change in ("error_rate=5%", "window=15m"):
         command += ["--policy-set", f"environments.production.gates.live_metrics.{change}"]
+    command += ["--confidence", "96%"]  # as gates that may be asked again
     done = pytest_in(folder, command)
     assert evidence.exists(), done.stdout
     return {g.item.partition("[")[0]: g for g in read_evidence(evidence).runs[0].gates}
@@ -58,6 +59,7 @@ def test_it_passes_on_good_requests_fails_on_bad_ones_and_knows_nothing_without_
         until(lambda: seen() == 1, what="the first request")
         found = gate(tmp_path, server.url, prometheus)  # one request at most: too few
         assert {g.outcome for g in found.values()} == {Outcome.INCONCLUSIVE}
+        assert {v.confidence for g in found.values() for v in g.verdicts} == {0.96}
 
         complete(server.url, 120)
         until(lambda: seen() == 121, what="the requests")

@@ -18,6 +18,7 @@ from support.world import (
 )
 
 from vllm_rollout.judge import Outcome, Verdict
+from vllm_rollout.judge.alpha_spending import RepeatedGates
 from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.load.arrivals import arrivals
 from vllm_rollout.load.plan_from_policy import load_plan
@@ -29,7 +30,7 @@ from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.verdict import check
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
-from vllm_rollout.policy import load_policy
+from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.load_questions import load_questions
 from vllm_rollout.pytest_plugin.run_judged_load import load_watch
@@ -38,11 +39,19 @@ from vllm_rollout.rollout.soak_samples import keep_sample, sample_of
 from vllm_rollout.simulator.running import RunningSimulator
 
 POLICY = load_policy(None)
+ASKED_AGAIN = RepeatedGates(confidence=POLICY.confidence, more=POLICY.inconclusive.asks_again)
+
+
+def policy_of(environment: str) -> Policy:
+    """The policy with the confidence by which a rollout asks the environment's gates first."""
+    first = ASKED_AGAIN.first if environment == POLICY.order[-1] else POLICY.confidence
+    return POLICY.model_copy(update={"confidence": first})
 
 
 def judged(deployment: Deployment, failures: int, *, seconds: float = 0.4) -> dict[str, Verdict]:
     """What the gates on the deployment's own load say of it, by question."""
-    gates = POLICY.environments[deployment.environment].gates
+    policy = policy_of(deployment.environment)
+    gates = policy.environments[deployment.environment].gates
     plan = load_plan(POLICY, deployment, base_url="http://h")
     times = [time for time in arrivals(plan) if time >= plan.warmup_seconds]
     bad = {len(times) * (i + 1) // (failures + 1) for i in range(failures)}
@@ -59,12 +68,12 @@ def judged(deployment: Deployment, failures: int, *, seconds: float = 0.4) -> di
         for number, at in enumerate(times)
     )
     questions = load_questions(gates)
-    watch = load_watch(POLICY, deployment, plan, others=len(gates.enabled) - len(questions))
+    watch = load_watch(policy, deployment, plan, others=len(gates.enabled) - len(questions))
     if watch is not None:
         watch.end(requests)
     load = JudgedLoad(
         result=LoadResult(plan=plan, started_at=0.0, requests=requests),
-        confidence=POLICY.confidence,
+        confidence=policy.confidence,
         watch=watch,
     )
     return {question.name: load.verdict(question) for question in questions}
@@ -84,7 +93,7 @@ def test_each_default_load_decides_each_default_limit(environment: str, failures
         assert live.window >= lasts + POLICY.inconclusive.deadline
         counted = sum(1 for _ in arrivals(plan))
         by_counters = rate_verdict(
-            failures, counted, limit=live.error_rate, confidence=POLICY.confidence
+            failures, counted, limit=live.error_rate, confidence=policy_of(environment).confidence
         )
         assert by_counters.passed, by_counters.reason
 

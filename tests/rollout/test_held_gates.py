@@ -92,6 +92,8 @@ def test_a_gate_that_comes_to_know_is_asked_again_alone(world: World, asks: Asks
     evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.OK, evidence.conclusion
     assert gates.asked == [("health", "live_metrics"), ("live_metrics",), ("live_metrics",)]
+    # What found nothing took nothing of the risk.
+    assert gates.confidences[-3:] == [pytest.approx(0.955)] * 3
     assert evidence.runs[-1].outcome is Outcome.PASS
     assert {g.gate for g in evidence.runs[-1].gates} == {"health", "live_metrics"}
     assert passed_there(world)
@@ -137,7 +139,10 @@ def test_what_is_only_unseen_is_kept_and_a_person_told(
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
     assert told.count(("kept", evidence.conclusion)) == 1
     assert kinds(world)[-1] == "kept"
-    assert len(gates.asked) > 5
+    assert 5 < len(gates.asked) <= 11
+    later = 0.955 if unseen is NO_DATA else 0.9995
+    asked = gates.confidences[-len(gates.asked) :]
+    assert asked == [pytest.approx(0.955), *[pytest.approx(later)] * (len(asked) - 1)]
     assert not passed_there(world)
 
     # The next run asks again, and does not call it well before it is.

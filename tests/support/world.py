@@ -69,6 +69,7 @@ class ScriptedGates:
         self.policy_digest = "sha256:0"
         self.own_gates: Sequence[Path] = ()
         self.during: Any = None
+        self.confidences: list[float | None] = []
 
     def run(
         self,
@@ -77,7 +78,9 @@ class ScriptedGates:
         *,
         only: Sequence[str] = (),
         base_url: str | None = None,
+        confidence: float | None = None,
     ) -> GateRun:
+        self.confidences.append(confidence)
         if self.during:
             self.during(deployment)
         return self._run(deployment, deployment.environment, only or ("health",))

@@ -12,6 +12,9 @@ what it would be without any watching, for to stop at a fail only takes passes a
 
 A fail's p-value, by which it has to stand among several (`judge.multiple_testing`), is the smaller
 of those of the two occasions, each over its part (Bonferroni's rule with weights).
+
+A gate that is inconclusive and asked again has further occasions, `RepeatedGates`: the first has
+90% of the risk, the others that fit before the deadline share the rest alike.
 """
 
 from collections.abc import Callable
@@ -65,6 +68,44 @@ class AlphaSpending:
     def last_fail_confidence(self) -> float:
         """Confidence of a fail at the end, if it is the only one."""
         return 1 - (1 - self.confidence) * (1 - self.early)
+
+
+_RISK_OF_LATER_ASKS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatedGates:
+    """Confidence of gates that are asked once, and while inconclusive at most `more` times again.
+
+    Of the risk a = 1 - `confidence` the first ask has 0.9 a, and each further one 0.1 a / `more`:
+    by the union bound (Bonferroni 1936; the spending of Lan & DeMets 1983, planned before)
+    the chance that any of them passes wrongly is at most a, and so is that of a wrong fail. It does
+    not matter that they may be of the same requests, or that one only follows where those before
+    did not decide. The first has most of it, for nearly always it decides.
+
+    Raises:
+        ValueError: a confidence not between 0.5 and 1, a negative number of asks.
+    """
+
+    confidence: float
+    more: int
+
+    def __post_init__(self) -> None:
+        check_confidence(self.confidence)
+        if self.more < 0:
+            raise ValueError(f"gates cannot be asked {self.more} more times")
+
+    @property
+    def first(self) -> float:
+        """Confidence of the first ask."""
+        return self.confidence + (1 - self.confidence) * _RISK_OF_LATER_ASKS * bool(self.more)
+
+    @property
+    def again(self) -> float:
+        """Confidence of each further ask; of the first where there is none."""
+        return (
+            1 - (1 - self.confidence) * _RISK_OF_LATER_ASKS / self.more if self.more else self.first
+        )
 
 
 def early_verdict(failing: Verdict, passing: Verdict | None, spending: AlphaSpending) -> Verdict:

@@ -1,5 +1,6 @@
 """The watch over production, and the triggers that roll it back."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -139,6 +140,11 @@ class Inconclusive(Block):
     """Where it measured nothing, or nothing against the build."""
     gates: dict[GateName, Choice]
     """The same for single gates, whatever they saw."""
+
+    @property
+    def asks_again(self) -> int:
+        """How often gates may be asked again before the deadline."""
+        return math.ceil(self.deadline / self.ask_every)
 
     def keeps(self, gate: str, *, seen: bool) -> bool:
         """Return whether a build is kept of which `gate` could not know."""

@@ -74,6 +74,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "KEY=VALUE",
         "help": "override one policy value, e.g. environments.staging.load.rate=20/s; repeatable",
     },
+    "--confidence": {
+        "metavar": "SHARE",
+        "help": "judge by a higher confidence than the policy's, e.g. 99.5%%: for gates that are "
+        "asked more than once",
+    },
     "--values": {
         "metavar": "FILE",
         "help": "values of the build that the pre-deployment checks are about (default: what the "
@@ -86,7 +91,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 """The gate options; a run that gives any of them asks for gates."""
 
-WITHOUT_VARIABLE = ("policy-set", "values", "evidence")
+WITHOUT_VARIABLE = ("policy-set", "confidence", "values", "evidence")
 """Options that have no variable: they are about one run, and not about a shell."""
 
 

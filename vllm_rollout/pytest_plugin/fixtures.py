@@ -64,7 +64,7 @@ def deployment(request: pytest.FixtureRequest) -> Deployment:
 @pytest.fixture(scope="session")
 def policy(settings: Settings, deployment: Deployment) -> Policy:
     """The policy as it applies to the model under test."""
-    return settings.policy.for_model(deployment.model)
+    return settings.judged_by(deployment.model)
 
 
 @pytest.fixture(scope="session")
@@ -148,10 +148,9 @@ def preflight(
 
 
 @pytest.fixture(scope="session")
-def known_capacity(
-    settings: Settings, deployment: Deployment, policy: Policy
-) -> KnownCapacity | None:
+def known_capacity(settings: Settings, deployment: Deployment) -> KnownCapacity | None:
     """Capacity that `vllm-rollout capacity` found for the build under test; None without one."""
+    policy = settings.policy.for_model(deployment.model)
     return capacity_on_record(settings.platform, deployment, policy)
 
 

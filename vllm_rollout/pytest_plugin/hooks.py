@@ -276,6 +276,7 @@ def _load_settings(config: pytest.Config) -> Settings:
         report_dir=config.getoption("report_dir"),
         workers=config.getoption("workers"),
         load_in_cluster=config.getoption("load_in_cluster"),
+        confidence=config.getoption("confidence"),
     )
 
 

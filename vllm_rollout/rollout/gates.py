@@ -56,15 +56,18 @@ class GateRunner:
         only: Sequence[str] = (),
         base_url: str | None = None,
         options: Sequence[str] = (),
+        confidence: float | None = None,
     ) -> GateRun:
         """Run the deployment's gates, or `only` some, leaving log and evidence in `folder`.
 
         They send requests to `base_url`, by default to the platform's address. `options` are
-        further pytest options of this run.
+        further pytest options of this run, `confidence` a higher one than the policy's.
 
         Raises:
             GatesCrashedError: pytest ended without usable evidence, or could not be run.
         """
+        if confidence is not None:
+            options = (*options, "--confidence", repr(confidence))
         try:
             return self._run(deployment, folder, only, base_url, options)
         except OSError as error:
@@ -232,19 +235,25 @@ class Gates:
     settings_for: Callable[[Deployment], Settings]
     log: RunLog
 
-    def run_gates(self, deployment: Deployment) -> GateRun:
-        """Run all gates of the deployment's environment and add them to the evidence."""
+    def run_gates(self, deployment: Deployment, *, confidence: float | None = None) -> GateRun:
+        """Run all gates of the deployment's environment and add them to the evidence.
+
+        `confidence` is that of gates that may be asked again.
+        """
         label = deployment.environment
         settings = self.settings_for(deployment)
         self.log.log_step(f"{label} gates of {deployment}", f"at {settings.route_to(deployment)}")
         run = self.runner.run(
-            deployment, self._subfolder(f"{label}-gates"), base_url=settings.base_url
+            deployment,
+            self._subfolder(f"{label}-gates"),
+            base_url=settings.base_url,
+            confidence=confidence,
         )
         self.log.gate_runs.append(run)
         self.log.log_step(f"{label} gates: {run.outcome}", problems_of(run), run.outcome)
         return run
 
-    def run_again(self, deployment: Deployment, before: GateRun) -> GateRun:
+    def run_again(self, deployment: Deployment, before: GateRun, *, confidence: float) -> GateRun:
         """Run those gates again that are inconclusive in `before`, in whose place they come.
 
         They go by the load of `before`; see `latency_before`.
@@ -262,6 +271,7 @@ class Gates:
             folder,
             only=sorted(asked) if known else (),
             base_url=self.settings_for(deployment).base_url,
+            confidence=confidence,
         )
         ran = {g.gate for g in again.gates}
         run = replace(

@@ -1,5 +1,6 @@
 """Gates of a target that runs the build already: held while inconclusive, and asked again.
 
+All asks together are wrong no more often than one may be: they share its risk (`RepeatedGates`).
 Production is watched meanwhile. What stays open at the deadline is kept or rolled back, as the
 policy says of each gate.
 """
@@ -8,6 +9,7 @@ from dataclasses import replace
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.after_change import seen_against
+from vllm_rollout.judge.alpha_spending import RepeatedGates
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import GateRun
@@ -25,12 +27,17 @@ def gates_after_change(tools: RunTools, entry: JournalEntry) -> GateRun | Undo:
 
     An `Undo` where a gate failed, a trigger fired meanwhile, or the policy rolls back what is
     still open. Otherwise the run passed, or nothing but what it is `open` about is to be kept.
+    An ask that found no figures is none: it could be neither right nor wrong.
     """
     run, log, clock = tools.run, tools.log, tools.log.clock
     rules, target = run.policy.inconclusive, run.target
-    found = tools.gates.run_gates(target)
+    risk = RepeatedGates(confidence=run.policy.confidence, more=rules.asks_again)
+    found = tools.gates.run_gates(target, confidence=risk.first)
+    judged = _judged(found)
     until = clock.monotonic() + rules.deadline.total_seconds()
-    while found.outcome is Outcome.INCONCLUSIVE and not found.changed and clock.monotonic() < until:
+    for _ in range(rules.asks_again):
+        if found.outcome is not Outcome.INCONCLUSIVE or found.changed or clock.monotonic() >= until:
+            break
         log.log_step(
             f"{target} is held, and asked again in {format_duration(rules.ask_every)}",
             problems_of(found),
@@ -39,10 +46,19 @@ def gates_after_change(tools: RunTools, entry: JournalEntry) -> GateRun | Undo:
         if end.fired:
             return Undo(entry, end.fired)
         tools.releases.ensure_own()
-        found = tools.gates.run_again(target, found)
+        found = tools.gates.run_again(
+            target, found, confidence=risk.again if judged else risk.first
+        )
+        judged = judged or _judged(found)
     if found.outcome is Outcome.PASS or (found.outcome is not Outcome.FAIL and _kept(run, found)):
         return found
     return Undo(entry, f"gates after promotion: {problems_of(found)}")
+
+
+def _judged(found: GateRun) -> bool:
+    """Return whether figures of an open gate were judged, so that it took its part of the risk."""
+    open_gates = [gate for gate in found.gates if gate.outcome is Outcome.INCONCLUSIVE]
+    return any(verdict.n for gate in open_gates for verdict in gate.verdicts)
 
 
 def _kept(run: Run, found: GateRun) -> bool:
