@@ -188,6 +188,12 @@ class Gates(Block):
         """Names of the gates that are run, cheap ones first."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
+    @property
+    def on_load(self) -> "tuple[Latency | ErrorRate | Goodput | LoadCapacity, ...]":
+        """Those that judge a load, in the order in which they are asked."""
+        gates = (self.latency, self.error_rate, self.goodput, self.load_capacity)
+        return tuple(gate for gate in gates if gate is not None)
+
 
 class Load(Block):
     """The load that latency, error rate and load capacity are judged by."""

@@ -32,8 +32,6 @@ from vllm_rollout.policy.validation_errors import did_you_mean
 from vllm_rollout.policy.watch import Inconclusive, Triggers, Watch
 from vllm_rollout.policy.windows import Windows
 
-_LOAD_GATES = frozenset({"latency", "error_rate", "goodput", "load_capacity"})
-
 
 class Rules(Block):
     """Everything that may differ from model to model."""
@@ -252,7 +250,7 @@ class Policy(Rules):
         last = self.environments[self.order[-1]]
         load = last.load
         duration = load.traffic.profile_duration or load.duration
-        loaded = not _LOAD_GATES.isdisjoint(last.gates.enabled)
+        loaded = bool(last.gates.on_load)
         gates = load.warmup + duration if loaded else timedelta()
         return sum((step.hold for step in self.ramp), gates + self.watch.duration)
 

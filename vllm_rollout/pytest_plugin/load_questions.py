@@ -4,9 +4,9 @@ Each question can be asked of a load that ran to its end, and of one that is wat
 request while it runs (`vllm_rollout.pytest_plugin.judged_load`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,16 +49,7 @@ class LoadQuestion(Protocol):
 
 def load_questions(gates: Gates) -> tuple[LoadQuestion, ...]:
     """All that an environment's gates ask of its load."""
-    asked: list[LoadQuestion] = []
-    if gates.latency:
-        asked.append(LatencyQuestion(gates.latency))
-    if gates.error_rate:
-        asked.append(ErrorRateQuestion(gates.error_rate))
-    if gates.goodput:
-        asked.append(GoodputQuestion(gates.goodput))
-    if gates.load_capacity:
-        asked.append(CapacityQuestion(gates.load_capacity))
-    return tuple(asked)
+    return tuple(_QUESTIONS[type(gate)](gate) for gate in gates.on_load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +223,11 @@ class CapacityQuestion:
             )
 
         return one_more
+
+
+_QUESTIONS: Mapping[type, Callable[[Any], LoadQuestion]] = {
+    Latency: LatencyQuestion,
+    ErrorRate: ErrorRateQuestion,
+    Goodput: GoodputQuestion,
+    LoadCapacity: CapacityQuestion,
+}
