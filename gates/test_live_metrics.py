@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from vllm_rollout.judge.live_slo import (
+    decided_by_answer_times,
     decided_by_own_load,
     error_rate_verdicts,
     latency_verdict,
@@ -60,6 +61,13 @@ def test_live_latency(
         counted,
         percentile=live.percentile,
         limit_seconds=live.limit_seconds,
+        confidence=policy.confidence,
+    )
+    found = decided_by_answer_times(
+        found,
+        counted,
+        lambda: metrics.answer_times(window[0], end=window[1]),
+        percentile=live.percentile,
         confidence=policy.confidence,
     )
     question = Latency(percentile=live.percentile, limit=live.limit)

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from support.prometheus import running_prometheus, until
+from support.scraped_pods import Pod, merged, scripted
 from support.scripted_prometheus import NOW, TARGET, T, client, results, samples
 
-from vllm_rollout.judge.live_slo import error_rate_verdicts
+from vllm_rollout.judge.live_slo import (
+    decided_by_answer_times,
+    error_rate_verdicts,
+    latency_verdict,
+)
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.request_counts import LatencyCounts
 from vllm_rollout.observe.deployment_metrics import (
@@ -264,3 +270,65 @@ def test_a_real_prometheus_tells_exact_counts_and_which_server_goes_down(
 
 def ago(seconds: float) -> datetime:
     return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "polls", "outcome"),
+    [
+        (2.7, 2.0, "pass"),  # as many polls of /v1/models as requests, all quick
+        (3.2, 0.0, "fail"),
+        (4.5, 2.0, "fail"),
+    ],
+)
+def test_a_limit_inside_a_bucket_is_decided_by_answer_times(
+    seconds: float, polls: float, outcome: str
+) -> None:
+    """By the buckets that a stock vLLM has; what another load measured has no part in it."""
+    world = merged(
+        *(
+            Pod(f"10.0.0.{i}:8000", seconds=seconds, polls=polls).scraped(T, offset=i)
+            for i in range(2)
+        )
+    )
+    rules = load_policy(None, overrides={"prometheus.url": "http://prometheus"}).prometheus
+    production = Deployment("llama-2-7b", "production")
+    found = DeploymentMetrics(scripted(lambda _: world), rules, production)
+    window = timedelta(minutes=15)
+    counted = found.latency(window, end=NOW)
+    asked: dict[str, float] = {"percentile": 95, "confidence": 0.95}
+    buckets = latency_verdict(counted, limit_seconds=3, **asked)
+    assert buckets.outcome == "inconclusive"
+    decided = decided_by_answer_times(
+        buckets, counted, lambda: found.answer_times(window, end=NOW), **asked
+    )
+    assert decided.outcome == outcome, decided.reason
+    assert "of whole answers over HTTP" in decided.reason
+
+
+def test_what_a_stock_vllm_recorded_decides_a_limit_between_its_buckets() -> None:
+    """P95 between 2.5 and 5 s by its engine, and above 3 s by its HTTP server."""
+    before, after = (
+        {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(
+                (DATA / f"vllm-0.32.0/noauth/metrics_{name}.body").read_text()
+            )
+            for sample in family.samples
+        }
+        for name in ("2_midload_c64", "3_after_load_and_abort")
+    )
+    answers: dict[str, list[Series]] = {"up": [Series(TARGET, samples(1, 1, 1, 1, 1))]}
+    for (name, *labels), value in after.items():
+        first = before.get((name, *labels), 0.0)
+        values = samples(first, first, first, first, value)
+        answers.setdefault(name, []).append(Series({**TARGET, **dict(labels)}, values))
+    found = metrics(answers)
+    counted = found.latency(MINUTE, end=NOW)
+    asked: dict[str, float] = {"percentile": 95, "confidence": 0.95}
+    buckets = latency_verdict(counted, limit_seconds=3, **asked)
+    assert (buckets.outcome, buckets.lower, buckets.upper) == ("inconclusive", 2.5, 5.0)
+    decided = decided_by_answer_times(
+        buckets, counted, lambda: found.answer_times(MINUTE, end=NOW), **asked
+    )
+    assert (decided.outcome, decided.n) == ("fail", 601), decided.reason
+    assert (decided.lower, decided.upper) == (3.5, 4.0)

@@ -14,6 +14,7 @@ from vllm_rollout.observe.prometheus import Prometheus, Series
 LABELS = {"namespace": "system", "service": "llama-2-7b-production", "job": "vllm"}
 NEW = (0.3, 1.0, 1.5, 2.5, 5.0, 10.0, 60.0, 120.0, 960.0, math.inf)
 MIDDLE = (0.3, 1.0, 1.5, 2.5, 5.0, 10.0, 60.0, math.inf)
+HTTP = (1.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 7.5, math.inf)
 OLD = (1.0, 2.5, 5.0, 10.0, 60.0, math.inf)
 
 World = dict[tuple[tuple[str, str], ...], dict[float, float]]
@@ -47,6 +48,8 @@ class Pod:
         "+Inf" if math.isinf(bound) else f"{bound}"
     )
     starts: bool = True
+    polls: float | None = None
+    """So many polls of /v1/models a second; with it, there are the histograms of HTTP."""
 
     def scraped(self, end: float, *, offset: float = 0, every: float = 15, **labels: str) -> World:
         """Its scrapes of the last 18 minutes by one Prometheus, which adds `labels`."""
@@ -93,7 +96,34 @@ class Pod:
                 count = quick + (slow if bound >= 12 else 0)
                 name = "vllm:e2e_request_latency_seconds_bucket"
                 put(name, ago, round(count), le=self.le(ago, bound), **more)
+            if self.polls is not None:
+                self._put_http(put, ago, every_one, failed, slow, self.polls * (1080 - ago))
         return world
+
+    def _put_http(
+        self,
+        put: Callable[..., None],
+        ago: float,
+        every_one: float,
+        failed: float,
+        slow: float,
+        polls: float,
+    ) -> None:
+        """What the HTTP server counts: failed requests and polls are quick."""
+        answered = every_one - failed - slow
+
+        def within(bound: float) -> int:
+            theirs = answered * (self.seconds <= bound) + slow * (bound >= 12)
+            return round(theirs + failed + polls)
+
+        for bound in HTTP:
+            name = "http_request_duration_highr_seconds_bucket"
+            put(name, ago, within(bound), le=str(bound).replace("inf", "+Inf"))
+        name = "http_request_duration_seconds_bucket"
+        for bound in (1.0, math.inf):
+            le = str(bound).replace("inf", "+Inf")
+            put(name, ago, within(bound) - round(polls), le=le, handler="/v1/completions")
+            put(name, ago, round(polls), le=le, handler="/v1/models")
 
 
 def four(**options: Any) -> list[Pod]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vllm_rollout.judge.buckets import bounds_around, bucket_verdict, limit_inside_a_bucket
 from vllm_rollout.judge.rate import rate_verdict_between
-from vllm_rollout.model.request_counts import LatencyCounts, RequestCounts
+from vllm_rollout.model.request_counts import AnswerTimes, LatencyCounts, RequestCounts
 from vllm_rollout.model.verdict import Outcome, Verdict, check
 from vllm_rollout.policy import Policy
 
@@ -50,6 +50,49 @@ def latency_verdict(
     return _with_lag(verdict, counted.lag)
 
 
+def decided_by_answer_times(
+    by_buckets: Verdict,
+    counted: LatencyCounts,
+    answers: Callable[[], AnswerTimes],
+    *,
+    percentile: float,
+    confidence: float,
+) -> Verdict:
+    """The verdict, decided by the times of users' answers over HTTP where the limit lies inside a
+    bucket of the engine's latencies.
+
+    Those have other bounds. It passes where it would if all slow requests were users', and fails
+    where it would if none were that may be others'. Times that contradict the buckets decide
+    nothing.
+    """
+    limit = by_buckets.limit
+    if by_buckets.outcome is not Outcome.INCONCLUSIVE or limit is None or counted.unknown:
+        return by_buckets
+    if bounds_around(counted.cumulative, limit)[0] == limit:
+        return by_buckets
+    times = answers()
+    worst, best = (
+        latency_verdict(each, percentile=percentile, limit_seconds=limit, confidence=confidence)
+        for each in (times.at_worst, times.at_best)
+    )
+    found = worst if worst.passed else best
+    if found.outcome is Outcome.INCONCLUSIVE or (found is best and best.passed):
+        note = f"nor do the times of answers over HTTP decide: {worst.reason}"
+        return replace(by_buckets, reason=f"{by_buckets.reason}; {note}")
+    if not _overlap(by_buckets, found):
+        note = f"the times of answers over HTTP contradict them: {found.reason}"
+        return replace(by_buckets, reason=f"{by_buckets.reason}; {note}")
+    note = f"of whole answers over HTTP, as those of the engine do not decide: {by_buckets.reason}"
+    return replace(found, reason=f"{found.reason}, {note}")
+
+
+def _overlap(one: Verdict, other: Verdict) -> bool:
+    """Return whether a percentile may lie between the bounds of both."""
+    lower = max(one.lower or 0.0, other.lower or 0.0)
+    uppers = [each.upper for each in (one, other) if each.upper is not None]
+    return lower < min(uppers, default=math.inf)
+
+
 def decided_by_own_load(
     by_buckets: Verdict, counted: LatencyCounts, own: Callable[[], Verdict | None]
 ) -> Verdict:
@@ -75,10 +118,13 @@ def decided_by_own_load(
     return replace(measured, reason=f"{measured.reason}, {note}")
 
 
-def undecided_limits(policy: Policy, environment: str, bounds: Collection[float]) -> list[str]:
+def undecided_limits(
+    policy: Policy, environment: str, bounds: Collection[float], answers: Collection[float] = ()
+) -> list[str]:
     """Return which of the policy's limits a server's buckets cannot decide, and which they could.
 
-    Without bounds nothing is known of them.
+    `bounds` are those of the engine's latencies, `answers` those of whole answers over HTTP, by
+    which `live_metrics` may go. Without bounds nothing is known of them.
     """
     live, slo = policy.environments[environment].gates.live_metrics, policy.watch.slo
     trigger = policy.triggers.latency
@@ -86,13 +132,15 @@ def undecided_limits(policy: Policy, environment: str, bounds: Collection[float]
         "watch.slo": (slo.percentile, slo.limit_seconds),
         "triggers.latency": (trigger.percentile, trigger.above_seconds),
     }
-    if live is not None:
-        limits = {"live_metrics": (live.percentile, live.limit_seconds), **limits}
-    return [
-        f"{name} (P{percentile:g}): {inside}"
+    undecided = [
+        f"{name} (P{percentile:g}): {inside}; the watch's own probes decide it"
         for name, (percentile, limit) in limits.items()
         if bounds and (inside := limit_inside_a_bucket(bounds, limit))
     ]
+    if live is not None and bounds and live.limit_seconds not in answers:
+        inside = limit_inside_a_bucket({*bounds, *answers}, live.limit_seconds)
+        undecided[:0] = [f"live_metrics (P{live.percentile:g}): {inside}"] if inside else []
+    return undecided
 
 
 def _with_lag(verdict: Verdict, lag: str) -> Verdict:

@@ -128,6 +128,18 @@ class LatencyCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTimes:
+    """Users' answered requests by their time over HTTP, counted among all other requests.
+
+    `at_best` as if whatever else may have been slow was, `at_worst` as if all slow ones were
+    users'.
+    """
+
+    at_best: LatencyCounts
+    at_worst: LatencyCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Uptime:
     """When the deployment's servers were scraped: (Unix time, how many were up), and restarts."""
 

@@ -16,7 +16,14 @@ from typing import Self
 
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.request_counts import ErrorRates, Gap, LatencyCounts, RequestCounts, Uptime
+from vllm_rollout.model.request_counts import (
+    AnswerTimes,
+    ErrorRates,
+    Gap,
+    LatencyCounts,
+    RequestCounts,
+    Uptime,
+)
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
 from vllm_rollout.observe.missing_servers import (
     LONGEST_LAG_SECONDS,
@@ -50,6 +57,12 @@ INTER_TOKEN = _spelled("inter_token_latency_seconds", "time_per_output_token_sec
 KV_CACHE_USAGE = _spelled("kv_cache_usage_perc", "gpu_cache_usage_perc")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.12."""
 WAITING = _spelled("num_requests_waiting")
+ANSWERS = ("http_request_duration_highr_seconds",)
+"""Of all requests over HTTP: no labels, and bounds at 3, 3.5, 4, 4.5 and 7.5 s, which those of the
+engine lack. vLLM has had it since it counts HTTP requests.
+"""
+_BY_HANDLER = ("http_request_duration_seconds",)
+_OF_ITS_COUNTER = "http_requests_total"
 SERVERS = "model servers"
 """Name of the source that counts what the servers themselves counted."""
 _LABELS = "prometheus.labels"
@@ -199,6 +212,40 @@ class DeploymentMetrics:
             gaps=gaps,
             lag=scrapes.lag,
         )
+
+    def answer_times(self, window: timedelta, *, end: datetime) -> AnswerTimes:
+        """Return how long the answers to users took over HTTP, in the `window` up to `end`.
+
+        The fine histogram has all requests in it. How many of them are answers to users is known
+        from the counter of requests, and how many others were slow from the coarse histogram, which
+        has handlers.
+        """
+        every = self.latency(window, end=end, histogram=ANSWERS)
+        scrapes, _ = self._scrapes(end - window, end)
+        counter = self._rules.requests
+        labels = {**self._fill(counter.labels), **self._labels}
+        counted = self._series(selector(counter.metric, labels, counter.matching), scrapes)
+        by_handler = self._series(selector(f"{_BY_HANDLER[0]}_bucket", self._labels), scrapes)
+        if counter.metric != _OF_ITS_COUNTER or not by_handler:
+            every = LatencyCounts(unknown=f"no series of {ANSWERS[0]} and {_OF_ITS_COUNTER}")
+        doubt = unattributed(counted, scrapes) or unattributed(by_handler, scrapes)
+        if doubt or every.unknown:
+            unknown = LatencyCounts(unknown=doubt or every.unknown)
+            return AnswerTimes(at_best=unknown, at_worst=unknown)
+        failed = re.compile(f"4..|4xx|{counter.failed}").fullmatch
+        good = bad = 0.0
+        for series, grown in zip(counted, scrapes.increases(counted), strict=True):
+            if failed(series.labels.get(counter.status_label, "")):
+                bad += grown.amount + grown.unsure
+            else:
+                good += grown.amount
+        matching = {name: re.compile(p).fullmatch for name, p in counter.matching.items()}
+        others: dict[float, float] = {}
+        for series, grown in zip(by_handler, scrapes.increases(by_handler), strict=True):
+            if not all(found(series.labels.get(name, "")) for name, found in matching.items()):
+                bound = float(series.labels.get("le", "nan"))
+                others[bound] = others.get(bound, 0.0) + grown.amount + grown.unsure
+        return _among_others(every, round(good), math.ceil(bad), others)
 
     def bounds(self, *, at: datetime, histogram: tuple[str, ...] = E2E_LATENCY) -> list[float]:
         """Return the bounds of a histogram's buckets that all servers have; none without data."""
@@ -407,6 +454,26 @@ def _between(series: Series, begin: datetime, end: datetime) -> Series:
 def _buckets(histogram: Iterable[str]) -> list[str]:
     """The names of its buckets, and of the histogram itself where it is a native one."""
     return [f"{name}_bucket" for name in histogram] + [*histogram]
+
+
+def _among_others(
+    every: LatencyCounts, good: int, bad: int, others: Mapping[float, float]
+) -> AnswerTimes:
+    """Return what is known of `good` requests of `every` one, where `bad` ones may have been slow
+    and `others` have coarser bounds.
+    """
+    other = others.get(math.inf, 0.0)
+    at_best, at_worst, theirs = {}, {}, 0
+    lacking = max(0, good - every.total)  # slow, for all that is known
+    for bound, within in sorted(every.cumulative.items(), reverse=True):
+        slow = every.total - within
+        quick = max((n for each, n in others.items() if each <= bound), default=0.0)
+        theirs = max(theirs, slow - bad - math.ceil(other - quick))
+        at_best[bound] = good - min(good, theirs)
+        at_worst[bound] = good if bound == math.inf else max(0, good - slow - lacking)
+    return AnswerTimes(
+        at_best=replace(every, cumulative=at_best), at_worst=replace(every, cumulative=at_worst)
+    )
 
 
 def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:

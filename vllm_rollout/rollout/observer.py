@@ -13,7 +13,7 @@ from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.observe.client import InferenceClient
-from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
+from vllm_rollout.observe.deployment_metrics import ANSWERS, DeploymentMetrics
 from vllm_rollout.observe.probe import not_of_the_build, probe
 from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.platform.base import PathErrors
@@ -73,9 +73,10 @@ class DeploymentObserver:
         with closing(metrics):
             now = metrics.now()
             newest, bounds = metrics.newest(now), metrics.bounds(at=now)
+            answers = metrics.bounds(at=now, histogram=ANSWERS)
         late = now.timestamp() - newest.at > self.run.policy.prometheus.max_gap_seconds
         found = [newest.missing, newest.lag if late else ""]
-        found += undecided_limits(self.run.policy, deployment.environment, bounds)
+        found += undecided_limits(self.run.policy, deployment.environment, bounds, answers)
         return [each for each in found if each]
 
     def refusal_at_users_address(self, deployment: Deployment) -> tuple[str, str] | None:
