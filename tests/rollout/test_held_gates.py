@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.world import (
+    DEVELOPMENT,
     MODEL,
     PRODUCTION,
     STAGING,
@@ -31,7 +32,7 @@ from vllm_rollout.model.request_counts import RequestCounts
 from vllm_rollout.policy import Latency
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
-from vllm_rollout.rollout.journal import Phase
+from vllm_rollout.rollout.journal import Event, Phase
 from vllm_rollout.rollout.model_status import model_status
 
 PASSED = Verdict(outcome=Outcome.PASS, reason="")
@@ -184,6 +185,22 @@ def test_status_says_that_a_build_is_kept_and_how_to_ask_again(world: World, ask
     assert "runs this build already" in block
     assert "has not passed its gates there: live_metrics (inconclusive)" in block
     assert "gate-and-promote llama-2-7b --to production" in block
+
+
+def test_a_rollout_to_another_environment_leaves_what_is_kept(world: World, asks: Asks) -> None:
+    asks(NO_DATA)
+    gate_and_promote(world.tools())
+    releases = world.tools(source=DEVELOPMENT, target=STAGING).releases
+    releases.journal.read()
+    with releases.leased():
+        build = world.platform.history(STAGING)[-1].build
+        entry = releases.begin(build, before=None, note="another run")
+        releases.close(entry, Event.VERIFIED, "promoted")
+    asks(PASSED)
+    evidence = gate_and_promote(world.tools())
+    assert "was kept by" in evidence.conclusion, evidence.conclusion
+    assert kinds(world)[-1] == "settled"
+    assert "Nothing to do" in gate_and_promote(world.tools()).conclusion
 
 
 def test_what_passes_later_is_the_revision_that_serves(world: World, asks: Asks) -> None:

@@ -90,7 +90,8 @@ def ask_kept_again(tools: RunTools) -> RolloutResult | None:
     serving = newest_served(releases.platform.history(run.target))
     if last is None or serving is None:
         return None
-    if not last.keeps(serving.build, run.target.environment):
+    kept = last.keeps(serving.build, run.target.environment)
+    if kept is None:
         return None
     started = log.now()
     found = tools.gates.run_gates(run.target)
@@ -98,13 +99,13 @@ def ask_kept_again(tools: RunTools) -> RolloutResult | None:
         digest = log.store_evidence(releases.platform.store, started)
         PassedRevisions(releases.platform.store).passed(run.target, serving, digest)
         releases.ensure_lease()
-        releases.journal.write(replace(last, unseen="", note="passed", updated=log.now()))
+        releases.journal.write(replace(last, unseen="", kept=None, updated=log.now()))
         return RolloutResult(
             code=ExitCode.OK,
-            conclusion=f"{run.target} was kept by {last.run_id}, and has passed its gates now",
+            conclusion=f"{run.target} was kept by {kept.run_id}, and has passed its gates now",
             decision=DecisionKind.SETTLED,
         )
     if found.outcome is Outcome.FAIL or not _kept(run, found):
-        entry = releases.begin(last.build, before=last.before, note="kept, and its gates failed")
+        entry = releases.begin(kept.build, before=kept.before, note="kept, and its gates failed")
         return roll_back(tools, entry, f"gates after promotion: {problems_of(found)}")
     return kept_unseen(run, problems_of(found))

@@ -102,6 +102,20 @@ class TrafficBefore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A build that run `run_id` has kept in `target` though gates could not know: the `unseen`.
+
+    `before` is the revision to return to.
+    """
+
+    run_id: str
+    target: str
+    build: Build
+    before: int | None
+    unseen: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
     """The rollout of one model, as last written.
 
@@ -109,7 +123,8 @@ class JournalEntry:
     `traffic` is None where no traffic is moved. `unverified` is a rollback that was done and could
     not be verified: it is unfinished, and no run is in the middle of it. `revision` is the target's
     newest as the run had left it (0 for none), `weights` those that it had set or was about to set.
-    `unseen` are the gates of a target that was kept though they could not know.
+    `unseen` are the gates of a target that was kept though they could not know, `kept` what a
+    rollout before this one has kept in another target.
     """
 
     run_id: str
@@ -128,6 +143,7 @@ class JournalEntry:
     weights: tuple[Weights, ...] = ()
     unverified: bool = False
     unseen: str = ""
+    kept: Kept | None = None
 
     @property
     def unfinished(self) -> bool:
@@ -144,10 +160,25 @@ class JournalEntry:
         """True while it is unfinished and may have given a canary some of the traffic."""
         return self.unfinished and self.traffic is not None
 
-    def keeps(self, build: Build | None, environment: str) -> bool:
-        """Return whether it is over, and has kept this build there without a pass of its gates."""
-        kept = self.phase is Phase.DONE and bool(self.unseen)
-        return kept and (self.build, self.target) == (build, environment)
+    @property
+    def still_kept(self) -> Kept | None:
+        """The build that stays without a pass of its gates, by this rollout or one before."""
+        if not self.unseen:
+            return self.kept
+        if self.unfinished:
+            return None
+        return Kept(
+            run_id=self.run_id,
+            target=self.target,
+            build=self.build,
+            before=self.before,
+            unseen=self.unseen,
+        )
+
+    def keeps(self, build: Build | None, environment: str) -> Kept | None:
+        """Return what is kept, if it is this build and there."""
+        kept = self.still_kept
+        return kept if kept and (kept.build, kept.target) == (build, environment) else None
 
 
 _ADAPTER: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)

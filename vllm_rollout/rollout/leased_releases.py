@@ -111,12 +111,13 @@ class LeasedReleases:
         `before` is the revision to return to, `traffic` the weights to return to, if any move.
         """
         self.ensure_lease()
-        kept = self.journal.last
-        if kept is not None and kept.keeps(kept.build, self.run.target.environment):
+        kept = self.journal.last.still_kept if self.journal.last else None
+        if kept is not None and kept.target == self.run.target.environment:
             text = (
                 f"build {kept.build.short}, kept by {kept.run_id} though not all was seen, is left"
             )
             self.log.notify(MessageKind.SETTLED, f"{text}: {note}")
+            kept = None
         self._change_begins(before, build)
         self._newest = self._newest_now()
         now = self.log.now()
@@ -136,6 +137,7 @@ class LeasedReleases:
                 traffic=traffic,
                 revision=self._newest,
                 weights=(traffic.weights,) if traffic else (),
+                kept=kept,
             )
         )
 

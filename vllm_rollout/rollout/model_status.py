@@ -260,8 +260,8 @@ def _blocks_on_the_way(
     now: datetime,
 ) -> Iterator[str]:
     if after.build == newest.build and after.on_build == after.capacity:
-        kept = last_entry(platform.store, source.model)
-        if kept is not None and kept.keeps(newest.build, after.environment):
+        last = last_entry(platform.store, source.model)
+        if kept := last and last.keeps(newest.build, after.environment):
             again = promote_command(source.model, after.environment)
             not_passed = (
                 f"and has not passed its gates there: {kept.unseen}. {again} asks them again"
