@@ -6,15 +6,11 @@ no figure: absence of data is never health.
 """
 
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Self
 
-from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import (
     AnswerTimes,
@@ -25,23 +21,9 @@ from vllm_rollout.model.request_counts import (
     Uptime,
 )
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
-from vllm_rollout.observe.missing_servers import (
-    LONGEST_LAG_SECONDS,
-    Newest,
-    Replicas,
-    newest_common,
-)
-from vllm_rollout.observe.prometheus import Prometheus, Series, selector
-from vllm_rollout.observe.series import (
-    LONGEST_INTERVAL_SECONDS,
-    Scrapes,
-    Target,
-    scrape_intervals,
-    scrapes_of,
-    target_of,
-)
-from vllm_rollout.policy import Policy
-from vllm_rollout.policy.prometheus import Prometheus as Rules
+from vllm_rollout.observe.prometheus import Series, selector
+from vllm_rollout.observe.scraped_deployment import LABELS, ScrapedDeployment
+from vllm_rollout.observe.series import Scrapes, Target, target_of
 from vllm_rollout.policy.prometheus import RequestCounter
 
 
@@ -61,80 +43,15 @@ ANSWERS = ("http_request_duration_highr_seconds",)
 """Of all requests over HTTP: no labels, and bounds at 3, 3.5, 4, 4.5 and 7.5 s, which those of the
 engine lack. vLLM has had it since it counts HTTP requests.
 """
-_BY_HANDLER = ("http_request_duration_seconds",)
+_BY_HANDLER = "http_request_duration_seconds_bucket"
 _OF_ITS_COUNTER = "http_requests_total"
 SERVERS = "model servers"
 """Name of the source that counts what the servers themselves counted."""
-_LABELS = "prometheus.labels"
-_STARTED = "process_start_time_seconds"
 _REJECTIONS = _spelled("admission_rejections_total")
-_TO_KNOW_INTERVALS = timedelta(seconds=4 * LONGEST_INTERVAL_SECONDS)
-"""So far back before a window it is looked for how often servers are scraped."""
-_CHUNK = timedelta(hours=1)
-"""Longer stretches are asked for piece by piece, so that no answer grows too large."""
 
 
-class DeploymentMetrics:
-    """The metrics of one deployment. Every method raises UnreachableError without an answer.
-
-    `replicas` are those that should be scraped, asked for with each question.
-    """
-
-    def __init__(
-        self,
-        prometheus: Prometheus,
-        rules: Rules,
-        deployment: Deployment,
-        replicas: Replicas = lambda: None,
-    ) -> None:
-        self._prometheus, self._rules, self._replicas = prometheus, rules, replicas
-        self._known_up: tuple[datetime, datetime, list[Series]] | None = None
-        self._filled = {
-            "model": deployment.model,
-            "environment": deployment.environment,
-            "namespace": deployment.namespace,
-            "release": deployment.release,
-        }
-        self._labels = self._fill(rules.labels)
-
-    @classmethod
-    def of(
-        cls, policy: Policy, deployment: Deployment, replicas: Replicas = lambda: None
-    ) -> Self | None:
-        """The metrics of `deployment`; None where the policy names no Prometheus."""
-        rules = policy.prometheus
-        if rules.url is None:
-            return None
-        file = rules.token_file if rules.username is None else rules.password_file
-        client = Prometheus(
-            rules.url,
-            token=os.environ.get(rules.token_env if rules.username is None else rules.password_env),
-            token_file=Path(file) if file else None,
-            username=rules.username,
-            tenant=rules.tenant,
-            ca_file=Path(rules.ca_file) if rules.ca_file else None,
-            timeout_seconds=rules.timeout_seconds,
-        )
-        return cls(client, rules, deployment, replicas)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._prometheus.close()
-
-    def now(self) -> datetime:
-        """Return the time where Prometheus runs."""
-        return self._prometheus.now()
-
-    def newest(self, now: datetime, window: timedelta = timedelta()) -> Newest:
-        """Return the newest time of which Prometheus has a scrape of every server, up to `now`.
-
-        `window` is how long before it is asked about next: `up` is known then.
-        """
-        lag = timedelta(seconds=LONGEST_LAG_SECONDS)
-        begin = now - lag - window - _TO_KNOW_INTERVALS
-        up = self._samples(selector("up", self._labels), begin, now)
-        self._known_up = (begin, now, up)
-        return self._newest_common(up, scrape_intervals(up), now - lag, now, self._replicas())
+class DeploymentMetrics(ScrapedDeployment):
+    """The metrics of one deployment. Every method raises UnreachableError without an answer."""
 
     def error_rates(self, window: timedelta, *, end: datetime) -> ErrorRates:
         """Requests and failures in the `window` up to `end`, by every source."""
@@ -225,7 +142,7 @@ class DeploymentMetrics:
         counter = self._rules.requests
         labels = {**self._fill(counter.labels), **self._labels}
         counted = self._series(selector(counter.metric, labels, counter.matching), scrapes)
-        by_handler = self._series(selector(f"{_BY_HANDLER[0]}_bucket", self._labels), scrapes)
+        by_handler = self._series(selector(_BY_HANDLER, self._labels), scrapes)
         if counter.metric != _OF_ITS_COUNTER or not by_handler:
             every = LatencyCounts(unknown=f"no series of {ANSWERS[0]} and {_OF_ITS_COUNTER}")
         doubt = unattributed(counted, scrapes) or unattributed(by_handler, scrapes)
@@ -271,11 +188,11 @@ class DeploymentMetrics:
         """Return how many servers were up at each scrape, and when their counters were reset."""
         # Without a platform what has ended is gone: a soak counts what is up.
         series, _, scrapes = self._up(start, end, self._replicas() or ())
-        if mixed := mixed_targets(series, scrapes, self._rules.labels, _LABELS):
+        if mixed := mixed_targets(series, scrapes, self._rules.labels, LABELS):
             raise UnreachableError(
                 f"Whose samples these are is not known: {mixed}",
                 address=self._prometheus.url,
-                remedy=f"Fix `{_LABELS}` in the policy, or the scrape configuration.",
+                remedy=f"Fix `{LABELS}` in the policy, or the scrape configuration.",
             )
         longest = self._rules.max_gap_seconds
         scraped = sorted(
@@ -344,112 +261,6 @@ class DeploymentMetrics:
             interval_seconds=max(scrapes.intervals.values(), default=0.0),
         )
 
-    def _scrapes(self, start: datetime, end: datetime) -> tuple[Scrapes, str]:
-        """The servers' scrapes, and why it is not known whose they are (or nothing)."""
-        up, started, scrapes = self._up(start, end, self._replicas())
-        return scrapes, (
-            mixed_targets(up, scrapes, self._rules.labels, _LABELS)
-            or renamed_targets(up, scrapes)
-            or unattributed(started, scrapes)
-            or scrapes.missing
-        )
-
-    def _up(
-        self, start: datetime, end: datetime, replicas: Sequence[Replica] | None
-    ) -> tuple[list[Series], list[Series], Scrapes]:
-        def of_servers(metric: str, begin: datetime, end: datetime) -> list[Series]:
-            known = self._known_up
-            if metric == "up" and known and known[0] <= begin and end <= known[1]:
-                return [_between(series, begin, end) for series in known[2]]
-            return self._samples(selector(metric, self._labels), begin, end)
-
-        return self._scraped(of_servers, start, end, replicas)
-
-    def _scraped(
-        self,
-        ask: Callable[[str, datetime, datetime], list[Series]],
-        start: datetime,
-        end: datetime,
-        replicas: Sequence[Replica] | None = (),
-    ) -> tuple[list[Series], list[Series], Scrapes]:
-        """The series of `up` and of start times, and their scrapes up to the newest that all have.
-
-        They reach back before `start` by as much as a target may go without a scrape.
-        """
-        up = ask("up", start - _TO_KNOW_INTERVALS, end)
-        intervals = scrape_intervals(up)
-        newest = self._newest_common(up, intervals, start, end, replicas)
-        missing = newest.missing
-        if newest.at > start.timestamp():
-            end = datetime.fromtimestamp(newest.at, UTC)
-        elif newest.partly:
-            missing = missing or f"no sample of every server in this time: {newest.lag}"
-        known = scrapes_of([], start, end)
-        known = replace(known, intervals=intervals, lag=newest.lag, missing=missing)
-        begin = self._begin(known)
-        since = datetime.fromtimestamp(begin, UTC)
-        up = [series for each in up if (series := _between(each, since, end)).samples]
-        started = ask(_STARTED, datetime.fromtimestamp(begin, UTC), end)
-        found = scrapes_of(up, start, end, started)
-        return up, started, replace(known, up=found.up, started=found.started)
-
-    def _newest_common(
-        self,
-        up: list[Series],
-        intervals: Mapping[Target, float],
-        start: datetime,
-        end: datetime,
-        replicas: Sequence[Replica] | None,
-    ) -> Newest:
-        known = replace(scrapes_of([], start, end), intervals=intervals)
-        return newest_common(
-            up,
-            intervals,
-            start.timestamp(),
-            end.timestamp(),
-            replicas=replicas,
-            longest=known.lookback(self._rules.max_gap_seconds),
-        )
-
-    def _begin(self, scrapes: Scrapes) -> float:
-        return scrapes.start - scrapes.lookback(self._rules.max_gap_seconds)
-
-    def _newest(self, names: Iterable[str], scrapes: Scrapes) -> list[Series]:
-        """The series of the first of `names` that each server has."""
-        found: list[Series] = []
-        known: set[Target] = set()
-        for name in names:
-            if known and known >= set(scrapes.up):
-                break
-            series = self._series(selector(name, self._labels), scrapes)
-            found += [s for s in series if target_of(s) not in known]
-            known |= {target_of(s) for s in series}
-        return found
-
-    def _series(self, promql: str, scrapes: Scrapes) -> list[Series]:
-        """All samples from a little before the start, where increases begin, to the end."""
-        begin = datetime.fromtimestamp(self._begin(scrapes), UTC)
-        return self._samples(promql, begin, datetime.fromtimestamp(scrapes.end, UTC))
-
-    def _samples(self, promql: str, begin: datetime, end: datetime) -> list[Series]:
-        pieces: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
-        at = begin
-        while at < end:
-            until = min(at + _CHUNK, end)
-            for series in self._prometheus.scraped(promql, at, until):
-                pieces.setdefault(tuple(sorted(series.labels.items())), []).extend(series.samples)
-            at = until
-        return [Series(dict(labels), tuple(samples)) for labels, samples in pieces.items()]
-
-    def _fill(self, labels: Mapping[str, str | None]) -> dict[str, str]:
-        return {name: value.format_map(self._filled) for name, value in labels.items() if value}
-
-
-def _between(series: Series, begin: datetime, end: datetime) -> Series:
-    """Return the series with its samples in (`begin`, `end`]."""
-    first, last = begin.timestamp(), end.timestamp()
-    return replace(series, samples=tuple(s for s in series.samples if first < s[0] <= last))
-
 
 def _buckets(histogram: Iterable[str]) -> list[str]:
     """The names of its buckets, and of the histogram itself where it is a native one."""
@@ -480,5 +291,5 @@ def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:
     if not scrapes.targets and scrapes.up:
         return f"no scrape since {datetime.fromtimestamp(scrapes.start, UTC):%H:%M:%S %Z}"
     if not scrapes.targets:
-        return f"Prometheus knows no target with the deployment's labels (`{_LABELS}`)"
+        return f"Prometheus knows no target with the deployment's labels (`{LABELS}`)"
     return doubt or "; ".join(str(gap) for gap in gaps)
