@@ -66,6 +66,9 @@ def _show(status: ModelStatus) -> None:
                 options.say(f"{each.environment} in the model registry: {each.registered}")
             if each.canary is not None:
                 options.say(f"{each.environment}, canary: {_canary(each.canary)}")
+    for each in status.environments:
+        if each.sign_off:
+            options.say(f"{each.environment}: {each.sign_off}")
     for channel, lines in status.undelivered.items():
         for line in lines:
             options.say(f"a message to {channel} did not arrive: {line}")

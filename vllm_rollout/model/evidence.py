@@ -199,6 +199,8 @@ class Evidence(Kept):
     """The emergency override of the rollout, if there was one."""
     previous: str = ""
     """Digest of the evidence that this one has grown from; empty in the first of a run."""
+    sign_off: str = ""
+    """Whose sign-off the rollout rests on, and what proves whose it is; empty for nobody's."""
 
     @property
     def outcome(self) -> Outcome:
@@ -241,8 +243,9 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
     data = _without_secrets(data)
-    if evidence.override is None:
-        del data["override"]
+    for name in ("override", "sign_off"):
+        if not data[name]:
+            del data[name]
     for run in data["runs"]:
         if run["build"] and run["build"]["served_digest"] is None:
             del run["build"]["served_digest"]  # as `Build.parts` leaves it out
@@ -253,7 +256,7 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
 
 _SAID = frozenset(
     ("reason", "remedy", "error", "title", "text", "detail", "conclusion", "changed", "skipped",
-     "unreachable", "passed_over")
+     "unreachable", "passed_over", "sign_off")
 )  # fmt: skip
 """Fields of sentences and of text from outside. What else there is are names and numbers."""
 

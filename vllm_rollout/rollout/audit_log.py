@@ -80,6 +80,8 @@ class Decision(Kept):
     previous: str
     unfinished: bool = False
     """Of a rollback: it undoes what a run left unfinished, which says nothing against the build."""
+    signature: str = ""
+    """Of a sign-off or rejection: the signature or token that proves whose word it is."""
 
     @property
     def digest(self) -> str:
@@ -254,6 +256,7 @@ class AuditLog(AuditLogReader):
         build: str = "",
         evidence: str = "",
         unfinished: bool = False,
+        signature: str = "",
     ) -> Decision:
         """Append an entry; entries of several writers at once follow one another.
 
@@ -277,6 +280,7 @@ class AuditLog(AuditLogReader):
                 evidence=evidence,
                 previous=previous,
                 unfinished=unfinished,
+                signature=signature,
             )
             try:
                 self._store.write(_key(model, number + 1), _document(decision), expect=None)
@@ -374,8 +378,9 @@ def _last(head: Entry | None) -> tuple[int, str]:
 def _content(decision: Decision) -> dict[str, Any]:
     content: dict[str, Any] = _ADAPTER.dump_python(decision, mode="json")
     content["why"] = without_secrets(decision.why)
-    if not decision.unfinished:
-        del content["unfinished"]  # so that earlier versions can read all other decisions
+    for name in ("unfinished", "signature"):
+        if not content[name]:
+            del content[name]  # so that earlier versions can read all other decisions
     return content
 
 

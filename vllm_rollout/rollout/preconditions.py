@@ -23,6 +23,7 @@ from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.gates import Gates, check_room
+from vllm_rollout.rollout.identity import unproved
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.promotion_blockers import nobody_on_call, reasons_to_wait
 from vllm_rollout.rollout.run import RolloutResult, Run, RunLog
@@ -144,6 +145,10 @@ def before_gates(
                 + " first; or, in an emergency, --emergency --reason TEXT --as NAME",
             )
     decisions = AuditLogReader(platform.store).whole(run.source.model)
+    here = (run.source.environment, revision.build.digest)
+    about = (each for each in decisions if (each.environment, each.build) == here)
+    for line in unproved(about, run.policy):
+        log.log_step("a sign-off does not count", line, Outcome.INCONCLUSIVE)
     for sign_off in _sign_offs(run, platform, revision, decisions):
         if not sign_off.approved:
             return RolloutResult(
@@ -248,6 +253,7 @@ def reusable_run(
         if serves.outcome is not Outcome.PASS:
             return None
         log.gate_runs.append(signed)
+        log.sign_off = str(sign_off)
         log.log_step(
             f"{source.environment} gates are not run again: evidence {sign_off.evidence}",
             f"{sign_off}; its gates passed {signed.finished:%Y-%m-%d %H:%M:%S %Z} on this "
@@ -278,10 +284,10 @@ def still_to_wait_for(
     rules = run.policy.environments[run.source.environment]
     unsigned = bool(rules.sign_off) and not signed
     awaits_sign_off = unsigned and not log.waive("the evidence is not signed off")
-    if awaits_sign_off:
+    if awaits_sign_off and rules.sign_off:
         reasons.append(
             "the evidence waits for sign-off: read the report, then "
-            f"{sign_off_command(run.source.model, 'DIGEST')} (or --reject)"
+            f"{sign_off_command(run.source.model, 'DIGEST', rules.sign_off.words)} (or --reject)"
         )
     if not reasons:
         return None
@@ -333,7 +339,8 @@ def ask_for_sign_off(
         log.reporter.progress(f"status will not show what waits for sign-off: {error}")
     if not notify:
         return
-    command = sign_off_command(model, evidence.digest)
+    rules = run.policy.environments[run.source.environment].sign_off
+    command = sign_off_command(model, evidence.digest, rules.words if rules else ())
     log.notify(
         MessageKind.UNSIGNED,
         f"The {run.source.environment} gates passed. Read the report of run {run.id}, "
@@ -363,4 +370,4 @@ def _sign_offs(
     if run.policy.environments[run.source.environment].sign_off is None:
         return []
     known = SignOffsReader(platform.store, run.source.model)
-    return known.about(run.source.environment, revision, decisions)
+    return known.about(run.source.environment, revision, decisions, run.policy)

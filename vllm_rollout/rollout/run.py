@@ -234,6 +234,8 @@ class RunLog:
     """Digest of the build that is promoted or left; empty until it is known."""
     missed: list[str] = field(default_factory=list)
     """Messages that did not arrive, a line for each."""
+    sign_off: str = ""
+    """Whose sign-off the promotion rests on, and what proves it; empty for nobody's."""
     told: tuple[str, str] = ("", "")
     """Kind and text of the last message."""
 
@@ -325,6 +327,7 @@ class RunLog:
             if emergency
             else None,
             previous=self.grown_from,
+            sign_off=self.sign_off,
         )
 
     def store_evidence(self, store: Store, started: datetime) -> str:
