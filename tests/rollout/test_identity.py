@@ -10,13 +10,21 @@ from typing import Any
 import jwt
 import pytest
 from support import signing
-from support.world import MODEL, RAMP, SIGN_OFF, STAGING, World, decide
+from support.world import DEVELOPMENT, MODEL, RAMP, SIGN_OFF, STAGING, World, decide
 
+from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, PolicyError, UnreachableError, UsageError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.policy import Policy, load_policy
+from vllm_rollout.policy.signing import EvidenceSigning
 from vllm_rollout.rollout.audit_log import AuditLog, Decision, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.evidence_store import (
+    PassedRevisionsReader,
+    store_evidence,
+    stored_evidence,
+    unsigned,
+)
 from vllm_rollout.rollout.identity import PURPOSE, audience, proofs, statement, time_of
 from vllm_rollout.rollout.model_status import model_status
 from vllm_rollout.rollout.sign_offs import SignOff, SignOffs
@@ -298,3 +306,41 @@ def test_only_a_proved_sign_off_promotes_and_it_is_told_what_proved_it(world: Wo
     assert promoted.sign_off.startswith(by)
     assert world.platform.calls == RAMP
     assert AuditLog(world.platform.store).verify(MODEL) == []
+
+
+def test_evidence_that_no_run_has_signed_is_none_where_the_policy_asks(
+    world: World, tmp_path: Path
+) -> None:
+    del world.overrides[SIGN_OFF]
+    (tmp_path / "run.key").write_bytes(signing.private_file("ci"))
+    world.overrides["evidence.signed_by"] = {"gates in CI": signing.public_line("ci")}
+    unready = gate_and_promote(world.tools())
+    assert "has no passing evidence of development" in unready.conclusion
+    rules = EvidenceSigning(signed_by={"ci": signing.public_line("ci")})
+    store, revision = world.platform.store, world.platform.history(STAGING)[-1]
+    old = PassedRevisionsReader(store)
+    digest = store.entries[f"passed/{MODEL}-development/00000001"].value["evidence"]
+    store_evidence(store, stored_evidence(store, MODEL, digest), signing.private_file("ci"))
+    assert old.build_passed(DEVELOPMENT, revision.build, rules)
+    assert "this run has no key" in gate_and_promote(world.tools()).conclusion
+    world.overrides["evidence.key_file"] = str(tmp_path / "run.key")
+    pending = gate_and_promote(world.tools())
+    assert pending.exit_code == ExitCode.INCONCLUSIVE, pending.conclusion
+    assert unsigned(store, rules, MODEL, pending.digest) == ""
+
+    world.gates.outcomes["staging"] = Outcome.FAIL  # what follows was never gated
+    invented = replace(pending, run_id="of nobody")
+    store_evidence(store, invented, signing.private_file(MALLORY))
+    decide(world, invented)
+    refused = gate_and_promote(world.tools())
+    assert "which the policy does not name" in str(refused.steps)
+    mallory = store.entries.pop(f"signatures/{MODEL}/{invented.digest[7:]}")
+    assert "no run has signed it, and the policy" in str(gate_and_promote(world.tools()).steps)
+    copied = store.entries[f"signatures/{MODEL}/{pending.digest[7:]}"]
+    store.entries[mallory.key] = replace(copied, key=mallory.key)
+    assert "is of another statement" in str(gate_and_promote(world.tools()).steps)
+    assert world.platform.calls == []
+
+    decide(world, pending)
+    del world.gates.outcomes["staging"]
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK

@@ -17,7 +17,7 @@ from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import SignOff as Rules
 from vllm_rollout.rollout.audit_log import AuditLogReader, Decision
-from vllm_rollout.rollout.evidence_store import find_evidence
+from vllm_rollout.rollout.evidence_store import find_evidence, unsigned
 from vllm_rollout.rollout.identity import PURPOSE, audience, ci_token, proofs, time_of, who
 from vllm_rollout.rollout.identity import statement as statement_of
 from vllm_rollout.rollout.sign_offs import (
@@ -193,8 +193,9 @@ def _pending(settings: Settings, model: str, prefix: str, note: str, *, approved
             f"evidence {digest} has no gates of an environment whose policy asks for sign_off",
             remedy=f"{next_command('gate-and-promote', model)} prints which evidence waits for it.",
         )
-    if approved and evidence.unsignable:
-        raise _refusal(model, digest, evidence.unsignable, approved=True)
+    why = unsigned(platform.store, policy.evidence, model, digest) or evidence.unsignable
+    if approved and why:
+        raise _refusal(model, digest, why, approved=True)
     now = datetime.now(UTC)
     deployment = settings.deployment(model, environment)
     revision = newest_served(platform.history(deployment))

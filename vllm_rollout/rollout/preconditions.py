@@ -14,14 +14,20 @@ from pathlib import Path
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
-from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.errors import (
+    DeployError,
+    ExitCode,
+    RolloutError,
+    UnreachableError,
+    UsageError,
+)
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.next_command import promote_command, sign_off_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind
-from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
+from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, check_key_of_run
 from vllm_rollout.rollout.gates import Gates, check_room
 from vllm_rollout.rollout.identity import unproved
 from vllm_rollout.rollout.observer import DeploymentObserver
@@ -195,6 +201,10 @@ def unmet_needs(
             f"{run.folder} cannot be written, where the gates leave their evidence: {error}",
             remedy="Make room there, or name another folder with --report-dir.",
         ) from error
+    try:
+        check_key_of_run(run.policy.evidence)
+    except UsageError as error:
+        raise UnmetNeedError(f"{error}; nothing was changed", remedy=error.remedy) from error
     command = run.policy.model_registry.register_command
     if run.serves_users and command and shutil.which(command[0]) is None:
         raise UnmetNeedError(
@@ -360,7 +370,9 @@ def _stages_without_evidence(run: Run, platform: ReleaseReader, revision: Revisi
     return [
         name
         for name in order[: order.index(source.environment)]
-        if not passed.build_passed(run.policy.deployment(source.model, name), revision.build)
+        if not passed.build_passed(
+            run.policy.deployment(source.model, name), revision.build, run.policy.evidence
+        )
     ]
 
 

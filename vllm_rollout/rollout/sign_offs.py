@@ -23,7 +23,7 @@ from vllm_rollout.rollout.audit_log import (
     promotion_since,
     standing_rollback,
 )
-from vllm_rollout.rollout.evidence_store import stored_evidence
+from vllm_rollout.rollout.evidence_store import stored_evidence, unsigned
 from vllm_rollout.rollout.identity import AS, Proof, proofs
 
 
@@ -108,13 +108,18 @@ class SignOffsReader:
                 last.pop(each.evidence, None)
                 last[each.evidence] = each
         found = (
-            self._sign_off(each, proved[each.number], revision, decisions)
+            self._sign_off(each, proved[each.number], revision, decisions, policy)
             for each in reversed(last.values())
         )
         return [each for each in found if each is not None]
 
     def _sign_off(
-        self, decision: Decision, proof: Proof, revision: Revision, decisions: Sequence[Decision]
+        self,
+        decision: Decision,
+        proof: Proof,
+        revision: Revision,
+        decisions: Sequence[Decision],
+        policy: Policy,
     ) -> SignOff | None:
         """The sign-off in a decision; None where its evidence is not about `revision`."""
         run = None
@@ -126,7 +131,11 @@ class SignOffsReader:
             run = last_gate_run(evidence, decision.environment)
             if run is None or not run.is_about(revision):
                 return None
-            void = evidence.unsignable or used(run, decisions)
+            void = (
+                unsigned(self._store, policy.evidence, self._model, decision.evidence)
+                or evidence.unsignable
+                or used(run, decisions)
+            )
         if proof.problem:
             void = f"{decision} is not proved: {proof.problem}"
         by, _, user = decision.who.rpartition(AS)
@@ -289,7 +298,9 @@ def sign_off_of(
     of_no_use = f" (it was {decided[0]}, which does not count: {reasons[0]})" if decided else ""
     if asked := known.asked(source):
         run = last_gate_run(stored_evidence(store, source.model, asked), source.environment)
-        void = run is not None and used(run, decisions)
+        void = run is not None and (
+            unsigned(store, policy.evidence, source.model, asked) or used(run, decisions)
+        )
         if not void and not unusable(run, policy, source.environment, revision, now):
             command = sign_off_command(source.model, asked, rules.words)
             return None, f"its evidence waits for sign-off{of_no_use}: {command}"
