@@ -1,6 +1,5 @@
 """`vllm-rollout history`."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +48,7 @@ def history_command(
         list(where.history(settings.deployment(model, environment))) if environment else None
     )
     if as_json:
-        typer.echo(json.dumps(_document(model, decisions, revisions, wrong, doubtful), indent=1))
+        options.say_json(_document(model, decisions, revisions, wrong, doubtful))
     else:
         options.console.print(_decisions_table(model, decisions))
         if revisions is not None:

@@ -11,7 +11,7 @@ import typer
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.model.text import without_secrets
+from vllm_rollout.model.text import printable
 from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import writer_of
@@ -214,7 +214,7 @@ def _pending(settings: Settings, model: str, prefix: str, note: str, *, approved
         user="",
         at=now,
         # As it is kept: what is signed is the same text.
-        note=without_secrets(note.strip()),
+        note=printable(note.strip()),
         environment=environment,
         revision=revision.number,
         build=revision.build.digest,

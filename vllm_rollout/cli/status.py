@@ -41,7 +41,7 @@ def status_command(
         for name in ([model] if model is not None else models_known(platform))
     ]
     if as_json:
-        typer.echo(TypeAdapter(list[ModelStatus]).dump_json(found, indent=1).decode())
+        options.say_json(TypeAdapter(list[ModelStatus]).dump_python(found, mode="json"))
         return
     if not found:
         options.say(

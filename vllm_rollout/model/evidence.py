@@ -24,7 +24,7 @@ from vllm_rollout.model.deployment import (
 )
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.load_figures import LoadSummary
-from vllm_rollout.model.text import shown, without_secrets
+from vllm_rollout.model.text import printable, shown
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 SCHEMA = 2
@@ -242,7 +242,7 @@ _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
-    data = _without_secrets(data)
+    data = _printable(data)
     for name in ("override", "sign_off"):
         if not data[name]:
             del data[name]
@@ -261,12 +261,12 @@ _SAID = frozenset(
 """Fields of sentences and of text from outside. What else there is are names and numbers."""
 
 
-def _without_secrets(value: Any, name: str = "") -> Any:
+def _printable(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _without_secrets(inner, key) for key, inner in value.items()}
+        return {key: _printable(inner, key) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_secrets(inner, name) for inner in value]
-    return without_secrets(value) if name in _SAID and isinstance(value, str) else value
+        return [_printable(inner, name) for inner in value]
+    return printable(value) if name in _SAID and isinstance(value, str) else value
 
 
 def documents(evidence: Evidence) -> tuple[dict[str, Any], dict[str, Any]]:

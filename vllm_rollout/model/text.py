@@ -1,14 +1,14 @@
 """Text from outside (servers, pods, calendars), made fit to be shown and kept.
 
-All of it passes here: `shown` makes a line of it where it comes in, `without_secrets` is asked
-again before anything is kept, and `printable` before anything is shown.
+All of it passes here: `shown` makes a line of it where it comes in, `without_secrets` or
+`printable` is asked again before anything is kept, and `printable` before anything is shown.
 """
 
 import os
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from typing import NewType
+from typing import Any, NewType
 from urllib.parse import quote, urlsplit
 
 Printable = NewType("Printable", str)
@@ -128,6 +128,15 @@ def printable(text: str) -> str:
     """`text` without secrets, and with control characters, bidirectional overrides, lone surrogates
     and commands to a CI system shown as �."""
     return inert(without_secrets(text))
+
+
+def all_printable(value: Any) -> Any:
+    """JSON data with every text in it made printable: what is printed for programs, or kept."""
+    if isinstance(value, dict):
+        return {all_printable(key): all_printable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [all_printable(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Who may sign: public keys by name, and the tokens of a CI system."""
+"""Keys and tokens that may sign: public keys by name, and the tokens of a CI system."""
 
 from base64 import b64decode
 from typing import Annotated, Self
@@ -56,7 +56,7 @@ def _subject(value: str) -> str:
 
 def _jwks(value: str) -> str:
     if "://" in value and not value.startswith("https://"):
-        raise broken_rule("must be an https URL or a file: who changes it on the way signs as all")
+        raise broken_rule("must be an https URL or a file: whoever can change the keys can sign")
     return value
 
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import GateRun, Kept, LaterSchemaError
-from vllm_rollout.model.text import without_secrets
+from vllm_rollout.model.text import printable
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
@@ -377,7 +377,8 @@ def _last(head: Entry | None) -> tuple[int, str]:
 
 def _content(decision: Decision) -> dict[str, Any]:
     content: dict[str, Any] = _ADAPTER.dump_python(decision, mode="json")
-    content["why"] = without_secrets(decision.why)
+    for name in ("who", "why"):
+        content[name] = printable(content[name])
     for name in ("unfinished", "signature"):
         if not content[name]:
             del content[name]  # so that earlier versions can read all other decisions

@@ -30,7 +30,7 @@ _TIMEOUT_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a token says: whom its issuer calls `subject`, and which person began that job."""
+    """Claims of a token: whom its issuer calls `subject`, and which person began that job."""
 
     name: str
     subject: str

@@ -11,6 +11,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, documents, verified
+from vllm_rollout.model.text import printable
 from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
@@ -274,7 +275,7 @@ class PassedRevisions(PassedRevisionsReader):
     def withdraw(self, deployment: Deployment, build: Build, why: str) -> None:
         """Note that `build` was rolled back: nothing returns to it, whatever it passed before."""
         known = self._store.read(_withdrawn(deployment))
-        builds = {**known.value, build.digest: why} if known else {build.digest: why}
+        builds = {**(known.value if known else {}), build.digest: printable(why)}
         expect = known.version if known else None
         self._store.write(_withdrawn(deployment), builds, expect=expect)
 
