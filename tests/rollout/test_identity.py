@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 from support import signing
-from support.world import DEVELOPMENT, MODEL, RAMP, SIGN_OFF, STAGING, World, decide
+from support.world import DEVELOPMENT, MODEL, RAMP, SIGN_OFF, STAGING, World, decide, sign_evidence
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, PolicyError, UnreachableError, UsageError
@@ -22,7 +22,6 @@ from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import (
     PassedRevisionsReader,
     store_evidence,
-    stored_evidence,
     unsigned,
 )
 from vllm_rollout.rollout.identity import PURPOSE, audience, proofs, statement, time_of
@@ -309,21 +308,20 @@ def test_only_a_proved_sign_off_promotes_and_it_is_told_what_proved_it(world: Wo
 
 
 def test_evidence_that_no_run_has_signed_is_none_where_the_policy_asks(
-    world: World, tmp_path: Path
+    world: World,
 ) -> None:
     del world.overrides[SIGN_OFF]
-    (tmp_path / "run.key").write_bytes(signing.private_file("ci"))
     world.overrides["evidence.signed_by"] = {"gates in CI": signing.public_line("ci")}
     unready = gate_and_promote(world.tools())
     assert "has no passing evidence of development" in unready.conclusion
     rules = EvidenceSigning(signed_by={"ci": signing.public_line("ci")})
     store, revision = world.platform.store, world.platform.history(STAGING)[-1]
     old = PassedRevisionsReader(store)
-    digest = store.entries[f"passed/{MODEL}-development/00000001"].value["evidence"]
-    store_evidence(store, stored_evidence(store, MODEL, digest), signing.private_file("ci"))
+    sign_evidence(world)
     assert old.build_passed(DEVELOPMENT, revision.build, rules)
+    key_file = world.overrides.pop("evidence.key_file")
     assert "this run has no key" in gate_and_promote(world.tools()).conclusion
-    world.overrides["evidence.key_file"] = str(tmp_path / "run.key")
+    world.overrides["evidence.key_file"] = key_file
     pending = gate_and_promote(world.tools())
     assert pending.exit_code == ExitCode.INCONCLUSIVE, pending.conclusion
     assert unsigned(store, rules, MODEL, pending.digest) == ""
