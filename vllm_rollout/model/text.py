@@ -46,8 +46,11 @@ _SHAPES = (
     re.compile(r"()\beyJ[\w-]{6,}\.[\w-]{6,}(?:\.[\w-]*)?"),
     re.compile(
         r"()\b(?:hf_[A-Za-z0-9]{12,}|sk-[\w-]{12,}|gh[pousr]_[A-Za-z0-9]{20,}"
-        r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,})"
+        r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}|nvapi-[\w-]{20,})"
     ),
+    re.compile(r"(?s)()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)"),
+    re.compile(r"(?i)([?&](?:\w+[-_])?(?:key|token|secret|password|sig|signature)=)[^\s&'\"<>]+"),
+    re.compile(r"(?i)(\bx-(?:api-key|auth-token)['\"]?\s*:\s*['\"]?)[^\s'\",]+"),
     re.compile(rf"(?i)(--[\w-]*{_KEY}(?:['\"]?,\s*['\"]|=['\"]?|\s+['\"]?(?!-))){_VALUE}"),
     re.compile(
         r"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)"
@@ -60,8 +63,8 @@ _LOOSE_SHAPES = (
     re.compile(rf"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD):\s+['\"]?){_VALUE}"),
     # `secret "x"` is Kubernetes' way to name one.
     re.compile(
-        r"(?i)((?:api[-_]?key|token|password|secret)['\"]?"
-        rf"(?:\s*[=:]\s*|(?<!secret)\s+(?=['\"]))\[?['\"]?){_VALUE}"
+        r"(?i)((?:api[-_]?key|token|password|secret|client-key-data)['\"]?"
+        rf"(?:\s*[=:]\s*|(?<!secret)\s+(?=['\"]))(?!\[redacted\])\[?['\"]?){_VALUE}"
     ),
 )
 _own: set[str] = set()
