@@ -13,15 +13,17 @@ from support import signing
 from support.world import DEVELOPMENT, MODEL, RAMP, SIGN_OFF, STAGING, World, decide, sign_evidence
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, PolicyError, UnreachableError, UsageError
-from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.evidence import Evidence, documents
 from vllm_rollout.policy import Policy, load_policy
 from vllm_rollout.policy.signing import EvidenceSigning
-from vllm_rollout.rollout.audit_log import AuditLog, Decision, DecisionKind
+from vllm_rollout.rollout.audit_log import AuditLog, BrokenChainError, Decision, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import (
     PassedRevisionsReader,
     store_evidence,
+    stored_evidence,
     unsigned,
 )
 from vllm_rollout.rollout.identity import PURPOSE, audience, proofs, statement, time_of
@@ -342,3 +344,28 @@ def test_evidence_that_no_run_has_signed_is_none_where_the_policy_asks(
     decide(world, pending)
     del world.gates.outcomes["staging"]
     assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
+
+
+def test_what_was_decided_about_another_model_is_none_of_this_ones(world: World) -> None:
+    world.overrides[SIGN_OFF] = {"valid": "48h", **BY_KEY}
+    pending = gate_and_promote(world.tools())
+    store, other = world.platform.store, f"{MODEL}-chat"
+    SignOffs(store, MODEL).add(signed(world, pending), "run")
+    (word,) = (d for d in AuditLog(store).of(MODEL) if d.kind is DecisionKind.SIGN_OFF)
+    moved = {"decisions": f"{word.number:08d}", "evidence": pending.digest[7:]}
+    run = next(iter(documents(pending)[1]))
+    for kind, name in {**moved, "gate-runs": run[7:]}.items():
+        store.entries[f"{kind}/{other}/{name}"] = store.entries[f"{kind}/{MODEL}/{name}"]
+    entry = store.entries.pop(f"decisions/{other}/{word.number:08d}")
+    alone = entry.value["decision"] | {"number": 1, "previous": ""}
+    digest = canonical_digest(alone)
+    value = {"decision": alone, "digest": digest}
+    store.write(f"decisions/{other}/00000001", value, expect=None)
+    store.write(f"decided/{other}", {"number": 1, "digest": digest}, expect=None)
+
+    (wrong,) = AuditLog(store).verify(other)
+    assert f"is about {MODEL}, and not about {other}" in wrong
+    with pytest.raises(BrokenChainError, match="and not about"):
+        AuditLog(store).whole(other)
+    with pytest.raises(UsageError, match=f"is evidence of {MODEL}, and not of {other}"):
+        stored_evidence(store, other, pending.digest)

@@ -216,6 +216,9 @@ class AuditLogReader:
             changed = f"entry {number} was changed: it is no longer a decision"
             return None, _LATER.format(number=number) if later else changed
         object.__setattr__(decision, "kept_as", digest)
+        if decision.model != model:
+            moved = f"{decision} is about {decision.model}, and not about {model}: it was put here"
+            return decision, moved
         if digest == claimed:
             return decision, ""
         named = decision if decision.number == number else f"entry {number}"

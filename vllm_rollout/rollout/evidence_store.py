@@ -70,7 +70,13 @@ def stored_evidence(store: StoreReader, model: str, digest: str) -> Evidence:
         return entry.value
 
     key = _key_of(model, digest)
-    return verified(value(key), digest, key, lambda run: value(_run_key(model, run)))
+    evidence = verified(value(key), digest, key, lambda run: value(_run_key(model, run)))
+    if evidence.model != model:
+        raise UsageError(
+            f"{key} is evidence of {evidence.model}, and not of {model}",
+            remedy=f"Make new evidence: {next_command('gate-and-promote', model)}",
+        )
+    return evidence
 
 
 def key_of_run(rules: EvidenceSigning) -> bytes:
