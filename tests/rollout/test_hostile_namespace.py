@@ -4,7 +4,7 @@ says, brings the suite's own secret or a command to a terminal into an output or
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ COMMANDS = [
     ["sign-off", MODEL, "--evidence", "DIGEST", "--as", HOSTILE, "--note", HOSTILE],
     ["report", "evidence.json"], ["explain", "evidence.json"], ["policy", "show"],
     ["preflight", MODEL, "-f", "values.yaml"], ["deploy", MODEL, "--values", "values.yaml"],
-    ["rollback", MODEL, "--reason", HOSTILE], ["soak", MODEL, "-e", "staging"],
+    ["rollback", MODEL, "--reason", HOSTILE], ["soak", MODEL, "-e", "staging", "--once"],
     ["capacity", MODEL, "--json"], ["watch", MODEL, "--for", "10ms"],
     ["uninstall", MODEL, "-e", "staging"],
 ]  # fmt: skip
@@ -103,7 +103,7 @@ def test_no_command_passes_on_a_secret_or_an_order(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     own_secret(CANARY)
-    world.clock.wall = datetime.now(UTC) - WEDNESDAY
+    world.clock.wall = datetime.now(UTC) - WEDNESDAY - timedelta(hours=1)
     channel = {
         "name": "file",
         "kind": "command",
@@ -112,6 +112,7 @@ def test_no_command_passes_on_a_secret_or_an_order(
     world.overrides |= {
         SIGN_OFF: {"valid": "48h"}, "notifications.channels": [channel],
         "notifications.attempts": 1, "watch.interval": "10ms",
+        "environments.staging.soak.observed_by": "samples",
     }  # fmt: skip
     Path("said.txt").write_text(HOSTILE)
     Path("values.yaml").write_text("replicas: 1\n")

@@ -1,7 +1,7 @@
 """The sign-off command: by name, by a key here or of ssh-keygen, by the CI's token."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def asking(
 
     def ask_for(kind: str) -> tuple[Ask, Callable[[], str]]:
         world = new_world()
-        world.clock.wall = datetime.now(UTC) - WEDNESDAY
+        world.clock.wall = datetime.now(UTC) - WEDNESDAY - timedelta(hours=1)
         world.overrides[SIGN_OFF] = {"valid": "48h", **RULES[kind]}
         digest = gate_and_promote(world.tools()).digest
         policy = world.tools().run.policy
