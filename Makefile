@@ -12,7 +12,7 @@ TESTS ?= tests
 LEFT := cluster or helm or prometheus or browser or registry or long
 PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto -W error --timeout 600 -rs
 
-.PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint format lock schema wheel clean
+.PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint audit format lock schema wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -53,6 +53,11 @@ lint: .venv/installed ## style, types, the layers of the house and its plain wor
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/lint/plain_words.py
+
+# Not part of .ci/run: its data is PyPI's, which not every network has. What could not be asked about
+# fails it (--strict), so that no answer is not taken for a clean one.
+audit: .venv/installed ## ask PyPI for known vulnerabilities of what is locked (needs the network)
+	$(UV) tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
 
 format: .venv/installed ## put the code into shape
 	$(BIN)/ruff check --fix

@@ -59,7 +59,7 @@ def promote_command(model: str, environment: str, *words: str) -> str:
     return next_command("gate-and-promote", model, "--to", environment, *words)
 
 
-def sign_off_command(model: str, digest: str, *, name: str = "YOUR-NAME") -> str:
-    """Return the command by which `name` signs evidence off."""
+def sign_off_command(model: str, digest: str, words: Sequence[str] = ("--as", "YOUR-NAME")) -> str:
+    """Return the command by which a person signs evidence off; `words` are of who it is."""
     short = digest.removeprefix("sha256:")[:16]
-    return next_command("vllm-rollout", "sign-off", model, "--evidence", short, "--as", name)
+    return next_command("vllm-rollout", "sign-off", model, "--evidence", short, *words)

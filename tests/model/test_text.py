@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
+from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.cli.console import LiveReporter, make_console
@@ -45,11 +46,20 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GET https://hunter2@git.example.com/x", "hunter2"),
         ("got eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ-x", "SflKxwRJ"),
         ("to https://hooks.slack.com/services/T0/B0/XyZ", "XyZ"),
+        ("to https://x.logic.azure.com/workflows/7/invoke?api-version=1&sig=XyZ", "XyZ"),
+        ("GET /v1/models?access_token=XyZ&page=1", "XyZ"),
+        ("x-api-key: hunter2", "hunter2"),
+        ("docker login nvcr.io with nvapi-abcdefghijklmnopqrstu", "abcdefghijkl"),
+        ("client-key-data: LS0tLS1CRUdJTg==", "LS0tLS1CRUdJTg"),
+        ("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n", "hunter2"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nhunter2", "hunter2"),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden(text: str, secret: str) -> None:
     assert secret not in redact(text)
     assert HIDDEN in redact(text)
+    assert redact(redact(text)) == redact(text)
+    assert f"[{HIDDEN}" not in redact(f"--api-key={HIDDEN} {text}")
 
 
 def test_known_values_are_hidden_wherever_they_stand() -> None:
@@ -107,6 +117,20 @@ def test_a_command_to_a_ci_system_is_text(order: str) -> None:
     assert "##" not in made
     for text in ("a::b", "std::vector", "## heading", "C#"):
         assert printable(text) == text
+
+
+def test_a_console_cuts_no_secret_in_two_and_shows_that_there_was_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console, secret = make_console(), own_secret("half-of-it.other-half")
+    narrow = Table("why", box=None)
+    narrow.add_column(overflow="fold", width=12)
+    narrow.add_row("", f"it is {secret}")
+    console.print(narrow)
+    console.print(f"[bold]it is[/] {escape(f'[a] {secret}')}")
+    printed = capsys.readouterr().out
+    assert "half" not in printed
+    assert "it is [a] [redacted]" in printed
 
 
 def test_a_console_passes_on_no_instruction_in_what_it_prints(

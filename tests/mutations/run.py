@@ -237,6 +237,28 @@ MUTATIONS = (
         "tests/rollout/test_audit_log.py tests/cli/test_history.py",
     ),
     Mutation(
+        "a sign-off that was put in again does not count",
+        "vllm_rollout/rollout/identity.py",
+        "        elif earlier is not None and at <= earlier[0]:",
+        "        elif earlier is not None and not at:",
+        "tests/rollout/test_identity.py",
+    ),
+    Mutation(
+        "a sign-off that nothing proves takes no other's place",
+        "vllm_rollout/rollout/sign_offs.py",
+        "            if proved[each.number].problem and each.kind is DecisionKind.SIGN_OFF:",
+        "            if proved[each.number].problem and each.kind is DecisionKind.OVERRIDE:",
+        "tests/rollout/test_identity.py",
+    ),
+    Mutation(
+        "evidence that no run has signed is none",
+        "vllm_rollout/rollout/sign_offs.py",
+        "                unsigned(self._store, policy.evidence, self._model, decision.evidence)\n"
+        "                or evidence",
+        "                evidence",
+        "tests/rollout/test_identity.py",
+    ),
+    Mutation(
         "a build that was rolled back is not returned to",
         "vllm_rollout/rollout/evidence_store.py",
         "if not withdrawn or r.build.digest not in withdrawn.value]",

@@ -211,3 +211,7 @@ def test_a_secret_url_that_is_missing_closes_production_by_its_name(tmp_path: Pa
     with pytest.raises(PolicyError) as raised:
         load_policy(None, overrides={"windows.on_call.url": "on-call.example.com/x?abcdef123"})
     assert "abcdef123" not in str(raised.value)
+    other = windows(tmp_path / "x", calendar="webcal://abcdef123@cal.example.com/abcdef123")
+    said = closed_now(other, berlin("2026-11-19T10:00"))
+    assert "the calendar webcal://cal.example.com cannot be read" in said
+    assert "abcdef123" not in said

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 import yaml
 from support.simulated import MemoryStore, SimulatedPlatform
-from support.world import DEVELOPMENT, MODEL, PRODUCTION, RAMP, SIGN_OFF, STAGING, World, decide
+from support.world import (
+    DEVELOPMENT,
+    MODEL,
+    PRODUCTION,
+    RAMP,
+    SIGN_OFF,
+    STAGING,
+    World,
+    decide,
+    sign_evidence,
+)
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, PolicyError, UnreachableError
@@ -45,6 +55,7 @@ def test_a_promotion_reads_there_and_changes_and_keeps_here(
     world: World, far: SimulatedPlatform, both: ReleaseWriter
 ) -> None:
     del world.overrides[SIGN_OFF]
+    sign_evidence(world)
     there = dict(world.platform.store.entries)
     build = world.platform.history(STAGING)[-1].build
 

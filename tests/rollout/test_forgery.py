@@ -19,7 +19,7 @@ from vllm_rollout.platform.local.store import SqliteStore
 from vllm_rollout.rollout.audit_log import AuditLog, AuditLogReader, DecisionKind
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import grown_from, stored_evidence
-from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
+from vllm_rollout.rollout.sign_offs import sign_off_of
 
 
 def put(store: MemoryStore, key: str, value: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_flipped_byte_of_evidence_or_chain_refuses_and_is_named(
         try:
             decisions = AuditLogReader(store).whole(MODEL)
             now = world.clock.now()
-            return what_sign_off_lacks(store, decisions, policy, STAGING, revision, now)
+            return sign_off_of(store, decisions, policy, STAGING, revision, now)[1]
         except RolloutError as error:
             return f"{error} {error.remedy}" if error.remedy else ""
 

@@ -85,7 +85,8 @@ def asks(world: World) -> Asks:
 
 def passed_there(world: World) -> bool:
     build = world.platform.history(PRODUCTION)[-1].build
-    return PassedRevisionsReader(world.platform.store).build_passed(PRODUCTION, build)
+    rules = world.tools().run.policy.evidence
+    return PassedRevisionsReader(world.platform.store).build_passed(PRODUCTION, build, rules)
 
 
 def test_a_gate_that_comes_to_know_is_asked_again_alone(world: World, asks: Asks) -> None:

@@ -26,7 +26,7 @@ from vllm_rollout.rollout.audit_log import AuditLog, AuditLogReader, DecisionKin
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import find_evidence
 from vllm_rollout.rollout.model_status import model_status
-from vllm_rollout.rollout.sign_offs import what_sign_off_lacks
+from vllm_rollout.rollout.sign_offs import sign_off_of
 
 
 def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: World) -> None:
@@ -139,7 +139,7 @@ def test_a_rejection_stands_until_it_is_taken_back(world: World) -> None:
     staging = world.platform.history(STAGING)[-1]
     store, now = world.platform.store, world.clock.now()
     decisions = AuditLogReader(store).whole(MODEL)
-    lacks = what_sign_off_lacks(store, decisions, policy, STAGING, staging, now)
+    _, lacks = sign_off_of(store, decisions, policy, STAGING, staging, now)
     assert "rejected by Grace of QA" in lacks
 
     decide(world, pending)

@@ -1,6 +1,5 @@
 """`vllm-rollout capacity`."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -129,7 +128,7 @@ def capacity_command(
     report = _Run(settings, policy, deployment, goal, console).run_under_lease()
     page = write_capacity(report, settings.report_dir / model / report.run_id)
     if as_json_text:
-        typer.echo(json.dumps(as_json(report), indent=1))
+        options.say_json(as_json(report))
     console.print(probes_table(report))
     for line in (f"report: {page}", report.verdict.reason, report.verdict.remedy):
         if line:

@@ -16,7 +16,7 @@ from vllm_rollout.capacity.model import Capacity, Probe, Purpose
 from vllm_rollout.capacity.plot import capacity_plot
 from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.model.deployment import Build, Deployment
-from vllm_rollout.model.text import one_line
+from vllm_rollout.model.text import all_printable, one_line
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.html import environment
@@ -53,7 +53,7 @@ _ADAPTER: TypeAdapter[CapacityReport] = TypeAdapter(CapacityReport)
 
 def as_json(report: CapacityReport) -> dict[str, Any]:
     """The report as strict JSON data: a figure that nobody could measure is null."""
-    data: dict[str, Any] = _strict(_ADAPTER.dump_python(report, mode="json"))
+    data: dict[str, Any] = all_printable(_strict(_ADAPTER.dump_python(report, mode="json")))
     return data
 
 

@@ -1,16 +1,18 @@
 """Output of the command line: live on a terminal, plain lines everywhere else."""
 
+import re
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
+from rich.text import Text
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.text import inert, printable
+from vllm_rollout.model.text import HIDDEN, inert, printable, without_secrets
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Step
@@ -20,6 +22,8 @@ _STYLE = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE:
 _WORD_STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 
 _PLAIN_WIDTH = 140
+_HIDDEN = re.compile(rf"(?<!\\){re.escape(HIDDEN)}")
+"""What stands for a secret, where rich would take it for a tag of its markup."""
 
 
 class _InertConsole(Console):
@@ -27,6 +31,13 @@ class _InertConsole(Console):
 
     Everything that is printed is rendered here at last: messages, tables, progress.
     """
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """As rich has it; without secrets, before a table cuts its cells into lines."""
+        clean = without_secrets(text)
+        if clean != text and how.get("markup") is not False:
+            clean = _HIDDEN.sub(escape(HIDDEN), clean)
+        return super().render_str(clean, **how)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

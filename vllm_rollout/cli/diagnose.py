@@ -1,6 +1,5 @@
 """`vllm-rollout diagnose`."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -41,7 +40,7 @@ def diagnose_command(
             "replicas": replicas,
             "findings": [asdict(finding) for finding in findings],
         }
-        typer.echo(json.dumps(document, indent=1))
+        options.say_json(document)
     elif not symptoms:
         options.console.print(f"{deployment}: there is no replica", soft_wrap=True)
     elif not findings:

@@ -7,7 +7,7 @@ import typer
 
 from vllm_rollout.cli import options
 from vllm_rollout.model.evidence import read_evidence
-from vllm_rollout.model.text import public_address
+from vllm_rollout.model.text import printable, public_address
 from vllm_rollout.policy import Policy, dump_policy, load_policy
 from vllm_rollout.report.explain import explain_evidence
 from vllm_rollout.report.render import write_reports
@@ -21,7 +21,7 @@ def show(policy: options.PolicyFile = None, changes: options.PolicyChanges = Non
     """Print the policy that applies: defaults, the file's overrides and --set."""
     with options.errors_shown():
         path = Path(policy) if policy else None
-        typer.echo(_printed(load_policy(path, overrides=options.pairs(changes))))
+        typer.echo(printable(_printed(load_policy(path, overrides=options.pairs(changes)))))
 
 
 def _printed(policy: Policy) -> str:

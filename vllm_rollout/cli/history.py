@@ -1,6 +1,5 @@
 """`vllm-rollout history`."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +9,11 @@ from rich.table import Table
 
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import Revision
-from vllm_rollout.model.errors import ExitCode
+from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.platform.reader import homes
+from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLogReader, Decision
+from vllm_rollout.rollout.identity import unproved
 
 _REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])
 
@@ -42,15 +43,18 @@ def history_command(
     if len(chains) > 1:
         every.sort(key=lambda decision: decision.at)
     decisions = [d for d in every if environment in (None, d.environment)]
+    doubtful = _doubtful(decisions, settings.policy.for_model(model))
     revisions = (
         list(where.history(settings.deployment(model, environment))) if environment else None
     )
     if as_json:
-        typer.echo(json.dumps(_document(model, decisions, revisions, wrong), indent=1))
+        options.say_json(_document(model, decisions, revisions, wrong, doubtful))
     else:
         options.console.print(_decisions_table(model, decisions))
         if revisions is not None:
             options.console.print(_revisions_table(f"{environment}/{model}", revisions))
+        for line in doubtful:
+            options.say(f"does not count: {line}")
         for line in wrong:
             options.say(f"TAMPERED: {line}")
         if not wrong:
@@ -59,8 +63,20 @@ def history_command(
         raise typer.Exit(int(ExitCode.GATE_FAILED))
 
 
+def _doubtful(decisions: list[Decision], policy: Policy) -> list[str]:
+    """Return which sign-offs do not count, for want of the proof that the policy asks for."""
+    try:
+        return unproved(decisions, policy)
+    except UnreachableError as error:
+        return [f"what a token proves is not known: {error}"]
+
+
 def _document(
-    model: str, decisions: list[Decision], revisions: list[Revision] | None, wrong: list[str]
+    model: str,
+    decisions: list[Decision],
+    revisions: list[Revision] | None,
+    wrong: list[str],
+    doubtful: list[str],
 ) -> dict[str, Any]:
     listed = TypeAdapter(list[Decision]).dump_python(decisions, mode="json")
     for entry, decision in zip(listed, decisions, strict=True):
@@ -69,6 +85,7 @@ def _document(
         "model": model,
         "whole": not wrong,
         "wrong": wrong,
+        "not_counted": doubtful,
         "decisions": listed,
         "revisions": None if revisions is None else _REVISIONS.dump_python(revisions, mode="json"),
     }

@@ -4,6 +4,7 @@ import errno
 import functools
 import getpass
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import typer
 
 from vllm_rollout.cli.console import make_console, show_error
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
+from vllm_rollout.model.text import all_printable
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.variables import options_given
 
@@ -139,6 +141,11 @@ def user_name() -> str:
 def say(text: str) -> None:
     """Print a line as it is."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def say_json(data: object) -> None:
+    """Print JSON-ready data for programs, every text in it printable and without secrets."""
+    typer.echo(json.dumps(all_printable(data), indent=1))
 
 
 def pairs(texts: list[str] | None) -> dict[str, str]:

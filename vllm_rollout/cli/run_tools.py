@@ -109,7 +109,9 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
         )
     options.say(evidence.conclusion)
     if tools.log.result and tools.log.result.awaits_sign_off:
-        options.say(f"sign it off: {sign_off_command(target.model, evidence.digest)}")
+        rules = run.policy.environments[run.source.environment].sign_off
+        words = rules.words if rules else ()
+        options.say(f"sign it off: {sign_off_command(target.model, evidence.digest, words)}")
 
 
 def _rollback_command(target: Deployment, before: int | None) -> str:

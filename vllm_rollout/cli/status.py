@@ -41,7 +41,7 @@ def status_command(
         for name in ([model] if model is not None else models_known(platform))
     ]
     if as_json:
-        typer.echo(TypeAdapter(list[ModelStatus]).dump_json(found, indent=1).decode())
+        options.say_json(TypeAdapter(list[ModelStatus]).dump_python(found, mode="json"))
         return
     if not found:
         options.say(
@@ -66,6 +66,9 @@ def _show(status: ModelStatus) -> None:
                 options.say(f"{each.environment} in the model registry: {each.registered}")
             if each.canary is not None:
                 options.say(f"{each.environment}, canary: {_canary(each.canary)}")
+    for each in status.environments:
+        if each.sign_off:
+            options.say(f"{each.environment}: {each.sign_off}")
     for channel, lines in status.undelivered.items():
         for line in lines:
             options.say(f"a message to {channel} did not arrive: {line}")

@@ -24,7 +24,7 @@ from vllm_rollout.model.deployment import (
 )
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.load_figures import LoadSummary
-from vllm_rollout.model.text import shown, without_secrets
+from vllm_rollout.model.text import printable, shown
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
 
 SCHEMA = 2
@@ -199,6 +199,8 @@ class Evidence(Kept):
     """The emergency override of the rollout, if there was one."""
     previous: str = ""
     """Digest of the evidence that this one has grown from; empty in the first of a run."""
+    sign_off: str = ""
+    """Whose sign-off the rollout rests on, and what proves whose it is; empty for nobody's."""
 
     @property
     def outcome(self) -> Outcome:
@@ -240,9 +242,10 @@ _ADAPTER: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
-    data = _without_secrets(data)
-    if evidence.override is None:
-        del data["override"]
+    data = _printable(data)
+    for name in ("override", "sign_off"):
+        if not data[name]:
+            del data[name]
     for run in data["runs"]:
         if run["build"] and run["build"]["served_digest"] is None:
             del run["build"]["served_digest"]  # as `Build.parts` leaves it out
@@ -253,17 +256,17 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
 
 _SAID = frozenset(
     ("reason", "remedy", "error", "title", "text", "detail", "conclusion", "changed", "skipped",
-     "unreachable", "passed_over")
+     "unreachable", "passed_over", "sign_off")
 )  # fmt: skip
 """Fields of sentences and of text from outside. What else there is are names and numbers."""
 
 
-def _without_secrets(value: Any, name: str = "") -> Any:
+def _printable(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _without_secrets(inner, key) for key, inner in value.items()}
+        return {key: _printable(inner, key) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_secrets(inner, name) for inner in value]
-    return without_secrets(value) if name in _SAID and isinstance(value, str) else value
+        return [_printable(inner, name) for inner in value]
+    return printable(value) if name in _SAID and isinstance(value, str) else value
 
 
 def documents(evidence: Evidence) -> tuple[dict[str, Any], dict[str, Any]]:

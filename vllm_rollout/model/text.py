@@ -1,14 +1,14 @@
 """Text from outside (servers, pods, calendars), made fit to be shown and kept.
 
-All of it passes here: `shown` makes a line of it where it comes in, `without_secrets` is asked
-again before anything is kept, and `printable` before anything is shown.
+All of it passes here: `shown` makes a line of it where it comes in, `without_secrets` or
+`printable` is asked again before anything is kept, and `printable` before anything is shown.
 """
 
 import os
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from typing import NewType
+from typing import Any, NewType
 from urllib.parse import quote, urlsplit
 
 Printable = NewType("Printable", str)
@@ -46,8 +46,11 @@ _SHAPES = (
     re.compile(r"()\beyJ[\w-]{6,}\.[\w-]{6,}(?:\.[\w-]*)?"),
     re.compile(
         r"()\b(?:hf_[A-Za-z0-9]{12,}|sk-[\w-]{12,}|gh[pousr]_[A-Za-z0-9]{20,}"
-        r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,})"
+        r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}|nvapi-[\w-]{20,})"
     ),
+    re.compile(r"(?s)()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)"),
+    re.compile(r"(?i)([?&](?:\w+[-_])?(?:key|token|secret|password|sig|signature)=)[^\s&'\"<>]+"),
+    re.compile(r"(?i)(\bx-(?:api-key|auth-token)['\"]?\s*:\s*['\"]?)[^\s'\",]+"),
     re.compile(rf"(?i)(--[\w-]*{_KEY}(?:['\"]?,\s*['\"]|=['\"]?|\s+['\"]?(?!-))){_VALUE}"),
     re.compile(
         r"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)"
@@ -60,8 +63,8 @@ _LOOSE_SHAPES = (
     re.compile(rf"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD):\s+['\"]?){_VALUE}"),
     # `secret "x"` is Kubernetes' way to name one.
     re.compile(
-        r"(?i)((?:api[-_]?key|token|password|secret)['\"]?"
-        rf"(?:\s*[=:]\s*|(?<!secret)\s+(?=['\"]))\[?['\"]?){_VALUE}"
+        r"(?i)((?:api[-_]?key|token|password|secret|client-key-data)['\"]?"
+        rf"(?:\s*[=:]\s*|(?<!secret)\s+(?=['\"]))(?!\[redacted\])\[?['\"]?){_VALUE}"
     ),
 )
 _own: set[str] = set()
@@ -128,6 +131,15 @@ def printable(text: str) -> str:
     """`text` without secrets, and with control characters, bidirectional overrides, lone surrogates
     and commands to a CI system shown as �."""
     return inert(without_secrets(text))
+
+
+def all_printable(value: Any) -> Any:
+    """JSON data with every text in it made printable: what is printed for programs, or kept."""
+    if isinstance(value, dict):
+        return {all_printable(key): all_printable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [all_printable(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def one_line(text: str) -> str:

@@ -95,6 +95,8 @@ def _text(source: str, timeout_seconds: float) -> bytes:
             if answer.status != 200:
                 raise _unreadable(source, f"HTTP {answer.status}")
             data = answer.body
+        elif "://" in source:
+            raise _unreadable(source, "it is neither an http(s) URL nor a file")
         else:
             with Path(source).open("rb") as file:
                 data = file.read(_MAX_BYTES + 1)

@@ -9,7 +9,7 @@ from vllm_rollout.platform.base import Entry, Lease
 from vllm_rollout.platform.reader import EnvironmentHomes
 from vllm_rollout.platform.writer import Guard, ReleaseWriter, Store
 
-_FOUND_EARLIER = ("evidence/", "gate-runs/", "passed/")
+_FOUND_EARLIER = ("evidence/", "gate-runs/", "signatures/", "passed/")
 _WITH_ITS_RELEASE = "soak/"
 
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.policy.fields import Block, Duration, MayBeOff, Span, Switch, Text, broken_rule
+from vllm_rollout.policy.signing import Keys, Oidc
 
 
 class Preflight(Block):
@@ -68,6 +69,25 @@ class SignOff(Block):
 
     valid: Span
     """How old the evidence may be; a soak's maximum limits it too."""
+    identity: Literal["name", "key", "oidc"] = "name"
+    """What proves whose word it is: nothing but the name, a key's signature, or a CI's token."""
+    keys: Keys = Field(default_factory=dict)
+    """Public keys of those who sign off, by name; for `identity: key`."""
+    oidc: Annotated[Oidc | None, MayBeOff()] = None
+    """Tokens of those who sign off; for `identity: oidc`."""
+
+    @model_validator(mode="after")
+    def _names_who_may_sign(self) -> Self:
+        if self.identity == "key" and not self.keys:
+            raise broken_rule("identity is key, and no key is named", "identity", "keys")
+        if self.identity == "oidc" and self.oidc is None:
+            raise broken_rule("identity is oidc, and oidc is off", "identity", "oidc")
+        return self
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The options by which a person gives a word of that kind."""
+        return {"name": ("--as", "YOUR-NAME"), "key": ("--key", "FILE"), "oidc": ()}[self.identity]
 
 
 PLACEHOLDERS = ("model", "environment", "namespace", "url", "revision", "build")

@@ -28,6 +28,7 @@ from vllm_rollout.policy.notifications import Notifications
 from vllm_rollout.policy.platforms import Kubernetes, Local, StartupProbe, guess_parameters
 from vllm_rollout.policy.prometheus import Prometheus
 from vllm_rollout.policy.ramp import Canary, Ramp, falling_step
+from vllm_rollout.policy.signing import EvidenceSigning
 from vllm_rollout.policy.validation_errors import did_you_mean
 from vllm_rollout.policy.watch import Inconclusive, Triggers, Watch
 from vllm_rollout.policy.windows import Windows
@@ -63,6 +64,8 @@ class Rules(Block):
     after the other have it each. `at least`: longer where their start-up probe gives them more."""
     watch: Watch
     """The watch after promotion."""
+    evidence: EvidenceSigning
+    """Whether evidence must be signed by the run that made it."""
     inconclusive: Inconclusive
     """Gates of production that are inconclusive once it runs the build."""
     triggers: Triggers

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import GateRun, Kept, LaterSchemaError
-from vllm_rollout.model.text import without_secrets
+from vllm_rollout.model.text import printable
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
@@ -82,6 +82,8 @@ class Decision(Kept):
     previous: str
     unfinished: bool = False
     """Of a rollback: it undoes what a run left unfinished, which says nothing against the build."""
+    signature: str = ""
+    """Of a sign-off or rejection: the signature or token that proves whose word it is."""
 
     @property
     def digest(self) -> str:
@@ -216,6 +218,9 @@ class AuditLogReader:
             changed = f"entry {number} was changed: it is no longer a decision"
             return None, _LATER.format(number=number) if later else changed
         object.__setattr__(decision, "kept_as", digest)
+        if decision.model != model:
+            moved = f"{decision} is about {decision.model}, and not about {model}: it was put here"
+            return decision, moved
         if digest == claimed:
             return decision, ""
         named = decision if decision.number == number else f"entry {number}"
@@ -256,6 +261,7 @@ class AuditLog(AuditLogReader):
         build: str = "",
         evidence: str = "",
         unfinished: bool = False,
+        signature: str = "",
     ) -> Decision:
         """Append an entry; entries of several writers at once follow one another.
 
@@ -279,6 +285,7 @@ class AuditLog(AuditLogReader):
                 evidence=evidence,
                 previous=previous,
                 unfinished=unfinished,
+                signature=signature,
             )
             try:
                 self._store.write(_key(model, number + 1), _document(decision), expect=None)
@@ -375,9 +382,11 @@ def _last(head: Entry | None) -> tuple[int, str]:
 
 def _content(decision: Decision) -> dict[str, Any]:
     content: dict[str, Any] = _ADAPTER.dump_python(decision, mode="json")
-    content["why"] = without_secrets(decision.why)
-    if not decision.unfinished:
-        del content["unfinished"]  # so that earlier versions can read all other decisions
+    for name in ("who", "why"):
+        content[name] = printable(content[name])
+    for name in ("unfinished", "signature"):
+        if not content[name]:
+            del content[name]  # so that earlier versions can read all other decisions
     return content
 
 

@@ -17,6 +17,7 @@ from vllm_rollout.rollout.evidence_store import (
     PassedRevisions,
     PassedRevisionsReader,
     stored_evidence,
+    unsigned,
 )
 from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.held_gates import ask_kept_again
@@ -193,6 +194,9 @@ def _go_on_from_its_evidence(tools: RunTools) -> None:
     if digest is None:
         return
     log.passed_revision, log.grown_from = revision, digest
+    if why := unsigned(platform.store, tools.run.policy.evidence, target.model, digest):
+        log.log_step(f"evidence {digest} is not gone on with", why)
+        return
     try:
         log.gate_runs += stored_evidence(platform.store, target.model, digest).runs
     except UsageError as error:

@@ -1,4 +1,8 @@
-"""Evidence in a platform's store, by its digest, and the revisions with passing evidence."""
+"""Evidence in a platform's store, by its digest, and the revisions with passing evidence.
+
+A digest shows that evidence was not changed, and not who made it: where the policy names keys, the
+run that makes evidence signs it, and what none of them has signed is no evidence.
+"""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -7,18 +11,27 @@ from typing import Any
 from vllm_rollout.model.deployment import Build, Deployment, Revision, RevisionStatus
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, documents, verified
+from vllm_rollout.model.text import printable
 from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
+from vllm_rollout.policy.signing import EvidenceSigning
+from vllm_rollout.rollout.ssh_signature import UnprovedError, name_of_key, sign, verified_key
+from vllm_rollout.variables import secret_from
 
 _SHORTEST_PREFIX = 6
 
 
-def store_evidence(store: Store, evidence: Evidence) -> str:
+PURPOSE = "vllm-rollout-evidence"
+"""The namespace of a run's signatures, as ssh-keygen has it."""
+
+
+def store_evidence(store: Store, evidence: Evidence, key: bytes = b"") -> str:
     """Store the evidence and its gate runs under their digests, and return the evidence's.
 
     What is stored already is not written again, so evidence that grows costs what is new in it.
+    With a private `key` it is signed.
 
     Raises:
         UsageError: something else is kept in its place.
@@ -26,13 +39,16 @@ def store_evidence(store: Store, evidence: Evidence) -> str:
     digest, (document, runs) = evidence.digest, documents(evidence)
     kept = {_run_key(evidence.model, each): run for each, run in runs.items()}
     kept[_key_of(evidence.model, digest)] = document
-    for key, value in kept.items():
-        known = store.read(key)
+    if key:
+        signature = sign(key, _statement(evidence.model, digest), PURPOSE)
+        kept[_signature_of(evidence.model, digest)] = {"signature": signature}
+    for name, value in kept.items():
+        known = store.read(name)
         if known is None:
-            store.write(key, value, expect=None)
+            store.write(name, value, expect=None)
         elif known.value != value:
             raise UsageError(
-                f"{key} was changed after it was written", remedy="Restore it from a backup."
+                f"{name} was changed after it was written", remedy="Restore it from a backup."
             )
     return digest
 
@@ -54,7 +70,60 @@ def stored_evidence(store: StoreReader, model: str, digest: str) -> Evidence:
         return entry.value
 
     key = _key_of(model, digest)
-    return verified(value(key), digest, key, lambda run: value(_run_key(model, run)))
+    evidence = verified(value(key), digest, key, lambda run: value(_run_key(model, run)))
+    if evidence.model != model:
+        raise UsageError(
+            f"{key} is evidence of {evidence.model}, and not of {model}",
+            remedy=f"Make new evidence: {next_command('gate-and-promote', model)}",
+        )
+    return evidence
+
+
+def key_of_run(rules: EvidenceSigning) -> bytes:
+    """Return the private key by which a run signs its evidence; empty where it has none.
+
+    Raises:
+        UsageError: the policy names where it is, and it is not there.
+    """
+    if rules.key_env is None and rules.key_file is None:
+        return b""
+    return f"{secret_from(rules.key_env, rules.key_file, 'the key of this run')}\n".encode()
+
+
+def check_key_of_run(rules: EvidenceSigning) -> None:
+    """Return if a run may make evidence by this policy.
+
+    Raises:
+        UsageError: it has no key by which its evidence would count.
+    """
+    if not rules.signed_by:
+        return
+    key = key_of_run(rules)
+    if not key:
+        raise UnprovedError(
+            "evidence must be signed (evidence.signed_by), and this run has no key",
+            remedy="Name it in evidence.key_env or evidence.key_file.",
+        )
+    name_of_key(verified_key(sign(key, b"", PURPOSE), b"", PURPOSE), rules.signed_by)
+
+
+def unsigned(store: StoreReader, rules: EvidenceSigning, model: str, digest: str) -> str:
+    """Return why the evidence is none, as no run has signed it that may; "" if it counts."""
+    if not rules.signed_by:
+        return ""
+    entry = store.read(_signature_of(model, digest))
+    if entry is None:
+        return "no run has signed it, and the policy asks for that (evidence.signed_by)"
+    try:
+        signature = str(entry.value["signature"])
+        name_of_key(verified_key(signature, _statement(model, digest), PURPOSE), rules.signed_by)
+    except (UnprovedError, KeyError, TypeError) as error:
+        return f"no run has signed it that may (evidence.signed_by): {error}"
+    return ""
+
+
+def _statement(model: str, digest: str) -> bytes:
+    return f"vllm-rollout evidence 1\nevidence: {digest}\nmodel: {model}\n".encode()
 
 
 def find_evidence(store: StoreReader, model: str, prefix: str) -> Evidence:
@@ -97,6 +166,10 @@ def _run_key(model: str, digest: str) -> str:
     return f"gate-runs/{model}/{digest.removeprefix('sha256:')}"
 
 
+def _signature_of(model: str, digest: str) -> str:
+    return f"signatures/{model}/{digest.removeprefix('sha256:')}"
+
+
 def _key_of(model: str, digest: str) -> str:
     return f"evidence/{model}/{digest.removeprefix('sha256:')}"
 
@@ -117,22 +190,27 @@ class PassedRevisionsReader:
             return None  # the release was removed since, and its numbers begin again
         return str(entry.value["evidence"])
 
-    def build_passed(self, deployment: Deployment, build: Build) -> bool:
+    def build_passed(self, deployment: Deployment, build: Build, rules: EvidenceSigning) -> bool:
         """Return whether any revision of `deployment` passed its gates with that build.
 
-        What is noted of a revision says where its evidence is; that is read, and decides.
+        What is noted of a revision says where its evidence is; that is read, and decides, if it is
+        signed as `rules` ask.
         """
         keys = self._store.keys(f"passed/{deployment.release}/")
         entries = (self._store.read(key) for key in reversed(keys))
         return any(
             entry is not None
             and entry.value["build"] == build.digest
-            and self._is_of(str(entry.value["evidence"]), deployment, build)
+            and self._is_of(str(entry.value["evidence"]), deployment, build, rules)
             for entry in entries
         )
 
-    def _is_of(self, digest: str, deployment: Deployment, build: Build) -> bool:
+    def _is_of(
+        self, digest: str, deployment: Deployment, build: Build, rules: EvidenceSigning
+    ) -> bool:
         """Return whether that evidence has passing gates of `deployment` and that build."""
+        if unsigned(self._store, rules, deployment.model, digest):
+            return False
         try:
             runs = stored_evidence(self._store, deployment.model, digest).runs
         except UsageError:
@@ -203,7 +281,7 @@ class PassedRevisions(PassedRevisionsReader):
     def withdraw(self, deployment: Deployment, build: Build, why: str) -> None:
         """Note that `build` was rolled back: nothing returns to it, whatever it passed before."""
         known = self._store.read(_withdrawn(deployment))
-        builds = {**known.value, build.digest: why} if known else {build.digest: why}
+        builds = {**(known.value if known else {}), build.digest: printable(why)}
         expect = known.version if known else None
         self._store.write(_withdrawn(deployment), builds, expect=expect)
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vllm_rollout.model.deployment import Build
+from vllm_rollout.model.text import all_printable
 from vllm_rollout.platform.base import ConflictError, Weights
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
@@ -215,7 +216,7 @@ class Journal:
         Raises:
             ConflictError: somebody else has written since this journal was read.
         """
-        value: dict[str, Any] = _ADAPTER.dump_python(entry, mode="json")
+        value: dict[str, Any] = all_printable(_ADAPTER.dump_python(entry, mode="json"))
         try:
             self._version = self._store.write(self._key, value, expect=self._version)
         except ConflictError:

@@ -194,7 +194,7 @@ def persist_evidence(
     """
 
     def keep() -> None:
-        digest = store_evidence(store, evidence)
+        digest = store_evidence(store, evidence, log.key())
         if kind is None:
             return
         if log.passed_revision is not None:

@@ -23,7 +23,7 @@ from vllm_rollout.rollout.lost_history import ensure_history
 from vllm_rollout.rollout.model_registry import registered
 from vllm_rollout.rollout.notifier import messages_missed
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
-from vllm_rollout.rollout.sign_offs import rolled_back_before, what_sign_off_lacks
+from vllm_rollout.rollout.sign_offs import rolled_back_before, sign_off_of
 from vllm_rollout.rollout.soak_samples import soak_of
 
 
@@ -49,7 +49,8 @@ class EnvironmentStatus:
     it is), `soak_left_seconds` how much longer it must be. `registered` is the model registry's
     answer, or why it cannot be queried; None without a command. `canary` is None where there is
     none, nor any traffic for one. `blocks` is why it cannot go on to the next environment now;
-    empty if nothing is known to hold it but its gates, and for the last environment.
+    empty if nothing is known to hold it but its gates, and for the last environment. `sign_off` is
+    by whose it may go on, and what proves whose it is; empty for nobody's.
     """
 
     environment: str
@@ -67,6 +68,7 @@ class EnvironmentStatus:
     registered: str | None = None
     canary: CanaryStatus | None = None
     blocks: tuple[str, ...] = ()
+    sign_off: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +136,10 @@ def _environment(
     newest = newest_served(history) or history[-1]
     replicas = tuple(platform.replicas(deployment))
     soaked, left = _soak(platform, policy, deployment, newest, now)
-    blocks = (
-        ()
-        if after is None
-        else (
-            *_blocks_here(newest, replicas, under_way, deployment),
-            *_blocks_on_the_way(platform, policy, deployment, newest, after, now),
-        )
-    )
+    sign_off, blocks = "", list[str]()
+    if after is not None:
+        sign_off, on_the_way = _on_the_way(platform, policy, deployment, newest, after, now)
+        blocks = [*_blocks_here(newest, replicas, under_way, deployment), *on_the_way]
     return EnvironmentStatus(
         environment=environment,
         url=url,
@@ -160,6 +158,7 @@ def _environment(
         if policy.ramps_by_traffic(environment) or _moves_traffic(under_way, environment)
         else None,
         blocks=(*_not_the_newest(newest, history[-1]), *blocks),
+        sign_off=sign_off,
     )
 
 
@@ -251,14 +250,15 @@ def _blocks_here(
         yield f"{ready} of {newest.capacity} replicas are ready: {why} shows why"
 
 
-def _blocks_on_the_way(
+def _on_the_way(
     platform: ReleaseReader,
     policy: Policy,
     source: Deployment,
     newest: Revision,
     after: EnvironmentStatus,
     now: datetime,
-) -> Iterator[str]:
+) -> tuple[str, list[str]]:
+    """Return by whose sign-off a build goes on, and what blocks it."""
     if after.build == newest.build and after.on_build == after.capacity:
         last = last_entry(platform.store, source.model)
         if kept := last and last.keeps(newest.build, after.environment):
@@ -266,17 +266,18 @@ def _blocks_on_the_way(
             not_passed = (
                 f"and has not passed its gates there: {kept.unseen}. {again} asks them again"
             )
-            yield f"{after.environment} runs this build already, {not_passed}"
-        else:
-            yield f"{after.environment} runs this build already"
-        return
+            return "", [f"{after.environment} runs this build already, {not_passed}"]
+        return "", [f"{after.environment} runs this build already"]
+    signed, blocks = "", list[str]()
     target = policy.deployment(source.model, after.environment)
     try:
         decisions = AuditLogReader(platform.store).whole(source.model)
         if rolled_back := rolled_back_before(decisions, target, newest.build):
-            yield rolled_back
-        yield from reasons_to_wait(platform, policy, source, target, newest, now)
-        if lacks := what_sign_off_lacks(platform.store, decisions, policy, source, newest, now):
-            yield lacks
+            blocks.append(rolled_back)
+        blocks += reasons_to_wait(platform, policy, source, target, newest, now)
+        by, lacks = sign_off_of(platform.store, decisions, policy, source, newest, now)
+        signed = str(by or "")
+        blocks += [lacks] if lacks else []
     except RolloutError as error:
-        yield f"what it waits for is not known: {error}"
+        blocks.append(f"what it waits for is not known: {error}")
+    return signed, blocks

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import partial
 
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.text import printable
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
@@ -35,7 +36,7 @@ def messages_missed(stores: Iterable[StoreReader], model: str) -> Mapping[str, S
         entry = store.read(_key(model))
         for channel, lines in (entry.value if entry else {}).items():
             known = found.setdefault(channel, [])
-            known += [line for line in lines if line not in known]
+            known += [line for line in map(printable, lines) if line not in known]
     return found
 
 
@@ -51,7 +52,8 @@ def _keep_missed(
     for _ in range(_TRIES):
         entry = store.read(key)
         value = dict(entry.value) if entry else {}
-        before = [line for line in value.pop(channel, ()) if line not in (*said, *missed)]
+        known = map(printable, value.pop(channel, ()))
+        before = [line for line in known if line not in (*said, *missed)]
         if lines := [*before, *missed][-_MOST_MISSED:]:
             value[channel] = lines
         with suppress(ConflictError):
@@ -81,7 +83,12 @@ class Notifier:
     ) -> None:
         self._rules, self._now, self._store, self._model = rules, now, store, model
         self._message = partial(
-            Message, model=model, environment=environment, run_id=run_id, who=who, reason=reason
+            Message,
+            model=model,
+            environment=environment,
+            run_id=run_id,
+            who=printable(who),
+            reason=printable(reason),
         )
         missed: Mapping[str, Sequence[str]] = {}
         if store is not None and rules.channels:
@@ -100,10 +107,10 @@ class Notifier:
         """
         message = self._message(
             kind=MessageKind(kind),
-            text=text,
+            text=printable(text),
             build=build.removeprefix("sha256:")[:12],
             at=self._now(),
-            subject=headline,
+            subject=printable(headline),
         )
         for channel in self._channels:
             channel.put(message)
@@ -209,6 +216,7 @@ class _Queue:
 
     def _give_up(self, message: Message, problem: str) -> str:
         """Note that a message did not arrive, and return its line of what was missed."""
+        problem = printable(problem)
         self._failed.append(f"{message.kind} to {self.name}: {problem}")
         text = shortened(message.text, _LONGEST_MISSED)
         line = f"{message.at:%Y-%m-%d %H:%M:%S %Z} {message.headline}: {text} ({problem})"

@@ -14,15 +14,22 @@ from pathlib import Path
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, newest_served
-from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.errors import (
+    DeployError,
+    ExitCode,
+    RolloutError,
+    UnreachableError,
+    UsageError,
+)
 from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.next_command import promote_command, sign_off_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind
-from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
+from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, check_key_of_run
 from vllm_rollout.rollout.gates import Gates, check_room
+from vllm_rollout.rollout.identity import unproved
 from vllm_rollout.rollout.observer import DeploymentObserver
 from vllm_rollout.rollout.promotion_blockers import nobody_on_call, reasons_to_wait
 from vllm_rollout.rollout.run import RolloutResult, Run, RunLog
@@ -144,6 +151,10 @@ def before_gates(
                 + " first; or, in an emergency, --emergency --reason TEXT --as NAME",
             )
     decisions = AuditLogReader(platform.store).whole(run.source.model)
+    here = (run.source.environment, revision.build.digest)
+    about = (each for each in decisions if (each.environment, each.build) == here)
+    for line in unproved(about, run.policy):
+        log.log_step("a sign-off does not count", line, Outcome.INCONCLUSIVE)
     for sign_off in _sign_offs(run, platform, revision, decisions):
         if not sign_off.approved:
             return RolloutResult(
@@ -190,6 +201,10 @@ def unmet_needs(
             f"{run.folder} cannot be written, where the gates leave their evidence: {error}",
             remedy="Make room there, or name another folder with --report-dir.",
         ) from error
+    try:
+        check_key_of_run(run.policy.evidence)
+    except UsageError as error:
+        raise UnmetNeedError(f"{error}; nothing was changed", remedy=error.remedy) from error
     command = run.policy.model_registry.register_command
     if run.serves_users and command and shutil.which(command[0]) is None:
         raise UnmetNeedError(
@@ -248,6 +263,7 @@ def reusable_run(
         if serves.outcome is not Outcome.PASS:
             return None
         log.gate_runs.append(signed)
+        log.sign_off = str(sign_off)
         log.log_step(
             f"{source.environment} gates are not run again: evidence {sign_off.evidence}",
             f"{sign_off}; its gates passed {signed.finished:%Y-%m-%d %H:%M:%S %Z} on this "
@@ -278,10 +294,10 @@ def still_to_wait_for(
     rules = run.policy.environments[run.source.environment]
     unsigned = bool(rules.sign_off) and not signed
     awaits_sign_off = unsigned and not log.waive("the evidence is not signed off")
-    if awaits_sign_off:
+    if awaits_sign_off and rules.sign_off:
         reasons.append(
             "the evidence waits for sign-off: read the report, then "
-            f"{sign_off_command(run.source.model, 'DIGEST')} (or --reject)"
+            f"{sign_off_command(run.source.model, 'DIGEST', rules.sign_off.words)} (or --reject)"
         )
     if not reasons:
         return None
@@ -333,7 +349,8 @@ def ask_for_sign_off(
         log.reporter.progress(f"status will not show what waits for sign-off: {error}")
     if not notify:
         return
-    command = sign_off_command(model, evidence.digest)
+    rules = run.policy.environments[run.source.environment].sign_off
+    command = sign_off_command(model, evidence.digest, rules.words if rules else ())
     log.notify(
         MessageKind.UNSIGNED,
         f"The {run.source.environment} gates passed. Read the report of run {run.id}, "
@@ -353,7 +370,9 @@ def _stages_without_evidence(run: Run, platform: ReleaseReader, revision: Revisi
     return [
         name
         for name in order[: order.index(source.environment)]
-        if not passed.build_passed(run.policy.deployment(source.model, name), revision.build)
+        if not passed.build_passed(
+            run.policy.deployment(source.model, name), revision.build, run.policy.evidence
+        )
     ]
 
 
@@ -363,4 +382,4 @@ def _sign_offs(
     if run.policy.environments[run.source.environment].sign_off is None:
         return []
     known = SignOffsReader(platform.store, run.source.model)
-    return known.about(run.source.environment, revision, decisions)
+    return known.about(run.source.environment, revision, decisions, run.policy)

@@ -11,14 +11,14 @@ from vllm_rollout import __version__
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Revision
-from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
+from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.evidence import Evidence, GateRun, Override, Step
 from vllm_rollout.next_command import promote_command
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
-from vllm_rollout.rollout.evidence_store import store_evidence
+from vllm_rollout.rollout.evidence_store import key_of_run, store_evidence
 from vllm_rollout.rollout.journal import JournalEntry
 
 if TYPE_CHECKING:
@@ -234,6 +234,8 @@ class RunLog:
     """Digest of the build that is promoted or left; empty until it is known."""
     missed: list[str] = field(default_factory=list)
     """Messages that did not arrive, a line for each."""
+    sign_off: str = ""
+    """Whose sign-off the promotion rests on, and what proves it; empty for nobody's."""
     told: tuple[str, str] = ("", "")
     """Kind and text of the last message."""
 
@@ -325,9 +327,18 @@ class RunLog:
             if emergency
             else None,
             previous=self.grown_from,
+            sign_off=self.sign_off,
         )
+
+    def key(self) -> bytes:
+        """Return the key that signs the run's evidence; empty, and logged, where it is gone."""
+        try:
+            return key_of_run(self.run.policy.evidence)
+        except UsageError as error:
+            self.log_step("the evidence is not signed", str(error), Outcome.INCONCLUSIVE)
+            return b""
 
     def store_evidence(self, store: Store, started: datetime) -> str:
         """Store the evidence so far and return its digest; what follows grows from it."""
-        self.grown_from = store_evidence(store, self.evidence(started, None))
+        self.grown_from = store_evidence(store, self.evidence(started, None), self.key())
         return self.grown_from

@@ -23,7 +23,8 @@ from vllm_rollout.rollout.audit_log import (
     promotion_since,
     standing_rollback,
 )
-from vllm_rollout.rollout.evidence_store import stored_evidence
+from vllm_rollout.rollout.evidence_store import stored_evidence, unsigned
+from vllm_rollout.rollout.identity import AS, Proof, proofs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class SignOff:
 
     `environment`, `revision` and `build` are those that the evidence is about. Of a sign-off that
     was read, `run` is the gate run in it, and `void` why it can no longer be gone by: it cannot be
-    read, its run did not end well, or a promotion has begun on it already.
+    read, its run did not end well, a promotion has begun on it already, or nothing proves whose it
+    is. `how` is what proves that, and `signature` the signature or token itself.
     """
 
     evidence: str
@@ -46,14 +48,32 @@ class SignOff:
     build: str
     run: GateRun | None = field(default=None, repr=False)
     void: str = ""
+    how: str = "name alone"
+    signature: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         what = "signed off" if self.approved else "rejected"
         note = f": {self.note}" if self.note else ""
-        return f"{what} by {self.by}, {self.at:%Y-%m-%d %H:%M %Z}{note}"
+        how = f" ({self.how})" if self.how else ""
+        return f"{what} by {self.by}{how}, {self.at:%Y-%m-%d %H:%M %Z}{note}"
+
+    def as_decision(self, model: str, number: int = 0) -> Decision:
+        """The decision of the audit log that it is, or will be."""
+        return Decision(
+            number=number,
+            kind=DecisionKind.SIGN_OFF if self.approved else DecisionKind.REJECTION,
+            model=model,
+            environment=self.environment,
+            at=self.at,
+            who=f"{self.by}{AS}{self.user})",
+            why=self.note,
+            build=self.build,
+            evidence=self.evidence,
+            signature=self.signature,
+            previous="",
+        )
 
 
-_AS = " (as "
 _DECIDES = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
 
 
@@ -64,23 +84,42 @@ class SignOffsReader:
         self._store, self._model = store, model
 
     def about(
-        self, environment: str, revision: Revision, decisions: Sequence[Decision]
+        self, environment: str, revision: Revision, decisions: Sequence[Decision], policy: Policy
     ) -> list[SignOff]:
         """Return each evidence's latest sign-off for this revision and build, newest first.
 
-        `decisions` are the model's (`AuditLogReader.whole`).
+        `decisions` are the model's (`AuditLogReader.whole`). A sign-off that nothing proves takes
+        no other's place. A rejection does: who stops need not be proved.
+
+        Raises:
+            UnreachableError: the keys by which a token is proved cannot be had.
         """
-        last: dict[str, Decision] = {}
-        for each in decisions:
-            here = (each.environment, each.build) == (environment, revision.build.digest)
-            if here and each.kind in _DECIDES:
+        here = [
+            each
+            for each in decisions
+            if each.kind in _DECIDES
+            and (each.environment, each.build) == (environment, revision.build.digest)
+        ]
+        proved, last = proofs(here, policy), dict[str, Decision]()
+        for each in here:
+            if proved[each.number].problem and each.kind is DecisionKind.SIGN_OFF:
+                last.setdefault(each.evidence, each)
+            else:
                 last.pop(each.evidence, None)
                 last[each.evidence] = each
-        found = (self._sign_off(each, revision, decisions) for each in reversed(last.values()))
+        found = (
+            self._sign_off(each, proved[each.number], revision, decisions, policy)
+            for each in reversed(last.values())
+        )
         return [each for each in found if each is not None]
 
     def _sign_off(
-        self, decision: Decision, revision: Revision, decisions: Sequence[Decision]
+        self,
+        decision: Decision,
+        proof: Proof,
+        revision: Revision,
+        decisions: Sequence[Decision],
+        policy: Policy,
     ) -> SignOff | None:
         """The sign-off in a decision; None where its evidence is not about `revision`."""
         run = None
@@ -92,8 +131,14 @@ class SignOffsReader:
             run = last_gate_run(evidence, decision.environment)
             if run is None or not run.is_about(revision):
                 return None
-            void = evidence.unsignable or used(run, decisions)
-        by, _, user = decision.who.rpartition(_AS)
+            void = (
+                unsigned(self._store, policy.evidence, self._model, decision.evidence)
+                or evidence.unsignable
+                or used(run, decisions)
+            )
+        if proof.problem:
+            void = f"{decision} is not proved: {proof.problem}"
+        by, _, user = decision.who.rpartition(AS)
         return SignOff(
             evidence=decision.evidence,
             approved=decision.kind is DecisionKind.SIGN_OFF,
@@ -106,6 +151,8 @@ class SignOffsReader:
             build=decision.build,
             run=run,
             void=void,
+            how=proof.how or "not proved",
+            signature=decision.signature,
         )
 
     def asked(self, source: Deployment) -> str:
@@ -131,16 +178,18 @@ class SignOffs(SignOffsReader):
 
         Raises: as the store.
         """
+        word = sign_off.as_decision(self._model)
         AuditLog(self._store).append(
-            DecisionKind.SIGN_OFF if sign_off.approved else DecisionKind.REJECTION,
-            model=self._model,
-            environment=sign_off.environment,
-            at=sign_off.at,
-            who=f"{sign_off.by}{_AS}{sign_off.user})",
-            why=sign_off.note,
+            word.kind,
+            model=word.model,
+            environment=word.environment,
+            at=word.at,
+            who=word.who,
+            why=word.why,
             run_id=run_id,
-            build=sign_off.build,
-            evidence=sign_off.evidence,
+            build=word.build,
+            evidence=word.evidence,
+            signature=word.signature,
         )
 
     def ask(self, source: Deployment, digest: str) -> None:
@@ -220,39 +269,43 @@ def environment_after(policy: Policy, environment: str) -> str:
     return policy.order[min(following, len(policy.order) - 1)]
 
 
-def what_sign_off_lacks(
+def sign_off_of(
     store: StoreReader,
     decisions: Sequence[Decision],
     policy: Policy,
     source: Deployment,
     revision: Revision,
     now: datetime,
-) -> str:
-    """Return which sign-off `revision` lacks to leave `source`, and what to do; "" if none.
+) -> tuple[SignOff | None, str]:
+    """Return by which sign-off `revision` may leave `source`, and what it lacks with what to do.
 
-    `decisions` are the model's (`AuditLogReader.whole`).
+    Where none is asked for, both are empty. `decisions` are the model's (`AuditLogReader.whole`).
     """
-    if policy.environments[source.environment].sign_off is None:
-        return ""
+    rules = policy.environments[source.environment].sign_off
+    if rules is None:
+        return None, ""
     known = SignOffsReader(store, source.model)
-    decided = known.about(source.environment, revision, decisions)
+    decided = known.about(source.environment, revision, decisions, policy)
     for each in decided:
         if not each.approved:
-            return f"revision {revision.number} was {each} (evidence {each.evidence})"
+            return None, f"revision {revision.number} was {each} (evidence {each.evidence})"
     reasons = [
         each.void or unusable(each.run, policy, source.environment, revision, now)
         for each in decided
     ]
     if "" in reasons:
-        return ""
+        return decided[reasons.index("")], ""
+    of_no_use = f" (it was {decided[0]}, which does not count: {reasons[0]})" if decided else ""
     if asked := known.asked(source):
         run = last_gate_run(stored_evidence(store, source.model, asked), source.environment)
-        void = run is not None and used(run, decisions)
+        void = run is not None and (
+            unsigned(store, policy.evidence, source.model, asked) or used(run, decisions)
+        )
         if not void and not unusable(run, policy, source.environment, revision, now):
-            return f"its evidence waits for sign-off: {sign_off_command(source.model, asked)}"
+            command = sign_off_command(source.model, asked, rules.words)
+            return None, f"its evidence waits for sign-off{of_no_use}: {command}"
     following = environment_after(policy, source.environment)
-    of_no_use = f" (it was {decided[0]}, which does not count: {reasons[0]})" if decided else ""
-    return (
+    return None, (
         f"no fresh evidence of it is signed off{of_no_use}; evidence to sign is made by: "
         + promote_command(source.model, following)
     )

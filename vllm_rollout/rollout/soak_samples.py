@@ -18,6 +18,7 @@ from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
+from vllm_rollout.model.text import all_printable
 from vllm_rollout.next_command import release_command
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.platform.base import ConflictError
@@ -82,8 +83,10 @@ def keep_sample(
         value = {
             "build": revision.build.digest,
             "restarts": sample.restarts,
-            "stretches": _STRETCHES.dump_python(
-                _added(stretches, before["restarts"], sample, rules), mode="json"
+            "stretches": all_printable(
+                _STRETCHES.dump_python(
+                    _added(stretches, before["restarts"], sample, rules), mode="json"
+                )
             ),
         }
         try:

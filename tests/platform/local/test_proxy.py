@@ -124,3 +124,32 @@ def test_an_answer_that_breaks_off_breaks_off_for_the_client() -> None:
     except aiohttp.ClientError:
         return
     raise AssertionError("a truncated stream arrived as a whole one")
+
+
+def test_a_request_that_names_another_server_is_400_and_goes_nowhere() -> None:
+    seen: list[str] = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        seen.append(request.raw_path)
+        return web.Response(text="from the replica")
+
+    async def run(target: str) -> bytes:
+        served, port = await listen(note)
+        balancer: Balancer[Upstream] = Balancer()
+        balancer.update({Place(port): 1.0})
+        async with make_session() as session:
+            proxy, front = await listen(Proxy("system.llama", balancer, session).handle)
+            reader, writer = await asyncio.open_connection(LOOPBACK, front)
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            await proxy.cleanup()
+            await served.cleanup()
+        return answer.partition(b"\r\n")[0]
+
+    assert asyncio.run(run("/v1")) == b"HTTP/1.1 200 OK"
+    seen.clear()
+    assert asyncio.run(run("http://evil.example/x")) == b"HTTP/1.1 400 Bad Request"
+    for target in ("https://evil.example", "@evil.example/x", "evil", "?x", "*"):
+        assert asyncio.run(run(target)).split()[1] in (b"400", b"404"), target
+    assert seen == []

@@ -124,7 +124,9 @@ class Proxy:
         self._under = under
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request."""
+        """Answer one request; one that names another server than this is none for it."""
+        if not request.raw_path.startswith("/"):
+            return _error(400, "BadRequest", f"{self._release}: ask by a path, not by a whole URL")
         upstream = self._balancer.pick()
         if upstream is None:
             return _error(503, "ServiceUnavailable", f"{self._release}: no replica is ready")
