@@ -1,5 +1,6 @@
 """Control of routers by a command: find, start, and stop one with all it runs; its lock and logs.
 
+A router's process, here, is the one that was started: it starts the one that serves (`router.py`).
 One router runs for each release: a file lock holds that, which the kernel gives back however its
 holder ends.
 """
@@ -98,6 +99,7 @@ class Routers:
             with suppress(ProcessLookupError):
                 os.kill(router.pid, signal.SIGHUP)
         log = log_folder(self._state_dir, name) / "router.log"
+        before = log.stat().st_size if log.is_file() else 0
         started = processes.spawn(
             [
                 # -P: nothing in the folder the command was called from stands in for a module.
@@ -118,7 +120,9 @@ class Routers:
         else:
             return True
         raise DeployError(
-            "\n".join([f"the router of {name} does not start:", *tail(log, _LOG_LINES)]),
+            "\n".join(
+                [f"the router of {name} does not start:", *tail(log, _LOG_LINES, since=before)]
+            ),
             remedy=f"Its whole log is {log}.",
         )
 

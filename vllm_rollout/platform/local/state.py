@@ -12,7 +12,7 @@ from vllm_rollout.model.deployment import Build, Replica, Revision, RevisionStat
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.database import Database
-from vllm_rollout.platform.local.processes import Identity
+from vllm_rollout.platform.local.processes import Identity, is_running
 from vllm_rollout.ports import LOOPBACK, free_port
 
 ALL_STABLE = Weights(stable=1)
@@ -32,6 +32,7 @@ class ReleaseRow:
     settled: int | None
     startup_timeout_seconds: float
     max_restarts: int
+    drain_seconds: float
     router: Identity | None
 
 
@@ -84,15 +85,16 @@ class ReplicaRow:
         return "" if self.port is None else f"http://{LOOPBACK}:{self.port}"
 
     def public(self) -> Replica:
-        """As the rest of the suite knows it."""
+        """As the rest of the suite knows it. One whose process has ended is not ready."""
+        gone = self.ready and not is_running(self.process)
         return Replica(
             name=self.name,
             phase=self.phase,
-            ready=self.ready,
+            ready=self.ready and not gone,
             restarts=self.restarts,
             build=self.build,
-            reason=self.reason,
-            message=self.message,
+            reason="ProcessGone" if gone else self.reason,
+            message="its process has ended since it was noted as ready" if gone else self.message,
             address=self.address,
         )
 
@@ -117,16 +119,23 @@ class State:
         return ReleaseRow(**fields, router=router)
 
     def put_release(
-        self, name: str, model: str, *, startup_timeout_seconds: float, max_restarts: int
+        self,
+        name: str,
+        model: str,
+        *,
+        startup_timeout_seconds: float,
+        max_restarts: int,
+        drain_seconds: float,
     ) -> None:
         """Add the release with a port of its own, or renew the limits of the one there is."""
+        limits = (startup_timeout_seconds, max_restarts, drain_seconds)
         with self.database.transaction():
             self.database.execute(
-                "INSERT INTO releases (name, model, port, startup_timeout_seconds, max_restarts)"
-                " VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+                "INSERT INTO releases (name, model, port, startup_timeout_seconds, max_restarts,"
+                " drain_seconds) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
                 " startup_timeout_seconds = excluded.startup_timeout_seconds,"
-                " max_restarts = excluded.max_restarts",
-                (name, model, free_port(self.ports()), startup_timeout_seconds, max_restarts),
+                " max_restarts = excluded.max_restarts, drain_seconds = excluded.drain_seconds",
+                (name, model, free_port(self.ports()), *limits),
             )
 
     def ports(self) -> set[int]:
