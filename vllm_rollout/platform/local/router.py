@@ -54,8 +54,8 @@ _LOCK_SECONDS = 15.0
 _BIND_ATTEMPTS = 5
 _BIND_PAUSE_SECONDS = 0.1
 _PROBE_TIMEOUT_SECONDS = 5.0
-_RESERVED_DESCRIPTORS = 200
-"""For probes, starts of replicas, the state file, and a burst of connections to be refused."""
+_RESERVED_DESCRIPTORS = 100
+"""For probes, starts of replicas, logs and the state file."""
 _FEW_DESCRIPTORS = 4096
 _PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
