@@ -51,17 +51,17 @@ def test_a_router_short_of_descriptors_refuses_requests_and_lives(release: Local
     (row,) = release.rows
     assert resource.prlimit(serving.pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
-    resource.prlimit(serving.pid, resource.RLIMIT_NOFILE, (80, 80))
+    resource.prlimit(serving.pid, resource.RLIMIT_NOFILE, (100, 100))
     with ExitStack() as stack:
         client = stack.enter_context(httpx.Client(timeout=30))
         answers = [
             stack.enter_context(client.stream("GET", f"{release.url}/slow")) for _ in range(30)
         ]
         statuses = [answer.status_code for answer in answers]
-        assert statuses == [200] * 20 + [503] * 10
-        assert "20 requests are open" in answers[-1].read().decode()
+        assert statuses == [200] * 25 + [503] * 5
+        assert "25 requests are open" in answers[-1].read().decode()
         httpx.get(f"{row.address}/release")
-        assert {"data: last" in list(answer.iter_lines()) for answer in answers[:20]} == {True}
+        assert {"data: last" in list(answer.iter_lines()) for answer in answers[:25]} == {True}
     until(lambda: httpx.post(release.url).status_code == 200)
     assert (serving.is_running(), release.rows) == (True, [row])
 

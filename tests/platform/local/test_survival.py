@@ -62,7 +62,7 @@ def kill(identity: processes.Identity | None) -> None:
 
 def answering(release: LocalRelease) -> set[int]:
     """The processes that answer four requests; nobody where the router does not."""
-    with suppress(httpx.ConnectError):
+    with suppress(httpx.TransportError):
         answers = [httpx.post(f"{release.url}/v1/completions", json={}) for _ in range(4)]
         return {answer.json()["pid"] for answer in answers if answer.is_success}
     return set()
@@ -192,7 +192,7 @@ def test_a_locked_state_file_delays_no_request_and_gives_no_replica_up(
 def test_a_replica_that_dies_on_a_full_disk_is_started_until_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = tmp_path / "room"
+    room, errors = tmp_path / "room", [RuntimeError("of this keeper alone")]
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9 if room.exists() else 0)
     )
@@ -204,6 +204,8 @@ def test_a_replica_that_dies_on_a_full_disk_is_started_until_there_is_room(
 
     async def live() -> tuple[str, str]:
         async def healthy(_: str) -> bool:
+            if room.exists() and errors:
+                raise errors.pop()
             return room.exists()
 
         around = Surroundings(
@@ -229,7 +231,9 @@ def test_a_replica_that_dies_on_a_full_disk_is_started_until_there_is_room(
 
     seen = asyncio.run(live())
 
-    assert seen == ("DiskFull", f"exited with code 1; the disk of {tmp_path} is full")
+    why = f"exited with code 1; the disk of {tmp_path} is full; started again within 1 s"
+    assert seen == ("DiskFull", why)
+    assert errors == []
 
 
 def test_a_process_is_not_taken_for_another_with_its_id() -> None:

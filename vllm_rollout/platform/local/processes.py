@@ -214,6 +214,7 @@ def _kill(processes: Sequence[psutil.Process], what: str) -> None:
         )
 
 
+_ROOM_BYTES = 1_000_000
 _MAX_BYTES = 10_000_000
 _TAIL_BYTES = 256_000
 _KEPT_FILES = 40
@@ -222,6 +223,14 @@ _KEPT_FILES = 40
 def log_folder(state_dir: Path, release: str) -> Path:
     """Return the folder of a release's logs."""
     return state_dir / "logs" / release
+
+
+def has_room(folder: Path) -> bool:
+    """Return False if the disk of an existing folder is full."""
+    try:
+        return shutil.disk_usage(folder).free >= _ROOM_BYTES
+    except OSError:
+        return True
 
 
 def tail(path: Path, lines: int, *, since: int = 0) -> list[str]:

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import functools
 import logging
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, w
 
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.processes import Identity
+from vllm_rollout.platform.local.processes import Identity, has_room
 from vllm_rollout.platform.local.router_state import RouterState
 from vllm_rollout.platform.local.state import LEAVING, ReleaseRow, ReplicaRow
 from vllm_rollout.platform.local.values import LocalValues
@@ -37,7 +36,6 @@ _SHORT_OF = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 )
 """Errors of a start that are the machine's, and pass."""
-_ROOM_BYTES = 1_000_000
 
 _log = logging.getLogger(__name__)
 
@@ -190,15 +188,9 @@ class ReplicaKeeper:
         return None
 
     def _ended(self, how: str) -> _Ending:
-        if self._has_room():
+        if has_room(self._around.logs):
             return _Ending("Error", how)
         return _Ending("DiskFull", f"{how}; the disk of {self._around.logs} is full", crash=False)
-
-    def _has_room(self) -> bool:
-        try:
-            return shutil.disk_usage(self._around.logs).free >= _ROOM_BYTES
-        except OSError:
-            return True
 
     async def _adopt(self) -> Identity | None:
         """The process an earlier router started, if it still runs; its strays are ended if not."""
@@ -260,19 +252,25 @@ class ReplicaKeeper:
             phase=GIVEN_UP if over else self.row.phase,
             restarts=self.row.restarts + (had_process and not over),
             reason=_CRASH_LOOP if looping else ending.reason,
-            message=ending.message,
+            message=ending.message
+            if over
+            else f"{ending.message}; started again within {self._pause_seconds:g} s",
         )
         _log.warning("%s: %s: %s", self.row.name, ending.reason, ending.message)
         return over
 
+    @property
+    def _pause_seconds(self) -> float:
+        """How long the next start waits: twice as long after each ending, up to a limit."""
+        return min(_BACKOFF_SECONDS * 2.0 ** min(self._endings - 1, 10), _LONGEST_BACKOFF_SECONDS)
+
     async def _back_off(self, ending: _Ending) -> None:
         """Wait before the next start; where the machine was short of room, until there is some."""
         clock = asyncio.get_running_loop().time
-        longest = min(_BACKOFF_SECONDS * 2 ** (self._endings - 1), _LONGEST_BACKOFF_SECONDS)
-        until = clock() + longest
+        until = clock() + self._pause_seconds
         while not self.leaving and (left := until - clock()) > 0:
             await self._pause(left if ending.crash else min(left, _AGAIN_SECONDS))
-            if not ending.crash and self._has_room():
+            if not ending.crash and has_room(self._around.logs):
                 return
 
     async def _drain(self) -> None:

@@ -15,10 +15,7 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -32,8 +29,7 @@ from aiohttp.typedefs import Handler, Middleware
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.processes import Identity, log_folder
+from vllm_rollout.platform.local.processes import log_folder
 from vllm_rollout.platform.local.proxy import (
     OUT_OF_DESCRIPTORS,
     OWN_PATH,
@@ -45,7 +41,7 @@ from vllm_rollout.platform.local.proxy import (
 )
 from vllm_rollout.platform.local.reconcile import Reconciler
 from vllm_rollout.platform.local.replica import Surroundings
-from vllm_rollout.platform.local.router_control import RouterLock
+from vllm_rollout.platform.local.router_control import DONE, REFUSED, RouterLock, Supervisor
 from vllm_rollout.platform.local.router_state import RouterState
 from vllm_rollout.platform.local.state import ReleaseRow, open_state
 from vllm_rollout.ports import LOOPBACK
@@ -57,17 +53,13 @@ _PROBE_TIMEOUT_SECONDS = 5.0
 _RESERVED_DESCRIPTORS = 100
 """For probes, starts of replicas, logs and the state file."""
 _FEW_DESCRIPTORS = 4096
-_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 30.0
-_GOOD_SECONDS = 60.0
-
-_DONE, _REFUSED, _PORT_TAKEN, _CRASHED = 0, 1, 3, 70
+_PORT_TAKEN = 3
 
 _log = logging.getLogger(__name__)
 
 
 async def serve(
-    state: RouterState, release: ReleaseRow, logs: Path, supervisor: "Supervisor", lock: RouterLock
+    state: RouterState, release: ReleaseRow, logs: Path, supervisor: Supervisor, lock: RouterLock
 ) -> None:
     """Serve the release until it is stopped, gone or handed over."""
     balancer: Balancer[Upstream] = Balancer()
@@ -203,87 +195,17 @@ def _raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class Supervisor:
-    """The process that starts the one that serves: `identity`, and a line to it from there."""
-
-    def __init__(self) -> None:
-        self.identity: Identity = processes.current()
-        self._here, self._there = socket.socketpair()
-        self._here.setblocking(False)
-
-    def fileno(self) -> int:
-        """In the process that serves: readable when the supervisor has ended."""
-        return self._there.fileno()
-
-    def serving(self) -> None:
-        """Tell the supervisor that the release is served."""
-        self._there.send(b"1")
-
-    def run(self, serve_release: Callable[["Supervisor"], int]) -> int:
-        """Run `serve_release` in a child, again whenever it dies and has ever served.
-
-        Returns the exit status of a child that ended by itself, or by a signal that was passed on.
-        """
-        child, ending = 0, False
-
-        def pass_on(number: int, _frame: object) -> None:
-            nonlocal ending
-            ending = True
-            if not child:
-                sys.exit(_DONE)
-            with suppress(ProcessLookupError):
-                os.kill(child, number)
-
-        signals = (signal.SIGTERM, signal.SIGHUP)
-        for each in signals:
-            signal.signal(each, pass_on)
-        served, pause = False, _PAUSE_SECONDS
-        while True:
-            began = time.monotonic()
-            signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-            child = os.fork()
-            if not child:
-                os._exit(self._serve(serve_release, signals))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            child = 0
-            with suppress(BlockingIOError):
-                served = bool(self._here.recv(1024)) or served
-            if ending or not served or status in (_DONE, _REFUSED):
-                return max(status, 0)
-            long = time.monotonic() - began > _GOOD_SECONDS
-            pause = _PAUSE_SECONDS if long else min(pause * 2, _LONGEST_PAUSE_SECONDS)
-            _log.error("the router ended (%d); started again in %g s", status, pause)
-            time.sleep(pause)
-
-    def _serve(
-        self, serve_release: Callable[["Supervisor"], int], signals: tuple[signal.Signals, ...]
-    ) -> int:
-        self._here.close()
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        try:
-            return serve_release(self)
-        except _PortTakenError as error:
-            _log.error("%s", error)
-            return _PORT_TAKEN
-        except BaseException:  # noqa: BLE001 - it is in the log, and the supervisor starts another
-            _log.exception("the router ends")
-            return _CRASHED
-
-
 def _serve_release(state_dir: Path, name: str, supervisor: Supervisor) -> int:
     lock = RouterLock(state_dir, name)
     if not lock.take(within_seconds=_LOCK_SECONDS):
         _log.error("another router serves %s", name)
-        return _REFUSED
+        return REFUSED
     # What the router writes it would find out again, so it need not wait for the disk.
     state = open_state(state_dir, durable=False)
     release = state.release(name)
     if release is None:
         _log.error("there is no release %s", name)
-        return _REFUSED
+        return REFUSED
     # Whoever waits for a router does not wait for one that died, or does not come up.
     state.set_router(name, None)
 
@@ -292,8 +214,12 @@ def _serve_release(state_dir: Path, name: str, supervisor: Supervisor) -> int:
             RouterState(state, name), release, log_folder(state_dir, name), supervisor, lock
         )
 
-    uvloop.run(served())
-    return _DONE
+    try:
+        uvloop.run(served())
+    except _PortTakenError as error:
+        _log.error("%s", error)
+        return _PORT_TAKEN
+    return DONE
 
 
 def main() -> int:

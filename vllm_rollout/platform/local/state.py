@@ -16,6 +16,7 @@ from vllm_rollout.platform.local.processes import Identity, is_running
 from vllm_rollout.ports import LOOPBACK, free_port
 
 ALL_STABLE = Weights(stable=1)
+_IN_USE = (RevisionStatus.DEPLOYED, RevisionStatus.PENDING)
 
 LEAVING = "Terminating"
 """Phase of a replica that gets no new requests and will be ended."""
@@ -221,6 +222,18 @@ class State:
                 row.client.created,
             ),
         )
+
+    def forget_revisions(self, name: str, *, before: int) -> None:
+        """Remove older revisions than `before` but those in use, or whose values are."""
+        used = {row.revision for row in self.replicas(name)}
+        for row in self.revisions(name):
+            if row.number >= before or row.status in _IN_USE:
+                used |= {row.number, *(part.revision for part in row.composition.parts)}
+        sql = (
+            "DELETE FROM revisions WHERE release = ? AND number < ?"
+            " AND number NOT IN (SELECT value FROM json_each(?))"
+        )
+        self.database.execute(sql, (name, before, json.dumps(sorted(used))))
 
     def set_status(self, name: str, number: int, status: RevisionStatus) -> None:
         """Change the status of one revision."""
