@@ -230,7 +230,8 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     _raise_limit()
-    return Supervisor().run(partial(_serve_release, arguments.state, arguments.release))
+    supervisor = Supervisor(arguments.state, arguments.release)
+    return supervisor.run(partial(_serve_release, arguments.state, arguments.release))
 
 
 if __name__ == "__main__":

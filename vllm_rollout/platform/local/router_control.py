@@ -6,6 +6,7 @@ holder ends.
 """
 
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -67,8 +69,13 @@ _GOOD_SECONDS = 60.0
 class Supervisor:
     """The process that starts the one that serves: `identity`, and a line to it from there."""
 
-    def __init__(self) -> None:
+    def __init__(self, state_dir: Path, release: str) -> None:
         self.identity: Identity = processes.current()
+        # The state file names it only while the release is served; one to be stopped is found here.
+        with suppress(OSError):
+            note = _supervisor_note(state_dir, release)
+            note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            note.write_text(json.dumps(asdict(self.identity)))
         self._here, self._there = socket.socketpair()
         self._here.setblocking(False)
 
@@ -211,8 +218,9 @@ class Routers:
         Raises:
             DeployError: a process does not end, or another command keeps starting routers.
         """
-        if (router := self.running(name)) is not None:
-            processes.end_process(router, grace_seconds=timeout.total_seconds())
+        for router in (self.running(name), self._supervisor(name)):
+            if router is not None:
+                processes.end_process(router, grace_seconds=timeout.total_seconds())
         lock = RouterLock(self._state_dir, name)
         try:
             if not lock.take(within_seconds=_LOCK_SECONDS):
@@ -228,6 +236,15 @@ class Routers:
                 self._state.delete_release(name)
         finally:
             lock.release()
+
+    def _supervisor(self, name: str) -> Identity | None:
+        with suppress(OSError, ValueError, TypeError):
+            return Identity(**json.loads(_supervisor_note(self._state_dir, name).read_text()))
+        return None
+
+
+def _supervisor_note(state_dir: Path, release: str) -> Path:
+    return state_dir / "locks" / f"{release}.json"
 
 
 class ReleaseLogs:
