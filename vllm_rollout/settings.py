@@ -266,6 +266,7 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Release
             Path(policy.local.state),
             startup_timeout=policy.local.startup_timeout,
             max_restarts=policy.local.max_restarts,
+            drain=policy.drain,
         )
     places = {
         name: (

@@ -1,7 +1,7 @@
 """The policy's own answers: ramp steps, model sizes, environment names, its digest."""
 
 from collections.abc import Callable
-from datetime import UTC
+from datetime import UTC, timedelta
 
 import pytest
 
@@ -88,6 +88,15 @@ def test_durations_are_seconds_where_a_gate_needs_them(load: Load) -> None:
     assert policy.triggers.outage.for_seconds == 30
     assert policy.watch.slo.within_seconds == 300
     assert policy.windows.zone is UTC
+
+
+def test_a_drain_is_as_long_as_any_answer_may_take_unless_it_is_set(load: Load) -> None:
+    assert load().drain == timedelta(minutes=1)
+    longer = {"environments.staging.load.timeout": "5m"}
+    assert load(**longer).drain == timedelta(minutes=5)
+    of_a_model = {"models": {"a": {"environments": {"staging": {"load": {"timeout": "7m"}}}}}}
+    assert load(**of_a_model).drain == timedelta(minutes=7)
+    assert load(**longer, **{"local.drain": "10s"}).drain == timedelta(seconds=10)
 
 
 def test_the_digest_is_of_the_rules_and_not_of_how_they_were_written(load: Load) -> None:

@@ -19,7 +19,7 @@ from support.world import (
 )
 
 from vllm_rollout.judge import Outcome
-from vllm_rollout.model.deployment import Replica
+from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import AccessError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.symptoms import Event, Symptoms
@@ -305,7 +305,9 @@ def test_a_watch_is_not_resumed_over_what_other_hands_deployed(world: World) -> 
     assert world.platform.serving(PRODUCTION) == (builds(world)[1], 4, 4)
 
 
-def test_a_second_run_finds_nothing_to_do(world: World) -> None:
+def test_a_second_run_finds_nothing_to_do_but_to_bring_back_what_died(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate_and_promote(world.tools())
     world.platform.calls.clear()
 
@@ -319,6 +321,14 @@ def test_a_second_run_finds_nothing_to_do(world: World) -> None:
     evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.GATE_FAILED
     assert changes(world) == []
+
+    def bring_back(deployment: Deployment, *, timeout: timedelta) -> str:
+        world.gates.outcomes["verify"] = Outcome.PASS
+        return f"the router of {deployment} was started again within {timeout}"
+
+    monkeypatch.setattr(world.platform, "recover", bring_back)
+    assert gate_and_promote(world.tools(), plan_only=True).exit_code == ExitCode.GATE_FAILED
+    assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a rollback returns to, what leads to it, and what it leaves when it does not work."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -7,6 +8,7 @@ from support.crashing import Killed
 from support.world import MODEL, PRODUCTION, RAMP, STAGING, World, builds, changes, kinds, left
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
@@ -231,6 +233,25 @@ def test_rollback_by_hand_returns_to_a_withdrawn_build_only_by_its_number(world:
 
     done = manual_rollback(world.tools(source=PRODUCTION), to=withdrawn.number, reason="by hand")
     assert done.exit_code == ExitCode.OK
+
+
+def test_a_failed_rollback_taken_up_by_hand_does_not_return_to_what_it_left(world: World) -> None:
+    for version in (2, 3, 2):
+        world.pass_development(world.platform.deploy(STAGING, {"version": version}))
+        assert gate_and_promote(world.tools()).exit_code == ExitCode.OK
+    left_build = world.platform.build(STAGING, {"version": 2})
+    history = world.platform.releases[PRODUCTION.release]
+    others = {each.build.digest: each for each in history if each.build != left_build}
+    world.platform.never_ready_again.update(others)
+    left_serving = world.platform.serving(PRODUCTION)
+
+    for _ in range(2):
+        tools = world.tools(source=PRODUCTION)
+        evidence = manual_rollback(tools, to=None, reason="customers complain")
+        assert evidence.exit_code == ExitCode.NEEDS_PERSON
+        assert world.platform.serving(PRODUCTION) == left_serving
+        tried = replace(list(others.values())[-1], status=RevisionStatus.FAILED)
+        history.append(replace(tried, number=history[-1].number + 1))
 
 
 def test_rollback_of_nothing_or_to_a_wrong_number_says_so(world: World) -> None:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from vllm_rollout.model.deployment import Deployment, canonical_digest
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.units import AtLeast
 from vllm_rollout.policy.conditions import ModelRegistry
 from vllm_rollout.policy.fields import (
     Block,
@@ -136,6 +137,16 @@ def _values_of(value: Any, ending: str) -> Iterator[str]:
             yield from _values_of(inner, ending)
 
 
+def _answer_times(policy: "Policy") -> Iterator[timedelta]:
+    """How long gates, loads and probes wait for an answer, of any model in any environment."""
+    for rules in (policy, *policy.models.values()):
+        yield rules.watch.probe_timeout
+        for environment in rules.environments.values():
+            yield environment.load.timeout
+            gates = (gate for _, gate in environment.gates)
+            yield from (each for gate in gates if (each := getattr(gate, "timeout", None)))
+
+
 class Policy(Rules):
     """Rules for a deployment's next step. Made by `load_policy`."""
 
@@ -149,6 +160,12 @@ class Policy(Rules):
     """Settings of the local platform."""
     models: dict[Name, ModelRules]
     """What differs for single models; any other model follows the rest of the policy."""
+
+    @property
+    def drain(self) -> timedelta:
+        """How long a replica of the local platform may finish answers that are open."""
+        given = self.local.drain
+        return max([given, *_answer_times(self)]) if isinstance(given, AtLeast) else given
 
     @property
     def secret_variables(self) -> set[str]:

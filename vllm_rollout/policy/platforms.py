@@ -15,6 +15,7 @@ from vllm_rollout.policy.fields import (
     Number,
     Span,
     Text,
+    TimeLimit,
     ascending,
     broken_rule,
 )
@@ -85,6 +86,9 @@ class Local(Block):
     """How long a replica may take to become ready."""
     max_restarts: CountOrZero
     """Restarts before a replica is left down."""
+    drain: TimeLimit
+    """How long a replica that leaves may answer its open requests, before they are cut. `at least`:
+    longer where a gate, load or probe may wait longer for an answer."""
 
     @property
     def startup_timeout_seconds(self) -> float:

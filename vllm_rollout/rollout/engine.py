@@ -19,7 +19,6 @@ from vllm_rollout.rollout.evidence_store import (
     stored_evidence,
     unsigned,
 )
-from vllm_rollout.rollout.gates import Gates
 from vllm_rollout.rollout.held_gates import ask_kept_again
 from vllm_rollout.rollout.journal import Event, JournalEntry, Phase, next_phase
 from vllm_rollout.rollout.lease import LeaseLostError
@@ -83,7 +82,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     values = platform.values(source, revision.number)
     if _runs(platform, target, revision.build):
         again = None if plan_only else ask_kept_again(tools)
-        return again or _nothing_to_do(gates, target, revision)
+        return again or _nothing_to_do(tools, revision, plan_only=plan_only)
     if end := before_gates(run, platform, log, revision):
         return end
     unmet_needs(run, platform, log, observer)
@@ -209,10 +208,16 @@ def _runs(platform: ReleaseReader, target: Deployment, build: Build) -> bool:
     return serving is not None and serving.complete and serving.build == build
 
 
-def _nothing_to_do(gates: Gates, target: Deployment, revision: Revision) -> RolloutResult:
-    """Verify a target that runs the build already: nothing to do, if it serves."""
+def _nothing_to_do(tools: RunTools, revision: Revision, *, plan_only: bool) -> RolloutResult:
+    """Verify a target that runs the build already: nothing to do, if it serves.
+
+    What has died of it is brought back, where the platform does not do that by itself.
+    """
+    gates, target = tools.gates, tools.run.target
     same = f"{target} already runs build {revision.build.short}"
     run = gates.verify(target)
+    if run.outcome is not Outcome.PASS and not plan_only and tools.releases.recover():
+        run = gates.verify(target)
     if run.outcome is Outcome.PASS:
         return RolloutResult(code=ExitCode.OK, conclusion=f"Nothing to do: {same}, and it serves")
     code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
@@ -329,8 +334,10 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
                 remedy="--to REVISION returns to any. They are listed by: "
                 + release_command("history", target),
             )
+        # A rollback that is taken up leaves the build that it left then.
+        taken_up = left is not None and (left.traffic or left.phase is Phase.ROLLBACK)
         entry = releases.begin(
-            left.build if left and left.traffic else history[-1].build,
+            left.build if left and taken_up else history[-1].build,
             before=number,
             note="manual rollback",
             traffic=left.traffic if left else None,

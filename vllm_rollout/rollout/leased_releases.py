@@ -90,8 +90,12 @@ class LeasedReleases:
             raise AssertionError("a change without the lease")
         self.lease.ensure()
 
-    def recover(self) -> None:
-        """Clear what a killed client left of the target half done, and log whose it was."""
+    def recover(self) -> bool:
+        """Clear what a killed client left of the target half done, and log whose it was.
+
+        Returns True if there was anything.
+        """
+        any_found = False
         last = self.journal.last
         target = self.run.target
         moves_traffic = last is not None and last.moves_traffic
@@ -99,9 +103,11 @@ class LeasedReleases:
             self.ensure_lease()
             found = self.platform.recover(deployment, timeout=self.run.policy.deploy_timeout)
             if found:
+                any_found = True
                 whose = self.lease.whose if self.lease else ""
                 self.log.log_step(f"recovered {deployment}", found + whose)
         self._newest = self._newest_now()
+        return any_found
 
     def begin(
         self, build: Build, *, before: int | None, note: str, traffic: TrafficBefore | None = None

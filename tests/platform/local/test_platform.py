@@ -1,5 +1,8 @@
 """A release's life on one machine: install, ramp, roll back, fail, go."""
 
+import os
+import signal
+import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -158,6 +161,12 @@ def test_two_state_directories_do_not_touch_each_other(
 
     assert (here.router, here.carried()) == (None, [])
     assert there.served(2) == {"b": 2}
+    port = int(here.url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):
+        found = here.platform.recover(here.deployment, timeout=MINUTE)
+        assert "revision 1 does not serve yet" in found
+        assert f"its port {port} of 127.0.0.1 cannot be had, process {os.getpid()} (" in found
+        assert "Traceback" not in found
     assert here.platform.recover(here.deployment, timeout=MINUTE).endswith("revision 1 serves")
     assert here.served(2) == {"a": 2}
 
@@ -202,6 +211,7 @@ def test_secrets_reach_the_replica_and_nothing_else(
     monkeypatch.delenv("TINY_API_KEY")
     router = release.router
     assert router is not None
-    processes.end_process(router, grace_seconds=0)
+    os.kill(router.pid, signal.SIGKILL)
+    until(lambda: not processes.is_running(router))
     assert "withheld" in release.platform.logs(release.deployment)
     assert "s3cret" not in release.platform.logs(release.deployment)

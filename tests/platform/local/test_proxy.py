@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
+import pytest
 from aiohttp import web
 from yarl import URL
 
@@ -19,9 +20,10 @@ Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Place:
     """An upstream at `port`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, alone: bool = False) -> None:
         self.url = f"http://{LOOPBACK}:{port}"
         self.open_requests = 0
+        self.alone = alone
 
 
 async def listen(handler: Serve) -> tuple[web.AppRunner, int]:
@@ -36,14 +38,19 @@ async def listen(handler: Serve) -> tuple[web.AppRunner, int]:
 
 
 def ask(
-    behind: Serve, *, dead_first: bool = False, alive: bool = True, **request: object
+    behind: Serve,
+    *,
+    dead_first: bool = False,
+    alive: bool = True,
+    alone: bool = False,
+    **request: object,
 ) -> tuple[int, Mapping[str, str], bytes]:
     """One request through a proxy; `dead_first`: to a place where nothing listens."""
 
     async def run() -> tuple[int, Mapping[str, str], bytes]:
         served, port = await listen(behind)
         balancer: Balancer[Upstream] = Balancer()
-        places = [Place(free_port())] * dead_first + [Place(port)] * alive
+        places = [Place(free_port(), alone=alone)] * dead_first + [Place(port)] * alive
         balancer.update(dict.fromkeys(places, 1.0))
         async with make_session() as session, aiohttp.ClientSession() as client:
             proxy, front = await listen(Proxy("system.llama", balancer, session).handle)
@@ -75,15 +82,19 @@ async def echo(request: web.Request) -> web.StreamResponse:
     )
 
 
-def test_a_post_that_finds_no_replica_is_502_and_is_not_sent_elsewhere() -> None:
-    status, _, body = ask(echo, dead_first=True, method="POST", data=b"{}")
-    assert status == 502
-    assert json.loads(body)["error"]["code"] == 502
+@pytest.mark.parametrize("data", [None, b"{}", io.BytesIO(b"x" * 3_000_000)])
+def test_a_request_that_finds_no_connection_is_tried_on_another_replica(data: object) -> None:
+    status, _, body = ask(echo, dead_first=True, method="POST", data=data)
+    assert (status, json.loads(body)["length"]) == (
+        418,
+        len(getattr(data, "getvalue", lambda: data or b"")()),
+    )
 
 
-def test_a_get_that_finds_no_connection_is_tried_on_another_replica() -> None:
-    assert ask(echo, dead_first=True)[0] == 418
+def test_a_request_is_502_where_no_other_may_answer_it() -> None:
     assert ask(echo, dead_first=True, alive=False)[0] == 502
+    status, _, body = ask(echo, dead_first=True, alone=True, method="POST", data=b"{}")
+    assert (status, json.loads(body)["error"]["code"]) == (502, 502)
 
 
 def test_without_a_ready_replica_the_answer_is_503() -> None:

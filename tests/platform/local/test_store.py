@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from vllm_rollout.model.deployment import Build, RevisionStatus
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.platform.base import ConflictError, LeaseHeldError
+from vllm_rollout.platform.local.composition import Composition, Part
 from vllm_rollout.platform.local.database import SCHEMA_VERSION, Database
+from vllm_rollout.platform.local.processes import Identity
+from vllm_rollout.platform.local.state import ReplicaRow, RevisionRow, open_state
 from vllm_rollout.platform.local.store import SqliteStore
 
 MINUTE = timedelta(minutes=1)
@@ -130,3 +134,27 @@ def test_a_file_that_is_no_state_file_is_an_error_with_its_path(tmp_path: Path) 
     newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(UsageError, match="schema"):
         Database(tmp_path / "newer.db")
+
+
+def test_old_revisions_go_but_those_whose_values_are_in_use(tmp_path: Path) -> None:
+    state = open_state(tmp_path)
+    state.put_release("a", "a", startup_timeout_seconds=1, max_restarts=1, drain_seconds=1)
+    for number in range(1, 11):
+        values_of = {8: 2, 9: 3}.get(number, number)
+        part = Part(build="b", revision=values_of, replicas=1, weight=1)
+        row = RevisionRow(
+            number=number,
+            status=RevisionStatus.DEPLOYED if number == 5 else RevisionStatus.SUPERSEDED,
+            created=datetime(2026, 1, 1, tzinfo=UTC),
+            description="",
+            build=Build(values_digest="b"),
+            values={},
+            composition=Composition(head=part, capacity=1),
+            client=Identity(1, 1.0),
+        )
+        state.add_revision("a", row)
+    state.put_replica(ReplicaRow(id="r", release="a", name="r", build="b", revision=4))
+
+    state.forget_revisions("a", before=9)
+
+    assert [row.number for row in state.revisions("a")] == [3, 4, 5, 9, 10]

@@ -73,6 +73,6 @@ def test_a_state_file_from_before_there_were_weights_gets_them(tmp_path: Path) -
 
     state = open_state(tmp_path)
 
-    state.put_release("a", "a", startup_timeout_seconds=1, max_restarts=1)
+    state.put_release("a", "a", startup_timeout_seconds=1, max_restarts=1, drain_seconds=1)
     state.put_weights("a", Weights(stable=3, canary=1))
     assert state.weights("a") == Weights(stable=3, canary=1)

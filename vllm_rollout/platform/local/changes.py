@@ -24,6 +24,7 @@ from vllm_rollout.platform.writer import Guard
 _POLL_SECONDS = 0.05
 _ROUTER_STARTS = 3
 _LOG_LINES = 10
+_KEPT_REVISIONS = 100
 _RETURN_TIMEOUT = timedelta(seconds=15)
 
 Compose = Callable[[int, Composition | None], Composition]
@@ -91,6 +92,7 @@ class Changes:
             )
             self._state.add_revision(name, row)
             self._state.desire(name, number)
+            self._state.forget_revisions(name, before=number - _KEPT_REVISIONS)
         return row
 
     def finish(self, name: str, row: RevisionRow, *, timeout: timedelta) -> None:

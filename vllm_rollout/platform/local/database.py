@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_rollout.model.errors import UnreachableError, UsageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_SECONDS = 10.0
 
 # A release cannot be deleted while a replica row names it: the row is all that is known of a
@@ -75,7 +75,8 @@ CREATE TABLE traffic (
     canary INTEGER,
     in_force INTEGER NOT NULL
 );
-"""
+""",
+    3: "ALTER TABLE releases ADD COLUMN drain_seconds REAL NOT NULL DEFAULT 60;",
 }
 """What each later version of the schema adds."""
 
@@ -148,10 +149,11 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # Nothing where a full disk has ended it; a commit that fails has not ended it.
+                self._connection.rollback()
                 raise
-            self._connection.execute("COMMIT")
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows a query finds."""

@@ -38,7 +38,8 @@ class LocalPlatform:
 
     Nothing is opened before the first question. `startup_timeout` is how long a replica may take
     to become healthy, or stay unhealthy, before it is restarted; after `max_restarts` it is given
-    up. `now` dates revisions and leases.
+    up. `drain` is how long one that leaves may answer its open requests. `now` dates revisions and
+    leases.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class LocalPlatform:
         *,
         startup_timeout: timedelta,
         max_restarts: int,
+        drain: timedelta = timedelta(minutes=1),
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._state_dir = state_dir.absolute()
         self._startup_timeout = startup_timeout
         self._max_restarts = max_restarts
+        self._drain = drain
         self._now = now
 
     @cached_property
@@ -384,6 +387,7 @@ class LocalPlatform:
             deployment.model,
             startup_timeout_seconds=self._startup_timeout.total_seconds(),
             max_restarts=self._max_restarts,
+            drain_seconds=self._drain.total_seconds(),
         )
         row = self._changes.begin(
             name,

@@ -214,6 +214,7 @@ def _kill(processes: Sequence[psutil.Process], what: str) -> None:
         )
 
 
+_ROOM_BYTES = 1_000_000
 _MAX_BYTES = 10_000_000
 _TAIL_BYTES = 256_000
 _KEPT_FILES = 40
@@ -224,13 +225,21 @@ def log_folder(state_dir: Path, release: str) -> Path:
     return state_dir / "logs" / release
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """The last `lines` lines; none when there is no file."""
+def has_room(folder: Path) -> bool:
+    """Return False if the disk of an existing folder is full."""
+    try:
+        return shutil.disk_usage(folder).free >= _ROOM_BYTES
+    except OSError:
+        return True
+
+
+def tail(path: Path, lines: int, *, since: int = 0) -> list[str]:
+    """The last `lines` lines of what follows the byte `since`; none when there is no file."""
     if lines <= 0 or not path.is_file():
         return []
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL_BYTES))
+        file.seek(max(0, size - _TAIL_BYTES, min(since, size)))
         text = file.read().decode(errors="replace")
     return text.splitlines()[-lines:]
 
@@ -239,7 +248,11 @@ def trim(folder: Path, *, live: Collection[Path]) -> None:
     """Cut each log that has grown too large (one older part is kept); drop the oldest dead ones."""
     for path in folder.glob("*.log"):
         if path.stat().st_size > _MAX_BYTES:
-            shutil.copyfile(path, path.with_suffix(".log.1"))
+            older = path.with_suffix(".log.1")
+            try:
+                shutil.copyfile(path, older)
+            except OSError:  # a full disk needs the room more than anybody the older part
+                older.unlink(missing_ok=True)
             # Its process keeps the file open for appending and goes on at the new end.
             os.truncate(path, 0)
     dead = sorted(set(folder.iterdir()) - set(live), key=lambda path: path.stat().st_mtime)

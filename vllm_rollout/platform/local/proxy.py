@@ -3,6 +3,7 @@
 The division is a smooth weighted round robin: shares are exact and repeatable.
 """
 
+import errno
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
@@ -48,6 +49,8 @@ class Balancer(Generic[Member]):
         return chosen
 
 
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
 OWN_PATH = "/-/own"
 """Under this path a router answers from its release's own replicas, never from the canary."""
 
@@ -73,27 +76,36 @@ _HOP_BY_HOP = frozenset(
     }
 )
 _NOT_FORWARDED = (*_HOP_BY_HOP, hdrs.HOST, hdrs.EXPECT)
-_RETRIED = (hdrs.METH_GET, hdrs.METH_HEAD)
 _ADDED_BY_CLIENT = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
 
 
 class Upstream(Protocol):
-    """Target of requests: `url` has no trailing slash, `open_requests` is counted here."""
+    """Target of requests: `url` has no trailing slash, `open_requests` is counted here.
+
+    `alone`: no other may answer in its place.
+    """
 
     open_requests: int
+    alone: bool
 
     @property
     def url(self) -> str:
         """Scheme, host and port."""
 
 
-def make_session() -> aiohttp.ClientSession:
+def make_session(*, keep: bool = True) -> aiohttp.ClientSession:
     """The connections to the replicas: no limit, no cookies, no decoding, no read timeout.
 
-    A replica that hangs is for the gates to see, so it is not cut off here.
+    A replica that hangs is for the gates to see, so it is not cut off here. Without `keep` each
+    connection is closed with its answer.
     """
+    connector = (
+        aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS)
+        if keep
+        else aiohttp.TCPConnector(limit=0, force_close=True)
+    )
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=_ADDED_BY_CLIENT,
@@ -104,9 +116,10 @@ def make_session() -> aiohttp.ClientSession:
 class Proxy:
     """The request handler of a release's router.
 
-    503 when no replica is ready, 502 when the chosen one does not answer. Only a GET or HEAD that
-    found no connection is tried once more, on another replica. A client that goes away ends its
-    request at the replica; an answer that breaks off breaks off for the client too.
+    503 when no replica is ready, 502 when the chosen one does not answer. Only a request that found
+    no connection, of which no byte was sent, is tried once more, on another replica of the same
+    side. A client that goes away ends its request at the replica; an answer that breaks off breaks
+    off for the client too.
     """
 
     def __init__(
@@ -115,11 +128,16 @@ class Proxy:
         balancer: Balancer[Upstream],
         session: aiohttp.ClientSession,
         *,
+        others: Balancer[Upstream] | None = None,
         under: str = "",
     ) -> None:
-        """`under` is the path that is taken off requests before they are passed on."""
+        """`others` are the replicas that may answer for each other, by default all.
+
+        `under` is the path that is taken off requests before they are passed on.
+        """
         self._release = release
         self._balancer = balancer
+        self._others = balancer if others is None else others
         self._session = session
         self._under = under
 
@@ -129,13 +147,15 @@ class Proxy:
             return _error(400, "BadRequest", f"{self._release}: ask by a path, not by a whole URL")
         upstream = self._balancer.pick()
         if upstream is None:
-            return _error(503, "ServiceUnavailable", f"{self._release}: no replica is ready")
+            return unavailable(f"{self._release}: no replica is ready")
         try:
             try:
                 return await self._forward(request, upstream)
-            except aiohttp.ClientConnectorError:
-                other = self._balancer.pick(besides=upstream)
-                if request.method not in _RETRIED or request.body_exists or other is None:
+            except aiohttp.ClientConnectorError as error:
+                if error.errno in OUT_OF_DESCRIPTORS:
+                    return unavailable(f"{self._release}: the router has no descriptor left")
+                other = None if upstream.alone else self._others.pick(besides=upstream)
+                if other is None:
                     raise
                 return await self._forward(request, other)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -190,6 +210,11 @@ def _passed_on(
     for name in (*dropped, *filter(None, map(str.strip, named))):
         kept.popall(name, None)
     return kept
+
+
+def unavailable(message: str) -> web.Response:
+    """The answer to a request that cannot be served now: 503, with the reason."""
+    return _error(503, "ServiceUnavailable", message)
 
 
 def _error(status: int, kind: str, message: str) -> web.Response:

@@ -13,14 +13,9 @@ from vllm_rollout.platform.local.composition import Part
 from vllm_rollout.platform.local.processes import trim
 from vllm_rollout.platform.local.proxy import Balancer, Upstream
 from vllm_rollout.platform.local.replica import GIVEN_UP, ReplicaKeeper, Surroundings
+from vllm_rollout.platform.local.router_state import Wanted
 from vllm_rollout.platform.local.state import ALL_STABLE, ReplicaRow, RevisionRow
 from vllm_rollout.platform.local.values import LocalValues
-from vllm_rollout.ports import LOOPBACK
-
-
-def canary_key(release: str) -> str:
-    """The name, in the state file, of the canary of the release that is called `release` there."""
-    return f"{release}-canary"
 
 
 @dataclass(eq=False)
@@ -29,6 +24,7 @@ class Side:
 
     url: str = ""
     open_requests: int = 0
+    alone: bool = True
 
 
 _NOBODY = Side()
@@ -81,11 +77,14 @@ class Reconciler:
         self._canary: Side | None = None
         self._keepers: list[ReplicaKeeper] = []
         self._desired: RevisionRow | None = None
+        self._asked = False
         self._stopping = False
+        self._failed = ""
 
     def stop(self) -> None:
         """End all replicas, and then `run`."""
         self._stopping = True
+        self._want_nothing()
 
     async def run(self) -> None:
         """Reconcile until stopped, or until the release is gone or wants nothing to run.
@@ -93,20 +92,30 @@ class Reconciler:
         Cancelled, it leaves every replica running for the next router.
         """
         async with asyncio.TaskGroup() as lives:
-            for row in self._around.state.replicas(self._around.release.name):
-                self._keep(row, lives, found=True)
-            for tick in itertools.count():
-                try:
-                    self._step(lives)
-                    self._divide()
-                    if tick % _TRIM_EVERY_TICKS == 0:
-                        self._trim()
-                except (UnreachableError, OSError) as error:
-                    # The state file is locked or the disk full: what runs goes on running.
-                    _log.warning("%s", error)
-                if self._desired is None and not self._keepers:
-                    return
-                await asyncio.sleep(_TICK_SECONDS)
+            writing = lives.create_task(self._around.state.keep_writing())
+            try:
+                for row, made_of in await self._around.state.replicas():
+                    self._keep(row, made_of, lives, found=True)
+                await self._reconcile(lives)
+            finally:
+                writing.cancel()
+
+    async def _reconcile(self, lives: asyncio.TaskGroup) -> None:
+        for tick in itertools.count():
+            try:
+                self._follow(await self._around.state.read(), lives)
+                if tick % _TRIM_EVERY_TICKS == 0:
+                    await self._trim()
+                self._failed = ""
+            except UnreachableError:
+                pass  # it is in the log: what runs goes on running
+            except Exception as error:  # noqa: BLE001 - logged, and tried again
+                if self._failed != (failed := repr(error)):
+                    _log.exception("tried again until it works")
+                self._failed = failed
+            if self._asked and self._desired is None and not self._keepers:
+                return
+            await asyncio.sleep(_TICK_SECONDS)
 
     def refresh(self) -> None:
         """Tell the balancers who is ready, and at which weight."""
@@ -116,51 +125,54 @@ class Reconciler:
         self._own.update(ready)
         self._balancer.update(with_canary(ready, self._weights, self._canary))
 
-    def _step(self, lives: asyncio.TaskGroup) -> None:
-        self._read()
-        if self._desired is None:
-            for each in self._keepers:
-                each.leave()
+    def _follow(self, wanted: Wanted | None, lives: asyncio.TaskGroup) -> None:
+        self._asked = True
+        if wanted is None or self._stopping:
+            self._want_nothing()
             return
+        self._around.release = wanted.release
+        if self._desired is None or self._desired.number != wanted.revision.number:
+            self._desired = wanted.revision
+            for each in self._keepers:
+                if each.row.phase == GIVEN_UP:
+                    each.leave()
+            self.refresh()
+        in_place = self._in_place(wanted, lives)
+        self._divide(wanted)
+        settled = wanted.release.settled == wanted.revision.number
+        self._around.state.settle(
+            wanted.revision.number if in_place and not settled else None,
+            None if wanted.in_force else wanted.weights,
+        )
+
+    def _want_nothing(self) -> None:
+        self._desired = None
+        for each in self._keepers:
+            each.leave()
+
+    def _in_place(self, wanted: Wanted, lives: asyncio.TaskGroup) -> bool:
+        """Start what is missing, let go what is too many; True if all that is wanted is ready."""
         kept: list[ReplicaKeeper] = []
-        for part in self._desired.composition.parts:
+        for part in wanted.revision.composition.parts:
             have = [each for each in self._keepers if each.row.build == part.build]
             have = [each for each in have if not each.leaving]
             while len(have) < part.replicas:
-                have.append(self._keep(self._new_row(part), lives))
+                made_of = wanted.made_of[part.revision]
+                have.append(self._keep(self._new_row(part), made_of, lives))
             # The ready ones first, and of those the oldest.
             kept += sorted(have, key=lambda each: not each.ready)[: part.replicas]
         in_place = all(each.ready for each in kept)
         for each in self._keepers:
             if each not in kept and (in_place or not each.served):
                 each.leave()
-        if in_place and self._around.release.settled != self._desired.number:
-            self._around.state.settle(self._around.release.name, self._desired.number)
+        return in_place
 
-    def _divide(self) -> None:
+    def _divide(self, wanted: Wanted) -> None:
         """Follow the weights that the release is asked to divide its traffic by."""
-        state, name = self._around.state, self._around.release.name
-        weights = state.weights(name)
-        canary = state.release(canary_key(name)) if weights.canary else None
-        url = f"http://{LOOPBACK}:{canary.port}" if canary else ""
-        if weights != self._weights or url != (self._canary.url if self._canary else ""):
-            self._weights = weights
-            self._canary = Side(url) if weights.canary else None
-            self.refresh()
-        if not state.weights_in_force(name):
-            state.enforce_weights(name, weights)
-
-    def _read(self) -> None:
-        release = self._around.state.release(self._around.release.name)
-        if self._stopping or release is None or release.desired is None:
-            self._desired = None
-            return
-        self._around.release = release
-        if self._desired is None or self._desired.number != release.desired:
-            self._desired = self._around.state.revision(release.name, release.desired)
-            for each in self._keepers:
-                if each.row.phase == GIVEN_UP:
-                    each.leave()
+        url = self._canary.url if self._canary else ""
+        if wanted.weights != self._weights or wanted.canary_url != url:
+            self._weights = wanted.weights
+            self._canary = Side(wanted.canary_url) if wanted.weights.canary else None
             self.refresh()
 
     def _new_row(self, part: Part) -> ReplicaRow:
@@ -176,11 +188,13 @@ class Reconciler:
         )
 
     def _keep(
-        self, row: ReplicaRow, lives: asyncio.TaskGroup, *, found: bool = False
+        self,
+        row: ReplicaRow,
+        made_of: RevisionRow,
+        lives: asyncio.TaskGroup,
+        *,
+        found: bool = False,
     ) -> ReplicaKeeper:
-        made_of = self._around.state.revision(row.release, row.revision)
-        if made_of is None:
-            raise RuntimeError(f"replica {row.name} is of revision {row.revision}, which is gone")
         values = LocalValues.model_validate(made_of.values)
         keeper = ReplicaKeeper(row, values, self._around, changed=self.refresh, found=found)
         self._keepers.append(keeper)
@@ -197,6 +211,7 @@ class Reconciler:
         replicas = sum(part.replicas for part in parts)
         return sum(part.weight for part in parts) / replicas if replicas else 1.0
 
-    def _trim(self) -> None:
+    async def _trim(self) -> None:
         names = ["router", *(each.row.name for each in self._keepers)]
-        trim(self._around.logs, live={self._around.logs / f"{name}.log" for name in names})
+        live = {self._around.logs / f"{name}.log" for name in names}
+        await asyncio.to_thread(trim, self._around.logs, live=live)

@@ -1,6 +1,7 @@
 """One replica: its process is started, probed, restarted, drained and ended here."""
 
 import asyncio
+import errno
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,10 +11,11 @@ from typing import Any
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_fixed
 
-from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.local import processes
-from vllm_rollout.platform.local.processes import Identity
-from vllm_rollout.platform.local.state import LEAVING, ReleaseRow, ReplicaRow, State
+from vllm_rollout.platform.local.processes import Identity, has_room
+from vllm_rollout.platform.local.router_state import RouterState
+from vllm_rollout.platform.local.state import LEAVING, ReleaseRow, ReplicaRow
 from vllm_rollout.platform.local.values import LocalValues
 from vllm_rollout.ports import free_port
 
@@ -27,8 +29,13 @@ _PROBES_TO_UNREADY = 3
 _BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 _FORGIVEN_AFTER_SECONDS = 600.0
-_DRAIN_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
+_AGAIN_SECONDS = 1.0
+
+_SHORT_OF = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+)
+"""Errors of a start that are the machine's, and pass."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,20 +45,24 @@ class Surroundings:
     """Settings and state shared by all replicas of a release. `release` follows its row."""
 
     release: ReleaseRow
-    state: State
+    state: RouterState
     logs: Path
     environment: Mapping[str, str]
-    healthy: Callable[[str], Awaitable[bool]]
-    """Whether `/health` under this URL answers 200 in time."""
+    healthy: Callable[[str], Awaitable[bool | None]]
+    """Whether `/health` under this URL answers 200 in time; None if it could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """Why a process has to be replaced; `final` when another try cannot help."""
+    """Why a process has to be replaced; `final` when another try cannot help.
+
+    One that is not a `crash` is the machine's: it does not bring the replica closer to its end.
+    """
 
     reason: str
     message: str
     final: bool = False
+    crash: bool = True
 
 
 class ReplicaKeeper:
@@ -59,9 +70,12 @@ class ReplicaKeeper:
 
     Like a pod's kubelet: ready while `/health` answers 200 (three misses in a row end that);
     restarted with growing pauses when its process ends or was not healthy for the startup
-    timeout; given up (phase Failed) after `max_restarts` restarts without ten good minutes.
+    timeout; given up (phase Failed) after `max_restarts` restarts without ten good minutes. While
+    the machine is short of something (a full disk), it is tried again for as long as that lasts.
     Cancelling `run` leaves the process alone, for the next router to adopt.
     """
+
+    alone = False
 
     def __init__(
         self,
@@ -85,8 +99,8 @@ class ReplicaKeeper:
         self._values = values
         self._around = around
         self._changed = changed
-        self._found = found
-        self._crashes = 0
+        self._found = self._noted = found
+        self._crashes = self._endings = 0
         self._leave = asyncio.Event()
         if row.phase == LEAVING:
             self._leave.set()
@@ -113,7 +127,18 @@ class ReplicaKeeper:
             self._update(phase=LEAVING)
 
     async def run(self) -> None:
-        """The replica's whole life; returns when no process and no row of it is left."""
+        """The replica's whole life; returns when no process of it is left."""
+        while True:
+            try:
+                await self._run()
+            except Exception:  # noqa: BLE001 - of this replica alone: the others go on
+                _log.exception("%s: its keeper begins again", self.row.name)
+                self._found = True
+                await asyncio.sleep(_AGAIN_SECONDS)
+            else:
+                return
+
+    async def _run(self) -> None:
         while not self.leaving:
             ending = await self._live()
             if ending is None:
@@ -122,39 +147,37 @@ class ReplicaKeeper:
             if self._give_up(ending):
                 await self._leave.wait()
             else:
-                await self._pause(
-                    min(_BACKOFF_SECONDS * 2 ** (self._crashes - 1), _LONGEST_BACKOFF_SECONDS)
-                )
+                await self._back_off(ending)
         await self._drain()
         await self._end()
-        try:
-            self._around.state.delete_replica(self.row.id)
-        except UnreachableError as error:
-            _log.warning("%s keeps its row: %s", self.row.name, error)
+        self._around.state.delete(self.row.id)
 
     async def _live(self) -> _Ending | None:
         """One process, from its start until it has to be replaced (or, None, has to leave)."""
         try:
-            process = await self._adopt() or self._start()
-        except (OSError, UnreachableError, DeployError) as error:
-            return _Ending("StartError", str(error))
+            process = await self._adopt() or await self._start()
+        except OSError as error:
+            return _Ending("StartError", str(error), crash=error.errno not in _SHORT_OF)
+        except DeployError as error:
+            return _Ending("StartError", str(error), crash=False)
         except UsageError as error:
             return _Ending("StartError", str(error), final=True)
         clock = asyncio.get_running_loop().time
         started = healthy_at = clock()
         misses = 0
         next_probe = started
-        while not self.leaving:
+        while process is not None and not self.leaving:
             ended = processes.how_ended(process)
             if ended is not None:
-                return _Ending("Error", ended)
+                return self._ended(ended)
             if clock() >= next_probe:
-                if await self._around.healthy(self.url):
+                healthy = await self._around.healthy(self.url)
+                if healthy:
                     misses, healthy_at = 0, clock()
                     self._be_ready()
                     if healthy_at - started > _FORGIVEN_AFTER_SECONDS:
-                        self._crashes = 0
-                else:
+                        self._crashes = self._endings = 0
+                elif healthy is not None:
                     misses += 1
                     if misses >= _PROBES_TO_UNREADY:
                         self._be_unready()
@@ -163,6 +186,11 @@ class ReplicaKeeper:
                 next_probe = clock() + (_PROBE_SECONDS if self.row.ready else _TICK_SECONDS)
             await self._pause(_TICK_SECONDS)
         return None
+
+    def _ended(self, how: str) -> _Ending:
+        if has_room(self._around.logs):
+            return _Ending("Error", how)
+        return _Ending("DiskFull", f"{how}; the disk of {self._around.logs} is full", crash=False)
 
     async def _adopt(self) -> Identity | None:
         """The process an earlier router started, if it still runs; its strays are ended if not."""
@@ -178,13 +206,17 @@ class ReplicaKeeper:
         await self._end()
         return None
 
-    def _start(self) -> Identity:
-        # Written before the process exists: if this router is killed between the two, the next
-        # one knows which id to look for.
-        port = free_port(self._around.state.ports())
-        reserved = replace(self.row, phase="Pending", ready=False, port=port, process=None)
-        self._around.state.put_replica(reserved)
-        self.row = reserved
+    async def _start(self) -> Identity | None:
+        port = free_port(self._around.state.ports)
+        self._update(phase="Pending", ready=False, port=port, process=None)
+        # Written before its first process exists: if this router is killed between the two, the
+        # next one knows which id to look for.
+        while not self._noted:
+            self._noted = await self._around.state.flush()
+            if not self._noted:
+                await self._pause(_AGAIN_SECONDS)
+            if self.leaving:
+                return None
         env = self._values.environment(self._around.environment)
         process = processes.spawn(
             self._values.argv(port=port, model=self._around.release.model),
@@ -209,22 +241,50 @@ class ReplicaKeeper:
 
     def _give_up(self, ending: _Ending) -> bool:
         """Note why the process ended; True when it is not to be started again."""
-        self._crashes += 1
-        over = ending.final or self._crashes > self._around.release.max_restarts
-        looping = self._crashes > 1 and not ending.final
+        self._endings += 1
+        self._crashes += ending.crash
+        crashed_out = ending.crash and self._crashes > self._around.release.max_restarts
+        over = ending.final or crashed_out
+        looping = self._crashes > 1 and ending.crash and not ending.final
+        had_process = ending.crash or self.row.process is not None
         self._update(
             ready=False,
             phase=GIVEN_UP if over else self.row.phase,
-            restarts=self.row.restarts + (0 if over else 1),
+            restarts=self.row.restarts + (had_process and not over),
             reason=_CRASH_LOOP if looping else ending.reason,
-            message=ending.message,
+            message=ending.message
+            if over
+            else f"{ending.message}; started again within {self._pause_seconds:g} s",
         )
         _log.warning("%s: %s: %s", self.row.name, ending.reason, ending.message)
         return over
 
+    @property
+    def _pause_seconds(self) -> float:
+        """How long the next start waits: twice as long after each ending, up to a limit."""
+        return min(_BACKOFF_SECONDS * 2.0 ** min(self._endings - 1, 10), _LONGEST_BACKOFF_SECONDS)
+
+    async def _back_off(self, ending: _Ending) -> None:
+        """Wait before the next start; where the machine was short of room, until there is some."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._pause_seconds
+        while not self.leaving and (left := until - clock()) > 0:
+            await self._pause(left if ending.crash else min(left, _AGAIN_SECONDS))
+            if not ending.crash and has_room(self._around.logs):
+                return
+
     async def _drain(self) -> None:
-        deadline = asyncio.get_running_loop().time() + _DRAIN_SECONDS
-        while self.open_requests and asyncio.get_running_loop().time() < deadline:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while self.open_requests:
+            if clock() - began >= self._around.release.drain_seconds:
+                _log.warning(
+                    "%s: %d open requests are cut after %g s (local.drain)",
+                    self.row.name,
+                    self.open_requests,
+                    self._around.release.drain_seconds,
+                )
+                return
             await asyncio.sleep(_TICK_SECONDS / 2)
 
     async def _end(self) -> None:
@@ -248,9 +308,5 @@ class ReplicaKeeper:
         if self.leaving:
             changes["phase"] = LEAVING
         self.row = replace(self.row, **changes)
-        try:
-            self._around.state.put_replica(self.row)
-        except UnreachableError as error:
-            # Disk full or locked: serving goes on; the next change writes the whole row.
-            _log.warning("%s: %s", self.row.name, error)
+        self._around.state.put(self.row)
         self._changed()

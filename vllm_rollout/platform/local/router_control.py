@@ -1,16 +1,21 @@
-"""Control of routers by a command: find, start, and stop one with all it runs; its lock and logs.
+"""Control of routers: find, start, restart, and stop one with all it runs; its lock and logs.
 
+A router's process, here, is the one that was started: it starts the one that serves (`router.py`).
 One router runs for each release: a file lock holds that, which the kernel gives back however its
 holder ends.
 """
 
 import fcntl
+import json
+import logging
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +28,8 @@ from vllm_rollout.platform.local.processes import Identity, log_folder, tail
 from vllm_rollout.platform.local.state import ReplicaRow, State
 
 _POLL_SECONDS = 0.02
+
+_log = logging.getLogger(__name__)
 
 
 class RouterLock:
@@ -49,6 +56,84 @@ class RouterLock:
     def release(self) -> None:
         """Give it back."""
         self._file.close()
+
+
+Serve = Callable[["Supervisor"], int]
+DONE, REFUSED, _CRASHED = 0, 1, 70
+"""Exit statuses of a process that serves; after any other one it is started again."""
+_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
+_GOOD_SECONDS = 60.0
+
+
+class Supervisor:
+    """The process that starts the one that serves: `identity`, and a line to it from there."""
+
+    def __init__(self, state_dir: Path, release: str) -> None:
+        self.identity: Identity = processes.current()
+        # The state file names it only while the release is served; one to be stopped is found here.
+        with suppress(OSError):
+            note = _supervisor_note(state_dir, release)
+            note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            note.write_text(json.dumps(asdict(self.identity)))
+        self._here, self._there = socket.socketpair()
+        self._here.setblocking(False)
+
+    def fileno(self) -> int:
+        """In the process that serves: readable when the supervisor has ended."""
+        return self._there.fileno()
+
+    def serving(self) -> None:
+        """Tell the supervisor that the release is served."""
+        self._there.send(b"1")
+
+    def run(self, serve_release: Serve) -> int:
+        """Run `serve_release` in a child, again whenever it dies and has ever served.
+
+        Returns the exit status of a child that ended by itself, or by a signal that was passed on.
+        """
+        child, ending = 0, False
+
+        def pass_on(number: int, _frame: object) -> None:
+            nonlocal ending
+            ending = True
+            if not child:
+                sys.exit(DONE)
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
+
+        signals = (signal.SIGTERM, signal.SIGHUP)
+        for each in signals:
+            signal.signal(each, pass_on)
+        served, pause = False, _PAUSE_SECONDS
+        while True:
+            began = time.monotonic()
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+            child = os.fork()
+            if not child:
+                os._exit(self._serve(serve_release, signals))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            child = 0
+            with suppress(BlockingIOError):
+                served = bool(self._here.recv(1024)) or served
+            if ending or not served or status in (DONE, REFUSED):
+                return max(status, 0)
+            long = time.monotonic() - began > _GOOD_SECONDS
+            pause = _PAUSE_SECONDS if long else min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            _log.error("the router ended (%d); started again in %g s", status, pause)
+            time.sleep(pause)
+
+    def _serve(self, serve_release: Serve, signals: tuple[signal.Signals, ...]) -> int:
+        self._here.close()
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        try:
+            return serve_release(self)
+        except BaseException:  # noqa: BLE001 - it is in the log, and the supervisor starts another
+            _log.exception("the router ends")
+            return _CRASHED
 
 
 _START_SECONDS = 30.0
@@ -98,6 +183,7 @@ class Routers:
             with suppress(ProcessLookupError):
                 os.kill(router.pid, signal.SIGHUP)
         log = log_folder(self._state_dir, name) / "router.log"
+        before = log.stat().st_size if log.is_file() else 0
         started = processes.spawn(
             [
                 # -P: nothing in the folder the command was called from stands in for a module.
@@ -118,7 +204,9 @@ class Routers:
         else:
             return True
         raise DeployError(
-            "\n".join([f"the router of {name} does not start:", *tail(log, _LOG_LINES)]),
+            "\n".join(
+                [f"the router of {name} does not start:", *tail(log, _LOG_LINES, since=before)]
+            ),
             remedy=f"Its whole log is {log}.",
         )
 
@@ -130,8 +218,9 @@ class Routers:
         Raises:
             DeployError: a process does not end, or another command keeps starting routers.
         """
-        if (router := self.running(name)) is not None:
-            processes.end_process(router, grace_seconds=timeout.total_seconds())
+        for router in (self.running(name), self._supervisor(name)):
+            if router is not None:
+                processes.end_process(router, grace_seconds=timeout.total_seconds())
         lock = RouterLock(self._state_dir, name)
         try:
             if not lock.take(within_seconds=_LOCK_SECONDS):
@@ -147,6 +236,15 @@ class Routers:
                 self._state.delete_release(name)
         finally:
             lock.release()
+
+    def _supervisor(self, name: str) -> Identity | None:
+        with suppress(OSError, ValueError, TypeError):
+            return Identity(**json.loads(_supervisor_note(self._state_dir, name).read_text()))
+        return None
+
+
+def _supervisor_note(state_dir: Path, release: str) -> Path:
+    return state_dir / "locks" / f"{release}.json"
 
 
 class ReleaseLogs:

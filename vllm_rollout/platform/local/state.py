@@ -12,10 +12,11 @@ from vllm_rollout.model.deployment import Build, Replica, Revision, RevisionStat
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.database import Database
-from vllm_rollout.platform.local.processes import Identity
+from vllm_rollout.platform.local.processes import Identity, is_running
 from vllm_rollout.ports import LOOPBACK, free_port
 
 ALL_STABLE = Weights(stable=1)
+_IN_USE = (RevisionStatus.DEPLOYED, RevisionStatus.PENDING)
 
 LEAVING = "Terminating"
 """Phase of a replica that gets no new requests and will be ended."""
@@ -32,6 +33,7 @@ class ReleaseRow:
     settled: int | None
     startup_timeout_seconds: float
     max_restarts: int
+    drain_seconds: float
     router: Identity | None
 
 
@@ -84,15 +86,16 @@ class ReplicaRow:
         return "" if self.port is None else f"http://{LOOPBACK}:{self.port}"
 
     def public(self) -> Replica:
-        """As the rest of the suite knows it."""
+        """As the rest of the suite knows it. One whose process has ended is not ready."""
+        gone = self.ready and not is_running(self.process)
         return Replica(
             name=self.name,
             phase=self.phase,
-            ready=self.ready,
+            ready=self.ready and not gone,
             restarts=self.restarts,
             build=self.build,
-            reason=self.reason,
-            message=self.message,
+            reason="ProcessGone" if gone else self.reason,
+            message="its process has ended since it was noted as ready" if gone else self.message,
             address=self.address,
         )
 
@@ -117,16 +120,23 @@ class State:
         return ReleaseRow(**fields, router=router)
 
     def put_release(
-        self, name: str, model: str, *, startup_timeout_seconds: float, max_restarts: int
+        self,
+        name: str,
+        model: str,
+        *,
+        startup_timeout_seconds: float,
+        max_restarts: int,
+        drain_seconds: float,
     ) -> None:
         """Add the release with a port of its own, or renew the limits of the one there is."""
+        limits = (startup_timeout_seconds, max_restarts, drain_seconds)
         with self.database.transaction():
             self.database.execute(
-                "INSERT INTO releases (name, model, port, startup_timeout_seconds, max_restarts)"
-                " VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+                "INSERT INTO releases (name, model, port, startup_timeout_seconds, max_restarts,"
+                " drain_seconds) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
                 " startup_timeout_seconds = excluded.startup_timeout_seconds,"
-                " max_restarts = excluded.max_restarts",
-                (name, model, free_port(self.ports()), startup_timeout_seconds, max_restarts),
+                " max_restarts = excluded.max_restarts, drain_seconds = excluded.drain_seconds",
+                (name, model, free_port(self.ports()), *limits),
             )
 
     def ports(self) -> set[int]:
@@ -212,6 +222,18 @@ class State:
                 row.client.created,
             ),
         )
+
+    def forget_revisions(self, name: str, *, before: int) -> None:
+        """Remove older revisions than `before` but those in use, or whose values are."""
+        used = {row.revision for row in self.replicas(name)}
+        for row in self.revisions(name):
+            if row.number >= before or row.status in _IN_USE:
+                used |= {row.number, *(part.revision for part in row.composition.parts)}
+        sql = (
+            "DELETE FROM revisions WHERE release = ? AND number < ?"
+            " AND number NOT IN (SELECT value FROM json_each(?))"
+        )
+        self.database.execute(sql, (name, before, json.dumps(sorted(used))))
 
     def set_status(self, name: str, number: int, status: RevisionStatus) -> None:
         """Change the status of one revision."""
