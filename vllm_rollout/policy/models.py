@@ -228,6 +228,14 @@ class Policy(Rules):
         enabled = self.environments[environment].gates.enabled
         return tuple(g for g in enabled if g != "live_metrics" or self.prometheus.url is not None)
 
+    def preflight_of(self, environment: str) -> tuple[str, ...]:
+        """Names of the pre-deployment checks made in `environment`; one machine has GPUs alone."""
+        preflight = self.environments[environment].preflight
+        enabled = preflight.enabled if preflight else ()
+        if self.platform == "kubernetes":
+            return enabled
+        return tuple(name for name in enabled if name == "gpus" and self.local.gpus)
+
     def for_model(self, model: str) -> "Policy":
         """The policy as it holds for `model`, without the blocks of other models."""
         own = self.models.get(model)
