@@ -13,6 +13,8 @@ from vllm_rollout.policy.conditions import ModelRegistry
 from vllm_rollout.policy.fields import (
     Block,
     Confidence,
+    Count,
+    MayBeOff,
     Name,
     Number,
     Text,
@@ -64,6 +66,9 @@ class Rules(Block):
     deploy_timeout: TimeLimit
     """How long a pod, or a local revision, may take to come up; pods that a change replaces one
     after the other have it each. `at least`: longer where their start-up probe gives them more."""
+    keep_reports: Annotated[Count | None, MayBeOff()]
+    """Runs whose reports stay in the reports folder: the newest, and those that a sign-off or what
+    serves goes by; off means all."""
     watch: Watch
     """The watch after promotion."""
     inconclusive: Inconclusive
