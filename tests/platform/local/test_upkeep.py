@@ -2,14 +2,14 @@
 
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from support.local_release import TINY_SERVER, LocalRelease, tiny, until
 from typer.testing import CliRunner
@@ -29,29 +29,40 @@ def vllm_rollout(release: LocalRelease, *words: str) -> tuple[int, str]:
     return ended.exit_code, " ".join(ended.output.split())
 
 
-def reboot(release: LocalRelease) -> None:
-    """Kill all, and give the ids of what was killed to a process that goes on: this one."""
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[processes.Identity]:
+    """A process that has nothing to do with the suite."""
+    process = processes.spawn(["sleep", "600"], env=os.environ, log=tmp_path / "sleep.log")
+    yield process
+    processes.end_process(process, grace_seconds=5)
+
+
+def reboot(release: LocalRelease, other: processes.Identity) -> None:
+    """Kill all, and give the ids of what was killed to another process."""
     assert release.router is not None
-    os.kill(release.router.pid, signal.SIGKILL)
-    for each in release.carried():
-        each.kill()
+    router = psutil.Process(release.router.pid)
+    killed = [router, *router.children(recursive=True), *release.carried()]
+    for each in killed:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    until(lambda: not any(map(processes._lives, killed)))
     database = release.platform._state.database
-    until(lambda: not release.carried())
-    me = processes.current()
-    database.execute("UPDATE releases SET router_pid = ?, router_created = ?", (me.pid, me.created))
-    database.execute("UPDATE replicas SET pid = ?, created = ?", (me.pid, me.created))
+    ids = (other.pid, other.created)
+    database.execute("UPDATE releases SET router_pid = ?, router_created = ?", ids)
+    database.execute("UPDATE replicas SET pid = ?, created = ?", ids)
     database.execute("UPDATE boot SET id = 'the boot before'")
 
 
 def test_after_a_reboot_up_brings_back_what_served(
-    make_release: Callable[..., LocalRelease], tmp_path: Path
+    make_release: Callable[..., LocalRelease], other: processes.Identity, tmp_path: Path
 ) -> None:
     before = make_release(tmp_path / "state")
     code, said = vllm_rollout(before, "up")
     assert (code, said) == (0, "nothing should serve here")
     before.apply(tiny("a"))
     url = before.url
-    reboot(before)
+    reboot(before, other)
+    assert before.router == other
     release = make_release(tmp_path / "state")
 
     code, said = vllm_rollout(release, "status", "llama-2-7b")
@@ -64,7 +75,8 @@ def test_after_a_reboot_up_brings_back_what_served(
     assert "staging/llama-2-7b: revision 1, build" in said
     assert (release.url, release.served(2), release.statuses) == (url, {"a": 2}, ["deployed"])
     pids = release.pids()
-    assert os.getpid() not in pids
+    assert other.pid not in pids
+    assert processes.is_running(other)
 
     code, said = vllm_rollout(release, "up")
     assert code == 0
