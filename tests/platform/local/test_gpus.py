@@ -120,6 +120,11 @@ def test_models_share_a_box_and_replicas_are_replaced_one_by_one(
     assert str(facts.room()) in str(caught.value)
     assert (one.pids(), one.statuses) == (before, ["deployed"])
 
+    facts = one.platform.preflight(one.deployment.canary, tiny("b"), capacity=2)
+    assert facts is not None
+    assert str(facts.room()).startswith("2 replicas need 3 GPUs (1 of them")
+    assert "system.llama-2-7b-staging has 2" in str(facts.room())
+
     other.platform.uninstall(other.deployment, timeout=one.platform._startup_timeout)
     with one.clients() as wrong:
         one.apply(tiny("b"), 2, 2)

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from vllm_rollout.model.deployment import (
     Build,
+    Canary,
     Deployment,
     Replica,
     Revision,
@@ -215,7 +216,10 @@ class LocalPlatform:
                 _build_of(parsed).digest, number, replicas=capacity, capacity=capacity, before=None
             )
             pool = find_gpus(self._pool)
-            return Gpus(self._state).room(name, wanted, {number: parsed}, pool=pool)
+            room = Gpus(self._state).room(name, wanted, {number: parsed}, pool=pool)
+            # Beside a canary the release itself is brought to the build at the ramp's end.
+            beside = parsed.gpus_each if isinstance(deployment, Canary) else 0
+            return replace(room, needed=room.needed + beside, surge=room.surge + beside)
 
         # The policy asks for no other check on this platform (`Policy.preflight_of`).
         return cast("Preflight", _Room(room))
