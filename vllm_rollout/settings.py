@@ -267,6 +267,7 @@ def make_platform(policy: Policy, *, kube_context: str | None = None) -> Release
             startup_timeout=policy.local.startup_timeout,
             max_restarts=policy.local.max_restarts,
             drain=policy.drain,
+            gpus=policy.local.gpus,
         )
     places = {
         name: (

@@ -1,6 +1,7 @@
 """Room, quotas and references: what must not pass, and what does."""
 
 import math
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from vllm_rollout.judge.preflight_checks import (
 from vllm_rollout.model.preflight_facts import (
     Admission,
     Demand,
+    GpuRoom,
     NewObjects,
     NodeSpace,
     Quota,
@@ -198,3 +200,16 @@ def test_every_missing_reference_is_named() -> None:
     verdict = references_verdict([there, gone])
     assert verdict.outcome is Outcome.FAIL
     assert verdict.reason == "PersistentVolumeClaim cache: it is Pending, not Bound"
+
+
+def test_gpus_that_other_models_have_are_no_room() -> None:
+    held = {"system.qwen-production": 2}
+    room = GpuRoom(pool=("0", "1", "2", "3"), held=held, needed=3, replicas=2, surge=1)
+    verdict = room_verdict(room)
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.reason == (
+        "2 replicas need 3 GPUs (1 of them while one is replaced); of 4 (0, 1, 2, 3) it may have "
+        "2: system.qwen-production has 2"
+    )
+    assert "uninstall" in verdict.remedy
+    assert room_verdict(replace(room, held={})).outcome is Outcome.PASS

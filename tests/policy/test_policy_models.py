@@ -111,3 +111,17 @@ def test_the_digest_is_of_the_rules_and_not_of_how_they_were_written(load: Load)
 def test_a_policy_cannot_be_changed_after_loading(load: Load) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load().confidence = 0.5  # type: ignore[misc]
+
+
+def test_one_machine_is_checked_for_gpus_alone(load: Load) -> None:
+    assert "gpus" in load("").preflight_of("staging")
+    assert load("platform: local").preflight_of("staging") == ()
+    machine = load("platform: local\nlocal: {gpus: [0, MIG-a]}")
+    assert machine.local.gpus == ("0", "MIG-a")
+    assert machine.preflight_of("staging") == ("gpus",)
+
+
+@pytest.mark.parametrize("gpus", ["2", "[]", "[a b]", "['0,1']", "[0, 0]", "all"])
+def test_gpus_are_named_one_by_one(load: Load, gpus: str) -> None:
+    with pytest.raises(UsageError, match=r"local\.gpus: (must be auto|has 0 more than once)"):
+        load(f"local: {{gpus: {gpus}}}")

@@ -23,7 +23,7 @@ from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import AccessError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.symptoms import Event, Symptoms
-from vllm_rollout.platform.base import ConflictError
+from vllm_rollout.platform.base import ROUTER_GONE, ConflictError
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.rollout import engine
 from vllm_rollout.rollout.audit_log import AuditLog
@@ -318,8 +318,14 @@ def test_a_second_run_finds_nothing_to_do_but_to_bring_back_what_died(
     assert changes(world) == []
 
     world.gates.outcomes["verify"] = Outcome.FAIL  # it was well then, and is not now
+    says = "its router is not running: vllm-rollout up m brings it back"
+    gone = Replica(
+        name="r", phase="Running", ready=False, restarts=0, reason=ROUTER_GONE, message=says
+    )
+    monkeypatch.setattr(type(world.platform), "replicas", lambda *_: [gone, gone])
     evidence = gate_and_promote(world.tools())
     assert evidence.exit_code == ExitCode.GATE_FAILED
+    assert evidence.conclusion.endswith(f"; {says}")
     assert changes(world) == []
 
     def bring_back(deployment: Deployment, *, timeout: timedelta) -> str:

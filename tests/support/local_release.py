@@ -93,6 +93,11 @@ class LocalRelease:
         rows = [row for row in self.rows if row.phase != "Terminating" and row.process]
         return {row.process.pid for row in rows if row.process}
 
+    def variables(self, *names: str) -> set[tuple[str | None, ...]]:
+        """Variables of the environment of each replica that is not leaving."""
+        environments = [psutil.Process(pid).environ() for pid in self.pids()]
+        return {tuple(map(each.get, names)) for each in environments}
+
     def carried(self) -> list[psutil.Process]:
         """Every process of every replica there is a row of."""
         return [each for row in self.rows for each in processes.carrying(row.id)]

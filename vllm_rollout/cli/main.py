@@ -78,6 +78,22 @@ _COMMANDS = {
         "diagnose_command",
         "Say why replicas of MODEL are not ready, and what to do about it.",
     ),
+    "up": _Lazy(
+        "vllm_rollout.cli.one_box",
+        "up_command",
+        "Bring back what should serve on this machine (local), as after a reboot.",
+    ),
+    "restart": _Lazy(
+        "vllm_rollout.cli.one_box",
+        "restart_command",
+        "Start MODEL's replicas again that are not ready (local): the cause of a crash loop is "
+        "gone.",
+    ),
+    "backup": _Lazy(
+        "vllm_rollout.cli.one_box",
+        "backup_command",
+        "Copy the state of this machine's releases (local) to FILE, while they serve.",
+    ),
     "logs": _Lazy(
         "vllm_rollout.cli.releases",
         "logs_command",

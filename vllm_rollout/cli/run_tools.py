@@ -9,14 +9,16 @@ from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.next_command import release_command, sign_off_command
-from vllm_rollout.platform.reader import at_home
+from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
+from vllm_rollout.policy import Policy
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.rollout.gates import GateRunner
 from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.notifier import Notifier
+from vllm_rollout.rollout.old_reports import remove_old_reports
 from vllm_rollout.rollout.run import Clock, Emergency, Run, SystemClock
 from vllm_rollout.settings import Settings
 
@@ -103,6 +105,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
             )
             options.say(f"record: {record}")
         options.say(f"report: {paths.html}")
+        say_removed(run.folder.parent, releases.platform, run.policy, target.model)
     except (RolloutError, OSError) as error:
         options.say(
             f"the report could not be written, the evidence is in the platform's store: {error}"
@@ -112,6 +115,18 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
         rules = run.policy.environments[run.source.environment].sign_off
         words = rules.words if rules else ()
         options.say(f"sign it off: {sign_off_command(target.model, evidence.digest, words)}")
+
+
+def say_removed(folder: Path, platform: ReleaseReader, policy: Policy, model: str) -> None:
+    """Remove old reports of `model`, and say so; where they cannot be, they stay, and why."""
+    try:
+        if gone := remove_old_reports(folder, platform, policy, model):
+            options.say(
+                f"removed the reports of {len(gone)} old runs from {folder}, {gone[0]} to "
+                f"{gone[-1]}: `keep_reports` is {policy.keep_reports}"
+            )
+    except (RolloutError, OSError) as error:
+        options.say(f"old reports stay in {folder}: {error}")
 
 
 def _rollback_command(target: Deployment, before: int | None) -> str:

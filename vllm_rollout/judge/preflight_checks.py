@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from vllm_rollout.model.preflight_facts import (
+    FREE_A_GPU,
     Admission,
     Demand,
+    GpuRoom,
     NewObjects,
     NodeSpace,
     Quota,
@@ -24,7 +26,7 @@ _ONE_BILLIONTH = 1e-9
 """Quantities are sums of fractions (cores); so much more than there is counts as equal."""
 
 
-def room_verdict(room: Room) -> Verdict:
+def room_verdict(room: Room | GpuRoom) -> Verdict:
     """Pass if every pod of the rollout finds a node, the surge of a rolling update included.
 
     Pods are placed largest first, each on the first node that takes it and has all it asks for:
@@ -37,6 +39,8 @@ def room_verdict(room: Room) -> Verdict:
     `measured` is how many of the scarcest thing (GPUs, where pods ask for any) the accepting nodes
     have for this release, `limit` how many it takes.
     """
+    if isinstance(room, GpuRoom):
+        return check(room.fits, str(room), remedy=FREE_A_GPU)
     # A rolling update surges only where there is something to roll.
     new = [demand for demand in room.demands for _ in range(demand.surge) if room.existing]
     whole = [demand for demand in room.demands for _ in range(demand.pods)] + new

@@ -59,6 +59,43 @@ class Room:
     existing: int = 0
 
 
+FREE_A_GPU = (
+    "Remove what does not need to serve (vllm-rollout uninstall MODEL -e ENVIRONMENT), ask for "
+    "fewer `replicas`, or add GPUs to `local.gpus`."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuRoom:
+    """GPUs of one machine that a change takes at once: `needed`, for `replicas` and the `surge`
+    beside them while one is replaced. Other releases have `held`, by name, of the `pool`.
+    """
+
+    pool: tuple[str, ...]
+    held: Mapping[str, int]
+    needed: int
+    replicas: int
+    surge: int = 0
+
+    @property
+    def available(self) -> int:
+        """How many the release may have."""
+        return max(0, len(self.pool) - sum(self.held.values()))
+
+    @property
+    def fits(self) -> bool:
+        """True if they suffice."""
+        return self.needed <= self.available
+
+    def __str__(self) -> str:
+        need = f"{self.replicas} replicas need {self.needed} GPUs"
+        if self.surge:
+            need += f" ({self.surge} of them while one is replaced)"
+        others = ", ".join(f"{name} has {count}" for name, count in self.held.items())
+        there = f"of {len(self.pool)} ({', '.join(self.pool)}) it may have {self.available}"
+        return f"{need}; {there}" + (f": {others}" if others else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
     """Limits of one ResourceQuota: `hard`, `used`, and how much of that is the release's own.
@@ -162,7 +199,7 @@ class Preflight(Protocol):
     def values_problem(self) -> str:
         """Error in the values or the overlay; empty when there is none."""
 
-    def room(self) -> Room:
+    def room(self) -> Room | GpuRoom:
         """Resources that the rollout needs of the nodes, and resources they have."""
 
     def demands(self) -> Sequence[Demand]:

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.symptoms import Symptoms
+
+ROUTER_GONE = "RouterGone"
+"""Reason of a replica that nobody passes requests to; its message names the command to run."""
 
 
 class ConflictError(RolloutError):
@@ -209,3 +213,8 @@ class PathErrors:
             f"the connection failed, which says nothing of the deployment: {self.what}",
             address=self.address,
         )
+
+
+def without_router(replicas: Sequence[Replica]) -> list[str]:
+    """Return what replicas that nobody passes requests to say: once, with the command to run."""
+    return list(dict.fromkeys(each.message for each in replicas if each.reason == ROUTER_GONE))

@@ -13,6 +13,8 @@ from vllm_rollout.policy.conditions import ModelRegistry
 from vllm_rollout.policy.fields import (
     Block,
     Confidence,
+    Count,
+    MayBeOff,
     Name,
     Number,
     Text,
@@ -63,6 +65,9 @@ class Rules(Block):
     deploy_timeout: TimeLimit
     """How long a pod, or a local revision, may take to come up; pods that a change replaces one
     after the other have it each. `at least`: longer where their start-up probe gives them more."""
+    keep_reports: Annotated[Count | None, MayBeOff()]
+    """Runs whose reports stay in the reports folder: the newest, and those that a sign-off or what
+    serves goes by; off means all."""
     watch: Watch
     """The watch after promotion."""
     evidence: EvidenceSigning
@@ -228,6 +233,14 @@ class Policy(Rules):
         """
         enabled = self.environments[environment].gates.enabled
         return tuple(g for g in enabled if g != "live_metrics" or self.prometheus.url is not None)
+
+    def preflight_of(self, environment: str) -> tuple[str, ...]:
+        """Names of the pre-deployment checks made in `environment`; one machine has GPUs alone."""
+        preflight = self.environments[environment].preflight
+        enabled = preflight.enabled if preflight else ()
+        if self.platform == "kubernetes":
+            return enabled
+        return tuple(name for name in enabled if name == "gpus" and self.local.gpus)
 
     def for_model(self, model: str) -> "Policy":
         """The policy as it holds for `model`, without the blocks of other models."""

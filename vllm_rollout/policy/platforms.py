@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from vllm_rollout.policy.fields import (
     Block,
@@ -18,6 +18,7 @@ from vllm_rollout.policy.fields import (
     TimeLimit,
     ascending,
     broken_rule,
+    once_each,
 )
 
 
@@ -77,6 +78,32 @@ class Kubernetes(Block):
         return self
 
 
+def _gpus(value: object) -> object:
+    if value == "auto":
+        return value
+    names = tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+    if not names or not all(re.fullmatch(r"[^\s,]+", name) for name in names):
+        raise broken_rule(
+            "must be auto, off, or a list of GPUs as CUDA_VISIBLE_DEVICES has them: [0, 1]"
+        )
+    return once_each(names)
+
+
+Gpus = Annotated[
+    Literal["auto"] | tuple[str, ...],
+    BeforeValidator(_gpus),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "auto"},
+                {"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 1},
+            ]
+        }
+    ),
+]
+"""GPUs of one machine."""
+
+
 class Local(Block):
     """The local platform's own settings."""
 
@@ -89,6 +116,9 @@ class Local(Block):
     drain: TimeLimit
     """How long a replica that leaves may answer its open requests, before they are cut. `at least`:
     longer where a gate, load or probe may wait longer for an answer."""
+    gpus: Annotated[Gpus | None, MayBeOff()]
+    """GPUs that replicas of all models share, each GPU one replica's alone: those that nvidia-smi
+    lists (auto), or a list; off means that replicas are given none."""
 
     @property
     def startup_timeout_seconds(self) -> float:

@@ -76,8 +76,7 @@ def on_demand_left_out(
         if deployment is None or gate not in ON_DEMAND or not is_bundled(item.path):
             continue
         asked = gate in words or any(f"test_{gate}" in argument for argument in arguments)
-        environment = policy.for_model(deployment.model).environments[deployment.environment]
-        checks = environment.preflight.enabled if environment.preflight else ()
+        checks = policy.for_model(deployment.model).preflight_of(deployment.environment)
         off = gate == PREFLIGHT and gate_of(item) not in map(preflight_gate, checks)
         if not asked or off:
             left_out.append(item)

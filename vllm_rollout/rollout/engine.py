@@ -8,7 +8,7 @@ from vllm_rollout.model.deployment import Build, Deployment, Revision, newest_se
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.next_command import next_command, promote_command, release_command
-from vllm_rollout.platform.base import ConflictError, ForeignChangeError
+from vllm_rollout.platform.base import ConflictError, ForeignChangeError, without_router
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.notifications import MessageKind
@@ -221,7 +221,8 @@ def _nothing_to_do(tools: RunTools, revision: Revision, *, plan_only: bool) -> R
     if run.outcome is Outcome.PASS:
         return RolloutResult(code=ExitCode.OK, conclusion=f"Nothing to do: {same}, and it serves")
     code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
-    return RolloutResult(code=code, conclusion=f"{same}, and {not_serving(run)}")
+    why = "; ".join([not_serving(run), *without_router(gates.platform.replicas(target))])
+    return RolloutResult(code=code, conclusion=f"{same}, and {why}")
 
 
 def _refusal_to_plan(tools: RunTools) -> RolloutResult | None:

@@ -181,10 +181,11 @@ def run_preflight(
         UsageError: the values make no build, and every check passed all the same.
         GatesCrashedError: pytest ended without usable evidence.
     """
-    environment = policy.environments[deployment.environment]
-    if not (environment.preflight and environment.preflight.enabled):
+    checks = policy.preflight_of(deployment.environment)
+    if not checks:
         return None
-    if platform.preflight(deployment, values, capacity=environment.replicas) is None:
+    capacity = policy.environments[deployment.environment].replicas
+    if platform.preflight(deployment, values, capacity=capacity) is None:
         return None
     build = problem = None
     try:
@@ -197,7 +198,7 @@ def run_preflight(
     run = runner.run(deployment, folder, only=(_PREFLIGHT,), options=("--values", str(file)))
     if problem is not None and run.outcome is Outcome.PASS:
         raise problem
-    expected = tuple(f"{_PREFLIGHT}-{check}" for check in environment.preflight.enabled)
+    expected = tuple(f"{_PREFLIGHT}-{check}" for check in checks)
     return replace(run, expected=expected, build=build, revision=None)
 
 

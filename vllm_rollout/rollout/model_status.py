@@ -14,6 +14,7 @@ from vllm_rollout.model.deployment import (
 )
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.next_command import promote_command, release_command
+from vllm_rollout.platform.base import without_router
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLogReader
@@ -157,7 +158,7 @@ def _environment(
         canary=_canary(platform, deployment)
         if policy.ramps_by_traffic(environment) or _moves_traffic(under_way, environment)
         else None,
-        blocks=(*_not_the_newest(newest, history[-1]), *blocks),
+        blocks=(*_not_the_newest(newest, history[-1]), *without_router(replicas), *blocks),
         sign_off=sign_off,
     )
 

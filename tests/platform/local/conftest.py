@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.local_release import LocalRelease
@@ -12,12 +13,13 @@ from vllm_rollout.platform.local import LocalPlatform
 
 
 @pytest.fixture
-def make_release() -> Iterator[Callable[[Path], LocalRelease]]:
+def make_release() -> Iterator[Callable[..., LocalRelease]]:
     """A release, not installed yet, on a platform of the given state directory."""
     made: list[LocalPlatform] = []
 
-    def make(state_dir: Path) -> LocalRelease:
-        made.append(LocalPlatform(state_dir, startup_timeout=timedelta(seconds=30), max_restarts=1))
+    def make(state_dir: Path, **settings: Any) -> LocalRelease:
+        settings = {"startup_timeout": timedelta(seconds=30), "max_restarts": 1} | settings
+        made.append(LocalPlatform(state_dir, **settings))
         return LocalRelease(made[-1], Deployment("llama-2-7b", "staging"))
 
     yield make
@@ -26,5 +28,5 @@ def make_release() -> Iterator[Callable[[Path], LocalRelease]]:
 
 
 @pytest.fixture
-def release(make_release: Callable[[Path], LocalRelease], tmp_path: Path) -> LocalRelease:
+def release(make_release: Callable[..., LocalRelease], tmp_path: Path) -> LocalRelease:
     return make_release(tmp_path / "state")

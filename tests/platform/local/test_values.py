@@ -10,7 +10,7 @@ import pytest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.platform.local import LocalPlatform
-from vllm_rollout.platform.local.values import LocalValues, parse_values
+from vllm_rollout.platform.local.values import LocalValues, Seat, parse_values
 
 COMMAND = ["{python}", "-m", "server", "--port", "{port}"]
 
@@ -61,8 +61,8 @@ def test_a_replica_gets_only_the_secrets_that_are_listed() -> None:
         "PATH": "/bin",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_API_KEY": "k",
-        "OMP_NUM_THREADS": "2",
     }
+    assert values.variables(port=1, model="m") == {"OMP_NUM_THREADS": "2"}
 
 
 def test_placeholders_are_filled_in_and_other_braces_left_alone() -> None:
@@ -73,6 +73,50 @@ def test_placeholders_are_filled_in_and_other_braces_left_alone() -> None:
         *(sys.executable, "-m", "server", "--port", "20001"),
         *("/models/llama-2-7b", '{"temperature": 0}', "$HOME;x"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus"),
+    [
+        ((), 1),
+        (("--tensor-parallel-size", "4"), 4),
+        (("-tp", "2", "--pipeline_parallel_size=3", "-dp=2"), 12),
+        (("--tp-size=8", "--tp-size", "2"), 2),
+        (("vllm serve m -tp 2 --port 1",), 2),
+    ],
+)
+def test_a_replica_takes_the_gpus_that_its_command_divides_the_model_by(
+    options: tuple[str, ...], gpus: int
+) -> None:
+    values = parse_values({"command": [*COMMAND, *options]})
+    assert values.gpus_each == gpus
+    assert values.model_copy(update={"gpus": 0}).gpus_each == 0
+
+
+def test_a_parallel_size_that_is_no_number_has_a_remedy() -> None:
+    values = parse_values({"command": [*COMMAND, "-tp", "$GPUS"]})
+    with pytest.raises(UsageError, match=r"-tp \$GPUS does not say how many") as caught:
+        values.gpus_each  # noqa: B018 - it is computed
+    assert "gpus: N" in caught.value.remedy
+
+
+def test_each_replica_has_variables_of_its_own() -> None:
+    env = {"CACHE": "/c/{slot}", "JSON": '{"a": {b}}', "HIP_VISIBLE_DEVICES": "{gpu}"}
+    values = parse_values({"command": [*COMMAND, "{gpu}"], "env": env})
+    seat = Seat(3, ("1", "2"))
+    assert values.names_gpus
+    assert values.argv(port=1, model="m", seat=seat)[-1] == "1,2"
+    assert values.variables(port=1, model="m", seat=seat) == {
+        "CACHE": "/c/3",
+        "JSON": '{"a": {b}}',
+        "HIP_VISIBLE_DEVICES": "1,2",
+        "CUDA_VISIBLE_DEVICES": "1,2",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+    none = parse_values({"command": COMMAND, "gpus": 0})
+    assert none.variables(port=1, model="m", seat=Seat(0, ()))["CUDA_VISIBLE_DEVICES"] == ""
+    own = parse_values({"command": COMMAND, "env": {"CUDA_VISIBLE_DEVICES": "MIG-{slot}"}})
+    assert own.variables(port=1, model="m", seat=seat) == {"CUDA_VISIBLE_DEVICES": "MIG-3"}
 
 
 @pytest.mark.parametrize("environment", ["staging", "production"])
@@ -90,6 +134,7 @@ def test_every_leaf_of_the_values_is_part_of_the_build(environment: str, tmp_pat
         {"env": {}},
         {"secrets": []},
         {"model_revision": "v2"},
+        {"gpus": 2},
     ]
     gated = platform.build(Deployment("llama-2-7b", "staging"), values)
     deployment = Deployment("llama-2-7b", environment)

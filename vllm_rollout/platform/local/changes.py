@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, RevisionStatus
@@ -15,9 +16,16 @@ from vllm_rollout.platform.base import (
 )
 from vllm_rollout.platform.local import processes
 from vllm_rollout.platform.local.composition import Composition
-from vllm_rollout.platform.local.replica import GIVEN_UP
+from vllm_rollout.platform.local.gpus import Gpus
 from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
-from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State
+from vllm_rollout.platform.local.state import (
+    AGAIN,
+    GIVEN_UP,
+    LEAVING,
+    ReplicaRow,
+    RevisionRow,
+    State,
+)
 from vllm_rollout.platform.local.values import LocalValues
 from vllm_rollout.platform.writer import Guard
 
@@ -41,6 +49,7 @@ class Changes:
         self._state = state
         self._routers = routers
         self._logs = logs
+        self._gpus = Gpus(state)
 
     def ensure_guarded(self) -> None:
         """Raise what the guard raises when releases may not be changed any more."""
@@ -56,11 +65,15 @@ class Changes:
         description: str,
         created: datetime,
         composed: Compose,
+        install: Callable[[], None],
     ) -> RevisionRow:
         """Write a pending revision down and ask the router for its composition.
 
+        `install` sees to it that there is a release.
+
         Raises:
             ConflictError: another revision is pending.
+            DeployError: there is no room for it on the GPUs.
         """
         self.ensure_guarded()
         serving = self.serving(name)
@@ -70,6 +83,7 @@ class Changes:
             self._routers.ensure(name, secrets=secrets)
         with self._state.database.transaction():
             self.ensure_guarded()
+            install()
             history = self._state.revisions(name)
             for earlier in history:
                 if earlier.status is RevisionStatus.PENDING:
@@ -80,14 +94,16 @@ class Changes:
                     )
             number = history[-1].number + 1 if history else 1
             serving = _deployed(history)
+            composition = composed(number, None if serving is None else serving.composition)
+            self._gpus.ensure_room(name, composition, {number: values})
             row = RevisionRow(
                 number=number,
                 status=RevisionStatus.PENDING,
                 created=created,
                 description=description,
                 build=build,
-                values=values.model_dump(),
-                composition=composed(number, None if serving is None else serving.composition),
+                values=values.to_json(),
+                composition=composition,
                 client=processes.current(),
             )
             self._state.add_revision(name, row)
@@ -139,18 +155,40 @@ class Changes:
         """The newest revision that is deployed."""
         return _deployed(self._state.revisions(name))
 
+    def start(self, name: str, row: RevisionRow) -> None:
+        """See to it that a router runs, and that it starts again what was given up.
+
+        Raises:
+            DeployError: it does not come up.
+        """
+        with self._state.database.transaction():
+            self.ensure_guarded()
+            for each in self._state.replicas(name):
+                if each.phase == GIVEN_UP:
+                    self._state.put_replica(replace(each, phase=AGAIN))
+            self._state.desire(name, row.number)
+        self._routers.ensure(name, secrets=self._secrets(name, row.composition))
+
     def wait(
-        self, name: str, row: RevisionRow, *, timeout: timedelta, secrets: Collection[str] = ()
+        self,
+        name: str,
+        row: RevisionRow,
+        *,
+        timeout: timedelta,
+        secrets: Collection[str] = (),
+        replaces: bool = True,
     ) -> None:
         """Wait until the router has the revision's composition in place, starting it if need be.
+
+        With `replaces`, replicas that are given up by now are about to be replaced.
 
         Raises:
             DeployError: not within `timeout`, a replica was given up, or the router keeps ending.
         """
         deadline = time.monotonic() + timeout.total_seconds()
         starts_left = _ROUTER_STARTS
-        # Given up under an earlier revision: the router is about to replace them.
-        replaced = {each.id for each in self._state.replicas(name) if each.phase == GIVEN_UP}
+        given_up = {each.id for each in self._state.replicas(name) if each.phase == GIVEN_UP}
+        replaced = given_up if replaces else set()
         while True:
             release = self._state.release(name)
             if release is None or release.desired != row.number:

@@ -5,14 +5,16 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from vllm_rollout.model.errors import UnreachableError, UsageError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _BUSY_SECONDS = 10.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Linux gives each boot another id; elsewhere there is no such file."""
 
 # A release cannot be deleted while a replica row names it: the row is all that is known of a
 # process that may still run.
@@ -77,8 +79,27 @@ CREATE TABLE traffic (
 );
 """,
     3: "ALTER TABLE releases ADD COLUMN drain_seconds REAL NOT NULL DEFAULT 60;",
+    4: """
+CREATE TABLE gpus (
+    device TEXT PRIMARY KEY,
+    position INTEGER,
+    replica TEXT REFERENCES replicas ON DELETE SET NULL
+);
+CREATE TABLE slots (
+    replica TEXT PRIMARY KEY REFERENCES replicas ON DELETE CASCADE,
+    slot INTEGER NOT NULL UNIQUE
+);
+CREATE TABLE boot (id TEXT NOT NULL);
+""",
 }
 """What each later version of the schema adds."""
+_REBOOTED = (
+    "UPDATE releases SET router_pid = NULL, router_created = NULL, settled = NULL",
+    "UPDATE replicas SET pid = NULL, created = NULL, ready = 0",
+    "UPDATE revisions SET client_pid = 0 WHERE status = 'pending'",
+    "DELETE FROM boot",
+)
+"""No process of an earlier boot runs; another may have its id, and even the time it started at."""
 
 
 class Database:
@@ -117,14 +138,51 @@ class Database:
                     f"{self.path} has schema {version}; this version knows {SCHEMA_VERSION}",
                     remedy="Use the newer vllm-rollout that wrote it, or another state directory.",
                 )
-            if version == 0:
-                self._connection.execute("PRAGMA journal_mode = WAL")
+            # A restored copy is not in that mode either.
+            self._connection.execute("PRAGMA journal_mode = WAL")
             missing = [sql for number, sql in _SINCE.items() if number > version]
             script = "".join([_SCHEMA] * (version == 0) + missing)
             if script:
                 self._connection.executescript(
                     f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;"
                 )
+            self._forget_the_dead()
+
+    def _forget_the_dead(self) -> None:
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        known = [row["id"] for row in self.rows("SELECT id FROM boot")]
+        if known != [boot]:
+            with self.transaction():
+                for sql in _REBOOTED if known else ():
+                    self.execute(sql)
+                self.execute("INSERT INTO boot VALUES (?)", (boot,))
+
+    def copy_to(self, file: Path) -> None:
+        """Copy all of it, as it is at one moment, to `file`, in whose place it comes at once.
+
+        Raises:
+            UnreachableError: it cannot be read, or the copy not be written or read again.
+        """
+        new = file.with_name(f"{file.name}.new")
+        try:
+            new.unlink(missing_ok=True)
+            new.touch(mode=0o600)
+            with closing(sqlite3.connect(new)) as copy:
+                with self._lock:
+                    self._connection.backup(copy)
+                # Of one file: a copy of it alone is whole.
+                copy.execute("PRAGMA journal_mode = DELETE")
+                found = copy.execute("PRAGMA integrity_check").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(f"the copy is damaged: {found}")
+            new.replace(file)
+        except (sqlite3.Error, OSError) as error:
+            new.unlink(missing_ok=True)
+            raise UnreachableError(
+                f"{self.path} cannot be copied to {file}: {error}",
+                address=str(file),
+                remedy="Name a file in a folder that is there, writable and has room.",
+            ) from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -2,26 +2,37 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from vllm_rollout.model.deployment import (
     Build,
+    Canary,
     Deployment,
     Replica,
     Revision,
     Target,
     canonical_digest,
 )
-from vllm_rollout.model.errors import DeployError, UsageError
+from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.preflight_facts import GpuRoom, Preflight
 from vllm_rollout.model.symptoms import Symptoms
-from vllm_rollout.next_command import next_command
-from vllm_rollout.platform.base import LiveObject, LiveObjects, PathErrors, Route, Weights
+from vllm_rollout.next_command import next_command, release_command
+from vllm_rollout.platform.base import (
+    ROUTER_GONE,
+    LiveObject,
+    LiveObjects,
+    PathErrors,
+    Route,
+    Weights,
+)
 from vllm_rollout.platform.local.changes import Changes, Compose
 from vllm_rollout.platform.local.composition import Composition, compose
+from vllm_rollout.platform.local.gpus import Gpus, find_gpus
 from vllm_rollout.platform.local.proxy import OWN_PATH
 from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
@@ -31,6 +42,8 @@ from vllm_rollout.platform.writer import Guard
 from vllm_rollout.ports import LOOPBACK
 
 _SYMPTOM_LINES = 50
+_BESIDE = ("-wal", "-shm")
+"""SQLite has what is not yet in the state file in files beside it, which end so."""
 
 
 class LocalPlatform:
@@ -38,8 +51,8 @@ class LocalPlatform:
 
     Nothing is opened before the first question. `startup_timeout` is how long a replica may take
     to become healthy, or stay unhealthy, before it is restarted; after `max_restarts` it is given
-    up. `drain` is how long one that leaves may answer its open requests. `now` dates revisions and
-    leases.
+    up. `drain` is how long one that leaves may answer its open requests. `gpus` are the pool that
+    replicas are given GPUs from, `auto` those of nvidia-smi. `now` dates revisions and leases.
     """
 
     def __init__(
@@ -49,12 +62,14 @@ class LocalPlatform:
         startup_timeout: timedelta,
         max_restarts: int,
         drain: timedelta = timedelta(minutes=1),
+        gpus: Literal["auto"] | tuple[str, ...] | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._state_dir = state_dir.absolute()
         self._startup_timeout = startup_timeout
         self._max_restarts = max_restarts
         self._drain = drain
+        self._pool = gpus
         self._now = now
 
     @cached_property
@@ -176,14 +191,38 @@ class LocalPlatform:
 
     def preflight(
         self,
-        deployment: Deployment,  # noqa: ARG002 - the protocol's signature
-        values: Mapping[str, Any],  # noqa: ARG002
+        deployment: Deployment,
+        values: Mapping[str, Any],
         *,
-        capacity: int,  # noqa: ARG002
-        steps: Sequence[int] = (),  # noqa: ARG002
-    ) -> None:
-        """Nothing: there is no chart, no quota and no registry here."""
-        return
+        capacity: int,
+        steps: Sequence[int] = (),  # noqa: ARG002 - each step of a ramp takes as much
+    ) -> Preflight | None:
+        """Return the room on the GPUs; there is no chart, no quota and no registry here.
+
+        None where no GPUs are given to replicas.
+
+        Raises:
+            UsageError: the values are wrong.
+        """
+        if self._pool is None:
+            return None
+        parsed = parse_values(values)
+        name = _key(deployment)
+
+        def room() -> GpuRoom:
+            history = self._state.revisions(name)
+            number = history[-1].number + 1 if history else 1
+            wanted = compose(
+                _build_of(parsed).digest, number, replicas=capacity, capacity=capacity, before=None
+            )
+            pool = find_gpus(self._pool)
+            room = Gpus(self._state).room(name, wanted, {number: parsed}, pool=pool)
+            # Beside a canary the release itself is brought to the build at the ramp's end.
+            beside = parsed.gpus_each if isinstance(deployment, Canary) else 0
+            return replace(room, needed=room.needed + beside, surge=room.surge + beside)
+
+        # The policy asks for no other check on this platform (`Policy.preflight_of`).
+        return cast("Preflight", _Room(room))
 
     def apply(
         self, deployment: Deployment, target: Target, *, description: str, timeout: timedelta
@@ -209,6 +248,7 @@ class LocalPlatform:
                 + "; ".join(target.build.differences(made)),
                 remedy="Gate the build that these values make, and apply that.",
             )
+        self._fill_pool(values)
 
         def composed(number: int, before: Composition | None) -> Composition:
             return compose(
@@ -230,6 +270,8 @@ class LocalPlatform:
         """
         row = self._revision(deployment, revision)
         values = parse_values(row.values)
+        with suppress(UnreachableError):  # what GPUs there were is enough to go back with
+            self._fill_pool(values)
         return self._change(
             deployment, row.build, values, lambda *_: row.composition, description, timeout
         )
@@ -266,6 +308,20 @@ class LocalPlatform:
         if self._state.release(_key(deployment)) is not None:
             self._changes.ensure_guarded()
             self._routers.stop(_key(deployment), timeout=timeout, forget=True)
+
+    def back_up(self, file: Path) -> None:
+        """Copy the state, documents and leases to `file`, whoever writes meanwhile.
+
+        Raises:
+            UsageError: that is the state file itself.
+            UnreachableError: it cannot be copied there.
+        """
+        own = self._state.database.path
+        if file.resolve() in (own, *(own.with_name(f"{own.name}{end}") for end in _BESIDE)):
+            raise UsageError(
+                f"{file} is the state file itself", remedy="Name another, on another disk."
+            )
+        self._state.database.copy_to(file)
 
     def stop_all(self, *, timeout: timedelta = timedelta(seconds=10)) -> None:
         """End every router and replica of this state directory, and of no other.
@@ -317,6 +373,78 @@ class LocalPlatform:
                 found.append(f"revision {serving.number} does not serve yet: {error}")
         return "; ".join(found)
 
+    def releases(self) -> Mapping[str, str]:
+        """Return each release that shall serve, by its name in the state file, and its model."""
+        rows = [self._state.release(name) for name in self._state.releases()]
+        return {row.name: row.model for row in rows if row and row.desired}
+
+    def name_of(self, deployment: Deployment) -> str:
+        """Return the deployment's name in the state file."""
+        return _key(deployment)
+
+    def start(self, deployment: Deployment) -> bool:
+        """Start what should serve, if its router does not run; return whether it did not.
+
+        Nothing is waited for: `wait` does that. A change whose client is gone is withdrawn.
+
+        Raises:
+            UsageError: a secret is not in the environment; or as `find_gpus`.
+            DeployError: the router does not come up.
+            ConflictError: as `recover`.
+        """
+        name = _key(deployment)
+        self._changes.withdraw_pending(name)
+        serving = self._changes.serving(name)
+        if serving is None or self._routers.running(name) is not None:
+            return False
+        self._start(name, serving)
+        return True
+
+    def wait(self, deployment: Deployment) -> str:
+        """Wait until what should serve does, up to the startup timeout; return it in words.
+
+        Raises:
+            DeployError: it does not, with the reason and the last log lines.
+        """
+        name = _key(deployment)
+        serving = self._changes.serving(name)
+        if serving is None:
+            return "nothing of it should serve"
+        self._changes.wait(name, serving, timeout=self._startup_timeout, replaces=False)
+        return f"revision {serving.number}, build {serving.build.short}, serves"
+
+    def restart(self, deployment: Deployment) -> bool:
+        """Start again the replicas that are not ready; return whether there were any.
+
+        Those that are ready go on. `wait` waits for the others.
+
+        Raises:
+            UsageError: nothing of the release should serve; or as `start`.
+            DeployError: as `start`.
+        """
+        name = _key(deployment)
+        serving = self._changes.serving(name)
+        if serving is None:
+            raise UsageError(
+                f"{deployment} has no revision that should serve",
+                remedy="See what is deployed where: "
+                + next_command("vllm-rollout", "status", deployment.model),
+            )
+        ready = [each.ready for each in self.replicas(deployment)]
+        wanted = sum(part.replicas for part in serving.composition.parts)
+        if all(ready) and len(ready) >= wanted:
+            return False
+        self._start(name, serving)
+        return True
+
+    def _start(self, name: str, serving: RevisionRow) -> None:
+        for part in serving.composition.parts:
+            if made_of := self._state.revision(name, part.revision):
+                values = LocalValues.model_validate(dict(made_of.values))
+                values.environment(os.environ)
+                self._fill_pool(values)
+        self._changes.start(name, serving)
+
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist, those about to leave aside. None is ready without a router."""
         members = [
@@ -324,9 +452,10 @@ class LocalPlatform:
             for row in self._members(deployment)
         ]
         if members and self._routers.running(_key(deployment)) is None:
-            gone = "the release's router is not running"
+            back = release_command("up", deployment)
+            gone = f"the release's router is not running: {back} brings it back"
             return [
-                replace(each, ready=False, reason="RouterGone", message=gone) for each in members
+                replace(each, ready=False, reason=ROUTER_GONE, message=gone) for each in members
             ]
         return members
 
@@ -382,13 +511,6 @@ class LocalPlatform:
         # Its secrets must be here: replicas get theirs from the router, and it from this process.
         values.environment(os.environ)
         name = _key(deployment)
-        self._state.put_release(
-            name,
-            deployment.model,
-            startup_timeout_seconds=self._startup_timeout.total_seconds(),
-            max_restarts=self._max_restarts,
-            drain_seconds=self._drain.total_seconds(),
-        )
         row = self._changes.begin(
             name,
             build=build,
@@ -396,9 +518,36 @@ class LocalPlatform:
             description=description,
             created=self._now(),
             composed=composed,
+            install=lambda: self._state.put_release(
+                name,
+                deployment.model,
+                startup_timeout_seconds=self._startup_timeout.total_seconds(),
+                max_restarts=self._max_restarts,
+                drain_seconds=self._drain.total_seconds(),
+            ),
         )
         self._changes.finish(name, row, timeout=timeout)
         return self._revision(deployment, row.number).public()
+
+    def _fill_pool(self, values: LocalValues) -> None:
+        """Bring the pool, from which replicas of `values` are given GPUs, up to date.
+
+        Raises:
+            UsageError: they ask for one by name, and there is no pool; or as `find_gpus`.
+        """
+        if values.names_gpus and self._pool is None:
+            raise UsageError(
+                "values of the release: {gpu} is in them, and the policy has no GPUs to give",
+                remedy="Set `local: {gpus: auto}`, or list them: `local: {gpus: [0, 1]}`.",
+            )
+        Gpus(self._state).fill(find_gpus(self._pool))
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """The one fact about a build that is known here before it is deployed."""
+
+    room: Callable[[], GpuRoom]
 
 
 def _key(deployment: Deployment) -> str:
@@ -408,5 +557,5 @@ def _key(deployment: Deployment) -> str:
 
 def _build_of(values: LocalValues) -> Build:
     return Build(
-        values_digest=canonical_digest(values.model_dump()), model_revision=values.model_revision
+        values_digest=canonical_digest(values.to_json()), model_revision=values.model_revision
     )

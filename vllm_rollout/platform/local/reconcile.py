@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_rollout.model.errors import UnreachableError
@@ -12,9 +12,9 @@ from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Part
 from vllm_rollout.platform.local.processes import trim
 from vllm_rollout.platform.local.proxy import Balancer, Upstream
-from vllm_rollout.platform.local.replica import GIVEN_UP, ReplicaKeeper, Surroundings
+from vllm_rollout.platform.local.replica import ReplicaKeeper, Surroundings
 from vllm_rollout.platform.local.router_state import Wanted
-from vllm_rollout.platform.local.state import ALL_STABLE, ReplicaRow, RevisionRow
+from vllm_rollout.platform.local.state import ALL_STABLE, GIVEN_UP, ReplicaRow, RevisionRow
 from vllm_rollout.platform.local.values import LocalValues
 
 
@@ -63,7 +63,8 @@ class Reconciler:
     serving until *every* replica of the desired composition is ready, and leave only then. So
     there are never fewer ready replicas than before or than desired, whichever is less, and a
     revision that does not come up takes nothing away. Replicas too many that never became ready
-    leave at once. Those that were given up are replaced when another revision is desired.
+    leave at once. Those that were given up are replaced when another revision is desired, or a
+    command says so. Where the missing ones wait for GPUs, those too many make room one by one.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Reconciler:
         self._keepers: list[ReplicaKeeper] = []
         self._desired: RevisionRow | None = None
         self._asked = False
+        self._ready_before = 0
         self._stopping = False
         self._failed = ""
 
@@ -133,10 +135,14 @@ class Reconciler:
         self._around.release = wanted.release
         if self._desired is None or self._desired.number != wanted.revision.number:
             self._desired = wanted.revision
+            self._ready_before = sum(each.ready for each in self._keepers)
             for each in self._keepers:
                 if each.row.phase == GIVEN_UP:
                     each.leave()
             self.refresh()
+        for each in self._keepers:
+            if each.row.id in wanted.again and each.row.phase == GIVEN_UP:
+                each.leave()
         in_place = self._in_place(wanted, lives)
         self._divide(wanted)
         settled = wanted.release.settled == wanted.revision.number
@@ -162,10 +168,27 @@ class Reconciler:
             # The ready ones first, and of those the oldest.
             kept += sorted(have, key=lambda each: not each.ready)[: part.replicas]
         in_place = all(each.ready for each in kept)
-        for each in self._keepers:
-            if each not in kept and (in_place or not each.served):
+        surplus = [each for each in self._keepers if each not in kept and not each.leaving]
+        for each in surplus:
+            if in_place or not each.served:
                 each.leave()
+        self._make_room(kept, surplus)
         return in_place
+
+    def _make_room(self, kept: Sequence[ReplicaKeeper], surplus: Sequence[ReplicaKeeper]) -> None:
+        """Let as many leave as wait for GPUs, and as can be spared: the ready ones stay as many as
+        before the change, or as shall be.
+        """
+        waiting = sum(each.waits_for_gpus for each in kept)
+        waiting -= sum(each.leaving for each in self._keepers)
+        ready = sum(each.ready for each in self._keepers)
+        spare = ready - min(len(kept), self._ready_before)
+        for each in sorted(surplus, key=lambda each: each.ready):
+            if waiting <= 0 or each.leaving or (each.ready and spare <= 0):
+                continue
+            waiting -= 1
+            spare -= each.ready
+            each.leave()
 
     def _divide(self, wanted: Wanted) -> None:
         """Follow the weights that the release is asked to divide its traffic by."""

@@ -13,14 +13,13 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, w
 
 from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.platform.local import processes
+from vllm_rollout.platform.local.gpus import NO_FREE_GPU
 from vllm_rollout.platform.local.processes import Identity, has_room
 from vllm_rollout.platform.local.router_state import RouterState
-from vllm_rollout.platform.local.state import LEAVING, ReleaseRow, ReplicaRow
-from vllm_rollout.platform.local.values import LocalValues
+from vllm_rollout.platform.local.state import GIVEN_UP, LEAVING, ReleaseRow, ReplicaRow
+from vllm_rollout.platform.local.values import LocalValues, Seat
 from vllm_rollout.ports import free_port
 
-GIVEN_UP = "Failed"
-"""Phase of a replica that is not started again."""
 _CRASH_LOOP = "CrashLoopBackOff"
 
 _TICK_SECONDS = 0.1
@@ -98,6 +97,7 @@ class ReplicaKeeper:
         self.served = row.ready
         self._values = values
         self._around = around
+        self._seat: Seat | None = None
         self._changed = changed
         self._found = self._noted = found
         self._crashes = self._endings = 0
@@ -109,6 +109,11 @@ class ReplicaKeeper:
     def ready(self) -> bool:
         """True if it may be given requests."""
         return self.row.ready and not self.leaving
+
+    @property
+    def waits_for_gpus(self) -> bool:
+        """True if it is not started, as too few GPUs are free."""
+        return self.row.reason == NO_FREE_GPU
 
     @property
     def leaving(self) -> bool:
@@ -145,6 +150,7 @@ class ReplicaKeeper:
                 break
             await self._end()
             if self._give_up(ending):
+                await self._around.state.give_back(self.row.id)
                 await self._leave.wait()
             else:
                 await self._back_off(ending)
@@ -217,11 +223,16 @@ class ReplicaKeeper:
                 await self._pause(_AGAIN_SECONDS)
             if self.leaving:
                 return None
+        seat = self._seat = self._seat or await self._find_seat()
+        if seat is None:
+            return None
         env = self._values.environment(self._around.environment)
+        model = self._around.release.model
         process = processes.spawn(
-            self._values.argv(port=port, model=self._around.release.model),
+            self._values.argv(port=port, model=model, seat=seat),
             env={
                 **env,
+                **self._values.variables(port=port, model=model, seat=seat),
                 **processes.MARKS_STAY_READABLE,
                 processes.REPLICA_VARIABLE: self.row.id,
             },
@@ -229,6 +240,20 @@ class ReplicaKeeper:
         )
         self._update(phase="Running", process=process)
         return process
+
+    async def _find_seat(self) -> Seat | None:
+        """Wait for the replica's GPUs; None if it has to leave before there are any."""
+        while not self.leaving:
+            seat = await self._around.state.take_seat(self.row.id, lambda: self._values.gpus_each)
+            if seat is not None:
+                if self.waits_for_gpus:
+                    self._update(reason="", message="")
+                return seat
+            if not self.waits_for_gpus:
+                message = "it waits for GPUs of the pool: too few are free"
+                self._update(reason=NO_FREE_GPU, message=message)
+            await self._pause(_TICK_SECONDS)
+        return None
 
     def _be_ready(self) -> None:
         if not self.row.ready:

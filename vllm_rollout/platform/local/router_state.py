@@ -9,13 +9,16 @@ import logging
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import Weights
+from vllm_rollout.platform.local.gpus import Gpus
 from vllm_rollout.platform.local.processes import Identity
 from vllm_rollout.platform.local.state import ReleaseRow, ReplicaRow, RevisionRow, State
+from vllm_rollout.platform.local.values import Seat
 from vllm_rollout.ports import LOOPBACK
 
 _AGAIN_SECONDS = 1.0
@@ -39,6 +42,8 @@ class Wanted:
     weights: Weights
     in_force: bool
     canary_url: str
+    again: frozenset[str]
+    """Ids of replicas that were given up, and that a command says to try again."""
 
 
 class RouterState:
@@ -47,6 +52,8 @@ class RouterState:
     def __init__(self, state: State, release: str) -> None:
         self._state = state
         self._release = release
+        self._gpus = Gpus(state)
+        self._seats: dict[str, Seat] = {}
         # One, so that what is written later is later in the file.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._writing = asyncio.Lock()
@@ -93,6 +100,29 @@ class RouterState:
         """Have the replica forgotten; its processes must be gone."""
         self._rows[replica_id] = None
         self._new.set()
+
+    async def take_seat(self, replica_id: str, count: Callable[[], int]) -> Seat | None:
+        """Give the replica its slot, and `count` GPUs where there is a pool of them.
+
+        None while too few are free. Its row is in the file; while that cannot be written, it has
+        what it had under the earlier router.
+
+        Raises:
+            UsageError: as `count`.
+        """
+
+        def take() -> Seat | None:
+            return self._gpus.take(replica_id, count() if self._gpus.pool else 0)
+
+        try:
+            return await self._in_thread("write", take)
+        except UnreachableError:
+            return self._seats.get(replica_id)
+
+    async def give_back(self, replica_id: str) -> None:
+        """Give the replica's GPUs back, if the file takes it; else they are when its row goes."""
+        with suppress(UnreachableError):
+            await self._in_thread("write", lambda: self._gpus.give_back(replica_id))
 
     def settle(self, revision: int | None, weights: Weights | None) -> None:
         """Have it noted that this revision is in place, and that traffic is divided so."""
@@ -161,10 +191,12 @@ class RouterState:
             weights=weights,
             in_force=self._state.weights_in_force(release.name),
             canary_url=f"http://{LOOPBACK}:{canary.port}" if canary else "",
+            again=self._state.replicas_to_try_again(release.name),
         )
 
     def _replicas(self) -> list[tuple[ReplicaRow, RevisionRow]]:
         rows = self._state.replicas(self._release)
+        self._seats = {row.id: seat for row in rows if (seat := self._gpus.seat(row.id))}
         return [(row, self._revision(row.revision)) for row in rows]
 
     def _revision(self, number: int) -> RevisionRow:

@@ -18,6 +18,10 @@ from vllm_rollout.ports import LOOPBACK, free_port
 ALL_STABLE = Weights(stable=1)
 _IN_USE = (RevisionStatus.DEPLOYED, RevisionStatus.PENDING)
 
+GIVEN_UP = "Failed"
+"""Phase of a replica that is not started again."""
+AGAIN = "Restarting"
+"""Phase that a command writes for one that was given up: its router is to try again."""
 LEAVING = "Terminating"
 """Phase of a replica that gets no new requests and will be ended."""
 
@@ -244,6 +248,11 @@ class State:
         """All replicas of a release in the order in which they were added."""
         sql = "SELECT * FROM replicas WHERE release = ? ORDER BY rowid"
         return [_replica(row) for row in self.database.rows(sql, (name,))]
+
+    def replicas_to_try_again(self, name: str) -> frozenset[str]:
+        """Return the ids of those that were given up and are to be tried again."""
+        sql = "SELECT id FROM replicas WHERE release = ? AND phase = ?"
+        return frozenset(row["id"] for row in self.database.rows(sql, (name, AGAIN)))
 
     def put_replica(self, row: ReplicaRow) -> None:
         """Add the replica, or bring its row up to date."""

@@ -1,7 +1,8 @@
 """The values of a local release: the command of one replica, checked before anything starts.
 
     {"command": ["vllm", "serve", "/models/{model}", "--port", "{port}"],
-     "env": {"HF_HUB_OFFLINE": "1"}, "secrets": ["VLLM_API_KEY"], "model_revision": "v2"}
+     "env": {"HF_HUB_OFFLINE": "1"}, "secrets": ["VLLM_API_KEY"], "model_revision": "v2",
+     "gpus": 1}
 
 A secret is named here and never written: its value is taken from the environment of the command
 that started the release's router.
@@ -11,6 +12,8 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,11 +21,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_rollout.model.errors import UsageError
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]+)\}")
-_PLACEHOLDERS = ("port", "model", "python")
+_PLACEHOLDERS = ("port", "model", "python", "gpu", "slot")
 _SECRET_WORDS = frozenset(
     {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
 )
 _SECRET_OPTION = re.compile(r"--(api[-_]?key|password|token)(=|$)")
+
+_PARALLEL = (
+    ("--tensor-parallel-size", "-tp", "--tp", "--tp-size"),
+    ("--pipeline-parallel-size", "-pp", "--pp", "--pp-size"),
+    ("--data-parallel-size", "-dp", "--dp", "--dp-size"),
+)
+"""Options of vLLM and SGLang whose product is the number of GPUs that one server takes."""
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+# By default CUDA numbers the fastest GPU 0; nvidia-smi numbers them by their bus.
+_NUMBERED_AS_LISTED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A replica's own share of the machine: a small number, and the GPUs given to it.
+
+    They are None where none are given to anybody.
+    """
+
+    slot: int = 0
+    gpus: tuple[str, ...] | None = None
 
 
 class LocalValues(BaseModel):
@@ -35,13 +59,60 @@ class LocalValues(BaseModel):
     secrets: list[str] = Field(default_factory=list)
     model_revision: str | None = None
 
-    def argv(self, *, port: int, model: str) -> list[str]:
-        """The command with `{port}`, `{model}` and `{python}` filled in, element by element."""
-        known = {"port": str(port), "model": model, "python": sys.executable}
+    gpus: int | None = Field(default=None, ge=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types; `gpus` only where it is given, as before there was such a key."""
+        return self.model_dump(exclude={"gpus"} if self.gpus is None else None)
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs of one replica: `gpus`, else by the parallel sizes that the command states.
+
+        Raises:
+            UsageError: such a size is no number.
+        """
+        return prod(map(self._size, _PARALLEL)) if self.gpus is None else self.gpus
+
+    def _size(self, names: tuple[str, ...]) -> int:
+        # One word of it may be a whole command: ["bash", "-c", "vllm serve …"].
+        words = " ".join(self.command).replace("=", " ").split()
+        places = [at for at, word in enumerate(words) if word.replace("_", "-") in names]
+        if not places:
+            return 1
+        stated = words[places[-1] + 1] if places[-1] + 1 < len(words) else ""
+        if not stated.isdecimal():
+            raise UsageError(
+                f"values of the release: command: {words[places[-1]]} {stated} does not say how "
+                "many GPUs one replica takes",
+                remedy="Add `gpus: N` to the values.",
+            )
+        return int(stated)
+
+    @property
+    def names_gpus(self) -> bool:
+        """True if command or environment have `{gpu}` in them."""
+        return any("{gpu}" in part for part in (*self.command, *self.env.values()))
+
+    def argv(self, *, port: int, model: str, seat: Seat = Seat()) -> list[str]:
+        """The command with its placeholders filled in, element by element."""
+        known = _known(port, model, seat)
         return [_PLACEHOLDER.sub(lambda m: known[m.group(1)], part) for part in self.command]
 
+    def variables(self, *, port: int, model: str, seat: Seat = Seat()) -> dict[str, str]:
+        """`env` with its placeholders filled in; other braces stay. A replica sees the GPUs that
+        are given to it and no others, unless `env` itself says which."""
+        known = _known(port, model, seat)
+        filled = {
+            name: _PLACEHOLDER.sub(lambda m: known.get(m.group(1), m.group(0)), text)
+            for name, text in self.env.items()
+        }
+        if seat.gpus is not None and _VISIBLE_GPUS not in filled:
+            filled = {**_NUMBERED_AS_LISTED, **filled, _VISIBLE_GPUS: known["gpu"]}
+        return filled
+
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """`inherited` with `env` over it; of its secrets only those that are listed.
+        """`inherited`, and of its secrets only those that are listed.
 
         Raises:
             UsageError: a listed secret is missing from `inherited`; the message names it.
@@ -52,12 +123,21 @@ class LocalValues(BaseModel):
                 f"the environment has no {', '.join(missing)}, which the values list under secrets",
                 remedy="Export it in the shell that deploys; its value is stored nowhere.",
             )
-        kept = {
+        return {
             name: value
             for name, value in inherited.items()
             if name in self.secrets or not is_secret(name)
         }
-        return {**kept, **self.env}
+
+
+def _known(port: int, model: str, seat: Seat) -> dict[str, str]:
+    return {
+        "port": str(port),
+        "model": model,
+        "python": sys.executable,
+        "gpu": ",".join(seat.gpus or ()),
+        "slot": str(seat.slot),
+    }
 
 
 def is_secret(variable: str) -> bool:
