@@ -261,7 +261,7 @@ def test_a_policy_among_the_added_options_moves_no_root(
     params = pytest.Config.InvocationParams(args=["x"], plugins=plugins, dir=tmp_path)
     config: Any = SimpleNamespace(invocation_params=params, stash=pytest.Stash())
 
-    assert plugin.pytest_cmdline_main(config) == 1
+    assert plugin.started_again(config) == 1
     assert asked == [["x"], f"-q --policy={file}", plugins]
 
 

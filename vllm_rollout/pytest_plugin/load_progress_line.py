@@ -22,7 +22,7 @@ from rich.live import Live
 
 from vllm_rollout.load.run_load import LoadProgress
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.pytest_plugin import WITHOUT_VARIABLE
+from vllm_rollout.pytest_plugin.gate_options import WITHOUT_VARIABLE
 from vllm_rollout.report.terminal import progress_line, progress_lines
 from vllm_rollout.variables import variable_of
 
