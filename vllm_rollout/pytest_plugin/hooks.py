@@ -53,7 +53,7 @@ from vllm_rollout.pytest_plugin.session_results import (
 )
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings, load_settings
-from vllm_rollout.variables import options_given
+from vllm_rollout.variables import option_or_environment, options_given
 
 _PROBLEM = pytest.StashKey[str]()
 
@@ -274,13 +274,15 @@ def _load_settings(config: pytest.Config) -> Settings:
 
 def _options_given(config: pytest.Config) -> list[tuple[str, str]]:
     """The options and variables of this run that a printed command repeats."""
-    return options_given(
+    url = option_or_environment("base-url", option(config, "--base-url"))
+    given = options_given(
         policy=option(config, "--policy"),
         platform=option(config, "--platform"),
         namespace=option(config, "--namespace"),
         kube_context=option(config, "--kube-context"),
         changes=option(config, "--policy-set"),
     )
+    return [*given, ("--base-url", url)] if url else given
 
 
 def _pair(text: str) -> tuple[str, Override]:
