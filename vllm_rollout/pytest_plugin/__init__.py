@@ -149,7 +149,7 @@ def marker_line(name: str) -> str:
 
 
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+    terminalreporter: "pytest.TerminalReporter", exitstatus: int, config: pytest.Config
 ) -> None:
     """Say how gates are run, where one was run as an ordinary test, or a word is misspelt."""
     if gates_are_asked_for(config):

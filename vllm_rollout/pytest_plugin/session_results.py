@@ -130,7 +130,7 @@ class SessionResults:
         yield
         session.exitstatus = session.exitstatus or code
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         if self._usage:
             terminalreporter.write_line(f"ERROR: {self._usage}", red=True)
         if self._lines:
