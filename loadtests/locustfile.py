@@ -81,8 +81,9 @@ class LoadRun:
             runner.register_message(_DONE, self._count_worker)
         if self._options.relay:
             self._attach_relay()
-        if self._options.end_with_parent:
-            gevent.spawn(self._end_with_parent, os.getppid())
+        if starter := self._options.end_with_parent:
+            worker = isinstance(runner, WorkerRunner)  # which the master has started
+            gevent.spawn(self._end_with_parent, os.getppid() if worker else starter)
         if self._options.headless and not isinstance(runner, WorkerRunner):
             self._limit_run_time()
 

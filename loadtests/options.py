@@ -64,8 +64,9 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
     group.add_argument(
         "--end-with-parent",
-        action="store_true",
-        help="End when the process that started this one is gone",
+        type=int,
+        metavar="PID",
+        help="End when the process that started this one, PID, is gone",
     )
 
 

@@ -7,6 +7,7 @@
 | kubernetes       | 37             | `V1ListMeta._continue`       | platform/kubernetes/store.py |
 | pytest-html      | 4.2            | `resources/`: page and style | report/html.py               |
 | pytest           | 9              | `_pytest.mark`               | tests alone                  |
+| pytest           | 9              | options of its `Parser`      | pytest_plugin/gate_options.py |
 
 `pyproject.toml` bounds them, but for kubernetes and pytest, to the tested versions. A newer one is
 taken by moving the bound when these tests pass with it.

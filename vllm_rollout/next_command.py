@@ -9,20 +9,19 @@ from vllm_rollout.model.deployment import Deployment
 Option = tuple[str, str]
 """An option of the suite's command lines, and its value."""
 
+_OWN = {name: name for name in ("--policy", "--set", "--platform", "--namespace", "--kube-context")}
 _SPELLED_BY = {
+    "vllm-rollout": _OWN,
+    "gate-and-promote": _OWN,
     "helm": {"--kube-context": "--kube-context"},
     "kubectl": {"--kube-context": "--context"},
-    "pytest": {
-        "--policy": "--policy",
-        "--set": "--policy-set",
-        "--platform": "--platform",
-        "--namespace": "--namespace",
-        "--kube-context": "--kube-context",
-    },
+    "pytest": {**_OWN, "--set": "--policy-set", "--base-url": "--base-url"},
 }
-"""How other programs spell them; an option that is not named here is not theirs."""
+"""How each program spells them; an option that is not named here is not its own."""
 
 _of_this_run: list[Option] = []
+_of_promotion: dict[str, Sequence[str]] = {}
+"""Further words of the promotion to an environment: they are about no other."""
 
 
 @contextmanager
@@ -36,13 +35,23 @@ def options_of_this_run(options: Sequence[Option]) -> Iterator[None]:
         _of_this_run[:] = before
 
 
+@contextmanager
+def words_of_promotion(environment: str, words: Sequence[str]) -> Iterator[None]:
+    """Repeat `words` in each promotion to `environment` that is printed meanwhile."""
+    _of_promotion[environment] = words
+    try:
+        yield
+    finally:
+        del _of_promotion[environment]
+
+
 def next_command(program: str, *words: str) -> str:
     """Return the command line for a POSIX shell: `program`, `words`, and this run's options."""
-    spelled = _SPELLED_BY.get(program)
+    spelled = _SPELLED_BY[program]
     options = [
         word
         for name, value in _of_this_run
-        if (written := name if spelled is None else spelled.get(name))
+        if (written := spelled.get(name))
         for word in (written, value)
     ]
     return shlex.join([program, *words, *options])
@@ -56,7 +65,8 @@ def release_command(verb: str, deployment: Deployment, *words: str) -> str:
 
 def promote_command(model: str, environment: str, *words: str) -> str:
     """Return the command that takes a model to an environment, through the gates before it."""
-    return next_command("gate-and-promote", model, "--to", environment, *words)
+    further = _of_promotion.get(environment, ())
+    return next_command("gate-and-promote", model, "--to", environment, *words, *further)
 
 
 def sign_off_command(model: str, digest: str, words: Sequence[str] = ("--as", "YOUR-NAME")) -> str:

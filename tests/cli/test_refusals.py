@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,6 +54,23 @@ def test_a_full_disk_and_a_read_only_folder_get_one_sentence(
         said = " ".join(capsys.readouterr().out.split())
         assert f"{named} be written: {os.strerror(number)}" in said
         assert "Make room there, or name another folder with --report-dir." in said
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+    @options.about_releases
+    def command(*, choice: options.Choice) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            command(**dict.fromkeys(("policy", "changes", "platform", "namespace", "kube_context")))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.exit_code == ExitCode.INTERRUPTED
+    assert "interrupted; nothing more was changed" in capsys.readouterr().out
 
 
 def test_evidence_of_a_run_that_was_rolled_back_is_not_signed_off(

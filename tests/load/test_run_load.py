@@ -319,25 +319,35 @@ def test_an_interrupted_run_leaves_no_process(serve: Serve, tmp_path: Path) -> N
     assert not alive
 
 
+@pytest.mark.parametrize("killed_when", ["started", "running"])
 def test_load_ends_when_the_process_that_asked_for_it_is_killed(
-    serve: Serve, tmp_path: Path
+    serve: Serve, tmp_path: Path, killed_when: str
 ) -> None:
+    """Also where the shell that put it into the background has SIGINT ignored."""
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
         from vllm_rollout.model.load_plan import LoadPlan
-        from vllm_rollout.load.run_load import run_load
+        from vllm_rollout.load.run_load import LocalGenerator, run_load
         plan, folder = LoadPlan.from_json(sys.argv[1]), Path(sys.argv[2])
+        class Told(LocalGenerator):
+            def __enter__(self):
+                print("started", flush=True)
+                return self
+        if sys.argv[3] == "started":
+            with Told(plan, work_dir=folder, results=folder, api_key=None) as generator:
+                generator.wait(60)
         run_load(plan, work_dir=folder, on_progress=lambda _: print("running", flush=True))
     """)
     plan = a_plan(serve(answer), duration_seconds=60)
+    command = [sys.executable, "-c", script, plan.to_json(), str(tmp_path), killed_when]
     with subprocess.Popen(
-        [sys.executable, "-c", script, plan.to_json(), str(tmp_path)],
+        ["env", "--ignore-signal=INT,TERM", *command],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     ) as owner:
         assert owner.stdout is not None
-        assert owner.stdout.readline() == b"running\n"
+        assert owner.stdout.readline().decode().strip() == killed_when
         started = of_this_test(psutil.Process(owner.pid))
         owner.kill()
     assert started

@@ -29,7 +29,9 @@ def test_values_of_the_environment_before_are_read_where_it_is() -> None:
         base_url=None,
         report_dir=Path("reports"),
     )
-    request = SimpleNamespace(config=SimpleNamespace(getoption=lambda name: None))
+    request = SimpleNamespace(
+        config=SimpleNamespace(option=SimpleNamespace(vllm_rollout={"--values": None}))
+    )
     production = settings.deployment("llama-2-7b", "production")
     preflight: Any = fixtures.preflight
     with pytest.raises(UsageError, match="runs none"):

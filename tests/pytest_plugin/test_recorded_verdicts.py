@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.forked import forked
 from support.gate_runs import (
     FAST,
     MODEL,
@@ -23,7 +24,7 @@ from support.gate_runs import (
 
 from vllm_rollout import pytest_plugin as plugin
 from vllm_rollout.judge import Outcome
-from vllm_rollout.pytest_plugin.load_progress_line import check_variables
+from vllm_rollout.pytest_plugin.load_progress_line import check_variables, end_with_parent
 from vllm_rollout.simulator.running import RunningSimulator
 
 PLUGIN = Path(plugin.__file__).parent
@@ -261,7 +262,7 @@ def test_a_policy_among_the_added_options_moves_no_root(
     params = pytest.Config.InvocationParams(args=["x"], plugins=plugins, dir=tmp_path)
     config: Any = SimpleNamespace(invocation_params=params, stash=pytest.Stash())
 
-    assert plugin.pytest_cmdline_main(config) == 1
+    assert plugin.started_again(config) == 1
     assert asked == [["x"], f"-q --policy={file}", plugins]
 
 
@@ -384,6 +385,34 @@ def test_a_run_that_is_ended_from_outside_leaves_its_report(
     assert first.outcome is Outcome.PASS
     assert number.name in second.error
     assert f"{MODEL}: INCONCLUSIVE" in printed
+
+
+def test_gates_end_with_their_rollout_whatever_signals_are_ignored() -> None:
+    lifeline, ours = os.pipe()
+    ready, is_ready = os.pipe()
+
+    def gates() -> int:
+        os.close(ours)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        os.environ["VLLM_ROLLOUT_LIFELINE"] = str(lifeline)
+        end_with_parent()
+        os.write(is_ready, b"x")
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt as error:
+            return 7 if "rollout" in str(error) else 8
+        return 9
+
+    pid = forked(gates, print)
+    os.close(lifeline)
+    os.read(ready, 1)
+    os.close(ours)  # as the death of the rollout does
+    _, status = os.waitpid(pid, 0)
+    for end in (ready, is_ready):
+        os.close(end)
+    assert os.waitstatus_to_exitcode(status) == 7
 
 
 def test_nothing_but_the_records_decides_how_a_session_ends() -> None:

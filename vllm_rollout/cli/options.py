@@ -6,6 +6,8 @@ import getpass
 import inspect
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -175,8 +177,22 @@ def errors_shown() -> Iterator[None]:
         show_error(console, _of_the_system(error))
         raise typer.Exit(int(ExitCode.UNREACHABLE)) from error
     except KeyboardInterrupt as error:
-        say(f"interrupted; {error or 'nothing more was changed'}")
+        say(f"interrupted; {str(error) or 'nothing more was changed'}")
         raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, by which CI and systemd cancel, ends a command as Ctrl-C does."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _of_the_system(error: OSError) -> RolloutError:
@@ -196,7 +212,7 @@ def about_releases(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**arguments: object) -> None:
-        with errors_shown():
+        with errors_shown(), _interrupted_by_sigterm():
             choice = Choice(**{name: arguments.pop(name) for name in names})  # type: ignore[arg-type]
             with options_of_this_run(choice.given()):
                 command(**arguments, choice=choice)

@@ -10,7 +10,7 @@ from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, UsageError
-from vllm_rollout.next_command import next_command
+from vllm_rollout.next_command import next_command, words_of_promotion
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
@@ -101,20 +101,24 @@ def promote_command(
             remedy="Deploy there directly: "
             + next_command("vllm-rollout", "deploy", model, "--values", "FILE"),
         )
-    _run(
-        settings,
-        source=settings.deployment(model, before),
-        target=target,
-        gate_options=[
-            *choice.for_gates(settings),
-            *options.for_load(workers, in_cluster=load_in_cluster),
-        ],
-        own_gates=gates or [],
-        reason=reason,
-        work=lambda tools: gate_and_promote(tools, plan_only=plan, wait_for_window=wait_for_window),
-        emergency=override,
-        again=((name or "").strip() or options.user_name()) if again else "",
-    )
+    load = options.for_load(workers, in_cluster=load_in_cluster)
+    named = {"--base-url": settings.base_url, "--report-dir": report_dir}
+    further = [word for name, value in named.items() if value for word in (name, value)]
+    further += [word for path in gates or [] for word in ("--gates", str(path))]
+    with words_of_promotion(target.environment, [*further, *load]):
+        _run(
+            settings,
+            source=settings.deployment(model, before),
+            target=target,
+            gate_options=[*choice.for_gates(settings), *load],
+            own_gates=gates or [],
+            reason=reason,
+            work=lambda tools: gate_and_promote(
+                tools, plan_only=plan, wait_for_window=wait_for_window
+            ),
+            emergency=override,
+            again=((name or "").strip() or options.user_name()) if again else "",
+        )
 
 
 def _emergency(wanted: bool, name: str | None, reason: str, *, again: bool) -> "Emergency | None":

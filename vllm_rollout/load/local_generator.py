@@ -67,7 +67,8 @@ class LocalGenerator:
 
 
 def _command(plan: LoadPlan, plan_file: Path, results: Path) -> list[str]:
-    options = ["--end-with-parent", "--plan", str(plan_file), "--results", str(results)]
+    options = ["--plan", str(plan_file), "--results", str(results)]
+    options += ["--end-with-parent", str(os.getpid())]
     if plan.workers > 1:
         port = str(free_port())
         options += ["--processes", str(plan.workers)]

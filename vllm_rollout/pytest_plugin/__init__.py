@@ -5,7 +5,6 @@ that asks for no gate as it is. What gates need is in `vllm_rollout.pytest_plugi
 """
 
 import os
-import re
 import shlex
 import signal
 import threading
@@ -16,17 +15,14 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.resources import GATES
-from vllm_rollout.variables import option_or_environment
-
-BUILT_IN_MARKERS = {
-    "development": "gates of the development environment",
-    "staging": "gates of the staging environment",
-    "production": "gates of the production environment",
-    "preflight": "pre-deployment checks",
-    "soak": "how long a revision was healthy",
-}
-"""Words of `-m` that ask for gates where no policy file names other environments."""
+from vllm_rollout.pytest_plugin.gate_options import (
+    BUILT_IN_MARKERS,
+    decide,
+    gates_are_asked_for,
+    marker_words,
+    policy_keys,
+    take_values_for_no_paths,
+)
 
 EXIT_CODE = pytest.StashKey[int | pytest.ExitCode]()
 """How a run of gates ends, or one that was started again; nothing makes it a success."""
@@ -35,88 +31,44 @@ _HINT = (
     "A test that asks for `deployment` is a gate. Name environment and model, for example:  "
     "pytest -m staging --model llama-2-7b"
 )
-_HINT_SECTION = "vllm-rollout"
-
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "--model": {
-        "action": "append",
-        "default": [],
-        "metavar": "NAME",
-        "help": "model whose deployment is gated, e.g. llama-2-7b; may be repeated",
-    },
-    "--policy": {
-        "metavar": "FILE",
-        "help": "policy file that overrides the defaults (default: ./rollout.yaml)",
-    },
-    "--platform": {"metavar": "NAME", "help": "kubernetes or local (default: the policy's)"},
-    "--base-url": {
-        "metavar": "URL",
-        "help": "address of the model server, instead of the platform's own",
-    },
-    "--namespace": {
-        "metavar": "NAME",
-        "help": "namespace of the releases (default: the policy's)",
-    },
-    "--kube-context": {"metavar": "NAME", "help": "context of the kubeconfig to use"},
-    "--report-dir": {"metavar": "DIR", "help": "where reports are written (default: reports)"},
-    "--workers": {
-        "metavar": "N",
-        "help": "processes or pods that make load (default: the policy's load.workers)",
-    },
-    "--load-in-cluster": {
-        "action": "store_true",
-        "help": "make load by pods in the deployment's cluster (charts/load-generator) and not "
-        "here",
-    },
-    "--policy-set": {
-        "action": "append",
-        "default": [],
-        "metavar": "KEY=VALUE",
-        "help": "override one policy value, e.g. environments.staging.load.rate=20/s; repeatable",
-    },
-    "--confidence": {
-        "metavar": "SHARE",
-        "help": "judge by a higher confidence than the policy's, e.g. 99.5%%: for gates that are "
-        "asked more than once",
-    },
-    "--values": {
-        "metavar": "FILE",
-        "help": "values of the build that the pre-deployment checks are about (default: what the "
-        "environment before runs)",
-    },
-    "--evidence": {
-        "metavar": "FILE",
-        "help": "write the evidence of the one model to FILE and render no report",
-    },
-}
-"""The gate options; a run that gives any of them asks for gates."""
-
-WITHOUT_VARIABLE = ("policy-set", "confidence", "values", "evidence")
-"""Options that have no variable: they are about one run, and not about a shell."""
+_NOT_FOUND = "fixture 'deployment' not found"
+SOME_MODEL = "llama-2-7b"
+"""Stands in commands for a model that is not known."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the gate options; most are environment variables `VLLM_ROLLOUT_*` too."""
-    group = parser.getgroup("vllm-rollout", "gates of a vLLM deployment")
-    for name, about in _OPTIONS.items():
-        group.addoption(name, **about)
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Decide at once where a conftest brings the plugin in: no later hook would be asked."""
+    names = [name for name, plugin in pluginmanager.list_name_plugin() if plugin is not None]
+    if any(name.endswith("conftest.py") for name in names):
+        config: Any = pluginmanager.get_plugin("pytestconfig")
+        _decide(config, parser)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
-    """Have the last word on the exit code: who comes last is outermost."""
-    result = yield
-    early_config.pluginmanager.register(_LastWord(), "vllm_rollout.pytest_plugin.last_word")
-    return result
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser
+) -> Generator[None, object, object]:
+    """Decide when every plugin and conftest has its options: an option of theirs is not ours."""
+    take_values_for_no_paths(early_config, parser)
+    try:
+        return (yield)
+    finally:
+        _decide(early_config, parser)
 
 
-class _LastWord:
-    """Keeps the exit code of gates, whatever a hook of others makes of it."""
+def _decide(config: pytest.Config, parser: pytest.Parser) -> None:
+    if decide(config, parser):
+        config.pluginmanager.register(_Ending(), "vllm_rollout.pytest_plugin.ending")
+
+
+class _Ending:
+    """Begins a run of gates once more where it must, and keeps its exit code."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_cmdline_main(
         self, config: pytest.Config
     ) -> Generator[None, int | pytest.ExitCode | None, int | pytest.ExitCode | None]:
+        """Have the last word on the exit code, whatever a hook of others makes of it."""
         try:
             code = yield
         except SystemExit:
@@ -125,9 +77,13 @@ class _LastWord:
             code = None
         return code or config.stash.get(EXIT_CODE, code)
 
+    @pytest.hookimpl(tryfirst=True, specname="pytest_cmdline_main")
+    def pytest_start_again(self, config: pytest.Config) -> int | pytest.ExitCode | None:
+        """Have the options' files mean no paths."""
+        return started_again(config)
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> int | pytest.ExitCode | None:
+
+def started_again(config: pytest.Config) -> int | pytest.ExitCode | None:
     """Start again with `--policy=FILE` where `--policy FILE` led pytest to FILE's folder.
 
     Before it knows the option pytest takes FILE for a path to test, and so for where rootdir and
@@ -162,13 +118,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the built-in markers; bring in hooks and fixtures where gates are asked for."""
     for name in BUILT_IN_MARKERS:  # a marked gate must not stop the tests beside it
         config.addinivalue_line("markers", marker_line(name))
-    if asks_for_gates(config):
+    if gates_are_asked_for(config):
         with interrupts_postponed():
             from vllm_rollout.pytest_plugin import hooks
 
         config.pluginmanager.register(hooks, "vllm_rollout.pytest_plugin.hooks")
-    else:
-        config.pluginmanager.register(_Hint(config), "vllm_rollout.pytest_plugin.hint")
 
 
 @contextmanager
@@ -194,58 +148,33 @@ def marker_line(name: str) -> str:
     )
 
 
-class _Hint:
-    """Says how gates are run, where a gate was run as an ordinary test, or a word is misspelt."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._wanted = False
-        self._meant = ""
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
-        raised = call.excinfo.value if call.excinfo else None
-        if isinstance(raised, pytest.FixtureLookupError) and raised.argname == "deployment":
-            report.sections.append((_HINT_SECTION, _HINT))
-        return report
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._wanted = self._wanted or any(name == _HINT_SECTION for name, _ in report.sections)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        words = marker_words(self._config)
-        if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and words:
-            self._meant = did_you_mean(words, [*BUILT_IN_MARKERS])
-            if self._meant:
-                session.exitstatus = pytest.ExitCode.USAGE_ERROR
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._meant:
-            terminalreporter.write_line(f"ERROR: no test is marked so: {self._meant}", red=True)
-        if self._wanted:
-            terminalreporter.write_line(_HINT, red=True)
+def pytest_terminal_summary(
+    terminalreporter: "pytest.TerminalReporter", exitstatus: int, config: pytest.Config
+) -> None:
+    """Say how gates are run, where one was run as an ordinary test, or a word is misspelt."""
+    if gates_are_asked_for(config):
+        return
+    words = marker_words(config)
+    if words and (environments := sorted(words & (BUILT_IN_MARKERS.keys() | policy_keys()))):
+        terminalreporter.write_line(f"no gate was run: {no_model(environments[0])}", yellow=True)
+    elif exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and (
+        meant := did_you_mean(words, [*BUILT_IN_MARKERS])
+    ):
+        terminalreporter.write_line(f"no test is marked so: {meant}", yellow=True)
+    if any(_NOT_FOUND in str(each.longrepr) for each in terminalreporter.getreports("error")):
+        terminalreporter.write_line(_HINT, red=True)
 
 
-def asks_for_gates(config: pytest.Config) -> bool:
-    """Return True if an option, a word of `-m`, a path or a node id asks for gates.
+def no_model(environment: str) -> str:
+    """Return the error of a run without a model."""
+    from vllm_rollout.next_command import next_command
 
-    `VLLM_ROLLOUT_MODEL` alone does not: it may be left over in the shell of another project.
-    """
     return (
-        any(config.getoption(name) for name in _OPTIONS)
-        or bool(marker_words(config) & (BUILT_IN_MARKERS.keys() | _policy_keys()))
-        or any(names_gates(config, argument) for argument in config.args)
-        or _names_model_of_variable(config)
+        "no model given.\n"
+        "Name the model, for example:  "
+        f"{next_command('pytest', '-m', environment, '--model', SOME_MODEL)}\n"
+        "(--model may be repeated; VLLM_ROLLOUT_MODEL works too)"
     )
-
-
-def marker_words(config: pytest.Config) -> set[str]:
-    """Return the words of `-m` that are not negated."""
-    expression = re.sub(r"\bnot\s+[\w-]+", "", config.getoption("markexpr", "") or "")
-    return set(re.findall(r"[\w-]+", expression)) - {"and", "or", "not"}
 
 
 def did_you_mean(words: Iterable[str], known: Sequence[str]) -> str:
@@ -254,43 +183,3 @@ def did_you_mean(words: Iterable[str], known: Sequence[str]) -> str:
 
     near = [found for word in words for found in difflib.get_close_matches(word, known, 1, 0.8)]
     return f"did you mean {near[0]}?" if near else ""
-
-
-def names_gates(config: pytest.Config, argument: str) -> bool:
-    """Return True if the argument is a path to the suite's gates, or the folder they are in."""
-    path = path_of(config, argument)
-    return path.is_relative_to(GATES) or path == GATES.parent
-
-
-def path_of(config: pytest.Config, argument: str) -> Path:
-    """The path that an argument names, be it a path or the id of a test."""
-    return (config.invocation_params.dir / argument.partition("::")[0]).resolve()
-
-
-def parameters_of(node_id: str) -> str:
-    """The parameters in the id of a test: `a-b` of `test_x.py::test_x[a-b]`."""
-    return node_id.partition("[")[2].removesuffix("]")
-
-
-def models_of_variable() -> list[str]:
-    """The models that `VLLM_ROLLOUT_MODEL` names."""
-    by_variable = option_or_environment("model", None) or ""
-    return [model for model in by_variable.split(",") if model]
-
-
-def _names_model_of_variable(config: pytest.Config) -> bool:
-    """Return True if the id of a test among the arguments names one of the variable's models."""
-    ids = [parameters_of(argument) for argument in config.args if "::" in argument]
-    return any(i == m or i.endswith(f"-{m}") for m in models_of_variable() for i in ids)
-
-
-def _policy_keys() -> set[str]:
-    """Keys of the policy file, if there is one: environments of its own are among them.
-
-    Read without a YAML library, which every test run would wait for.
-    """
-    try:
-        text = Path(option_or_environment("policy", None) or "rollout.yaml").read_text("utf-8")
-    except (OSError, ValueError):
-        return set()
-    return set(re.findall(r"[\s{,]([\w-]+)\s*:", text))

@@ -32,6 +32,7 @@ from vllm_rollout.model.preflight_facts import Preflight
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Latency, Policy
+from vllm_rollout.pytest_plugin.gate_options import option
 from vllm_rollout.pytest_plugin.gate_selection import deployment_of, is_bundled
 from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.load_progress_line import Progress
@@ -122,7 +123,7 @@ def preflight(
     before; in the first environment the one that runs there.
     """
     platform = settings.reader()
-    file = request.config.getoption("values")
+    file = option(request.config, "--values")
     if file:
         values = read_mapping(Path(file))
     else:
@@ -230,7 +231,7 @@ def own_latency(
     """Return what the load's own requests say of a percentile: those of this run, or of the run
     whose gates are asked again; None where neither had any.
     """
-    file = request.config.option.evidence
+    file = option(request.config, "--evidence")
     if finished_load is not None:
         return lambda latency: finished_load.verdict(LatencyQuestion(latency))
     return lambda latency: latency_before(Path(file), latency) if file else None

@@ -5,7 +5,6 @@ pytest's own way depends on `testpaths`, `norecursedirs`, `python_files`, `pytho
 an argument that lies below another. So the gates are collected here, beside what pytest collects.
 """
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,32 +14,29 @@ from typing import Any
 
 import pytest
 
-from vllm_rollout.pytest_plugin import (
+from vllm_rollout.pytest_plugin import fixtures, no_model
+from vllm_rollout.pytest_plugin.fixtures import SETTINGS
+from vllm_rollout.pytest_plugin.gate_options import (
     BUILT_IN_MARKERS,
-    fixtures,
     marker_words,
     models_of_variable,
     names_gates,
+    option,
     parameters_of,
     path_of,
 )
-from vllm_rollout.pytest_plugin.fixtures import SETTINGS
 from vllm_rollout.pytest_plugin.gate_selection import (
     deployment_of,
     in_order,
     is_bundled,
     list_gates,
-    no_model,
     nothing_selected,
     on_demand_left_out,
     selection_problem,
     without_release,
 )
 from vllm_rollout.resources import GATES
-from vllm_rollout.variables import ENVIRONMENT_PREFIX
 
-NOTICE = pytest.StashKey[str]()
-"""Why a run had no gate, although its own tests were run."""
 _PATHS = pytest.StashKey[list[str]]()
 
 
@@ -153,7 +149,7 @@ def environments_named(config: pytest.Config) -> set[str]:
 
 def models_given(config: pytest.Config) -> list[str]:
     """Models by option, by variable, or else by the ids of the suite's gates among the paths."""
-    given: list[str] = config.getoption("model")
+    given: list[str] = option(config, "--model")
     if chosen := given or models_of_variable():
         return chosen
     environments = config.stash[SETTINGS].policy.order if SETTINGS in config.stash else ()
@@ -180,13 +176,7 @@ def select(config: pytest.Config, items: list[pytest.Item], collected: int) -> s
     if asks_for_suites_gates(config):
         return nothing_selected(settings.policy, config, collected, models_given(config))
     environments = sorted(environments_named(config))
-    if not environments:
-        return ""
-    problem = no_model(environments[0])
-    if items and not any(name.startswith(ENVIRONMENT_PREFIX) for name in os.environ):
-        config.stash[NOTICE] = f"no gate was run: {problem}"  # a team may mark tests so, too
-        return ""
-    return problem
+    return no_model(environments[0]) if environments else ""
 
 
 def only_team_gates_named(config: pytest.Config, items: Sequence[pytest.Item]) -> bool:

@@ -15,7 +15,8 @@ import pytest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.next_command import next_command
 from vllm_rollout.policy import Policy
-from vllm_rollout.pytest_plugin import did_you_mean, marker_words, parameters_of
+from vllm_rollout.pytest_plugin import SOME_MODEL, did_you_mean, no_model
+from vllm_rollout.pytest_plugin.gate_options import marker_words, parameters_of
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings
 
@@ -24,8 +25,6 @@ PREFLIGHT = "preflight"
 SOAK = "soak"
 ON_DEMAND = (PREFLIGHT, SOAK)
 """Gates that are run only where they are asked for by name."""
-_SOME_MODEL = "llama-2-7b"
-"""Stands in commands for a model that is not known."""
 _ASK_THE_PLATFORM = ("pods", PREFLIGHT, SOAK)
 
 
@@ -196,7 +195,7 @@ def selection_problem(
             if d.environment not in named and d.environment not in ids
         }
     )
-    model = next((d.model for d in deployments if d.model != NO_MODEL), _SOME_MODEL)
+    model = next((d.model for d in deployments if d.model != NO_MODEL), SOME_MODEL)
     if silent:
         return (
             f"no environment selected: these gates would run against {', '.join(silent)}.\n"
@@ -208,19 +207,9 @@ def selection_problem(
     return ""
 
 
-def no_model(environment: str) -> str:
-    """Return the error of a run without a model."""
-    return (
-        "no model given.\n"
-        "Name the model, for example:  "
-        f"{next_command('pytest', '-m', environment, '--model', _SOME_MODEL)}\n"
-        "(--model may be repeated; VLLM_ROLLOUT_MODEL works too)"
-    )
-
-
 def list_gates(models: Sequence[str]) -> str:
     """Return the command line that lists gates, of the first model that the run names."""
-    model = next(iter(models), _SOME_MODEL)
+    model = next(iter(models), SOME_MODEL)
     return next_command("pytest", "--collect-only", "-q", "-m", "staging", "--model", model)
 
 

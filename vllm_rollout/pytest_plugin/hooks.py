@@ -12,10 +12,9 @@ from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.policy import Override
-from vllm_rollout.pytest_plugin import BUILT_IN_MARKERS, fixtures, marker_line, marker_words
+from vllm_rollout.pytest_plugin import fixtures, marker_line
 from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
 from vllm_rollout.pytest_plugin.gate_collection import (
-    NOTICE,
     asks_for_suites_gates,
     collect_gates,
     drop_foreign_fixtures,
@@ -24,6 +23,7 @@ from vllm_rollout.pytest_plugin.gate_collection import (
     only_team_gates_named,
     select,
 )
+from vllm_rollout.pytest_plugin.gate_options import BUILT_IN_MARKERS, marker_words, option
 from vllm_rollout.pytest_plugin.gate_results import (
     BEFORE,
     CALLING,
@@ -53,7 +53,7 @@ from vllm_rollout.pytest_plugin.session_results import (
 )
 from vllm_rollout.resources import GATES
 from vllm_rollout.settings import Settings, load_settings
-from vllm_rollout.variables import options_given
+from vllm_rollout.variables import option_or_environment, options_given
 
 _PROBLEM = pytest.StashKey[str]()
 
@@ -257,38 +257,32 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     send_to_controller(session.config)
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Say why a run had no gate, where its own tests were run."""
-    if NOTICE in config.stash:
-        terminalreporter.write_line(config.stash[NOTICE], yellow=True)
-
-
 def _load_settings(config: pytest.Config) -> Settings:
     return load_settings(
-        policy_file=config.getoption("policy"),
-        overrides=dict(_pair(text) for text in config.getoption("policy_set")),
-        platform=config.getoption("platform"),
-        namespace=config.getoption("namespace"),
-        kube_context=config.getoption("kube_context"),
-        base_url=config.getoption("base_url"),
-        report_dir=config.getoption("report_dir"),
-        workers=config.getoption("workers"),
-        load_in_cluster=config.getoption("load_in_cluster"),
-        confidence=config.getoption("confidence"),
+        policy_file=option(config, "--policy"),
+        overrides=dict(_pair(text) for text in option(config, "--policy-set")),
+        platform=option(config, "--platform"),
+        namespace=option(config, "--namespace"),
+        kube_context=option(config, "--kube-context"),
+        base_url=option(config, "--base-url"),
+        report_dir=option(config, "--report-dir"),
+        workers=option(config, "--workers"),
+        load_in_cluster=option(config, "--load-in-cluster"),
+        confidence=option(config, "--confidence"),
     )
 
 
 def _options_given(config: pytest.Config) -> list[tuple[str, str]]:
     """The options and variables of this run that a printed command repeats."""
-    return options_given(
-        policy=config.getoption("policy"),
-        platform=config.getoption("platform"),
-        namespace=config.getoption("namespace"),
-        kube_context=config.getoption("kube_context"),
-        changes=config.getoption("policy_set"),
+    url = option_or_environment("base-url", option(config, "--base-url"))
+    given = options_given(
+        policy=option(config, "--policy"),
+        platform=option(config, "--platform"),
+        namespace=option(config, "--namespace"),
+        kube_context=option(config, "--kube-context"),
+        changes=option(config, "--policy-set"),
     )
+    return [*given, ("--base-url", url)] if url else given
 
 
 def _pair(text: str) -> tuple[str, Override]:

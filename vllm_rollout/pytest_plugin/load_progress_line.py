@@ -22,7 +22,7 @@ from rich.live import Live
 
 from vllm_rollout.load.run_load import LoadProgress
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.pytest_plugin import WITHOUT_VARIABLE
+from vllm_rollout.pytest_plugin.gate_options import WITHOUT_VARIABLE
 from vllm_rollout.report.terminal import progress_line, progress_lines
 from vllm_rollout.variables import variable_of
 
@@ -30,6 +30,9 @@ EVENTS_VARIABLE = "VLLM_ROLLOUT_EVENTS"
 LIFELINE_VARIABLE = "VLLM_ROLLOUT_LIFELINE"
 _SECONDS_BETWEEN_LINES = 5.0
 _STDERR = 2
+_PARENT_GONE = signal.SIGUSR1
+"""A signal that nobody else sends or has this process ignore."""
+_END_SECONDS = 60.0
 
 
 def emit(kind: str, **fields: Any) -> None:
@@ -75,17 +78,25 @@ def end_with_parent() -> None:
 
     The parent holds the other end of the pipe named by `VLLM_ROLLOUT_LIFELINE` and never writes
     to it: when it dies, however it dies, reading ends. Gates of a rollout that nobody conducts
-    must not go on making load.
+    must not go on making load, also where SIGINT and SIGTERM are ignored, as in the background.
     """
     lifeline = os.environ.pop(LIFELINE_VARIABLE, None)
     if not lifeline:
         return
 
+    def interrupt(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt("the end of the rollout that started it")
+
     def wait() -> None:
         while os.read(int(lifeline), 1):
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), _PARENT_GONE)
+        time.sleep(_END_SECONDS)
+        os._exit(pytest.ExitCode.INTERRUPTED)
 
+    signal.signal(_PARENT_GONE, interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [_PARENT_GONE])
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 

@@ -27,6 +27,7 @@ from vllm_rollout.model.evidence import (
 )
 from vllm_rollout.pytest_plugin import EXIT_CODE
 from vllm_rollout.pytest_plugin.fixtures import SETTINGS
+from vllm_rollout.pytest_plugin.gate_options import option
 from vllm_rollout.pytest_plugin.gate_results import (
     LOAD_NAME,
     RECORDS,
@@ -129,7 +130,7 @@ class SessionResults:
         yield
         session.exitstatus = session.exitstatus or code
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         if self._usage:
             terminalreporter.write_line(f"ERROR: {self._usage}", red=True)
         if self._lines:
@@ -148,7 +149,7 @@ class SessionResults:
         words = f"{evidence.model}: {_in_words(evidence, part)}"
         for run in evidence.runs:
             self._lines += _lines_of(run)
-        target = self._config.getoption("evidence")
+        target = option(self._config, "--evidence")
         folder = self._settings.report_dir / evidence.model / evidence.run_id
         try:
             if target:
