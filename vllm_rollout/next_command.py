@@ -69,7 +69,7 @@ def promote_command(model: str, environment: str, *words: str) -> str:
     return next_command("gate-and-promote", model, "--to", environment, *words, *further)
 
 
-def sign_off_command(model: str, digest: str, words: Sequence[str] = ("--as", "YOUR-NAME")) -> str:
+def sign_off_command(model: str, digest: str, *words: str) -> str:
     """Return the command by which a person signs evidence off; `words` are of who it is."""
     short = digest.removeprefix("sha256:")[:16]
     return next_command("vllm-rollout", "sign-off", model, "--evidence", short, *words)

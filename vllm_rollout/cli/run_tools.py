@@ -114,7 +114,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
     if tools.log.result and tools.log.result.awaits_sign_off:
         rules = run.policy.environments[run.source.environment].sign_off
         words = rules.words if rules else ()
-        options.say(f"sign it off: {sign_off_command(target.model, evidence.digest, words)}")
+        options.say(f"sign it off: {sign_off_command(target.model, evidence.digest, *words)}")
 
 
 def say_removed(folder: Path, platform: ReleaseReader, policy: Policy, model: str) -> None:

@@ -161,7 +161,7 @@ def summary_html(evidence: Evidence) -> str:
                 for item in items
                 if not (item.outcome is Outcome.PASS or item.node_id == CONCLUSION)
             ],
-            sign_off=sign_off_command(evidence.model, evidence.digest, ("--as", "NAME")),
+            sign_off=sign_off_command(evidence.model, evidence.digest, "--as", "NAME"),
             run_counts=_run_counts,
             risk=words.risk_text,
             duration=f"{(evidence.finished - evidence.started).total_seconds():,.0f} s",

@@ -297,7 +297,7 @@ def still_to_wait_for(
     if awaits_sign_off and rules.sign_off:
         reasons.append(
             "the evidence waits for sign-off: read the report, then "
-            f"{sign_off_command(run.source.model, 'DIGEST', rules.sign_off.words)} (or --reject)"
+            f"{sign_off_command(run.source.model, 'DIGEST', *rules.sign_off.words)} (or --reject)"
         )
     if not reasons:
         return None
@@ -350,7 +350,7 @@ def ask_for_sign_off(
     if not notify:
         return
     rules = run.policy.environments[run.source.environment].sign_off
-    command = sign_off_command(model, evidence.digest, rules.words if rules else ())
+    command = sign_off_command(model, evidence.digest, *(rules.words if rules else ()))
     log.notify(
         MessageKind.UNSIGNED,
         f"The {run.source.environment} gates passed. Read the report of run {run.id}, "

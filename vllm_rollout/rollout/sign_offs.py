@@ -302,7 +302,7 @@ def sign_off_of(
             unsigned(store, policy.evidence, source.model, asked) or used(run, decisions)
         )
         if not void and not unusable(run, policy, source.environment, revision, now):
-            command = sign_off_command(source.model, asked, rules.words)
+            command = sign_off_command(source.model, asked, *rules.words)
             return None, f"its evidence waits for sign-off{of_no_use}: {command}"
     following = environment_after(policy, source.environment)
     return None, (
