@@ -1,4 +1,4 @@
-"""What is taken from elsewhere is named by its content: base images, and actions of the CI examples."""
+"""Base images, and actions of the CI examples, are named by their content."""
 
 import re
 from pathlib import Path
