@@ -150,3 +150,9 @@ resourceRules:
     resources: [{{ .resources | quote }}]
     scope: Namespaced
 {{- end }}
+
+{{- /* CEL: whether one of them asks: (dict "users" (list …) "groups" (list …)). */ -}}
+{{- define "roles.is" -}}
+request.userInfo.username in {{ toJson .users }}
+{{- with .groups }} || (has(request.userInfo.groups) && request.userInfo.groups.exists(g, g in {{ toJson . }})){{ end }}
+{{- end }}

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,7 +18,7 @@ from cluster.required import each_helm
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.preflight_checks import admission_verdict
-from vllm_rollout.model.deployment import Deployment, Target
+from vllm_rollout.model.deployment import Build, Deployment, Target
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
@@ -29,6 +31,7 @@ from vllm_rollout.rollout.sign_offs import SignOff, SignOffs
 
 MODEL = "llama-2-7b"
 QA = "people-of-qa"
+SIGNED = f"sha256:{'5' * 64}"
 NOBODY: set[str] = set()
 CHANGES = {"promote", "watch"}
 READS = {"gate", *CHANGES, "qa"}
@@ -57,7 +60,13 @@ def acting_as(namespace: Namespace, helm_binary: str, monkeypatch: pytest.Monkey
                 "--set-json",
                 f"qa={json.dumps(qa)}",
             ),
-            *("--set", f"models={{{MODEL}}}", "--set", "admission.images={vllm/vllm-openai:}"),
+            *(
+                "--set",
+                f"models={{{MODEL}}}",
+                "--set",
+                "admission.images={vllm/vllm-openai:,vllm/vllm-openai@}",
+            ),
+            *("--set", "admission.signed={staging}"),
         ],
         check=True,
         capture_output=True,
@@ -85,16 +94,16 @@ def account_of(purpose: str) -> str:
 
 
 def ask(
-    namespace: Namespace, purpose: str, method: str, path: str, body: Any = None
+    namespace: Namespace, purpose: str, method: str, path: str, body: Any = None, *more_groups: str
 ) -> httpx.Response:
     """Ask in the name of the purpose's account, with a path from the namespace's own on."""
     account = account_of(purpose)
-    groups = ("system:serviceaccounts", f"system:serviceaccounts:{namespace.name}")
+    groups = ("system:serviceaccounts", "system:authenticated")
     kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
     headers = [
         ("Content-Type", kind),
         ("Impersonate-User", f"system:serviceaccount:{namespace.name}:{account}"),
-        *(("Impersonate-Group", group) for group in (*groups, "system:authenticated")),
+        *(("Impersonate-Group", group) for group in (*groups, *more_groups)),
     ]
     group, _, rest = path.rpartition(":")
     own = f"/apis/{group}" if group else "/api/v1"
@@ -103,18 +112,19 @@ def ask(
 
 
 def enforced(namespace: Namespace) -> None:
-    """Wait until the API server goes by the chart's policies, a second or two after it has them."""
-    foreign = {"metadata": {"name": "foreign"}}
-    for resource, body, policy in (
-        ("serviceaccounts", foreign, "objects"),
-        ("configmaps", document("decisions/x/00000001", ""), "documents"),
+    """Wait until the API server goes by the chart's Roles and policies, which it reads later."""
+    foreign, broken = {"metadata": {"name": "foreign"}}, document("decisions/x/00000001", "")
+    for purpose, resource, body, policy in (
+        ("promote", "serviceaccounts", foreign, "objects"),
+        *((purpose, "configmaps", broken, "documents") for purpose in (*CHANGES, "qa")),
     ):
-        eventually(
-            lambda resource=resource, body=body, policy=policy: (  # type: ignore[misc]
-                f"{namespace.name}-{policy}"
-                in ask(namespace, "promote", "POST", f"{resource}?dryRun=All", body).text
-            )
-        )
+        refused_by(f"{namespace.name}-{policy}", namespace, purpose, resource, body)
+
+
+def refused_by(text: str, namespace: Namespace, purpose: str, resource: str, body: Any) -> None:
+    """Wait until the API server refuses to create that, and says so."""
+    path = f"{resource}?dryRun=All"
+    eventually(lambda: text in ask(namespace, purpose, "POST", path, body).text)
 
 
 def document(key: str, text: str) -> dict[str, Any]:
@@ -140,6 +150,14 @@ def server(**changes: Any) -> dict[str, Any]:
     pod = {"containers": [{"name": "vllm", "image": "vllm/vllm-openai:v1"}], **changes}
     spec = {"selector": labels, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}}
     return {**released("Deployment", f"{MODEL}-production", spec=spec), "apiVersion": "apps/v1"}
+
+
+def staged(image: str) -> dict[str, Any]:
+    """A Deployment of the release in staging, where QA signs."""
+    made = server(containers=[{"name": "vllm", "image": image}])
+    release = f"{MODEL}-staging"
+    made["metadata"] |= {"name": release, "annotations": {"meta.helm.sh/release-name": release}}
+    return made
 
 
 def apply(platform: KubernetesPlatform, deployment: Deployment, version: str, replicas: int) -> Any:
@@ -257,10 +275,11 @@ def test_each_purpose_may_do_its_own_and_no_more(namespace: Namespace) -> None:
     for made in (
         document("evidence/m/a", "{}"),
         document("decided/m", noted(7)),
+        document("signed-images", json.dumps([SIGNED])),
         {"metadata": {"name": "others"}},
     ):
         namespace.create("configmaps", made)
-    note, evidence = object_name("decided/m"), object_name("evidence/m/a")
+    note, evidence, images = map(object_name, ("decided/m", "evidence/m/a", "signed-images"))
     other = {"metadata": {"name": "other"}}
     other_lease = {**other, "spec": {}}
     token_of_qa = {"kubernetes.io/service-account.name": QA}
@@ -271,6 +290,9 @@ def test_each_purpose_may_do_its_own_and_no_more(namespace: Namespace) -> None:
     taken["metadata"]["name"] = "others"
     enforced(namespace)
     apps, dry = "apps/v1:deployments", "?dryRun=All"
+    signed, other_image = staged(f"vllm/vllm-openai@{SIGNED}"), staged("vllm/vllm-openai:v1")
+    eventually(lambda: ask(namespace, "watch", "POST", apps + dry, signed).is_success)
+    eventually(lambda: not ask(namespace, "watch", "POST", apps + dry, other_image).is_success)
     rows: list[tuple[set[str], str, str, Any]] = [
         (READS, "GET", "secrets", None),
         (READS, "GET", "configmaps", None),
@@ -288,6 +310,9 @@ def test_each_purpose_may_do_its_own_and_no_more(namespace: Namespace) -> None:
         (NOBODY, "DELETE", f"{apps}/others", None),
         (CHANGES, "POST", "serviceaccounts", released("ServiceAccount", release)),
         (NOBODY, "POST", "serviceaccounts", released("ServiceAccount", "vllm-rollout-other")),
+        (CHANGES, "POST", apps, staged(f"vllm/vllm-openai@{SIGNED}")),
+        (NOBODY, "POST", apps, staged(f"vllm/vllm-openai@{SIGNED[:-1]}0")),
+        (NOBODY, "POST", apps, staged("vllm/vllm-openai:v1")),
         ({"promote"}, "POST", "pods", {**other, "spec": server()["spec"]["template"]["spec"]}),
         (NOBODY, "POST", "rbac.authorization.k8s.io/v1:rolebindings", {}),
         (NOBODY, "DELETE", f"/api/v1/namespaces/{namespace.name}", None),
@@ -312,6 +337,7 @@ def test_each_purpose_may_do_its_own_and_no_more(namespace: Namespace) -> None:
         (NOBODY, "POST", "configmaps", other),
         (NOBODY, "PUT", "configmaps/others", {"metadata": {"name": "others"}}),
         (NOBODY, "PUT", "configmaps/others", taken),
+        ({"qa"}, "PUT", f"configmaps/{images}", document("signed-images", "[]")),
         (CHANGES, "POST", "configmaps", entry(decision("promotion"))),
         (CHANGES, "POST", "configmaps", entry(decision("rolled-back", why='"kind": "sign-off"'))),
         ({"qa"}, "POST", "configmaps", entry(decided)),
@@ -347,6 +373,8 @@ def test_each_purpose_may_do_its_own_and_no_more(namespace: Namespace) -> None:
                 wrong.append((purpose, method, path, body, answer.text))
     assert wrong == []
     pod = {**other, "spec": server()["spec"]["template"]["spec"]}
+    both = ask(namespace, "qa", "POST", f"configmaps{dry}", other, "system:masters")
+    assert both.is_success  # what another Role allows a person of QA stays allowed
     assert "dry runs alone" in ask(namespace, "promote", "POST", "pods", pod).text
 
 
@@ -383,7 +411,12 @@ def test_qa_signs_and_a_role_of_an_earlier_chart_is_told_which_does(
     AuditLog(acting_as("promote").store).append(DecisionKind.REFUSAL, **about)
     with pytest.raises(UnreachableError, match="takes the Role vllm-rollout-qa of the chart"):
         SignOffs(acting_as("promote").store, MODEL).add(word, "")
-    SignOffs(acting_as("qa").store, MODEL).add(word, "")
+    run: Any = SimpleNamespace(build=Build(image_digest=SIGNED))
+    store = acting_as("qa").store
+    SignOffs(store, MODEL).add(replace(word, run=run), "")
+    noted_images = store.read("signed-images")
+    assert noted_images is not None
+    assert noted_images.value == [SIGNED]
     AuditLog(acting_as("watch").store).append(DecisionKind.PROMOTION, **about)
     read = AuditLog(acting_as("gate").store).whole(MODEL)
     assert [each.kind for each in read] == ["refusal", "sign-off", "promotion"]
@@ -392,8 +425,8 @@ def test_qa_signs_and_a_role_of_an_earlier_chart_is_told_which_does(
     rules = [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "create"]}]
     role = namespace.cluster.send("PATCH", f"{path}vllm-rollout-watch", {"rules": rules})
     role.raise_for_status()
-    with pytest.raises(UnreachableError, match="of this version of the chart rollout-roles"):
-        acting_as("watch").store.write("evidence/a", {}, expect=None)
+    named = "of this version of the chart rollout-roles"
+    refused_by(named, namespace, "watch", "configmaps", document("evidence/a", "{}"))
 
 
 def test_promote_and_watch_may_move_traffic_and_gate_may_not(
