@@ -20,6 +20,7 @@ PATHS = {
     "HorizontalPodAutoscaler": (
         "apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
     ),
+    "NetworkPolicy": "apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
     "PodDisruptionBudget": "apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
     "Pod": "api/v1/namespaces/{namespace}/pods",
     "Service": "api/v1/namespaces/{namespace}/services",
@@ -34,6 +35,7 @@ EVERYTHING: dict[str, Any] = {
     "modelCache": {"existingClaim": "cache"},
     "autoscaling": {"enabled": True},
     "podDisruptionBudget": {"enabled": True},
+    "networkPolicy": {"enabled": True, "egress": [{"ports": [{"protocol": "UDP", "port": 53}]}]},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "nodeSelector": {"pool": "gpu"},
     "topologySpreadConstraints": [

@@ -57,6 +57,20 @@ def test_one_pod_watches_with_little_rights_and_the_key_from_a_secret(
     assert pod["terminationGracePeriodSeconds"] > allowed
 
 
+def test_nobody_reaches_the_watch_and_its_own_rules_say_whom_it_reaches(
+    helm_binary: str, tmp_path: Path
+) -> None:
+    objects = rendered(helm_binary, tmp_path)
+    spec = objects["NetworkPolicy"]["spec"]
+    labels = objects["Deployment"]["spec"]["selector"]
+    assert spec == {"podSelector": labels, "policyTypes": ["Ingress"], "ingress": []}
+    rule = {"ports": [{"protocol": "TCP", "port": 6443}]}
+    own = {"enabled": True, "egress": [rule]}
+    spec = rendered(helm_binary, tmp_path, networkPolicy=own)["NetworkPolicy"]["spec"]
+    assert (spec["policyTypes"], spec["egress"]) == (["Ingress", "Egress"], [rule])
+    assert "NetworkPolicy" not in rendered(helm_binary, tmp_path, networkPolicy={"enabled": False})
+
+
 def test_the_policy_is_one_that_the_suite_reads_and_its_change_makes_a_new_pod(
     helm_binary: str, tmp_path: Path
 ) -> None:

@@ -136,6 +136,23 @@ def test_optional_objects_appear_when_asked_for(render: Render) -> None:
     assert ("ServiceMonitor", "llama-2-7b-production") in objects
 
 
+def test_a_network_policy_admits_whom_it_names(render: Render) -> None:
+    name = ("NetworkPolicy", "llama-2-7b-production")
+    assert name not in render()
+    spec = render({"networkPolicy": {"enabled": True}})[name]["spec"]
+    pods = {"app.kubernetes.io/instance": "llama-2-7b-production"}
+    assert pods.items() <= spec["podSelector"]["matchLabels"].items()
+    port = [{"protocol": "TCP", "port": "http"}]
+    assert spec["ingress"] == [{"from": [{"podSelector": {}}], "ports": port}]
+    assert spec["policyTypes"] == ["Ingress"]
+    gateway = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateway"}}}
+    dns = {"ports": [{"protocol": "UDP", "port": 53}]}
+    own = {"enabled": True, "from": [gateway], "egress": [dns]}
+    spec = render({"networkPolicy": own})[name]["spec"]
+    assert spec["ingress"] == [{"from": [gateway], "ports": port}]
+    assert (spec["policyTypes"], spec["egress"]) == (["Ingress", "Egress"], [dns])
+
+
 @pytest.mark.parametrize("scaled", [{"enabled": True, "maxReplicas": 8}, {"external": True}])
 def test_the_number_of_scaled_pods_is_never_rendered(render: Render, scaled: Any) -> None:
     ramp = {"replicaCount": 5, "canary": {"replicaCount": 2, "handover": True}}

@@ -148,7 +148,7 @@ def site(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Sit
     (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
     namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
     roles = [helm_binary, "install", "roles", str(CHARTS / "rollout-roles"), "-n", namespace.name]
-    subprocess.run(roles, check=True, capture_output=True)
+    subprocess.run([*roles, "--set", "seesNodes=true"], check=True, capture_output=True)
     with running_registry(tmp_path) as registry:
         registry.push("vllm", "v1")
         site = Site(tmp_path, namespace, helm_binary, registry)

@@ -99,6 +99,9 @@ def test_a_gpu_shortage_says_how_many_are_short_and_on_which_nodes():
         finding.shown_by
     )
     assert "add GPU nodes" in finding.resolution
+    (finding,) = diagnose([waiting("nvidia.com/gpu")], HERE)
+    assert "could not be read" in finding.shown_by[0]
+    assert "`seesNodes: true`" in finding.shown_by[0]
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,7 @@ def _pending(settings: Settings, model: str, prefix: str, note: str, *, approved
         environment=environment,
         revision=revision.number,
         build=revision.build.digest,
+        run=run,
     )
     return _Pending(sign_off, rules, decisions, evidence.run_id)
 

@@ -136,6 +136,9 @@ def _scarce(symptoms: Symptoms, events: list[str]) -> Reason:
         + (f", and refuses it: {room.refused}" if room.refused else "")
         for room in symptoms.rooms
     ]
+    if not lines:
+        unread = f"how much {symptoms.scarce} is free on which node could not be read: "
+        lines = [f"{unread}the chart rollout-roles allows it with `seesNodes: true`"]
     gpus = "gpu" in symptoms.scarce.lower()
     by = f", {short:g} more than any node has free" if symptoms.rooms else ""
     return Reason(

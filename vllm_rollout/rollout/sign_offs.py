@@ -74,6 +74,9 @@ class SignOff:
         )
 
 
+_SIGNED_IMAGES = "signed-images"
+"""The chart rollout-roles has this key too (`admission.signed`)."""
+_MOST_IMAGES = 1000
 _DECIDES = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
 
 
@@ -174,11 +177,14 @@ class SignOffs(SignOffsReader):
         super().__init__(store, model)
 
     def add(self, sign_off: SignOff, run_id: str) -> None:
-        """Append a sign-off to the audit log.
+        """Append a sign-off to the audit log. The image of an approved `run` is noted first.
 
         Raises: as the store.
         """
         word = sign_off.as_decision(self._model)
+        image = sign_off.run.build.image_digest if sign_off.run and sign_off.run.build else None
+        if sign_off.approved and image:
+            self._note_image(image)
         AuditLog(self._store).append(
             word.kind,
             model=word.model,
@@ -190,6 +196,16 @@ class SignOffs(SignOffsReader):
             build=word.build,
             evidence=word.evidence,
             signature=word.signature,
+        )
+
+    def _note_image(self, image: str) -> None:
+        """Note the digest among those signed off, by which a cluster's admission can go."""
+        known = self._store.read(_SIGNED_IMAGES)
+        images = [each for each in (known.value if known else ()) if each != image]
+        self._store.write(
+            _SIGNED_IMAGES,
+            [*images, image][-_MOST_IMAGES:],
+            expect=known.version if known else None,
         )
 
     def ask(self, source: Deployment, digest: str) -> None:

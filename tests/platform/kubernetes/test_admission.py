@@ -12,7 +12,7 @@ from support.scripted_api import Answer, ScriptedApi
 from vllm_rollout.model.deployment import Canary, Deployment
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.preflight_facts import Admission
-from vllm_rollout.platform.kubernetes.admission import admission
+from vllm_rollout.platform.kubernetes.admission import admission, marked_by_helm
 from vllm_rollout.platform.kubernetes.ramp_preflight import Ramp
 from vllm_rollout.platform.kubernetes.surge_plan import Pods
 
@@ -161,3 +161,14 @@ def test_a_ramp_makes_a_revision_for_each_move() -> None:
 
     assert ramp(Deployment("m", "production", "a")).revisions() >= 2 * 4
     assert ramp(Canary("m", "production", "a")).revisions() == 5
+
+
+def test_objects_have_helms_mark_and_hooks_have_none() -> None:
+    hook = thing("v1", "ConfigMap")
+    hook["metadata"] = {"name": "h", "annotations": {"helm.sh/hook": "pre-install"}}
+    both = {"kind": "List", "apiVersion": "v1", "items": [{**SERVER}, hook]}
+    server, same = marked_by_helm([both], Deployment("m", "staging", "a"))
+    assert same == hook
+    assert server["metadata"]["annotations"]["meta.helm.sh/release-name"] == "m-staging"
+    assert server["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "Helm"}
+    assert SERVER["metadata"] == {"name": "m"}

@@ -154,6 +154,24 @@ class _Asked:
         self.refusals.append(Refusal(what=what, reason=reason, certain=certain, webhook=webhook))
 
 
+def marked_by_helm(objects: Iterable[Json], deployment: Deployment) -> list[Json]:
+    """The objects, each as Helm writes one of the deployment's release: with its name, by which
+    admission may know it. Hooks have no such mark."""
+    label = {"app.kubernetes.io/managed-by": "Helm"}
+    release = {
+        "meta.helm.sh/release-name": deployment.release,
+        "meta.helm.sh/release-namespace": deployment.namespace,
+    }
+
+    def marked(each: Json) -> Json:
+        about = each["metadata"]
+        labels = {**(about.get("labels") or {}), **label}
+        annotations = {**(about.get("annotations") or {}), **release}
+        return {**each, "metadata": {**about, "labels": labels, "annotations": annotations}}
+
+    return [each if hook_of(each) is not None else marked(each) for each in one_by_one(objects)]
+
+
 def is_made(each: Json) -> bool:
     """Return True for an object of the release, and for a hook of an install or upgrade."""
     hooks = hook_of(each)

@@ -23,6 +23,8 @@ TIMEOUT_SECONDS = (5.0, 30.0)
 """For connecting, and for each answer."""
 
 _LONGEST_MESSAGE = 1000
+_BEYOND_NAMESPACES = ("nodes", "pods in all namespaces", "storageclasses")
+"""What no Role allows, only the ClusterRole of the chart rollout-roles."""
 
 
 class NotFoundError(DeployError):
@@ -170,8 +172,7 @@ class KubernetesApi:
                 address=self.address,
                 remedy="The credentials have expired: log in again."
                 if status == HTTPStatus.UNAUTHORIZED
-                else f"Ask for a Role that allows the verb {verb!r} on {resource!r}, as those of "
-                "this version's chart rollout-roles do.",
+                else _role_for(verb, resource, message),
             )
         if status == HTTPStatus.NOT_FOUND:
             return NotFoundError(message)
@@ -186,6 +187,18 @@ class KubernetesApi:
             )
             return UnreachableError(message, address=self.address, remedy=remedy)
         return DeployError(message)
+
+
+def _role_for(verb: str, resource: str, message: str) -> str:
+    if "ValidatingAdmissionPolicy" in message:
+        return "Use an account that the policy allows this, or correct what it names."
+    asked = f"Ask for a Role that allows the verb {verb!r} on {resource!r}, as "
+    if resource.startswith(_BEYOND_NAMESPACES):
+        return (
+            f"{asked}the chart rollout-roles has with `seesNodes: true`; or leave out the check "
+            "that takes it, for example by `preflight: {gpus: off}`."
+        )
+    return f"{asked}those of this version's chart rollout-roles do."
 
 
 def message_of(body: str) -> str:

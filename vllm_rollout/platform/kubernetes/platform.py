@@ -21,7 +21,7 @@ from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import LiveObjects, PathErrors, Route, Weights
-from vllm_rollout.platform.kubernetes.admission import admission
+from vllm_rollout.platform.kubernetes.admission import admission, marked_by_helm
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError, connected
 from vllm_rollout.platform.kubernetes.autoscaling import Autoscaling, Scale, read_autoscalers
 from vllm_rollout.platform.kubernetes.build import ENVIRONMENTS, Builds
@@ -107,7 +107,7 @@ class KubernetesPlatform:
             helm=self._helm,
             releases=self._releases,
             conflicts=lambda deployment, objects: field_conflicts(
-                self._api, deployment.namespace, objects
+                self._api, deployment.namespace, marked_by_helm(objects, deployment)
             ),
             live=self.live_objects,
         )
@@ -124,7 +124,7 @@ class KubernetesPlatform:
             anything_left=lambda deployment: anything_left(self._api, deployment),
             admission=lambda deployment, objects: admission(
                 self._api,
-                objects,
+                marked_by_helm(objects, deployment),
                 deployment.namespace,
                 applies=bool(self._helm.forcing),
             ),

@@ -9,7 +9,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Canary, Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.preflight_facts import NewObjects
-from vllm_rollout.platform.kubernetes.admission import is_made
+from vllm_rollout.platform.kubernetes.admission import is_made, marked_by_helm
 from vllm_rollout.platform.kubernetes.chart import load_chart
 from vllm_rollout.platform.kubernetes.helm import HelmRevision
 from vllm_rollout.platform.kubernetes.http_routes import HttpRoutes
@@ -17,7 +17,7 @@ from vllm_rollout.platform.kubernetes.nodes import quantity
 from vllm_rollout.platform.kubernetes.releases import Releases
 from vllm_rollout.platform.kubernetes.rendered import Rendered
 from vllm_rollout.platform.kubernetes.surge_plan import Pods, surge_plan
-from vllm_rollout.platform.kubernetes.templates import Json, one_by_one
+from vllm_rollout.platform.kubernetes.templates import Json
 
 _BACK = 2
 """Revisions of the way back: a step's own, where its pods do not come up, and the rollback."""
@@ -56,7 +56,7 @@ class Ramp:
         for each in (self.whole, *self._beside()):
             if each.rendering.complaint:
                 raise UsageError(each.rendering.complaint)
-            found += one_by_one(each.rendering.objects)
+            found += marked_by_helm(each.rendering.objects, each.deployment)
         return found
 
     def patches(self) -> list[Json]:

@@ -1,0 +1,28 @@
+"""Base images, and actions of the CI examples, are named by their content."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from vllm_rollout.resources import CHARTS
+
+ROOT = Path(__file__).parents[2]
+IMAGE = re.compile(r"\S+@sha256:[0-9a-f]{64}")
+
+
+def test_base_images_and_ci_actions_cannot_move() -> None:
+    froms = [
+        line.removeprefix("FROM ")
+        for file in CHARTS.glob("*/Dockerfile")
+        for line in file.read_text().splitlines()
+        if line.startswith("FROM ")
+    ]
+    froms.append(
+        yaml.safe_load((CHARTS / "vllm-deployment/values.yaml").read_text())["test"]["image"]
+    )
+    assert len(froms) == len({*CHARTS.glob("*/Dockerfile")}) + 1
+    assert [each for each in froms if not IMAGE.fullmatch(each)] == []
+    used = re.findall(r"uses: (\S+)", "".join(p.read_text() for p in ROOT.glob("docs/**/*.md")))
+    assert used
+    assert [each for each in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", each)] == []
