@@ -12,7 +12,7 @@ TESTS ?= tests
 LEFT := cluster or helm or prometheus or browser or registry or long
 PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto -W error --timeout 600 -rs
 
-.PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint audit format lock schema wheel clean
+.PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint audit format lock schema docs wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -72,6 +72,10 @@ lock: .venv/installed ## resolve the lock files again
 
 schema: .venv/installed ## generate the JSON Schema of rollout.yaml again
 	$(BIN)/python -m vllm_rollout.policy.schema
+
+docs: .venv/installed ## generate the reference parts of the documentation, and the schema, again
+	$(BIN)/python -m vllm_rollout.policy.schema
+	$(BIN)/python docs/generate.py
 
 wheel: .venv/installed ## build the wheel into dist/
 	$(UV) build --quiet --wheel --python $(BIN)/python --no-build-isolation --out-dir dist

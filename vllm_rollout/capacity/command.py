@@ -30,7 +30,7 @@ from vllm_rollout.capacity.report import (
 from vllm_rollout.capacity.search import Steps, search
 from vllm_rollout.capacity.settling import Settling
 from vllm_rollout.cli import options
-from vllm_rollout.cli.console import LiveReporter, make_console
+from vllm_rollout.cli.console import LiveReporter, make_console, show_table
 from vllm_rollout.judge import Outcome
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.remote_generator import remotely
@@ -58,25 +58,47 @@ _CODES = {
 @options.about_releases
 def capacity_command(
     model: options.Model,
-    environment: options.Environment = None,
+    environment: options.EnvironmentBeforeLast = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="RATE", help="first rate (default: the expected one)"),
+        typer.Option(
+            "--from",
+            metavar="RATE",
+            help="first rate (default: load_capacity.expected_rate, else load.rate)",
+        ),
     ] = None,
     max_rate: Annotated[
-        str | None, typer.Option("--max-rate", metavar="RATE", help="never send more, e.g. 200/s")
+        str | None,
+        typer.Option(
+            "--max-rate",
+            metavar="RATE",
+            help="never send more, e.g. 200/s (default: the policy's capacity.max_rate)",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", metavar="SHARE", help="relative width looked for, e.g. 10%"),
+        typer.Option(
+            "--precision",
+            metavar="SHARE",
+            help="relative width looked for, e.g. 10% (default: the policy's capacity.precision)",
+        ),
     ] = None,
     probes: Annotated[
-        int | None, typer.Option("--probes", min=3, help="loads sent at most")
+        int | None,
+        typer.Option(
+            "--probes",
+            min=3,
+            help="loads sent at most (default: the policy's capacity.most_probes)",
+        ),
     ] = None,
     workers: options.Workers = None,
     load_in_cluster: options.LoadInCluster = False,
     base_url: Annotated[
-        str | None, typer.Option("--base-url", help="where the deployment is reached from here")
+        str | None,
+        typer.Option(
+            "--base-url",
+            help="where the deployment is reached from here (default: the platform's way)",
+        ),
     ] = None,
     as_json_text: Annotated[
         bool, typer.Option("--json", help="print JSON, for programs; progress goes to stderr")
@@ -129,7 +151,7 @@ def capacity_command(
     page = write_capacity(report, settings.report_dir / model / report.run_id)
     if as_json_text:
         options.say_json(as_json(report))
-    console.print(probes_table(report))
+    show_table(console, probes_table(report))
     for line in (f"report: {page}", report.verdict.reason, report.verdict.remedy):
         if line:
             console.print(line, soft_wrap=True, highlight=False, markup=False)

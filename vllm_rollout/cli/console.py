@@ -1,6 +1,8 @@
 """Output of the command line: live on a terminal, plain lines everywhere else."""
 
+import os
 import re
+import sys
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from vllm_rollout.judge import Outcome
@@ -24,6 +27,7 @@ _WORD_STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 _PLAIN_WIDTH = 140
 _HIDDEN = re.compile(rf"(?<!\\){re.escape(HIDDEN)}")
 """What stands for a secret, where rich would take it for a tag of its markup."""
+_UNBOUNDED = Console(width=sys.maxsize).options
 
 
 class _InertConsole(Console):
@@ -58,11 +62,25 @@ class _InertConsole(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal; wide enough for tables where there is none."""
+    """A console as wide as the terminal or COLUMNS; wide enough for text where there is neither."""
     console = _InertConsole(stderr=stderr)
-    if console.is_terminal:
+    if console.is_terminal or _columns_given():
         return console
     return _InertConsole(stderr=stderr, width=_PLAIN_WIDTH)
+
+
+def _columns_given() -> bool:
+    return os.environ.get("COLUMNS", "").isdigit()
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table of figures; for a program that reads it, each row is one line."""
+    if console.is_terminal or _columns_given():
+        console.print(table)
+        return
+    before, console.width = console.width, console.measure(table, options=_UNBOUNDED).maximum
+    console.print(table)
+    console.width = before
 
 
 def show_error(console: Console, error: RolloutError) -> None:

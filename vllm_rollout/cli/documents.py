@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vllm_rollout.cli import options
+from vllm_rollout.cli.examples import epilog
 from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.model.text import printable, public_address
 from vllm_rollout.policy import Policy, dump_policy, load_policy
@@ -13,10 +14,14 @@ from vllm_rollout.report.explain import explain_evidence
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.resources import POLICY_SCHEMA
 
-policy_app = typer.Typer(help="The numbers everything is judged by.", no_args_is_help=True)
+policy_app = typer.Typer(
+    help="The numbers everything is judged by.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 
 
-@policy_app.command("show")
+@policy_app.command("show", epilog=epilog("policy show"))
 def show(policy: options.PolicyFile = None, changes: options.PolicyChanges = None) -> None:
     """Print the policy that applies: defaults, the file's overrides and --set."""
     with options.errors_shown():
@@ -34,7 +39,7 @@ def _printed(policy: Policy) -> str:
     return text
 
 
-@policy_app.command("schema")
+@policy_app.command("schema", epilog=epilog("policy schema"))
 def schema() -> None:
     """Print the JSON Schema of rollout.yaml, for editors."""
     typer.echo(POLICY_SCHEMA.read_text(encoding="utf-8"))

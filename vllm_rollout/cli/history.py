@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.cli import options
+from vllm_rollout.cli.console import show_table
 from vllm_rollout.model.deployment import Revision
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.platform.reader import homes
@@ -21,7 +22,9 @@ _REVISIONS: TypeAdapter[list[Revision]] = TypeAdapter(list[Revision])
 @options.about_releases
 def history_command(
     model: options.Model,
-    environment: options.Environment = None,
+    environment: Annotated[
+        str | None, options.environment_option("decisions about all, no revisions")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
     *,
     choice: options.Choice,
@@ -50,9 +53,9 @@ def history_command(
     if as_json:
         options.say_json(_document(model, decisions, revisions, wrong, doubtful))
     else:
-        options.console.print(_decisions_table(model, decisions))
+        show_table(options.console, _decisions_table(model, decisions))
         if revisions is not None:
-            options.console.print(_revisions_table(f"{environment}/{model}", revisions))
+            show_table(options.console, _revisions_table(f"{environment}/{model}", revisions))
         for line in doubtful:
             options.say(f"does not count: {line}")
         for line in wrong:

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from vllm_rollout import __version__
+from vllm_rollout.cli.examples import epilog
 
 
 class _Lazy(NamedTuple):
@@ -22,6 +23,11 @@ class _Lazy(NamedTuple):
 
 
 _COMMANDS = {
+    "init": _Lazy(
+        "vllm_rollout.cli.init",
+        "init_command",
+        "Write a first rollout.yaml, with comments, for a team to change.",
+    ),
     "deploy": _Lazy(
         "vllm_rollout.cli.releases",
         "deploy_command",
@@ -144,12 +150,12 @@ def _imported(name: str) -> Any:
     return typer.main.get_command(_alone(found, name))
 
 
-def _alone(function: Any, name: str | None = None) -> typer.Typer:
+def _alone(function: Any, name: str) -> typer.Typer:
     """A command line with one command."""
     alone = typer.Typer(
         add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown"
     )
-    alone.command(name)(function)
+    alone.command(name, epilog=epilog(name))(function)
     return alone
 
 
@@ -190,4 +196,4 @@ def gate_and_promote() -> None:
     """The command line `gate-and-promote`."""
     from vllm_rollout.cli.rollout_commands import promote_command
 
-    _alone(promote_command)()
+    _alone(promote_command, "gate-and-promote")()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,9 +30,18 @@ _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 NO_REASON = "not given"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, e.g. llama-2-7b")]
-Environment = Annotated[
-    str | None, typer.Option("--environment", "-e", help="development, staging, production, …")
-]
+
+
+def environment_option(default: str) -> Any:
+    """The option --environment of a command, which says what it takes without it."""
+    return typer.Option(
+        "--environment", "-e", help=f"development, staging, production, … (default: {default})"
+    )
+
+
+Environment = Annotated[str | None, environment_option("the first")]
+LastEnvironment = Annotated[str | None, environment_option("the last")]
+EnvironmentBeforeLast = Annotated[str | None, environment_option("the one before the last")]
 ReportDir = Annotated[
     str | None, typer.Option("--report-dir", help="where reports go (default: reports)")
 ]
@@ -59,7 +68,9 @@ PolicyFile = Annotated[
 PolicyChanges = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="override one policy value, e.g. watch.duration=30m"
+        "--set",
+        metavar="KEY=VALUE",
+        help="override one policy value, e.g. watch.duration=30m; repeatable",
     ),
 ]
 
@@ -74,10 +85,12 @@ class Choice:
         str | None, typer.Option("--platform", help="kubernetes or local (default: the policy's)")
     ] = None
     namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", help="namespace of the releases")
+        str | None,
+        typer.Option("--namespace", "-n", help="namespace of the releases (default: the policy's)"),
     ] = None
     kube_context: Annotated[
-        str | None, typer.Option("--kube-context", help="context of the kubeconfig to use")
+        str | None,
+        typer.Option("--kube-context", help="context of the kubeconfig (default: the current one)"),
     ] = None
 
     def settings(

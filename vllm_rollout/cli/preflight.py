@@ -25,7 +25,7 @@ from vllm_rollout.yaml_file import read_mapping
 @options.about_releases
 def preflight_command(
     model: options.Model,
-    environment: options.Environment = None,
+    environment: options.LastEnvironment = None,
     values: Annotated[
         Path | None,
         typer.Option(

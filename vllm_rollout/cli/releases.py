@@ -114,7 +114,9 @@ def logs_command(
 @options.about_releases
 def uninstall_command(
     model: options.Model,
-    environment: options.Environment = None,
+    environment: Annotated[
+        str | None, options.environment_option("all but the last, if you agree")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     *,
     choice: options.Choice,

@@ -58,13 +58,16 @@ def promote_command(
         str | None,
         typer.Option(
             "--as",
-            help="with --emergency and --again: the name of who answers for it (for --again "
-            "default: the account)",
+            help="with --emergency and --again: the name of who answers for it (default: with "
+            "--again the account)",
         ),
     ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option("--base-url", help="where the gated deployment is reached from here"),
+        typer.Option(
+            "--base-url",
+            help="where the gated deployment is reached from here (default: the platform's way)",
+        ),
     ] = None,
     gates: Annotated[
         list[Path] | None,
@@ -146,10 +149,14 @@ def _emergency(wanted: bool, name: str | None, reason: str, *, again: bool) -> "
 @options.about_releases
 def rollback_command(
     model: options.Model,
-    environment: options.Environment = None,
+    environment: options.LastEnvironment = None,
     to: Annotated[
         int | None,
-        typer.Option("--to", help="revision (default: the newest with passing evidence before)"),
+        typer.Option(
+            "--to",
+            help="revision (default: the newest earlier one of another build with passing "
+            "evidence)",
+        ),
     ] = None,
     reason: Reason = "a manual rollback",
     *,

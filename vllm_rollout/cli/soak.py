@@ -21,7 +21,7 @@ from vllm_rollout.settings import Settings
 @options.about_releases
 def soak_command(
     model: options.Model,
-    environment: options.Environment = None,
+    environment: options.EnvironmentBeforeLast = None,
     every: Annotated[str, typer.Option("--every", help="time between probes")] = "1m",
     once: Annotated[
         bool, typer.Option("--once", help="probe once and exit, for a CronJob or a CI schedule")

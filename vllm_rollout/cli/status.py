@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_rollout.cli import options
+from vllm_rollout.cli.console import show_table
 from vllm_rollout.model.units import format_duration, format_share
 from vllm_rollout.next_command import next_command
 from vllm_rollout.rollout.model_status import (
@@ -58,7 +59,7 @@ def _show(status: ModelStatus) -> None:
         table.add_column(column, overflow="fold")
     for each in status.environments:
         table.add_row(each.environment, *_cells(each))
-    options.console.print(table)
+    show_table(options.console, table)
     for each in status.environments:
         if each.revision is not None:
             options.say(f"{each.environment}: {each.url}")

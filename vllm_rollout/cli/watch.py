@@ -23,7 +23,7 @@ _FOREVER = "forever"
 @options.about_releases
 def watch_command(
     model: options.Model,
-    environment: options.Environment = None,
+    environment: options.LastEnvironment = None,
     for_: Annotated[
         str, typer.Option("--for", metavar="TIME", help="for example 24h; or forever")
     ] = _FOREVER,
@@ -32,7 +32,10 @@ def watch_command(
     report_dir: options.ReportDir = None,
     heartbeat: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="touched while observations are made: for a probe"),
+        typer.Option(
+            metavar="FILE",
+            help="touched while observations are made, for a livenessProbe (default: none)",
+        ),
     ] = None,
 ) -> None:
     """Stand watch over MODEL in --environment (default: the last), and roll back on a trigger.

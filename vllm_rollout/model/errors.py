@@ -11,23 +11,32 @@ class ExitCode(IntEnum):
     """Exit codes of `gate-and-promote` and `vllm-rollout`."""
 
     OK = 0
-    """Promoted, or every gate passed with --plan."""
+    """Done: promoted, or nothing to do; or, with --plan, all gates passed and nothing else stands
+    in the way.
+    """
     GATE_FAILED = 1
-    """A gate failed; nothing was promoted."""
+    """A gate failed, QA rejected it, or the platform could not do what was asked; nothing was
+    promoted.
+    """
     USAGE = 2
-    """The command line, the policy file or a name is wrong."""
+    """The command line, the policy, a values file or a name is wrong."""
     INCONCLUSIVE = 3
-    """A gate could not know; nothing was promoted."""
+    """A gate could not know, or something has to be waited for or set (sign-off, soak, window,
+    a stage before, another run, a missing key); also with --plan. Nothing was promoted.
+    """
     UNREACHABLE = 4
-    """The cluster, Helm, Prometheus or the model server could not be reached or seen; after a
-    promotion: it is kept, and has not passed.
+    """The cluster, Helm, Prometheus or the model server could not be reached or seen; the message
+    names it. After a promotion: production runs the build and is kept, but has not passed: a
+    person is needed.
     """
     ROLLED_BACK = 5
-    """Promoted, then a trigger fired, and the previous revision serves again."""
+    """Promoted, then a trigger fired or a production gate did not pass, and the previous revision
+    serves again. Where the rollback could not be verified, the last line says so.
+    """
     NEEDS_PERSON = 6
-    """Rollback did not restore service."""
+    """Rollback did not restore service: a person is needed."""
     INTERRUPTED = 130
-    """Ctrl-C; the last line printed says what state the release is in."""
+    """Interrupted by Ctrl-C; the last line says what state the release is in."""
 
 
 class RolloutError(Exception):

@@ -47,8 +47,9 @@ from vllm_rollout.model.units import (
 )
 
 BROKEN_RULE = "policy_rule"
-# In the JSON Schema: to an editor that follows YAML 1.2, an unquoted off is text.
-SWITCH: JsonSchemaValue = {"enum": [False, True, None, "off", "on"]}
+# In the JSON Schema: to an editor that follows YAML 1.2, an unquoted on or off is text.
+_ON_OR_OFF = [False, True, "off", "on"]
+MAY_BE_OFF: JsonSchemaValue = {"enum": [*_ON_OR_OFF, None]}
 _T = TypeVar("_T")
 _H = TypeVar("_H", bound=Hashable)
 
@@ -157,7 +158,7 @@ Number = Annotated[float, Field(strict=True), PlainSerializer(_short)]
 Percentile = Annotated[Number, Field(gt=0, lt=100)]
 Count = Annotated[int, Field(strict=True, gt=0)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
-Switch = Annotated[bool, Field(strict=True)]
+Switch = Annotated[bool, Field(strict=True), WithJsonSchema({"enum": _ON_OR_OFF})]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -308,4 +309,4 @@ class MayBeOff:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"anyOf": [handler(schema), SWITCH]}
+        return {"anyOf": [handler(schema), MAY_BE_OFF]}

@@ -45,8 +45,8 @@ def policy_schema() -> dict[str, Any]:
     """The schema as JSON data."""
     generated = Policy.model_json_schema(by_alias=True, schema_generator=_Generator)
     definitions = generated["$defs"]
-    for block in _blocks(Block):
-        known = generated if block is Policy else definitions.get(block.__name__, {})
+    for name, block in blocks_by_name().items():
+        known = generated if block is Policy else definitions.get(name, {})
         for key, text in _described(block).items():
             if key in known.get("properties", {}):
                 described = {"description": text, **known["properties"][key]}
@@ -66,6 +66,11 @@ def policy_schema() -> dict[str, Any]:
     }
 
 
+def blocks_by_name() -> dict[str, type[Block]]:
+    """Every block of a policy by its name in the schema."""
+    return {block.__name__: block for block in _blocks(Block)}
+
+
 def _blocks(block: type[Block]) -> Iterator[type[Block]]:
     for each in block.__subclasses__():
         yield each
@@ -73,21 +78,30 @@ def _blocks(block: type[Block]) -> Iterator[type[Block]]:
 
 
 def _described(block: type[Block]) -> dict[str, str]:
-    """The text below each field, own or inherited, by the field's key in YAML.
+    """The text below each field, own or inherited, by the field's key in YAML."""
+    found: dict[str, str] = {}
+    for each in reversed(block.__mro__[: block.__mro__.index(Block)]):
+        for name, text in attribute_texts(each).items():
+            if name in block.model_fields:
+                found[block.model_fields[name].alias or name] = text
+    return found
+
+
+def attribute_texts(owner: type) -> dict[str, str]:
+    """The text below each attribute of a class, as its source has it.
 
     Pydantic can collect these (`use_attribute_docstrings`), but would read every module's source
     each time that a command starts.
     """
     found: dict[str, str] = {}
-    for each in reversed(block.__mro__[: block.__mro__.index(Block)]):
-        (tree,) = ast.parse(dedent(inspect.getsource(each))).body
-        for field, text in pairwise(tree.body):  # type: ignore[attr-defined]
-            match field, text:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(description))),
-                ) if name in block.model_fields:
-                    found[block.model_fields[name].alias or name] = inspect.cleandoc(description)
+    (tree,) = ast.parse(dedent(inspect.getsource(owner))).body
+    for attribute, text in pairwise(tree.body):  # type: ignore[attr-defined]
+        match attribute, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
+                ast.Expr(value=ast.Constant(value=str(description))),
+            ):
+                found[name] = inspect.cleandoc(description)
     return found
 
 
