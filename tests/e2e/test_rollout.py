@@ -21,12 +21,15 @@ import httpx
 import pytest
 import yaml
 from support.interruptible import interruptible
+from support.samples import DOCS, not_printed, sample
 from support.seeded import passed, staged
 from support.short_policy import short_policy
 from typer.testing import CliRunner, Result
 
 from vllm_rollout.cli.main import app
 from vllm_rollout.judge import Outcome
+from vllm_rollout.judge.percentile import percentile_verdict
+from vllm_rollout.judge.rate import rate_verdict
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import Evidence, read_evidence
@@ -88,6 +91,16 @@ class Site:
     def in_production(self, revision: str) -> None:
         """Have a build in production that has passed the gates there."""
         passed(self.platform, self.settings.policy, PRODUCTION, self.values(revision))
+
+    def write_the_documented_gates(self) -> None:
+        """Write those of docs/how-to.md into my_gates, for a machine that may be slow."""
+        (self.folder / "my_gates").mkdir()
+        page = (DOCS / "how-to.md").read_text(encoding="utf-8")
+        for name, text in re.findall(
+            r"`my_gates/(test_\w+\.py)`.*?```python\n(.*?)```", page, re.DOTALL
+        ):
+            written = text.replace("limit_seconds=0.5", "limit_seconds=30")
+            (self.folder / "my_gates" / name).write_text(written)
 
     def evidence(self) -> Evidence:
         files = self.folder.glob(f"reports/{MODEL}/*/evidence.json")
@@ -169,13 +182,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def test_promote_then_break_production_and_get_the_old_build_back(site: Site) -> None:
     site.in_production("one")
     (site.folder / "two.yaml").write_text(yaml.safe_dump(site.values("two")))
+    lines = []
     for words in (
         ("vllm-rollout", "deploy", MODEL, "--values", "two.yaml"),
         ("gate-and-promote", MODEL, "--to", "staging"),
     ):
         done = site.run(*words)
         assert done.returncode == ExitCode.OK, done.stdout + done.stderr
-    lines = []
+        lines.append(done.stdout)
     with site.start("gate-and-promote", MODEL) as rollout:
         for line in rollout.stdout or ():
             lines.append(line)
@@ -211,13 +225,23 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     assert production["build"]["model_revision"] == "one"
     assert production["evidence"].startswith("sha256:")
     assert site.files_with_the_key() == []
+    history = site.ask("vllm-rollout", "history", MODEL, "-e", "production").stdout
+    printed = "".join([*lines, status.stdout, history])
+    for heading in (
+        "Deploy to development",
+        "Gate development, promote to staging",
+        "3. Break production",
+        "4. Read the history",
+    ):
+        assert not_printed(sample("tutorial.md", heading), printed) == []
 
 
 @pytest.mark.long
 def test_a_person_signs_off_what_then_goes_to_production(site: Site) -> None:
     site.to_staging("good")
+    site.write_the_documented_gates()
     asked = ("--set", "environments.staging.sign_off.valid=48h")
-    pending = site.run("gate-and-promote", MODEL, *asked)
+    pending = site.run("gate-and-promote", MODEL, "--gates", "my_gates", *asked)
     assert pending.returncode == ExitCode.INCONCLUSIVE, pending.stdout
     last = pending.stdout.splitlines()[-1]
     assert last.startswith(f"sign it off: vllm-rollout sign-off {MODEL} --evidence ")
@@ -242,12 +266,31 @@ def test_a_person_signs_off_what_then_goes_to_production(site: Site) -> None:
     assert signed.exit_code == 0, signed.stdout
     assert "signed off by Grace" in signed.stdout
 
-    done = site.run("gate-and-promote", MODEL, "--reason", "first of all", *asked)
+    words = ("--gates", "my_gates", "--reason", "first of all", *asked)
+    done = site.run("gate-and-promote", MODEL, *words)
     assert done.returncode == ExitCode.OK, done.stdout
     assert "staging gates are not run again" in done.stdout
     assert [r.ready for r in site.production()] == [True, True]
     assert "Reason: first of all" in site.record().read_text()
     assert "- Rollback: none: nothing was deployed there before" in site.record().read_text()
+    status = site.ask("vllm-rollout", "status", MODEL).stdout
+    # Of a watch by other numbers.
+    after_promotion = [
+        percentile_verdict([0.1] * 160, percentile=95, limit_seconds=3, confidence=0.95).reason,
+        rate_verdict(0, 160, limit=0.001, confidence=0.95).reason,
+        "01:24:13  P95 latency after promotion: pass",
+        "01:24:13  error rate after promotion: inconclusive",
+    ]
+    printed = "\n".join([pending.stdout, done.stdout, status, *after_promotion])
+    assert not_printed(sample("how-to.md", "Write your own gate"), printed) == []
+    for heading in (
+        "Gate staging",
+        "A person signs it off",
+        "The ramp",
+        "Production gates, then the watch",
+        "2. Look at what it left",
+    ):
+        assert not_printed(sample("tutorial.md", heading), printed) == []
 
 
 @pytest.mark.parametrize(
