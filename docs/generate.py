@@ -14,11 +14,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vllm_rollout import gates_api
 from vllm_rollout.cli.examples import EXAMPLES
 from vllm_rollout.cli.main import _COMMANDS, _imported
 from vllm_rollout.cli.options import Choice
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.units import DURATION_PATTERN, LIMIT_PATTERN, RATE_PATTERN, SHARE_PATTERN
+from vllm_rollout.platform.reader import ReleaseReader
+from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Rules, load_policy
 from vllm_rollout.policy.fields import MAY_BE_OFF
 from vllm_rollout.policy.schema import attribute_texts, blocks_by_name, policy_schema
@@ -325,6 +328,32 @@ def exit_codes() -> str:
     return _table(("code", "meaning"), ((str(code.value), texts[code.name]) for code in ExitCode))
 
 
+# Names that other programs rely on.
+
+
+def platform_protocol() -> str:
+    """A table of what a platform does: what reads releases, then what changes them."""
+    rows = []
+    for owner, does in ((ReleaseReader, "reads"), (ReleaseWriter, "changes")):
+        for name, member in vars(owner).items():
+            if not name.startswith("_") and (does == "reads" or name != "store"):
+                rows.append((f"`{name}`", does, _first_paragraph(member)))
+    return _table(("name", "", "what it is or does"), rows)
+
+
+def gates_api_names() -> str:
+    """A table of the public names for gates of a team's own."""
+    rows = [
+        (f"`{name}`", _first_paragraph(getattr(gates_api, name)))
+        for name in sorted(gates_api.__all__, key=str.lower)
+    ]
+    return _table(("name", "what it is or does"), rows)
+
+
+def _first_paragraph(named: Any) -> str:
+    return inspect.cleandoc(named.__doc__ or "").partition("\n\n")[0].removesuffix(".")
+
+
 BLOCKS = {
     "policy": policy_table,
     "commands": command_sections,
@@ -333,6 +362,8 @@ BLOCKS = {
     "pytest-options": pytest_options,
     "variables": variables,
     "exit-codes": exit_codes,
+    "platform-protocol": platform_protocol,
+    "gates-api": gates_api_names,
 }
 
 

@@ -18,15 +18,19 @@ from _pytest.config import get_config
 from support.samples import not_printed, sample
 
 import vllm_rollout.pytest_plugin
+from vllm_rollout.capacity.headroom import capacity_found
+from vllm_rollout.capacity.model import Capacity, StopReason
 from vllm_rollout.cli.main import _COMMANDS, _imported
 from vllm_rollout.judge.generator import generator_verdict
+from vllm_rollout.judge.outage import Outage
 from vllm_rollout.judge.rate import rate_verdict, requests_needed
 from vllm_rollout.judge.sample_size import requests_needed_for_percentile
 from vllm_rollout.load.trace import read_trace
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import GateResult
-from vllm_rollout.model.load_result import GeneratorFigures
+from vllm_rollout.model.load_result import GeneratorFigures, RequestOutcome, RequestRecord
 from vllm_rollout.model.verdict import Verdict
+from vllm_rollout.platform.base import Lease, LeaseHeldError
 from vllm_rollout.platform.local.values import parse_values
 from vllm_rollout.policy import load_policy
 from vllm_rollout.policy.load_profile import EarlyStop
@@ -342,6 +346,12 @@ def test_sample_outputs_are_what_the_code_says(tmp_path: Path) -> None:
         cpu_seconds_per_request=0.00098,
         rate_per_second=1000,
     )
+    refused = "ConnectionRefusedError: [Errno 111] Connection refused"
+    last = RequestRecord(number=1, intended=8.7, outcome=RequestOutcome.CONNECTION, error=refused)
+    gone = Outage(began=5.7, seconds=3.0, requests=29, refused=True, refusals=False, last=last)
+    found = Capacity(
+        ending=StopReason.FOUND, confidence=0.95, lower=38, upper=44, estimate=41.2, proved=38.5
+    )
     printed = {
         ("how-to.md", "Override numbers"): refusal_of(lambda: load_policy(mistakes)).replace(
             f"{tmp_path}/", ""
@@ -353,6 +363,16 @@ def test_sample_outputs_are_what_the_code_says(tmp_path: Path) -> None:
             "P95 latency", generator_verdict(late, max_lag_seconds=0.1, max_cpu=0.9)
         ),
         ("how-to/one-box.md", "1. Say what is served"): refusal_of(lambda: parse_values(key)),
+        ("how-to/load.md", "Outages"): gone.reason(started_at=0.0),
+        ("how-to/capacity.md", "Find the capacity"): capacity_found(
+            found, expected_per_second=10, requests=12_000
+        ).reason,
     }
     for (page, heading), text in printed.items():
         assert not_printed(sample(page, heading), text) == []
+    held = Lease(
+        name="llama-2-7b", holder="vm:4447:037c91ab", expires=datetime.now(UTC), version="1"
+    )
+    killed = sample("how-to/operate.md", "Go on after a killed run")
+    (waiting,) = (line for line in killed if "being changed" in line)
+    assert not_printed([waiting.partition(";")[0]], str(LeaseHeldError(held))) == []

@@ -17,6 +17,7 @@ from support.gate_runs import (
     started_gates,
     unreported,
 )
+from support.samples import not_printed, sample
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.simulator.running import RunningSimulator
@@ -43,7 +44,13 @@ def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
     )
     assert evidence.outcome is Outcome.PASS
     assert evidence.runs[0].platform == "url"
-    assert "pods were not asked for" in run.stdout
+    shown = [
+        line.replace("development", "staging")
+        for line in sample("how-to.md", "Gate any OpenAI-compatible URL")
+        if line.startswith(("PASS", "development", MODEL))  # the rest is pytest's own
+    ]
+    assert len(shown) > 5
+    assert not_printed(shown, run.stdout) == []
     folder = tmp_path / "reports" / MODEL / evidence.run_id
     assert "test_p95_latency[staging-llama-2-7b]" in (folder / "report.html").read_text()
     assert ET.parse(folder / "junit.xml").getroot() is not None
@@ -300,6 +307,8 @@ def test_a_hung_engine_behind_a_healthy_front_fails_and_gets_no_load(tmp_path: P
     assert found["inference"] is Outcome.FAIL
     assert found["latency"] is Outcome.INCONCLUSIVE
     assert "no load was sent" in run.stdout
+    hung = sample("how-to/simulator.md", "Which dial for which test")
+    assert not_printed(hung, run.stdout) == []
 
 
 def test_nothing_listening_is_named_and_never_passes(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
 from rich.console import Console
+from support.samples import DOCS, not_printed
 
 from vllm_rollout.load.load_progress import LoadProgress, RunningTimes
 from vllm_rollout.model.deployment import Replica
@@ -132,8 +134,13 @@ def test_a_load_run_shows_where_it_stands(latencies: list[float], shown: str) ->
 
 def test_a_terminal_shows_the_same_with_a_bar() -> None:
     ttft = RunningTimes()
-    ttft.add(0.1)
+    for _ in range(200):
+        ttft.add(0.1)
     progress = running(latencies=[0.5] * 200, ttft=ttft, generator_cpu=0.61, unsent=3)
+    page = (DOCS / "how-to" / "load.md").read_text(encoding="utf-8")
+    (shown_there,) = re.findall(r"^load staging\S+ (.*)$", page, flags=re.MULTILINE)
+    plain = progress_line(replace(progress, unsent=0), confidence=0.95)
+    assert not_printed([shown_there], plain) == []
     shown = io.StringIO()
     Console(file=shown, width=120).print(progress_lines(progress, "load m", confidence=0.95))
     text = shown.getvalue()

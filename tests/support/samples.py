@@ -5,6 +5,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 _RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+_HOLDER = re.compile(r"[\w.-]+:\d+:[0-9a-f]{8}\b")
 _DURATIONS = re.compile(r"\b(?:\d+[hm])*\d[\d.]*m?s\b|\b\d+[hm]\b")
 _NUMBERS = re.compile(r"[0-9a-f]{8,}|\d[\d.,:]*")
 _OPTIONS = re.compile(r" --(policy|set) \S+")
@@ -42,6 +43,6 @@ def not_printed(shown: list[str], printed: str) -> list[str]:
 def _form(line: str) -> str:
     """A line with `#` for each number, one space or rule for several, and no options of its run."""
     numbered = _OPTIONS.sub("", line)
-    for pattern in (_RUN, _DURATIONS, _NUMBERS):
+    for pattern in (_HOLDER, _RUN, _DURATIONS, _NUMBERS):
         numbered = pattern.sub("#", numbered)
     return re.sub(r"([ ━─]){2,}", r"\1", numbered).replace("replicas", "replica").strip()
