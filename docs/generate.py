@@ -243,7 +243,7 @@ def _section(name: str, command: Any) -> str:
         f"### {name}\n",
         f"`{' '.join([program + name, *words])}`\n",
         inspect.cleandoc(command.help) + "\n",
-        "```bash\n" + "".join(f"{each}\n" for each in EXAMPLES[name]) + "```\n",
+        "```bash\n" + "".join(f"{each}\n" for each in EXAMPLES.get(name, ())) + "```\n",
         _options_table(own) if own else "",
         f"And {rest}.\n" if about_releases else "",
     ]
