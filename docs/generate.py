@@ -236,8 +236,9 @@ def each_command() -> Iterator[tuple[str, Any]]:
 def _section(name: str, command: Any) -> str:
     program = "" if name == "gate-and-promote" else "vllm-rollout "
     words = [each.metavar or each.name.upper() for each in command.params if not _is_option(each)]
-    own = [each for each in command.params if _is_option(each) and each.name not in _SHARED]
     about_releases = {each.name for each in command.params} >= _SHARED
+    left_out = _SHARED if about_releases else set()
+    own = [each for each in command.params if _is_option(each) and each.name not in left_out]
     rest = "[the options of every command about releases](#options-that-commands-share)"
     parts = [
         f"### {name}\n",

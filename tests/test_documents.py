@@ -198,6 +198,17 @@ def test_every_command_has_examples_that_are_taken(generator: dict[str, Any]) ->
             type_in(each)
 
 
+def test_the_reference_has_every_option_of_every_command(generator: dict[str, Any]) -> None:
+    page = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    shared = page.partition("## Every command")[0]
+    for name, command in generator["each_command"]():
+        section = page.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+        assert section, name
+        there = section + (shared if "every command about releases" in section else "")
+        options = [each.opts[0] for each in command.params if each.opts[0].startswith("--")]
+        assert [each for each in options if not re.search(rf"`{each}[` ]", there)] == [], name
+
+
 def test_every_option_tells_its_default(generator: dict[str, Any]) -> None:
     """Or is required, a switch, or has none: then nothing of the kind is done."""
     without = {"--as", "--gates", "--note", "--set", "--values", "--version"}
