@@ -139,10 +139,15 @@ def _is_list(part: Schema) -> bool:
 
 def _written(part: Schema) -> str:
     if "anyOf" in part:
-        (other,) = (each for each in part["anyOf"] if each != MAY_BE_OFF)
-        return f"{_written(other)}, or `off`"
+        may_be_off = MAY_BE_OFF in part["anyOf"]
+        others = [_written(each) for each in part["anyOf"] if each != MAY_BE_OFF]
+        return " or ".join(others) + (", or `off`" if may_be_off else "")
     if "$ref" in part:
         return "block"
+    if "const" in part:
+        return f"`{part['const']}`"
+    if "type" not in part and "enum" not in part:
+        return "text"
     if values := part.get("enum"):
         words = ["on", "off"] if False in values else values
         return ", ".join(f"`{word}`" for word in words[:-1]) + f" or `{words[-1]}`"
@@ -157,7 +162,9 @@ def _written(part: Schema) -> str:
         return str(part["format"])
     if "[0-5][0-9]" in part.get("pattern", ""):
         return "time, or `24:00`" if "24:00" in part["pattern"] else "time"
-    return {"string": "text", "object": "mapping"}.get(part["type"], str(part["type"]))
+    kinds = part["type"] if isinstance(part["type"], list) else [part["type"]]
+    known = {"string": "text", "object": "mapping", "integer": "whole number"}
+    return " or ".join(known.get(kind, kind) for kind in kinds)
 
 
 def _default_of(key: str) -> str:
