@@ -25,7 +25,7 @@ from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Rules, load_policy
 from vllm_rollout.policy.fields import MAY_BE_OFF
 from vllm_rollout.policy.schema import attribute_texts, blocks_by_name, policy_schema
-from vllm_rollout.pytest_plugin import _OPTIONS, WITHOUT_VARIABLE
+from vllm_rollout.pytest_plugin.gate_options import OPTIONS, WITHOUT_VARIABLE
 from vllm_rollout.resources import DEFAULT_POLICY
 from vllm_rollout.variables import variable_of
 
@@ -305,7 +305,7 @@ def _without_default(text: str) -> tuple[str, str]:
 def pytest_options() -> str:
     """A table of the options of pytest where gates are run."""
     rows = []
-    for name, about in _OPTIONS.items():
+    for name, about in OPTIONS.items():
         text, default = _without_default(about["help"])
         value = f" {about['metavar']}" if "metavar" in about else ""
         rows.append((f"`{name}{value}`", text, default))
@@ -314,7 +314,7 @@ def pytest_options() -> str:
 
 def variables() -> str:
     """A table of the variables that stand for options."""
-    names = [name.removeprefix("--") for name in _OPTIONS]
+    names = [name.removeprefix("--") for name in OPTIONS]
     rows = [
         (f"`{variable_of(name)}`", f"`--{name}`" + _VALUES.get(name, ""))
         for name in names

@@ -16,7 +16,6 @@ import xdist.plugin
 import yaml
 from _pytest.config import get_config
 
-import vllm_rollout.pytest_plugin
 from vllm_rollout.cli.main import _COMMANDS, _imported
 from vllm_rollout.judge.diagnosis import Finding
 from vllm_rollout.load.trace import read_trace
@@ -28,6 +27,7 @@ from vllm_rollout.policy import load_policy
 from vllm_rollout.policy.load_profile import EarlyStop
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.policy.schema import policy_schema
+from vllm_rollout.pytest_plugin.gate_options import OPTIONS
 from vllm_rollout.resources import DEFAULT_POLICY
 from vllm_rollout.rollout.audit_log import Decision, DecisionKind
 from vllm_rollout.rollout.model_status import CanaryStatus, EnvironmentStatus, ModelStatus
@@ -269,7 +269,8 @@ def suite(words: list[str]) -> None:
 @cache
 def pytest_parser() -> pytest.Parser:
     parser = get_config()._parser
-    vllm_rollout.pytest_plugin.pytest_addoption(parser)
+    for name, about in OPTIONS.items():
+        parser.addoption(name, **about)
     xdist.plugin.pytest_addoption(parser)
     return parser
 

@@ -36,7 +36,7 @@ class ExitCode(IntEnum):
     NEEDS_PERSON = 6
     """Rollback did not restore service: a person is needed."""
     INTERRUPTED = 130
-    """Interrupted by Ctrl-C; the last line says what state the release is in."""
+    """Interrupted by Ctrl-C or SIGTERM; the last line says what state the release is in."""
 
 
 class RolloutError(Exception):
