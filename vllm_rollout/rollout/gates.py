@@ -17,6 +17,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import GateRun, read_evidence, write_evidence
+from vllm_rollout.model.units import format_share
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.rows import findings
@@ -67,7 +68,7 @@ class GateRunner:
             GatesCrashedError: pytest ended without usable evidence, or could not be run.
         """
         if confidence is not None:
-            options = (*options, "--confidence", repr(confidence))
+            options = (*options, "--confidence", format_share(confidence))
         try:
             return self._run(deployment, folder, only, base_url, options)
         except OSError as error:
