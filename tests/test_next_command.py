@@ -27,7 +27,7 @@ WITHOUT_MODEL = re.compile(
     r"|status|uninstall|watch))\b(?!, build| MODEL)"
 )
 NO_COMMANDS = ("gate-and-promote", "vllm-rollout sign-off 1")
-HELP = ("cli/main.py", "pytest_plugin/__init__.py")
+HELP = ("cli/main.py", "cli/examples.py", "pytest_plugin/__init__.py")
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -119,7 +119,7 @@ def test_every_printed_command_is_one_that_can_be_typed(
     monkeypatch.chdir(tmp_path)
     with options_of_this_run(EVERYTHING), words_of_promotion("1", PROMOTION):
         typed = [shlex.split(command) for command in printed_commands()]
-    own = {"gate-and-promote": get_command(_alone(promote_command))}
+    own = {"gate-and-promote": get_command(_alone(promote_command, "gate-and-promote"))}
     for program, verb, *words in typed:
         if program == "vllm-rollout":
             _imported(verb).make_context(verb, words)
