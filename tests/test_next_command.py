@@ -98,6 +98,7 @@ EVERYTHING = [
     ("--policy", "a b.yaml"), ("--set", "confidence=99%"), ("--platform", "local"),
     ("--namespace", "n"), ("--kube-context", "it's"), ("--base-url", "http://x"),
 ]  # fmt: skip
+WITHOUT_OPTIONS = ("next_command.py", "init.py")  # no policy yet, when `init` prints
 PROMOTION = ("--base-url", "http://x?a&b", "--report-dir", "a b", "--gates", ".", "--workers", "2")
 
 
@@ -109,7 +110,7 @@ def printed_commands() -> Iterator[str]:
                 case ast.Call(func=ast.Name(id=name), args=args) if name in PRINTING:
                     words = [a for a in args if not isinstance(a, ast.Starred)]
                     known = [w.value if isinstance(w, ast.Constant) else "1" for w in words]
-                    if file.name != "next_command.py" and len(known) > 1:
+                    if file.name not in WITHOUT_OPTIONS and len(known) > 1:
                         yield PRINTING[name](*("1" if str(w).isupper() else w for w in known))
 
 
