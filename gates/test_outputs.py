@@ -1,12 +1,11 @@
 """Model outputs for QA: sample prompts are answered, and the report shows the answers."""
 
-from vllm_rollout.judge import check
-from vllm_rollout.judge.diagnosis import no_answer_remedy
+from vllm_rollout.judge import Outcome, check
 from vllm_rollout.judge.replicas import cached_verdict
 from vllm_rollout.judge.sample_outputs import output_verdict
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
-from vllm_rollout.serving import Servers, no_word_on_the_build
+from vllm_rollout.serving import Servers, unanswered
 
 
 def test_sample_outputs(servers: Servers, slo: Gates, verdict: VerdictRecorder) -> None:
@@ -19,19 +18,15 @@ def test_sample_outputs(servers: Servers, slo: Gates, verdict: VerdictRecorder) 
             timeout_seconds=gate.timeout_seconds,
             **gate.sampling,
         )
-        if refused := no_word_on_the_build(client, result.status, result.error):
-            verdict(refused)
         verdict.attach(sample.prompt, result.answer.text if result.answer else result.error)
         found.append((sample, result))
     for sample, result in found:
         if result.answer is None:
-            verdict(
-                check(
-                    False,
-                    f"{sample.prompt!r} got no valid answer: {result.error}",
-                    remedy=no_answer_remedy(client.path, status=result.status, error=result.error),
-                )
-            )
+            why = unanswered(client, servers.model, result)
+            if why.outcome is not Outcome.FAIL:
+                verdict(why)
+            reason = f"{sample.prompt!r} got no valid answer: {why.reason}"
+            verdict(check(False, reason, remedy=why.remedy))
         elif result.cached:
             verdict(cached_verdict(result.cached))
         else:

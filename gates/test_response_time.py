@@ -1,15 +1,18 @@
 """Response time: every sample request answers within the limit (workflow: "< 5s")."""
 
-from vllm_rollout.judge.diagnosis import no_answer_remedy
+from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.replicas import cached_verdict
 from vllm_rollout.judge.response_time import every_sample_within
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
-from vllm_rollout.serving import no_word_on_the_build
+from vllm_rollout.serving import unanswered
 
 
-def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictRecorder) -> None:
+def test_response_time(
+    client: InferenceClient, deployment: Deployment, slo: Gates, verdict: VerdictRecorder
+) -> None:
     sample, gate = slo.inference, slo.response_time
     answers = [
         client.ask(
@@ -17,17 +20,13 @@ def test_response_time(client: InferenceClient, slo: Gates, verdict: VerdictReco
         )
         for _ in range(gate.requests)
     ]
-    for answer in answers:
-        if refused := no_word_on_the_build(client, answer.status, answer.error):
-            verdict(refused)
-    if cached := next((a.cached for a in answers if a.ok and a.cached), ""):
-        verdict(cached_verdict(cached))
     failed = [answer for answer in answers if not answer.ok]
     figures = {"limit_seconds": gate.limit_seconds, "failed": len(failed)}
     if failed:
-        first = failed[0]
-        figures |= {
-            "error": first.error,
-            "remedy": no_answer_remedy(client.path, status=first.status, error=first.error),
-        }
+        why = unanswered(client, deployment.model, failed[0])
+        if why.outcome is not Outcome.FAIL:
+            verdict(why)
+        figures |= {"error": why.reason, "remedy": why.remedy}
+    if cached := next((a.cached for a in answers if a.ok and a.cached), ""):
+        verdict(cached_verdict(cached))
     verdict(every_sample_within([a.seconds for a in answers if a.ok], **figures))

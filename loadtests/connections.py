@@ -7,6 +7,7 @@ greenlet costs more than the request itself. Only opening a connection takes one
 import contextlib
 import errno
 import math
+import os
 import select
 import socket
 import ssl
@@ -21,6 +22,8 @@ from gevent.monkey import get_original
 from geventhttpclient._parser import HTTPResponseParser
 from geventhttpclient.connectionpool import SSLConnectionPool
 from geventhttpclient.response import HTTPParseError
+
+from vllm_rollout.variables import LOAD_CA_FILE
 
 _LONGEST_IDLE_SECONDS = 1.0
 """Servers close a connection that idles (uvicorn after 5 s); a request in transit at that moment
@@ -253,11 +256,7 @@ class Connections:
     def __init__(self, url: SplitResult) -> None:
         self._secure = url.scheme == "https"
         self._host, self._port = url.hostname or "", url.port or (443 if self._secure else 80)
-        self._tls = (
-            SSLConnectionPool(self._host, self._port, self._host, self._port).ssl_context
-            if self._secure
-            else None
-        )
+        self._tls = _tls_context(self._host, self._port) if self._secure else None
         self._idle: list[Connection] = []
         self.resolved = False
         """True once the host's name had an address."""
@@ -317,3 +316,16 @@ class Connections:
             raise GeneratorError(f"{self._host} does not resolve: {error}") from error
         self.resolved = True
         return found
+
+
+def _tls_context(host: str, port: int) -> ssl.SSLContext:
+    """Trust what the suite's other clients do: SSL_CERT_FILE in place of the well-known
+    authorities, and the policy's `ca_file` beside them.
+    """
+    own = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+    options = {"ca_certs": own} if own else None
+    pool = SSLConnectionPool(host, port, host, port, ssl_options=options)
+    context: ssl.SSLContext = pool.ssl_context
+    if also := os.environ.get(LOAD_CA_FILE):
+        context.load_verify_locations(cafile=also)
+    return context

@@ -81,15 +81,19 @@ def test_a_redirect_names_its_target_and_is_held_against_no_build() -> None:
         assert "--base-url" in verdict.remedy
 
 
-@pytest.mark.parametrize("url", ["http://server/v1", "http://server/openai/v1/"])
-def test_a_url_that_ends_with_v1_is_a_usage_error_that_shows_the_right_one(url: str) -> None:
-    right = url.rstrip("/").removesuffix("/v1")
-    with pytest.raises(UsageError, match="ends with /v1") as caught:
-        load_settings(base_url=url)
-    assert caught.value.remedy == f"Write --base-url {right}."
+@pytest.mark.parametrize(
+    "url", ["http://server/v1", "http://server/openai/v1/", "http://server/v1/chat/completions"]
+)
+def test_the_path_of_the_api_is_taken_off_a_url_and_named(url: str) -> None:
+    right = url.partition("/v1")[0]
+    made = load_settings(base_url=url)
+    assert made.base_url == right
+    assert made.note == (
+        f"--base-url {right}: {url.removeprefix(right)} was taken off, which the suite adds itself"
+    )
     for key in ("service_url", "environments.production.gates.smoke.url"):
         with pytest.raises(PolicyError, match="end it before"):
-            load_policy(None, overrides={key: url})
+            load_policy(None, overrides={key: "http://server/v1"})
 
 
 def test_a_confidence_lower_than_the_policys_judges_nothing() -> None:
@@ -130,9 +134,27 @@ def test_a_served_name_apart_from_the_models_own_is_asked_for() -> None:
     with RunningSimulator(model="Qwen/Qwen3-8B", **FAST) as server:
         listed = inference(settings(server.url))[0][0]
         assert listed.outcome is Outcome.FAIL
-        assert "`served_as` of the model to Qwen/Qwen3-8B" in listed.remedy
+        assert f"`models.{MODEL}.served_as: Qwen/Qwen3-8B`" in listed.remedy
         named = {f"models.{MODEL}.served_as": "Qwen/Qwen3-8B"}
         assert all(verdict.passed for verdict in inference(settings(server.url, **named))[0])
+
+
+def test_a_served_name_is_a_model_where_no_release_is_asked_for() -> None:
+    name = "meta-llama/Llama-2-7b"
+    made = load_settings(base_url="http://x", models=(name, "other"))
+    assert made.labels == {name: MODEL}
+    assert made.policy.for_model(MODEL).served_name(MODEL) == name
+    served = {"models.mine.served_as": name}
+    assert load_settings(overrides=served, platform="local", models=(name,)).labels == {
+        name: "mine"
+    }
+    assert not load_settings(platform="local", models=(name,)).labels
+    for clash in ((MODEL, name), (name, "other/llama-2-7b")):
+        with pytest.raises(UsageError, match="stands for another model"):
+            load_settings(base_url="http://x", models=clash)
+    for broken in ("a b", 'x"}', "", "a\x1b"):
+        with pytest.raises((UsageError, PolicyError)):
+            load_policy(None, overrides={f"models.{MODEL}.served_as": broken})
 
 
 def test_what_a_server_says_of_its_model_is_shown_beside_the_gate() -> None:

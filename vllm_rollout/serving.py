@@ -11,14 +11,28 @@ from dataclasses import dataclass
 from typing import Self
 
 from vllm_rollout.judge import Outcome, Verdict, check
-from vllm_rollout.judge.diagnosis import Finding, findings_of, no_answer_remedy
+from vllm_rollout.judge.diagnosis import Finding, findings_of
+from vllm_rollout.judge.no_answer import (
+    NAME_THE_ADDRESS,
+    answered,
+    is_of_another_api,
+    is_of_another_model,
+    is_page,
+    other_api,
+    other_model,
+    page_reason,
+    remedy_for,
+)
 from vllm_rollout.judge.replicas import cached_verdict, each_answers, replicas_verdict
 from vllm_rollout.judge.sample_outputs import answer_verdict
 from vllm_rollout.judge.served_model import root_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
-from vllm_rollout.model.verdict import NoWord
+from vllm_rollout.model.load_result import WEB_PAGE, RequestOutcome
+from vllm_rollout.model.observation import ServedModels
+from vllm_rollout.model.verdict import NoToken, NoWord
 from vllm_rollout.next_command import release_command
+from vllm_rollout.observe.client import Health as HealthAnswer
 from vllm_rollout.observe.client import Inference as Answered
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import not_of_the_build
@@ -33,6 +47,8 @@ Attach = Callable[[str, str], None]
 Ask = Callable[[InferenceClient], Verdict]
 
 _MOST_AT_ONCE = 32
+_ASKED_BESIDE_SECONDS = 5.0
+"""For each question that is asked to explain why another got no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +117,16 @@ class Servers:
         return cls(address, replicas, settings, deployment, clients)
 
     @property
-    def logs(self) -> str:
-        """The command line that prints the replicas' logs."""
-        return release_command("logs", self._deployment)
+    def model(self) -> str:
+        """The model under test, by the suite's name for it."""
+        return self._deployment.model
+
+    @property
+    def see_logs(self) -> str:
+        """A remedy: where to find the log of who answers."""
+        if self._settings.platform is None:
+            return "Look at the server's log."
+        return f"Look at the replicas' logs: {release_command('logs', self._deployment)}"
 
     def ready(self) -> dict[str, InferenceClient]:
         """Return a client for each ready replica, by its name; none where one has no address."""
@@ -140,45 +163,95 @@ def no_word_on_the_build(client: InferenceClient, status: int, error: str) -> Ve
     return NoWord(outcome=Outcome.INCONCLUSIVE, reason=reason, remedy=remedy, n=1)
 
 
+def unanswered(
+    client: InferenceClient, model: str, result: Answered, *, seconds: float = _ASKED_BESIDE_SECONDS
+) -> Verdict:
+    """The verdict on a request for an answer of `model` that got none: why, and what to do.
+
+    The server is asked what it serves, or which APIs it has, where that explains it: each question
+    has so many `seconds`.
+    """
+    status, error, asked = result.status, result.error, client.base_url + client.path
+    if refused := no_word_on_the_build(client, status, error):
+        return refused
+    if is_page(result.outcome, error):
+        return _page(asked, error)
+    reason = answered(asked, outcome=result.outcome, status=status, error=error)
+    remedy = remedy_for(outcome=result.outcome, status=status, error=error)
+    if is_of_another_model(status, error):
+        listed = _listed(client, seconds)
+        if listed.named(client.model) is None:
+            reason, remedy = other_model(client.base_url, model, client.model, listed)
+    elif result.outcome is RequestOutcome.HTTP_ERROR and is_of_another_api(status, error):
+        offered = client.offered(timeout_seconds=seconds)
+        reason, remedy = other_api(client.base_url, client.path, error, offered)
+    return NoToken(outcome=Outcome.FAIL, reason=reason, remedy=remedy, n=1)
+
+
+def not_asked(title: str) -> Verdict:
+    """The verdict of a gate that needs tokens, where the gate called `title` got none."""
+    reason = f"not asked, since no token came: {title}"
+    return NoWord(outcome=Outcome.INCONCLUSIVE, reason=reason, n=0)
+
+
+def _listed(client: InferenceClient, seconds: float) -> ServedModels:
+    try:
+        return client.served_models(timeout_seconds=seconds)
+    except UnreachableError:
+        return ServedModels(status=0)
+
+
+def _page(url: str, page: str) -> Verdict:
+    return NoToken(
+        outcome=Outcome.INCONCLUSIVE, reason=page_reason(url, page), remedy=NAME_THE_ADDRESS, n=1
+    )
+
+
 def health_and_a_token(servers: Servers, gate: Health) -> Iterator[Verdict]:
     """`/health` returns 200 and one token comes, from each ready replica and at the address."""
 
     def ask(client: InferenceClient) -> Verdict:
-        health = _health(client, gate, servers.logs)
-        return _token(client, gate) if health.passed else health
+        health = _health(client, gate, servers.see_logs)
+        return _token(client, servers.model, gate) if health.passed else health
 
     replicas = servers.ready()
     yield from _replicas(servers, replicas, ask)
-    yield _health(servers.address, gate, servers.logs)
-    yield _token(servers.address, gate)
+    yield _health(servers.address, gate, servers.see_logs)
+    yield _token(servers.address, servers.model, gate)
     if not replicas:
         yield from _further(servers, ask)
 
 
-def _health(client: InferenceClient, gate: Health, logs: str) -> Verdict:
-    health = client.health(timeout_seconds=gate.timeout_seconds)
+def _health(client: InferenceClient, gate: Health, see_logs: str) -> Verdict:
+    return health_verdict(client, client.health(timeout_seconds=gate.timeout_seconds), see_logs)
+
+
+def health_verdict(client: InferenceClient, health: HealthAnswer, see_logs: str) -> Verdict:
+    """The verdict on an answer of `/health`; `see_logs` is the remedy where it is of no use."""
+    if health.status == 200 and health.error:
+        return _page(client.health_url, health.error)
     if health.status == 200 and health.cached:
         return cached_verdict(health.cached)
+    if not health.status:
+        remedy = remedy_for(outcome=health.outcome, status=0, error=health.error)
+        reason = f"{client.health_url}: {health.error}"
+        return NoToken(outcome=Outcome.FAIL, reason=reason, remedy=remedy, n=1)
     return no_word_on_the_build(client, health.status, health.error) or check(
         health.status == 200,
-        f"/health answered {health.status or health.error}",
+        f"/health answered {health.status}",
         remedy="If the server's health check has another path, set `health_path` in the policy."
         if health.status == 404
-        else f"Look at the replicas' logs: {logs}",
+        else see_logs,
     )
 
 
-def _token(client: InferenceClient, gate: Health) -> Verdict:
+def _token(client: InferenceClient, model: str, gate: Health) -> Verdict:
     token = client.greet(max_tokens=1, timeout_seconds=gate.timeout_seconds)
-    if token.ok and token.cached:
+    if not token.ok:
+        return unanswered(client, model, token)
+    if token.cached:
         return cached_verdict(token.cached)
-    return no_word_on_the_build(client, token.status, token.error) or check(
-        token.ok,
-        f"one token came in {token.seconds:.3g} s"
-        if token.ok
-        else f"/health says 200 and no token comes: {token.error or token.outcome}",
-        remedy=_no_answer(client, token),
-    )
+    return check(True, f"one token came in {token.seconds:.3g} s")
 
 
 def sample_inference(
@@ -192,28 +265,36 @@ def sample_inference(
     served = listed.named(client.model)
     if served is not None:
         attach("served model", str(served))
-    other = listed.models[0].name if listed.models else "its name there"
-    yield no_word_on_the_build(client, listed.status, listed.error) or check(
-        served is not None,
-        f"/v1/models cannot be read: {listed.error}"
-        if listed.error
-        else f"/v1/models lists {listed.names}" + (f", not {client.model}" if not served else ""),
-        remedy=f"Serve it under its name, --served-model-name {client.model}, or set `served_as` "
-        f"of the model to {other} in the policy.",
-    )
+    yield models_verdict(client, servers.model, listed)
     if served and (found := root_verdict(client.model, served.root, servers.commands())):
         yield found
 
     def ask(each: InferenceClient) -> Verdict:
-        return _sample_verdict(each, _sample(each, gate, stream=stream))
+        return _sample_verdict(each, servers.model, _sample(each, gate, stream=stream))
 
     replicas = servers.ready()
     yield from _replicas(servers, replicas, ask)
     result = _sample(client, gate, stream=stream)
     attach("answer", result.answer.text if result.answer else result.error)
-    yield _sample_verdict(client, result)
+    yield _sample_verdict(client, servers.model, result)
     if not replicas:
         yield from _further(servers, ask)
+
+
+def models_verdict(client: InferenceClient, model: str, listed: ServedModels) -> Verdict:
+    """The verdict on the list of models: it has the one that is asked for."""
+    if refused := no_word_on_the_build(client, listed.status, listed.error):
+        return refused
+    if listed.error.startswith(WEB_PAGE):
+        return _page(f"{client.base_url}/v1/models", listed.error)
+    if listed.error:
+        outcome = RequestOutcome.HTTP_ERROR if listed.status >= 400 else RequestOutcome.MALFORMED
+        remedy = remedy_for(outcome=outcome, status=listed.status, error=listed.error)
+        return check(False, f"/v1/models cannot be read: {listed.error}", remedy=remedy)
+    if listed.named(client.model) is None:
+        reason, remedy = other_model(client.base_url, model, client.model, listed)
+        return check(False, reason, remedy=remedy)
+    return check(True, f"/v1/models lists {listed.names}")
 
 
 def _sample(client: InferenceClient, gate: Inference, *, stream: bool) -> Answered:
@@ -222,13 +303,9 @@ def _sample(client: InferenceClient, gate: Inference, *, stream: bool) -> Answer
     )
 
 
-def _sample_verdict(client: InferenceClient, result: Answered) -> Verdict:
+def _sample_verdict(client: InferenceClient, model: str, result: Answered) -> Verdict:
     if result.answer is None:
-        return no_word_on_the_build(client, result.status, result.error) or check(
-            False,
-            f"no valid answer (HTTP {result.status}, {result.outcome}): {result.error}",
-            remedy=_no_answer(client, result),
-        )
+        return unanswered(client, model, result)
     if result.cached:
         return cached_verdict(result.cached)
     tokens = result.answer.completion_tokens
@@ -236,10 +313,6 @@ def _sample_verdict(client: InferenceClient, result: Answered) -> Verdict:
     if not judged.passed:
         return judged
     return check(True, f"{tokens} tokens in {result.seconds:.3g} s")
-
-
-def _no_answer(client: InferenceClient, result: Answered) -> str:
-    return no_answer_remedy(client.path, status=result.status, error=result.error)
 
 
 def _replicas(
@@ -253,7 +326,8 @@ def _replicas(
         try:
             return ask(client)
         except UnreachableError as error:
-            return check(False, f"it is ready, and {error}", remedy=error.remedy)
+            reason = f"it is ready, and {error}"
+            return NoToken(outcome=Outcome.FAIL, reason=reason, remedy=error.remedy, n=1)
 
     if not clients:
         return

@@ -4,12 +4,14 @@ Precedence: option, environment variable (`VLLM_ROLLOUT_*`), policy file, defaul
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.http_client import trust_also
+from vllm_rollout.model.deployment import Deployment, is_label, label_for
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_pods import LoadPods
 from vllm_rollout.model.text import own_secret
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from vllm_rollout.platform.kubernetes import StartUpOf
 
 _MOST_WORKERS = 1000
+_API_PATH = re.compile(r"/v1(/(chat/)?completions|/models)?/*$")
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 
@@ -44,6 +47,10 @@ class Settings:
     kube_context: str | None = None
     workers: int | None = None
     load_in_cluster: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """The label that each served name among the models asked for goes by."""
+    note: str = ""
+    """What was made of the options otherwise than they were typed; else empty."""
     confidence: float | None = None
 
     def judged_by(self, model: str) -> Policy:
@@ -165,8 +172,11 @@ def load_settings(
     load_in_cluster: bool = False,
     confidence: str | None = None,
     needs_platform: bool = False,
+    models: Sequence[str] = (),
 ) -> Settings:
     """Resolve the settings of a run; each argument is the option of that name, or None.
+
+    `models` are those asked for: a name that only a server has gets a label to go by, `labels`.
 
     With `base_url` and no explicit platform there is none (unless `needs_platform`): a URL alone
     says nothing of replicas and revisions.
@@ -183,6 +193,15 @@ def load_settings(
         changes["namespace"] = Override(chosen_namespace, "--namespace")
     file = option_or_environment("policy", policy_file)
     policy = load_policy(Path(file) if file else None, overrides=changes)
+    is_url_only = bool(option_or_environment("base-url", base_url)) and not (
+        needs_platform or platform
+    )
+    labels = _labels(policy, models, is_url_only=is_url_only)
+    if added := {name for name, label in labels.items() if policy.served_name(label) != name}:
+        for name in added:
+            key = f"models.{labels[name]}.served_as"
+            changes[key] = Override(name, "--model")
+        policy = load_policy(Path(file) if file else None, overrides=changes)
     for variable in policy.secret_variables:
         own_secret(os.environ.get(variable, ""))
     url = option_or_environment("base-url", base_url)
@@ -195,11 +214,14 @@ def load_settings(
             "--base-url holds a user name or password",
             remedy=f"Put the key into the environment variable {policy.api_key_env}.",
         )
-    if url and url.rstrip("/").endswith("/v1"):
+    typed, url = url, _without_api_path(url)
+    try:
+        trust_also(policy.ca_file)
+    except OSError as error:
         raise UsageError(
-            f"--base-url {url} ends with /v1, which the suite adds itself",
-            remedy=f"Write --base-url {url.rstrip('/').removesuffix('/v1')}.",
-        )
+            f"ca_file {policy.ca_file} cannot be used: {error}",
+            remedy="Name a file with certificates in PEM, or set `ca_file: off`.",
+        ) from error
     context = option_or_environment("kube-context", kube_context)
     reached = None
     if needs_platform or platform or not url:
@@ -209,12 +231,52 @@ def load_settings(
         policy=policy,
         platform=reached,
         base_url=url,
+        labels=labels,
+        note=_taken_off(typed, url),
         report_dir=Path(option_or_environment("report-dir", report_dir) or "reports"),
         kube_context=context,
         workers=_workers(option_or_environment("workers", str(workers) if workers else None)),
         load_in_cluster=load_in_cluster or _switched_on("load-in-cluster"),
         confidence=_confidence(confidence),
     )
+
+
+def _labels(policy: Policy, models: Sequence[str], *, is_url_only: bool) -> dict[str, str]:
+    """Return the label of each of `models` that is a served name, and no label itself.
+
+    The policy's, where it has one that is `served_as` so; else one made of it, where no release is
+    asked for: releases are named by labels.
+
+    Raises:
+        UsageError: two names would go by one label, or the label's model is served otherwise.
+    """
+    found: dict[str, str] = {}
+    known = {rules.served_as: label for label, rules in policy.models.items() if rules.served_as}
+    for name in dict.fromkeys(models):
+        if name in known and not is_label(name):
+            found[name] = known[name]
+        elif is_url_only and not is_label(name):
+            label = label_for(name)
+            served = policy.models[label].served_as if label in policy.models else None
+            if label in found.values() or label in models or served:
+                raise UsageError(
+                    f"{name} would go by the name {label}, which stands for another model",
+                    remedy=f"Give it a name of its own: `models.NAME.served_as: {name}`.",
+                )
+            found[name] = label
+    return found
+
+
+def _without_api_path(url: str | None) -> str | None:
+    """The server's URL, of one with the path that clients of OpenAI's API are given."""
+    return url and (_API_PATH.sub("", url) or url)
+
+
+def _taken_off(typed: str | None, url: str | None) -> str:
+    """Say what of the URL that was typed is not in `url`; empty where nothing is missing."""
+    if not (typed and url) or typed == url:
+        return ""
+    return f"--base-url {url}: {typed.removeprefix(url)} was taken off, which the suite adds itself"
 
 
 def _current_context(policy: Policy) -> str | None:

@@ -9,6 +9,9 @@ from vllm_rollout.model.text import own_secret
 
 ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
 
+LOAD_CA_FILE = "VLLM_ROLLOUT_LOAD_CA_FILE"
+"""Names to a load generator the file with authorities that it trusts beside the others."""
+
 
 def variable_of(option: str) -> str:
     """The variable that stands for an option: `base-url` is `VLLM_ROLLOUT_BASE_URL`."""

@@ -235,7 +235,8 @@ def test_comments_other_fields_and_data_on_several_lines_are_part_of_the_format(
         (404, recorded("noauth/err_unknown_model"), "404 The model"),
         (401, recorded("apikey/nokey_completion"), "401 Unauthorized"),
         (500, recorded("engine-dead/completion_1"), "500 EngineCore"),
-        (502, b"<html>" + b"x" * 5000, "502 <html>xxx"),
+        (502, b"<html><title>Bad Gateway</title>" + b"x" * 5000, "502 text/html (“Bad Gateway”)"),
+        (502, b"x" * 5000, "502 xxx"),
         (500, b"", "500 "),
     ],
 )

@@ -318,9 +318,13 @@ def test_few_stalls_or_answers_bad_without_them_change_no_verdict() -> None:
     ("failure", "words", "remedy"),
     [
         (
-            {"outcome": RequestOutcome.HTTP_ERROR, "status": 400, "error": "400 too long"},
-            "http_error 400, “400 too long”",
-            "Make the load's requests such as the server takes",
+            {
+                "outcome": RequestOutcome.HTTP_ERROR,
+                "status": 400,
+                "error": "400 max_tokens=512 cannot be greater than max_model_len=256.",
+            },
+            "http_error 400, “400 max_tokens=512 cannot be greater than max_model_len=256.”",
+            "Ask for less, or serve a longer context",
         ),
         (
             {"outcome": RequestOutcome.HTTP_ERROR, "status": 429, "error": "429 600 rpm"},
@@ -354,7 +358,7 @@ def test_a_fail_names_what_failed_most_in_the_servers_words(
         for question in QUESTIONS[:3]:
             verdict = judged.verdict(question)
             assert verdict.outcome is Outcome.FAIL
-            assert verdict.reason.endswith(f"749 of 750 failed requests: {words}")
+            assert verdict.reason.endswith(f"; failures: 749 {words}; 1 timeout, “slow”")
             assert verdict.remedy.startswith(remedy), question.name
             assert "no answer" not in verdict.reason
             assert "replicas or faster ones" not in verdict.remedy

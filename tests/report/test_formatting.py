@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vllm_rollout.model.evidence import Evidence, GateResult
+from vllm_rollout.model.evidence import Attachment, Evidence, GateResult
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.formatting import (
@@ -17,6 +17,7 @@ from vllm_rollout.report.formatting import (
     short_title,
     verdict_text,
 )
+from vllm_rollout.report.html import summary_html
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,21 @@ def test_the_banner_says_how_the_rollout_ended(
     end = headline(evidence)
     assert (end.word, end.outcome, end.sentence) == (word, outcome, "So.")
     assert report_title(evidence) == f"llama-2-7b: rollout {word}"
+
+
+def test_a_run_that_only_waits_for_qa_says_so_with_the_command_and_the_outputs(
+    make_gate: Callable[..., GateResult], make_evidence: Callable[..., Evidence], passing: Verdict
+) -> None:
+    read = Attachment(title="Tell me", text="It is <Paris>.")
+    outputs = replace(make_gate("outputs", passing), attachments=(read,))
+    evidence = make_evidence(outputs, exit_code=3, conclusion="Sign: --evidence DIGEST --as ME")
+    waiting = replace(evidence, awaits_sign_off=True)
+    assert headline(evidence).word == "INCONCLUSIVE"
+    assert report_title(waiting) == "llama-2-7b: rollout WAITS FOR SIGN-OFF"
+    top = summary_html(waiting).partition("What needs attention")[0]
+    assert f"--evidence {waiting.digest[7:23]} --as ME" in top
+    assert "It is &lt;Paris&gt;." in top
+    assert "details" not in top.partition("</style>")[2]
 
 
 def test_exit_code_0_over_gates_that_did_not_pass_is_no_pass(

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from support.world import BY_TRAFFIC, MODEL, PRODUCTION, STAGING, Killed, World
 
+from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.model_status import (
@@ -64,6 +65,16 @@ def test_a_promoted_build_has_its_evidence_and_nowhere_to_go(world: World) -> No
     assert found.environments[2].evidence
     assert evidence.exit_code == 0
     assert models_known(world.platform) == [MODEL]
+
+
+def test_after_a_rollback_production_says_why_and_what_is_next(world: World) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    evidence = gate_and_promote(world.tools())
+    production = status_of(world).environments[2]
+    assert evidence.conclusion in production.rolled_back
+    assert production.rolled_back.startswith(f"revision {production.revision} (build ")
+    assert "--again --reason TEXT" in production.rolled_back
+    assert staging(world).rolled_back == ""
 
 
 def test_evidence_is_of_the_build_that_serves(world: World) -> None:

@@ -36,7 +36,7 @@ def test_passing_gates_wait_for_a_person_whose_word_takes_the_build_on(world: Wo
     pending = gate_and_promote(world.tools(), plan_only=True)
     assert any("would bring 1 of 4 replicas" in step.title for step in pending.steps)
     assert pending.exit_code == ExitCode.INCONCLUSIVE
-    assert "vllm-rollout sign-off llama-2-7b --evidence" in pending.conclusion
+    assert pending.awaits_sign_off
     assert world.platform.calls == []
     policy = world.tools().run.policy
     (block,) = model_status(
@@ -70,6 +70,7 @@ def test_people_are_asked_to_sign_with_the_command_and_told_what_else_is_missing
         )
         evidence = gate_and_promote(tools, **options)
         assert evidence.exit_code == ExitCode.INCONCLUSIVE
+        assert evidence.awaits_sign_off is ("soak" not in evidence.conclusion)
         for _, text in said:
             assert "DIGEST" not in text
         assert (evidence.digest[7:23] in str(said)) == bool(said)

@@ -1,6 +1,7 @@
 """The examples at the end of each command's help."""
 
 EXAMPLES = {
+    "check": ("vllm-rollout check http://gpu-1:8000",),
     "init": ("vllm-rollout init", "vllm-rollout init --yes --platform local"),
     "deploy": ("vllm-rollout deploy llama-2-7b --values values.yaml",),
     "preflight": ("vllm-rollout preflight llama-2-7b -e staging --values values.yaml",),

@@ -33,6 +33,11 @@ _COMMANDS = {
         "deploy_command",
         "Deploy MODEL to the first environment, where rollouts begin.",
     ),
+    "check": _Lazy(
+        "vllm_rollout.cli.check",
+        "check_command",
+        "Say what answers at URL: health, key, models, APIs, one token, metrics. Changes nothing.",
+    ),
     "preflight": _Lazy(
         "vllm_rollout.cli.preflight",
         "preflight_command",

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,6 +101,7 @@ class Choice:
         workers: int | None = None,
         load_in_cluster: bool = False,
         needs_platform: bool = True,
+        models: Sequence[str] = (),
     ) -> "Settings":
         """The settings that follow; they have a platform, unless a URL alone is enough."""
         from vllm_rollout.settings import load_settings
@@ -116,6 +117,7 @@ class Choice:
             workers=workers,
             load_in_cluster=load_in_cluster,
             needs_platform=needs_platform,
+            models=models,
         )
 
     def given(self) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from vllm_rollout.cli.preflight import checked_before
 from vllm_rollout.judge.diagnosis import findings_of
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.units import counted
 from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.progress import progress_shown
@@ -85,8 +86,8 @@ def deploy_command(
             options.say(f"registered {deployment}: {registered}")
     ready = sum(replica.ready for replica in where.replicas(deployment))
     options.console.print(
-        f"{deployment}: revision {revision.number}, build {build.short}, {ready} replicas "
-        f"ready at {where.route(deployment)}",
+        f"{deployment}: revision {revision.number}, build {build.short}, "
+        f"{counted(ready, 'replica')} ready at {where.route(deployment)}",
         soft_wrap=True,
         highlight=False,
     )
@@ -136,7 +137,7 @@ def uninstall_command(
         for each in there:
             how = "is removed" if each in going else f"stays, unless it is named: -e {last}"
             replicas = at_home(releases, each.environment).replicas(each)
-            options.say(f"{each}: {len(replicas)} replicas; it {how}")
+            options.say(f"{each}: {counted(len(replicas), 'replica')}; it {how}")
         if going and not yes:
             _ask_to_remove(going)
         if not there:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import show_table
-from vllm_rollout.model.units import format_duration, format_share
+from vllm_rollout.model.units import format_about, format_duration, format_value
 from vllm_rollout.next_command import next_command
 from vllm_rollout.rollout.model_status import (
     CanaryStatus,
@@ -70,6 +70,9 @@ def _show(status: ModelStatus) -> None:
     for each in status.environments:
         if each.sign_off:
             options.say(f"{each.environment}: {each.sign_off}")
+        if each.rolled_back:
+            text = f"{each.environment}: {each.rolled_back}"
+            options.console.print(escape(text), soft_wrap=True, highlight=False)
     for channel, lines in status.undelivered.items():
         for line in lines:
             options.say(f"a message to {channel} did not arrive: {line}")
@@ -83,7 +86,7 @@ def _canary(status: CanaryStatus) -> str:
     share = (
         f"its share of the traffic is not known: {status.problem}"
         if status.problem
-        else f"{format_share(status.share)} of the traffic"
+        else f"{format_value(status.share, 'ratio')} of the traffic"
     )
     if status.build is None:
         return f"{share}; it is not there"
@@ -104,5 +107,5 @@ def _cells(status: EnvironmentStatus) -> list[str]:
         f"{sum(r.ready for r in status.replicas)}/{len(status.replicas)}",
         str(sum(r.restarts for r in status.replicas)),
         "passed" if status.evidence else "–",
-        f"{so_far}, {format_duration(left)} left" if left else so_far,
+        f"{so_far}, {format_about(left)} left" if left else so_far,
     ]

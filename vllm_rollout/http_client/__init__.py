@@ -34,8 +34,19 @@ if TYPE_CHECKING:
 
     Transport = httpx.MockTransport
 
-__all__ = ["Begin", "Failure", "HttpAnswer", "HttpClient", "HttpError", "Sink", "monotonic"]
+__all__ = [
+    "Begin",
+    "Failure",
+    "HttpAnswer",
+    "HttpClient",
+    "HttpError",
+    "Sink",
+    "monotonic",
+    "trust_also",
+    "trusted_also",
+]
 
+_trusted_also: list[str] = []
 _MOST_REDIRECTS = 5
 _MOST_IDLE = 20
 _CLOSE_SECONDS = 5.0
@@ -48,7 +59,8 @@ class HttpClient:
         headers: sent with each request.
         max_bytes: the longest body, compressed or not.
         ca_file: the only certificates to trust; by default those of SSL_CERT_FILE,
-            REQUESTS_CA_BUNDLE or SSL_CERT_DIR, else those of well-known authorities.
+            REQUESTS_CA_BUNDLE or SSL_CERT_DIR, else those of well-known authorities, and those of
+            `trust_also`.
         proxy: heed HTTP_PROXY and the like.
         redirects: follow redirects.
         fresh: make a connection for each request.
@@ -161,21 +173,43 @@ class HttpClient:
         return self._made[0]
 
 
+def trust_also(ca_file: str | None) -> None:
+    """Have clients that are made without a `ca_file` of their own trust its certificates, too.
+
+    Raises:
+        OSError: it cannot be used.
+    """
+    if ca_file:
+        ssl.create_default_context(cafile=ca_file)
+    _trusted_also[:] = [ca_file] if ca_file else []
+
+
+def trusted_also() -> str:
+    """The file given to `trust_also`; empty without one."""
+    return next(iter(_trusted_also), "")
+
+
 def _default_trust() -> ssl.SSLContext:
     """As httpx has it, and with the variable that most other programs read."""
     file = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE") or ""
     folder = os.environ.get("SSL_CERT_DIR") or ""
-    return _trust(file, folder, Path(file).stat().st_mtime_ns if file else 0)
+    also = trusted_also()
+    changed = tuple(Path(each).stat().st_mtime_ns for each in (file, also) if each)
+    return _trust(file, folder, also, changed)
 
 
 @lru_cache(maxsize=4)
-def _trust(file: str, folder: str, _changed: int) -> ssl.SSLContext:
+def _trust(file: str, folder: str, also: str, _changed: tuple[int, ...]) -> ssl.SSLContext:
     """Shared by clients, because reading all authorities takes longer than a request."""
     import httpx
 
     if file or folder:
-        return ssl.create_default_context(cafile=file or None, capath=folder or None)
-    return httpx.create_ssl_context()
+        context = ssl.create_default_context(cafile=file or None, capath=folder or None)
+    else:
+        context = httpx.create_ssl_context()
+    if also:
+        context.load_verify_locations(cafile=also)
+    return context
 
 
 def _serve(loop: asyncio.AbstractEventLoop, made: "list[httpx.AsyncClient]") -> None:

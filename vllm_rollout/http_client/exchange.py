@@ -20,6 +20,19 @@ monotonic = partial(time.monotonic)
 """The clock that measures answers: no test's fake of `time` gets at it, freezegun's neither."""
 _BOM = b"\xef\xbb\xbf"
 
+_AUTHORITY = (
+    "Name the file with your authority's certificates: `ca_file` in the policy, or SSL_CERT_FILE."
+)
+_OTHER_HOST = "Name the host that the certificate is for, or have it issued for this one, too."
+_BY_VERIFY_CODE = {
+    9: "See the clocks of both machines: the certificate is not valid yet.",
+    10: "Renew the server's certificate: it has expired.",
+    62: _OTHER_HOST,
+    64: _OTHER_HOST,
+}
+"""By OpenSSL's numbers for what is wrong with a certificate (`man verify`)."""
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+
 Sink = Callable[[bytes], bool]
 """Takes the next bytes of a body; False if no more are wanted."""
 Begin = Callable[[int, float], Sink | None]
@@ -47,8 +60,9 @@ class Failure(StrEnum):
 class HttpError(Exception):
     """No answer that can be used; the text is printable. `status` is 0 before the headers came."""
 
-    def __init__(self, failure: Failure, reason: str, *, status: int = 0) -> None:
+    def __init__(self, failure: Failure, reason: str, *, status: int = 0, remedy: str = "") -> None:
         self.failure = failure
+        self._remedy = remedy
         self.reason: Printable = shown(reason)
         self.status = status
         super().__init__(self.reason)
@@ -61,9 +75,7 @@ class HttpError(Exception):
     @property
     def remedy(self) -> str:
         """Return what to do, where the failure itself shows it; else empty."""
-        if self.failure is Failure.UNTRUSTED:
-            return "Name the file with your authority's certificates in SSL_CERT_FILE."
-        return ""
+        return self._remedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,9 +219,9 @@ class Exchange:
             return HttpError(Failure.NOT_SENT, f"the request is not valid ({type(error).__name__})")
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
-            return HttpError(
-                Failure.UNTRUSTED if _is_of_certificate(error) else Failure.NO_CONNECTION, text
-            )
+            return _no_connection(error, text)
+        if not self._status and isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError)):
+            text = f"the connection was closed before any answer ({type(error).__name__})"
         if isinstance(error, zlib.error):
             return _unreadable(f"the answer's gzip cannot be read: {error}", self._status)
         if isinstance(error, httpx.TimeoutException):
@@ -232,9 +244,23 @@ def _unreadable(reason: str, status: int) -> HttpError:
     return HttpError(Failure.UNREADABLE, reason, status=status)
 
 
-def _is_of_certificate(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _no_connection(error: Exception, text: str) -> HttpError:
+    """The error of a connection that was not made; one of TLS has what to do about it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLError):
+        found = found.__cause__ or found.__context__
+    if isinstance(found, ssl.SSLCertVerificationError):
+        why = found.verify_message
+        return HttpError(
+            Failure.UNTRUSTED,
+            f"its certificate is not trusted: {why}",
+            remedy=_BY_VERIFY_CODE.get(found.verify_code, _AUTHORITY),
+        )
+    code = found.reason if isinstance(found, ssl.SSLError) else ""
+    if code in _NO_TLS:
+        return HttpError(
+            Failure.NO_CONNECTION,
+            f"it speaks no TLS ({code})",
+            remedy="Write http:// in place of https://.",
+        )
+    return HttpError(Failure.NO_CONNECTION, text)

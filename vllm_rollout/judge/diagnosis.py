@@ -14,6 +14,7 @@ from vllm_rollout.judge.pod_start import Reason, duration, line_of, newest
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.model.text import shown
+from vllm_rollout.model.units import counted
 from vllm_rollout.next_command import next_command, release_command
 from vllm_rollout.policy import Policy
 
@@ -62,26 +63,6 @@ def findings_of(
     """`diagnose` with what the policy asks of the start-up probe of a model of this size."""
     threshold = policy.startup_failure_threshold(policy.parameters(deployment.model))
     return diagnose(symptoms, deployment, failure_threshold=threshold)
-
-
-def no_answer_remedy(path: str, *, status: int, error: str) -> str:
-    """Return what to do where a request to `path` got no answer: `status` is 0 where none came.
-
-    What is about the key (401, 403) or the address is not asked here: it has a remedy of its own.
-    """
-    said = error.lower()
-    if status == 404 and "model" in said:
-        return "Serve the model under its name: --served-model-name."
-    if status in (404, 405, 501) or "does not support" in said or "not supported" in said:
-        other = "chat" if path == "/v1/completions" else "completions"
-        return (
-            f"The server answers, and does not offer {path}, which was asked. If it offers "
-            f"{other}, set `api: {other}` in the policy. Embedding and pooling models are not "
-            "supported: they give no tokens."
-        )
-    if 400 <= status < 500:
-        return f"The server refuses the request to {path}: its error says why."
-    return "The engine hangs behind a healthy front: restart the replica and read its log."
 
 
 def _finding(symptoms: Symptoms, deployment: Deployment, failure_threshold: int | None) -> Finding:
@@ -188,7 +169,7 @@ def _crash(symptoms: Symptoms, deployment: Deployment) -> Reason | None:
     code = "unknown" if end is None or end.exit_code is None else end.exit_code
     message = end.message if end else ""
     sign = sign_in(symptoms.log, message, symptoms.message)
-    lines = [f"last end: exit code {code}, {symptoms.restarts} restarts", message]
+    lines = [f"last end: exit code {code}, {counted(symptoms.restarts, 'restart')}", message]
     lines += [line_of(event) for event in symptoms.events if symptoms.job and not symptoms.log]
     lines += key_lines(symptoms.log, sign)
     base = "its process ends soon after every start"

@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from vllm_rollout.judge.diagnosis import Finding
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.verdict import NoWord, Outcome, Verdict, VerdictMethod, check, worst
+from vllm_rollout.model.units import counted
+from vllm_rollout.model.verdict import (
+    NoToken,
+    NoWord,
+    Outcome,
+    Verdict,
+    VerdictMethod,
+    check,
+    worst,
+)
 
 CACHE_REMEDY = (
     "Ask the servers past the cache: name their own address with --base-url or `service_url`, or "
@@ -48,8 +57,12 @@ def each_answers(found: Mapping[str, Verdict], *, noun: str = "replicas") -> Ver
     bad = {name: verdict for name, verdict in found.items() if not verdict.passed}
     count = f"{len(found) - len(bad)} of {len(found)} {noun} answered"
     outcome = worst([verdict.outcome for verdict in found.values()])
-    unheard = bool(bad) and all(isinstance(verdict, NoWord) for verdict in bad.values())
-    return (NoWord if unheard else Verdict)(
+    kind = Verdict
+    if bad and all(isinstance(verdict, NoWord) for verdict in bad.values()):
+        kind = NoWord
+    elif len(bad) == len(found) and all(isinstance(verdict, NoToken) for verdict in bad.values()):
+        kind = NoToken
+    return kind(
         outcome=outcome,
         reason="; ".join([count, *(f"{name}: {verdict.reason}" for name, verdict in bad.items())]),
         n=len(found),
@@ -81,7 +94,7 @@ def _problem(replica: Replica) -> str:
     if replica.reason:
         words.append(f"({replica.reason})")
     if replica.restarts:
-        words.append(f"after {replica.restarts} restarts")
+        words.append(f"after {counted(replica.restarts, 'restart')}")
     if replica.message:
         words.append(f"- {replica.message}")
     return " ".join(words)

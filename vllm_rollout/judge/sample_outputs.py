@@ -99,7 +99,7 @@ def output_verdict(sample: Sample, text: str, *, completion_tokens: int) -> Verd
     if not (wrong or judged.passed):
         return judged.inconclusive_because(f"{sample.prompt!r}: {judged.reason}", judged.remedy)
     ruled = any((sample.contains, sample.matches, sample.is_json))
-    kept = "keeps the policy's rules" if ruled else "was answered; QA reads what"
+    kept = "keeps the policy's rules" if ruled else "was answered; QA reads the answer"
     return check(
         not wrong,
         f"{sample.prompt!r} {'; '.join(wrong) or kept}",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most, share_bounds
-from vllm_rollout.model.units import format_duration, format_rate, format_share
+from vllm_rollout.model.units import format_duration, format_share, format_value
 
 MOST_REQUESTS = 10**9
 """Beyond this many no load test will go, and a plan says so in place of a figure."""
@@ -77,7 +77,8 @@ def more_load(requests: int, rate_per_second: float | None) -> str:
         return "raise `load.rate`"
     step = 60 if seconds > 60 else 1  # nobody writes 4m59.5s in a policy
     whole = timedelta(seconds=math.ceil(seconds / step) * step)
-    return f"raise `load.duration` to {format_duration(whole)} at {format_rate(rate_per_second)}"
+    rate = format_value(rate_per_second, "1/s")
+    return f"raise `load.duration` to {format_duration(whole)} at {rate}"
 
 
 def format_confidence(confidence: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vllm_rollout.model.units import format_duration
+from vllm_rollout.model.units import format_about, format_duration
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 from vllm_rollout.policy import Soak
 
@@ -153,7 +153,7 @@ def soak_text(state: SoakState) -> str:
         seen = f"not observed yet, and {minimum} are required,"
     words = [f"{seen} since {state.since:%Y-%m-%d %H:%M:%S %Z}"]
     if state.left:
-        words.append(f"{format_duration(state.left)} are left")
+        words.append(f"{format_about(state.left)} are left")
     if state.problem:
         words.append(f"it is not healthy now: {state.problem}")
     if state.restarted:

@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 from typing import Self
 
+from vllm_rollout.http_client import trusted_also
 from vllm_rollout.load.locust_command import locust_command
 from vllm_rollout.load.process_group import ProcessGroup
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.ports import free_port
+from vllm_rollout.variables import LOAD_CA_FILE
 
 API_KEY_VARIABLE = "VLLM_ROLLOUT_API_KEY"
 _START_SECONDS = 60.0
@@ -84,6 +86,8 @@ def _environment(api_key: str | None) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")
     }
     environment.pop(API_KEY_VARIABLE, None)
+    if ca_file := trusted_also():
+        environment[LOAD_CA_FILE] = ca_file
     if api_key:
         environment[API_KEY_VARIABLE] = api_key
     return environment

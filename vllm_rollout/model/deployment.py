@@ -18,7 +18,13 @@ from vllm_rollout.model.errors import UsageError
 DEFAULT_NAMESPACE = "system"
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _HELM_RELEASE_MAX = 53
-_SERVED_AS = " A name that only the server has goes into `models.llama-2-7b.served_as`."
+_SERVED_NAME = re.compile(r"""[^\s"'`\\{}$<>|;&]{1,256}""")
+_LABEL_OF_SERVED = 40
+"""Leaves room for an environment's name."""
+_SERVED_AS = (
+    " A name that only the server has goes into `models.llama-2-7b.served_as`; with --base-url, "
+    "--model takes it as it is."
+)
 
 
 def checked_name(kind: str, name: str, *, longest: int = _HELM_RELEASE_MAX) -> str:
@@ -36,6 +42,38 @@ def checked_name(kind: str, name: str, *, longest: int = _HELM_RELEASE_MAX) -> s
             f"for example llama-2-7b.{_SERVED_AS if kind == 'model' else ''}",
         )
     return name
+
+
+def is_label(name: str) -> bool:
+    """Return True if `name` is a DNS-1123 label that can be part of a release's name."""
+    return bool(_DNS_1123.fullmatch(name)) and len(name) <= _HELM_RELEASE_MAX
+
+
+def checked_served_name(name: str) -> str:
+    """Return `name` if a server may call a model so: printable, without spaces or quotes.
+
+    It reaches requests, PromQL and commands.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if not name.isprintable() or not _SERVED_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:100]!r} is no name that a server gives a model",
+            remedy="Write it as /v1/models lists it, for example meta-llama/Llama-2-7b.",
+        )
+    return name
+
+
+def label_for(served: str) -> str:
+    """Return a DNS-1123 label that stands for a served name: its last part, in small letters.
+
+    Raises:
+        UsageError: the name has nothing to make one of.
+    """
+    last = checked_served_name(served).rstrip("/").rpartition("/")[2].lower()
+    label = re.sub(r"[^a-z0-9]+", "-", last)[:_LABEL_OF_SERVED].strip("-")
+    return checked_name("model", label or served)
 
 
 @dataclass(frozen=True, slots=True)

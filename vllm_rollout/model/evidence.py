@@ -76,6 +76,8 @@ class GateResult:
     verdicts: tuple[Verdict, ...] = ()
     error: str = ""
     unreachable: str = ""
+    remedy: str = ""
+    """What to do about the error, where it says so itself."""
     skipped: str = ""
     load: str = ""
     """Name of the load run (a key of `GateRun.loads`) the gate judged, or empty."""
@@ -197,6 +199,8 @@ class Evidence(Kept):
     """Exit code of the rollout (see `ExitCode`), None for gates run alone."""
     override: Override | None = None
     """The emergency override of the rollout, if there was one."""
+    awaits_sign_off: bool = False
+    """Whether nothing but a sign-off is missing for the promotion that the run is about."""
     previous: str = ""
     """Digest of the evidence that this one has grown from; empty in the first of a run."""
     sign_off: str = ""
@@ -243,7 +247,7 @@ def as_json(evidence: Evidence) -> dict[str, Any]:
     """The evidence as JSON-ready data."""
     data: dict[str, Any] = strict_json(_ADAPTER.dump_python(evidence, mode="json"))
     data = _printable(data)
-    for name in ("override", "sign_off"):
+    for name in ("override", "sign_off", "awaits_sign_off"):
         if not data[name]:
             del data[name]
     for run in data["runs"]:

@@ -12,6 +12,18 @@ class LatencyBin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailureKind:
+    """Failed requests that are alike: `http_error 429`, how many, the HTTP status (0 without one),
+    and the error of the most of them.
+    """
+
+    kind: str
+    count: int
+    status: int = 0
+    example: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadMoment:
     """One slice of a load run, by intended send time, `at_seconds` after its start."""
 
@@ -72,5 +84,7 @@ class LoadSummary:
     unsent: int = 0
     classes: tuple[ClassSummary, ...] = ()
     """By class, where the policy asks for a mix."""
+    failure_kinds: tuple[FailureKind, ...] = ()
+    """The most frequent of `failures_by_kind`, with an example of each."""
     requests_file: str = ""
     """Name of the file beside the evidence with a line for each request; empty if not kept."""

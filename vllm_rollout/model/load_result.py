@@ -7,14 +7,23 @@ never sent is there, by name.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from msgspec import Struct, structs
 
+from vllm_rollout.model.load_figures import FailureKind
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.percentiles import percentile_of
+
+WEB_PAGE = "text/html"
+"""Begins the error of an answer that is a web page."""
+NO_USAGE = "the stream has no usage, which stream_options.include_usage asks for"
+"""Error of a streamed answer whose tokens cannot be counted."""
+
+_MOST_KINDS = 3
+_LONGEST_ERROR = 160
 
 MOST_UNKNOWN = 0.01
 """Share of times that may be unknown in a figure; with more of them it is unknown itself."""
@@ -273,6 +282,24 @@ class LoadResult:
     def failures_by_kind(self) -> dict[str, int]:
         """Failure count by `RequestRecord.failure_kind`, most first."""
         return dict(Counter(r.failure_kind for r in self.requests if not r.ok).most_common())
+
+    @property
+    def failure_kinds(self) -> tuple[FailureKind, ...]:
+        """The most frequent kinds of failures, most first, each with its most frequent error."""
+        errors: dict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
+        for each in self.requests:
+            if not each.ok:
+                errors[each.failure_kind][each.status, " ".join(each.error.split())] += 1
+        kinds = sorted(errors.items(), key=lambda item: -item[1].total())
+        return tuple(
+            FailureKind(
+                kind=kind,
+                count=found.total(),
+                status=found.most_common(1)[0][0][0],
+                example=found.most_common(1)[0][0][1][:_LONGEST_ERROR],
+            )
+            for kind, found in kinds[:_MOST_KINDS]
+        )
 
     def lag_percentile(self, percentile: float) -> float | None:
         """Schedule lag at `percentile` (nearest rank) over the requests sent; None of none."""

@@ -144,6 +144,11 @@ def format_about(duration: timedelta) -> str:
     return format_duration(timedelta(seconds=round(duration.total_seconds(), 1)))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 replica`, `3,750 replicas`: the number with its noun, whose plural has an s."""
+    return f"{number:,} {noun}{'s'[: number != 1]}"
+
+
 def format_share(fraction: float) -> str:
     """Write the fraction 0.001 as `0.1%`, exactly: no digit of the float is lost."""
     return f"{_plain(Decimal(repr(fraction)) * 100)}%"

@@ -78,7 +78,12 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoWord(Verdict):
+class NoToken(Verdict):
+    """Reached where the server gives no token: nothing more need be asked of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoWord(NoToken):
     """Inconclusive for an answer about the key or the address: nothing is known of the build."""
 
 

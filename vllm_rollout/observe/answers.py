@@ -6,12 +6,14 @@ and is never an empty success.
 """
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from vllm_rollout.model.load_result import RequestOutcome
+from vllm_rollout.model.load_result import NO_USAGE, WEB_PAGE, RequestOutcome
 from vllm_rollout.observe.event_stream import EventStream, NotAnEventStreamError
 
 _LONGEST_ERROR = 200
@@ -22,6 +24,10 @@ _MOST_TOKENS = 2**31
 """A server that claims as many in one answer is wrong."""
 _UNFINISHED = ("abort", "error")
 """Finish reasons with which vLLM ends an answer that it did not finish."""
+_PAGE = re.compile(
+    rb"[\s\xef\xbb\xbf]*<(?:!--|(?:!doctype\s+html|html|head|body|title)\b)", re.IGNORECASE
+)
+_TITLE = re.compile(rb"<title[^>]*>([^<]{1,80})", re.IGNORECASE)
 
 
 class AnswerError(Exception):
@@ -31,6 +37,15 @@ class AnswerError(Exception):
         super().__init__(message)
         self.outcome = outcome
         self.status = status
+
+
+def page_in(body: bytes | bytearray) -> str:
+    """`text/html (“Sign in”)` for the body of a web page, with its title; empty for any other."""
+    if not _PAGE.match(body):
+        return ""
+    title = _TITLE.search(body)
+    text = " ".join(title[1].decode("utf-8", "replace").split()) if title else ""
+    return WEB_PAGE + (f" (“{text}”)" if text else "")
 
 
 class _Message(msgspec.Struct):
@@ -78,6 +93,8 @@ class _Wire(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: Any = None
     error: Any = None
+    detail: Any = None
+    """What FastAPI has for an error that is not vLLM's own."""
 
 
 _WIRE = msgspec.json.Decoder(_Wire)
@@ -123,13 +140,13 @@ def parse_completion(body: bytes, *, max_tokens: int = _MOST_TOKENS) -> Answer:
 
 def error_of(status: int, body: bytes) -> AnswerError:
     """The error that a response with a status other than 200 stands for, in the server's words."""
-    try:
-        reported = _decoded(body).error
-    except AnswerError:
-        reported = None
+    reported = None
+    with suppress(AnswerError):
+        answer = _decoded(body)
+        reported = answer.detail if answer.error is None else answer.error
     if reported is not None:
         return AnswerError(RequestOutcome.HTTP_ERROR, f"{status} {_error(reported)}", status=status)
-    text = body[: 4 * _LONGEST_ERROR].decode("utf-8", "replace")
+    text = page_in(body) or body[: 4 * _LONGEST_ERROR].decode("utf-8", "replace")
     return AnswerError(RequestOutcome.HTTP_ERROR, _cut(f"{status} {text}"), status=status)
 
 
@@ -168,7 +185,7 @@ class SseAnswer:
             for event in self._events.feed(data):
                 self._take(event, tokens)
         except NotAnEventStreamError as error:
-            raise _malformed(str(error)) from error
+            raise _malformed(page_in(data) or str(error)) from error
         return tokens
 
     def finish(self) -> Answer:
@@ -182,12 +199,14 @@ class SseAnswer:
             try:
                 self._events.finish()
             except NotAnEventStreamError as error:
-                raise _malformed(str(error)) from error
+                raise _malformed(page_in(error.seen) or str(error)) from error
             raise _truncated("the stream ended without [DONE]")
         if not self._finish_reasons:
             raise _malformed("a stream without a token")
         for reason in self._finish_reasons.values():
             _check_finish(reason)
+        if not self._usage:
+            raise _malformed(NO_USAGE)
         first = self._finish_reasons[min(self._finish_reasons)]
         text = "".join(self._text)
         return _answer(text, str(first), self._usage, self._max_tokens, self._first)
@@ -231,6 +250,8 @@ def _decoded(body: bytes | bytearray) -> _Wire:
         # Half a surrogate pair in a string, as gateways send that cut text anywhere, is still JSON.
         return msgspec.convert(json.loads(body), _Wire)
     except (ValueError, RecursionError) as error:
+        if page := page_in(body):
+            raise _malformed(page) from error
         raise _malformed(f"not an answer ({error}): {body[:_LONGEST_ERROR]!r}") from error
 
 

@@ -6,6 +6,7 @@ says how; only a server that cannot be reached at all raises.
 
 import secrets
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
@@ -17,7 +18,14 @@ from vllm_rollout.model.load_plan import PATHS, Api
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.model.observation import ServedModels
 from vllm_rollout.model.text import NOTHING, Printable, shown
-from vllm_rollout.observe.answers import Answer, AnswerError, SseAnswer, error_of, parse_completion
+from vllm_rollout.observe.answers import (
+    Answer,
+    AnswerError,
+    SseAnswer,
+    error_of,
+    page_in,
+    parse_completion,
+)
 from vllm_rollout.observe.caches import NO_CACHE, KnownAnswers, cached_by
 from vllm_rollout.observe.served_models import served_models
 
@@ -31,14 +39,15 @@ _OUTCOMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Answer of `/health`: the HTTP status, or 0 and the error when no answer came in time.
+    """Answer of `/health`: the HTTP status, or 0, the outcome and the error where no answer came.
 
-    A redirect, which is not followed, has the error that names its target. `cached` as in
-    `Inference`.
+    A redirect, which is not followed, has the error that names its target, and a web page the one
+    that names it. `cached` as in `Inference`.
     """
 
     status: int
     seconds: float
+    outcome: RequestOutcome = RequestOutcome.OK
     error: Printable = NOTHING
     cached: Printable = NOTHING
 
@@ -88,7 +97,7 @@ class InferenceClient:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.has_key, self.key_variable = bool(api_key), key_variable
-        self._health_url = (
+        self.health_url = (
             urljoin(self.base_url, health_path) if health_path else f"{self.base_url}/health"
         )
         self.model = model
@@ -124,13 +133,16 @@ class InferenceClient:
         """
         started = monotonic()
         try:
-            answer = self._get(self._health_url, timeout_seconds)
+            answer = self._get(self.health_url, timeout_seconds)
         except HttpError as error:
-            return Health(status=0, seconds=monotonic() - started, error=error.reason)
-        target = answer.redirects_to
-        moved = shown(f"redirect to {target}") if target else NOTHING
+            outcome = _OUTCOMES.get(error.failure, RequestOutcome.CONNECTION)
+            seconds = monotonic() - started
+            return Health(status=0, seconds=seconds, outcome=outcome, error=error.reason)
+        page = page_in(answer.body) if answer.status == HTTPStatus.OK else ""
+        to = answer.redirects_to
+        words = f"{answer.status}, a redirect to {to}" if to else page
         return Health(
-            status=answer.status, seconds=answer.seconds, error=moved, cached=_cached(answer)
+            status=answer.status, seconds=answer.seconds, error=shown(words), cached=_cached(answer)
         )
 
     def served_models(self, *, timeout_seconds: float) -> ServedModels:
@@ -154,6 +166,35 @@ class InferenceClient:
             UnreachableError: no connection could be made.
         """
         return [each.name for each in self.served_models(timeout_seconds=timeout_seconds).models]
+
+    def has_metrics(self, *, timeout_seconds: float) -> bool:
+        """Return whether `/metrics` has any of vLLM's."""
+        with suppress(HttpError):
+            return b"\nvllm:" in self._get(f"{self.base_url}/metrics", timeout_seconds).body
+        return False
+
+    def offered(self, *, timeout_seconds: float) -> list[str]:
+        """Return the paths of the APIs that answer a small request for the model."""
+        tiny = {
+            PATHS["completions"]: self._body("completions", "Hello", 1),
+            PATHS["chat"]: self._body("chat", "Hello", 1),
+            "/v1/embeddings": {"input": "Hello"},
+            "/pooling": {"input": "Hello"},
+            "/classify": {"input": "Hello"},
+            "/score": {"text_1": "Hello", "text_2": "Hello"},
+        }
+        found = []
+        for path, body in tiny.items():
+            with suppress(HttpError):
+                answer = self._http.request(
+                    "POST",
+                    self.base_url + path,
+                    json={"model": self.model, **body},
+                    timeout_seconds=timeout_seconds,
+                )
+                if answer.status == HTTPStatus.OK and not page_in(answer.body):
+                    found.append(path)
+        return found
 
     def ask(
         self,
@@ -261,6 +302,7 @@ class InferenceClient:
             status, reason = error.status, error.reason
         except AnswerError as error:
             outcome, reason = error.outcome, shown(str(error))
+            status = error.status or status  # an error inside a 200 stream names its own
         if answer and not cached and self._came_before(answer, api, timeout_seconds):
             cached = shown(f"the answer {answer.id} came before")
         return Inference(
@@ -275,7 +317,9 @@ class InferenceClient:
 
     def _unreachable(self, error: HttpError) -> UnreachableError:
         return UnreachableError(
-            f"nothing answers at {self.base_url}: {error.reason}",
+            f"nobody can be asked at {self.base_url}: {error.reason}"
+            if error.remedy
+            else f"nothing answers at {self.base_url}: {error.reason}",
             address=self.base_url,
             remedy=error.remedy
             or "Check that the deployment runs and that this machine can reach it, or name "
@@ -319,5 +363,6 @@ def _cached(answer: HttpAnswer) -> Printable:
 def _refusal(answer: HttpAnswer) -> AnswerError:
     """Return the error that an answer other than 200 stands for."""
     if answer.redirects_to:
-        return AnswerError(RequestOutcome.HTTP_ERROR, f"redirect to {answer.redirects_to}")
+        words = f"{answer.status}, a redirect to {answer.redirects_to}"
+        return AnswerError(RequestOutcome.HTTP_ERROR, words)
     return error_of(answer.status, answer.body)

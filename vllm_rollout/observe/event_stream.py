@@ -8,7 +8,14 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class NotAnEventStreamError(ValueError):
-    """The bytes are something else (a web page, plain JSON), or an event without an end."""
+    """The bytes are something else (a web page, plain JSON), or an event without an end.
+
+    `seen` are those that show it.
+    """
+
+    def __init__(self, message: str, seen: bytes | bytearray = b"") -> None:
+        super().__init__(message)
+        self.seen = seen
 
 
 class EventStream:
@@ -85,4 +92,4 @@ class EventStream:
 
 def _check_field(line: bytes) -> None:
     if line and not line.startswith(_FIELDS):
-        raise NotAnEventStreamError(f"not an event stream: {line[:_SHOWN]!r}")
+        raise NotAnEventStreamError(f"not an event stream: {line[:_SHOWN]!r}", line)

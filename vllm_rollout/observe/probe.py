@@ -5,6 +5,7 @@ Which answers are about the key or the address, and show nothing of the build, i
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import TypeVar
 
 from vllm_rollout.model.errors import UnreachableError
@@ -13,22 +14,29 @@ from vllm_rollout.observe.client import Health, Inference, InferenceClient
 
 T = TypeVar("T")
 
-_KEY_REFUSED = (401, 403)
+_NO_SUCH_KEY = "No connected db"
+"""What LiteLLM without a database answers to a key that is not its own, with status 400."""
 _REDIRECTS = range(300, 400)
 
 
 def not_of_the_build(client: InferenceClient, status: int, error: str) -> tuple[str, str] | None:
     """Return reason and remedy of an answer about the key or the address; None for any other."""
-    if status in _KEY_REFUSED:
-        key = client.key_variable
+    key = client.key_variable
+    if status == HTTPStatus.UNAUTHORIZED or _NO_SUCH_KEY in error:
         ours = f"the key in {key} is not its own" if client.has_key else f"{key} is not set"
         return (
             f"{client.base_url} asks for a bearer key (HTTP {status}), and {ours}",
             f"Put the server's key into the environment variable {key}.",
         )
+    if status == HTTPStatus.FORBIDDEN:
+        ours = f"the key in {key} may not" if client.has_key else f"{key} is not set"
+        return (
+            f"{client.base_url} refuses the request (HTTP {error or status}), and {ours}",
+            f"Put a key that may use this model into the environment variable {key}.",
+        )
     if status in _REDIRECTS:
         return (
-            f"{client.base_url} answers {status}: {error}",
+            f"{client.base_url} answers {error or status}: is this vLLM's address?",
             "Name the server's own address, with --base-url or `service_url`.",
         )
     return None

@@ -4,9 +4,10 @@ from typing import Any
 
 import msgspec
 
-from vllm_rollout.http_client import HttpAnswer
+from vllm_rollout.http_client import Failure, HttpAnswer, HttpError
 from vllm_rollout.model.observation import ServedModel, ServedModels
 from vllm_rollout.model.text import NOTHING, shown
+from vllm_rollout.observe.answers import page_in
 
 _LONGEST_CONTEXT = 1 << 53
 
@@ -30,6 +31,8 @@ def served_models(answer: HttpAnswer) -> ServedModels:
     Raises:
         HttpError: it is no such list.
     """
+    if page := page_in(answer.body):
+        raise HttpError(Failure.UNREADABLE, page, status=answer.status)
     listed = answer.json(_List).data
     return ServedModels(status=answer.status, models=tuple(_served(each) for each in listed))
 

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
-from vllm_rollout.model.deployment import checked_name
+from vllm_rollout.model.deployment import checked_name, checked_served_name
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.text import public_address
 from vllm_rollout.model.units import (
@@ -155,7 +155,17 @@ Rate = Annotated[
 Number = Annotated[float, Field(strict=True), PlainSerializer(_short)]
 """A plain number, whole ones written without a fraction."""
 
-Percentile = Annotated[Number, Field(gt=0, lt=100)]
+
+def _percentile(value: float) -> float:
+    if value < 1:
+        raise broken_rule(
+            f"{value:g} is below the first percentile: write {100 * value:g} for P{100 * value:g}"
+        )
+    return value
+
+
+Percentile = Annotated[Number, Field(gt=0, lt=100), AfterValidator(_percentile)]
+"""As people write it: 95 for P95."""
 Count = Annotated[int, Field(strict=True, gt=0)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 Switch = Annotated[bool, Field(strict=True), WithJsonSchema({"enum": _ON_OR_OFF})]
@@ -171,6 +181,17 @@ def _name(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 """A DNS-1123 label: a namespace, an environment or a model."""
+
+
+def _served_name(value: str) -> str:
+    try:
+        return checked_served_name(value)
+    except UsageError as error:
+        raise broken_rule(f"{error}: {error.remedy}") from None
+
+
+ServedName = Annotated[str, AfterValidator(_served_name)]
+"""A name that a server gives a model, such as Qwen/Qwen3-8B."""
 
 
 def _http_url(value: str) -> str:

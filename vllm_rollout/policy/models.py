@@ -17,6 +17,7 @@ from vllm_rollout.policy.fields import (
     MayBeOff,
     Name,
     Number,
+    ServedName,
     Text,
     TimeLimit,
     UrlPath,
@@ -126,7 +127,7 @@ class ModelRules(Rules):
 
     parameters: Annotated[Number, Field(gt=0)] | None = None
     """Billions of parameters; guessed from the model's name when not given."""
-    served_as: Text | None = None
+    served_as: ServedName | None = None
     """Name that the server knows it by, such as Qwen/Qwen3-8B; the model's own when not given."""
 
 
@@ -163,6 +164,9 @@ class Policy(Rules):
     """Settings of the Kubernetes platform."""
     local: Local
     """Settings of the local platform."""
+    ca_file: Annotated[Text | None, MayBeOff()]
+    """Certificates of your own authorities, in PEM, trusted beside the well-known ones (or those of
+    SSL_CERT_FILE) by every client: gates, load, Prometheus, messages, registries."""
     models: dict[Name, ModelRules]
     """What differs for single models; any other model follows the rest of the policy."""
 

@@ -47,6 +47,9 @@ SETTINGS = pytest.StashKey[Settings]()
 LOADS = pytest.StashKey[dict[Deployment, JudgedLoad]]()
 RECORDER = pytest.StashKey[VerdictRecorder]()
 OUTCOMES = pytest.StashKey[dict[Deployment, dict[str, Outcome]]]()
+"""Of the gates that judge no load."""
+NO_TOKEN = pytest.StashKey[dict[Deployment, str]]()
+"""Title of the gate that showed of a deployment that nobody gets a token from it."""
 
 
 @pytest.fixture(scope="session")
@@ -163,6 +166,18 @@ def verdict(request: pytest.FixtureRequest) -> VerdictRecorder:
     return recorder
 
 
+def no_load_because(config: pytest.Config, deployment: Deployment) -> str:
+    """Return why no load is sent to the deployment; empty where it is, or was."""
+    if deployment in config.stash[LOADS]:
+        return ""
+    bad = [
+        f"{gate} ({outcome})"
+        for gate, outcome in config.stash[OUTCOMES].get(deployment, {}).items()
+        if outcome is not Outcome.PASS
+    ]
+    return f"no load was sent: {', '.join(bad)} did not pass" if bad else ""
+
+
 @pytest.fixture(scope="session")
 def _load_run(
     request: pytest.FixtureRequest, settings: Settings, deployment: Deployment, policy: Policy
@@ -170,15 +185,8 @@ def _load_run(
     """One load run per deployment, whatever becomes of the fixture's cache."""
     loads = request.config.stash[LOADS]
     if deployment not in loads:
-        bad = [
-            f"{gate} ({outcome})"
-            for gate, outcome in request.config.stash[OUTCOMES].get(deployment, {}).items()
-            if outcome is not Outcome.PASS
-        ]
-        if bad:
-            raise GateInconclusiveError(
-                f"no load was sent: {', '.join(bad)} did not pass", pytrace=False
-            )
+        if why := no_load_because(request.config, deployment):
+            raise GateInconclusiveError(why, pytrace=False)
         items = [item for item in request.session.items if deployment_of(item) == deployment]
         progress = Progress(request.config, deployment, policy.confidence)
         with progress:

@@ -6,7 +6,7 @@ an argument that lies below another. So the gates are collected here, beside wha
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
@@ -37,6 +37,8 @@ from vllm_rollout.pytest_plugin.gate_selection import (
 )
 from vllm_rollout.resources import GATES
 
+LABELS = pytest.StashKey[Mapping[str, str]]()
+"""The label of each served name among the models of the run."""
 _PATHS = pytest.StashKey[list[str]]()
 
 
@@ -151,7 +153,8 @@ def models_given(config: pytest.Config) -> list[str]:
     """Models by option, by variable, or else by the ids of the suite's gates among the paths."""
     given: list[str] = option(config, "--model")
     if chosen := given or models_of_variable():
-        return chosen
+        labels = config.stash.get(LABELS, {})
+        return list(dict.fromkeys(labels.get(name, name) for name in chosen))
     environments = config.stash[SETTINGS].policy.order if SETTINGS in config.stash else ()
     ids = [
         parameters_of(argument) for argument in paths_given(config) if names_gates(config, argument)

@@ -20,7 +20,12 @@ from vllm_rollout.model.evidence import GateResult
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
-from vllm_rollout.pytest_plugin.gate_selection import gate_of, title_of
+from vllm_rollout.pytest_plugin.gate_selection import (
+    deployment_of,
+    gate_of,
+    is_bundled,
+    title_of,
+)
 from vllm_rollout.pytest_plugin.verdict_recorder import (
     GateFailedError,
     GateInconclusiveError,
@@ -36,6 +41,8 @@ PATH_ERRORS = pytest.StashKey[PathErrors]()
 
 _ASKING = {"client", "servers"}
 """Fixtures of gates that send requests to the deployment themselves."""
+_ROUTER = "router"
+"""Fixture of the gate that asks the users' address, which may be another."""
 _SKIPS: Any = (pytest.skip.Exception, pytest.xfail.Exception)
 CALLING = pytest.StashKey[bool]()
 """True while the gate's test is called, False afterwards."""
@@ -70,6 +77,29 @@ RECORDS = pytest.StashKey[list[GateRecord]]()
 """The records of the gates that this process ran."""
 _RECORD = pytest.StashKey[GateRecord]()
 _ADAPTER: TypeAdapter[GateRecord] = TypeAdapter(GateRecord)
+
+
+def asks_for_tokens(item: pytest.Item) -> bool:
+    """Return True if the gate needs answers from the deployment's own address."""
+    names = set(getattr(item, "fixturenames", ()))
+    if is_bundled(item.path) and _ROUTER in names:
+        deployment, settings = deployment_of(item), item.config.stash[SETTINGS]
+        policy = settings.policy.for_model(deployment.model) if deployment else settings.policy
+        smoke = deployment and policy.environments[deployment.environment].gates.smoke
+        return not (smoke and smoke.url)
+    return bool({*_ASKING, "judged_load"} & names)
+
+
+def shows_no_token(item: pytest.Item, result: GateResult) -> bool:
+    """Return True if the gate showed that nobody gets a token from the deployment."""
+    recorder = item.stash.get(RECORDER, None)
+    if recorder is not None and recorder.no_token:
+        return asks_for_tokens(item)
+    names = set(getattr(item, "fixturenames", ()))
+    settings = item.config.stash[SETTINGS]
+    # Where only the platform knows the address, nothing is asked without it.
+    asked = _ASKING if settings.base_url else {*_ASKING, "cluster"}
+    return bool(result.unreachable) and bool(asked & names)
 
 
 def record_of(report: object) -> GateRecord | None:
@@ -155,7 +185,8 @@ def record_result(
             raised, verdicts = problem, [v for v in verdicts if v.passed]
     unreachable = raised.address if isinstance(raised, UnreachableError) else ""
     error = _error(raised, report, verdicts)
-    after = identity(settings.platform, deployment)
+    asked = item.stash.get(BEFORE, None) != {}
+    after = identity(settings.platform, deployment) if asked else {}
     if not unreachable and "unreachable" in after:
         # What was found is about a build that is not known.
         error, unreachable = error or after["unknown"], after["unreachable"]
@@ -170,6 +201,7 @@ def record_result(
         verdicts=tuple(verdicts),
         error=error,
         unreachable=unreachable,
+        remedy=raised.remedy if isinstance(raised, RolloutError) else "",
         skipped=_skip_reason(raised),
         load=LOAD_NAME if load is not None else "",
         attachments=tuple(recorder.attachments),
@@ -183,7 +215,7 @@ def record_result(
         phase=report.when,
         deployment=deployment,
         base_url=address_of(settings, deployment),
-        identities=[item.stash.get(BEFORE, after), after],
+        identities=[item.stash.get(BEFORE, after), after] if asked else [],
         result=result,
         load=None if load is None else load.summary,
         requests="" if load is None else load.requests_file,

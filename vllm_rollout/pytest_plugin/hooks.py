@@ -8,13 +8,22 @@ from typing import Any
 import pytest
 
 from vllm_rollout.gate_runs import identity, identity_and_differences
-from vllm_rollout.judge import Outcome, worst
+from vllm_rollout.judge import Outcome, Verdict, check, worst
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.policy import Override
 from vllm_rollout.pytest_plugin import fixtures, marker_line
-from vllm_rollout.pytest_plugin.fixtures import LOADS, OUTCOMES, SETTINGS
+from vllm_rollout.pytest_plugin.fixtures import (
+    LOADS,
+    NO_TOKEN,
+    OUTCOMES,
+    RECORDER,
+    SETTINGS,
+    no_load_because,
+)
 from vllm_rollout.pytest_plugin.gate_collection import (
+    LABELS,
     asks_for_suites_gates,
     collect_gates,
     drop_foreign_fixtures,
@@ -23,35 +32,48 @@ from vllm_rollout.pytest_plugin.gate_collection import (
     only_team_gates_named,
     select,
 )
-from vllm_rollout.pytest_plugin.gate_options import BUILT_IN_MARKERS, marker_words, option
+from vllm_rollout.pytest_plugin.gate_options import (
+    BUILT_IN_MARKERS,
+    marker_words,
+    models_of_variable,
+    option,
+)
 from vllm_rollout.pytest_plugin.gate_results import (
     BEFORE,
     CALLING,
     PATH_ERRORS,
     RECORDS,
     RunAgainError,
+    asks_for_tokens,
     deserialize_record,
     record_of,
     record_result,
     serialize_record,
+    shows_no_token,
 )
 from vllm_rollout.pytest_plugin.gate_selection import (
     deployment_of,
     gate_of,
     is_bundled,
     parametrize,
+    title_of,
 )
 from vllm_rollout.pytest_plugin.load_progress_line import (
+    WaitingLine,
     check_variables,
     end_by_signals,
     end_with_parent,
+    keep_terminal,
 )
 from vllm_rollout.pytest_plugin.session_results import (
     USAGE_ERROR,
     SessionResults,
     send_to_controller,
 )
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
+from vllm_rollout.report.formatting import short_title
 from vllm_rollout.resources import GATES
+from vllm_rollout.serving import not_asked
 from vllm_rollout.settings import Settings, load_settings
 from vllm_rollout.variables import option_or_environment, options_given
 
@@ -62,12 +84,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings and declare the environments' markers."""
     config.stash[LOADS] = {}
     config.stash[OUTCOMES] = {}
+    config.stash[NO_TOKEN] = {}
     config.stash[RECORDS] = []
     repeated = ExitStack()
     repeated.enter_context(options_of_this_run(_options_given(config)))
     config.add_cleanup(repeated.close)
     try:
         settings = _load_settings(config)
+        config.stash[LABELS] = settings.labels
         for model in models_given(config):
             settings.deployment(model, settings.policy.order[0])
     except RolloutError as error:
@@ -80,6 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     check_variables()
     end_with_parent()
     end_by_signals(config)
+    keep_terminal(config)
     config.stash[SETTINGS] = settings
     for environment in settings.policy.order:
         if environment not in BUILT_IN_MARKERS:
@@ -179,10 +204,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if is_bundled(item.path):
         drop_foreign_fixtures(item)
     settings = item.config.stash[SETTINGS]
+    item.stash[PATH_ERRORS] = settings.path_errors(deployment)
+    if withheld := _withheld(item, deployment):
+        item.stash[BEFORE] = {}
+        item.stash.setdefault(RECORDER, VerdictRecorder())(withheld)
     # Preflight checks are about a build that is not there yet.
     look = identity if gate_of(item).startswith("preflight") else identity_and_differences
     item.stash[BEFORE] = look(settings.platform, deployment)
-    item.stash[PATH_ERRORS] = settings.path_errors(deployment)
+
+
+def _withheld(item: pytest.Item, deployment: Deployment) -> Verdict | None:
+    """Return the verdict of a gate that is not asked: what it needs is known to be missing."""
+    if (title := item.config.stash[NO_TOKEN].get(deployment)) and asks_for_tokens(item):
+        return not_asked(title)
+    if "judged_load" in getattr(item, "fixturenames", ()) and (
+        why := no_load_because(item.config, deployment)
+    ):
+        return check(None, why)
+    return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -195,7 +234,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
         raise RunAgainError("a gate runs once", pytrace=False)
     item.stash[CALLING] = True
     try:
-        yield
+        with WaitingLine(item.config, short_title(title_of(item))):
+            yield
     finally:
         item.stash[CALLING] = False
 
@@ -212,8 +252,12 @@ def pytest_runtest_makereport(
     record_result(item, deployment, call, report)
     record = record_of(report)
     if record is not None and not record.result.skipped:
-        outcomes, result = item.config.stash[OUTCOMES].setdefault(deployment, {}), record.result
-        outcomes[result.gate] = worst([outcomes.get(result.gate, Outcome.PASS), result.outcome])
+        result = record.result
+        if "judged_load" not in getattr(item, "fixturenames", ()):
+            outcomes = item.config.stash[OUTCOMES].setdefault(deployment, {})
+            outcomes[result.gate] = worst([outcomes.get(result.gate, Outcome.PASS), result.outcome])
+        if shows_no_token(item, result):
+            item.config.stash[NO_TOKEN].setdefault(deployment, short_title(result.title))
     return report
 
 
@@ -269,6 +313,7 @@ def _load_settings(config: pytest.Config) -> Settings:
         workers=option(config, "--workers"),
         load_in_cluster=option(config, "--load-in-cluster"),
         confidence=option(config, "--confidence"),
+        models=option(config, "--model") or models_of_variable(),
     )
 
 

@@ -22,7 +22,7 @@ from vllm_rollout.judge.generator import despite_stalls
 from vllm_rollout.judge.messages import with_failures
 from vllm_rollout.judge.outage import Outage, OutageLimits, OutageWatch, outage_verdict
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.load_figures import LoadSummary
+from vllm_rollout.model.load_figures import FailureKind, LoadSummary
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import LoadResult, RequestRecord
 from vllm_rollout.pytest_plugin.load_questions import LoadQuestion
@@ -166,6 +166,11 @@ class JudgedLoad:
         name = Path(self.requests_file).name if self.requests_file else ""
         return summarize_load(self.result, stopped=self.stopped, requests_file=name)
 
+    @cached_property
+    def failure_kinds(self) -> tuple[FailureKind, ...]:
+        """The most frequent kinds of failed requests."""
+        return self.result.failure_kinds
+
     def verdict(self, question: LoadQuestion) -> Verdict:
         """The verdict on `question`, with what most of the failed requests failed of."""
         if outage := self.outage_verdict():
@@ -177,7 +182,9 @@ class JudgedLoad:
             return question.whole(load, confidence=self.confidence)
 
         verdict = self._verdict(question)
-        return with_failures(verdict, self.result.requests, alone=of_the_answered)
+        return with_failures(
+            verdict, self.failure_kinds, failures=self.result.failures, alone=of_the_answered
+        )
 
     def _verdict(self, question: LoadQuestion) -> Verdict:
         load = self.result

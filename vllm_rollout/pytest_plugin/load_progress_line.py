@@ -26,10 +26,11 @@ from vllm_rollout.pytest_plugin.gate_options import WITHOUT_VARIABLE
 from vllm_rollout.report.terminal import progress_line, progress_lines
 from vllm_rollout.variables import variable_of
 
+TERMINAL = pytest.StashKey[int]()
 EVENTS_VARIABLE = "VLLM_ROLLOUT_EVENTS"
 LIFELINE_VARIABLE = "VLLM_ROLLOUT_LIFELINE"
 _SECONDS_BETWEEN_LINES = 5.0
-_STDERR = 2
+_STDOUT, _STDERR = 1, 2
 _PARENT_GONE = signal.SIGUSR1
 """A signal that nobody else sends or has this process ignore."""
 _END_SECONDS = 60.0
@@ -119,6 +120,42 @@ def end_by_signals(config: pytest.Config) -> None:
 
 def _restore(number: int) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+class WaitingLine:
+    """Says every few seconds that a gate still waits for answers, while its body runs."""
+
+    def __init__(self, config: pytest.Config, title: str) -> None:
+        self._title = title
+        self._terminal = config.stash.get(TERMINAL, None)
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._say, name="waiting line", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _say(self) -> None:
+        waited = 0.0
+        while not self._over.wait(_SECONDS_BETWEEN_LINES):
+            waited += _SECONDS_BETWEEN_LINES
+            line = f"{self._title}: waiting for answers, {waited:g} s"
+            emit("progress", text=line)
+            if EVENTS_VARIABLE not in os.environ and self._terminal is not None:
+                with suppress(OSError):
+                    os.write(self._terminal, f"\n{line}\n".encode())
+
+
+def keep_terminal(config: pytest.Config) -> None:
+    """Keep standard output open beside pytest's capturing, for lines in the middle of a test."""
+    if hasattr(config, "workerinput"):
+        return
+    with suppress(OSError):
+        terminal = os.dup(sys.__stdout__.fileno() if sys.__stdout__ else _STDOUT)
+        config.stash[TERMINAL] = terminal
+        config.add_cleanup(partial(os.close, terminal))
 
 
 class Progress:

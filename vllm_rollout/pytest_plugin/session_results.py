@@ -135,7 +135,7 @@ class SessionResults:
             terminalreporter.write_line(f"ERROR: {self._usage}", red=True)
         if self._lines:
             terminalreporter.section("gates")
-            for line in self._lines:
+            for line in filter(None, (*self._lines, self._settings.note)):
                 terminalreporter.write_line(line)
 
     def _add(self, records: Sequence[GateRecord]) -> None:

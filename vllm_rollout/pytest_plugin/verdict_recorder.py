@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_rollout.judge import Outcome, Verdict, worst
 from vllm_rollout.model.evidence import Attachment
+from vllm_rollout.model.verdict import NoToken
 from vllm_rollout.report.terminal import verdict_text
 
 _VERDICT = TypeAdapter(Verdict)
@@ -35,6 +36,8 @@ class VerdictRecorder:
     def __init__(self) -> None:
         self.verdicts: list[Verdict] = []
         self.attachments: list[Attachment] = []
+        self.no_token = False
+        """True once a verdict showed that the server gives no token at all."""
 
     def __call__(self, verdict: Verdict) -> None:
         """Record `verdict`.
@@ -44,6 +47,7 @@ class VerdictRecorder:
             GateFailedError: it is a fail.
             GateInconclusiveError: it is inconclusive.
         """
+        self.no_token |= isinstance(verdict, NoToken)
         try:
             verdict = _VERDICT.validate_python(asdict(verdict))
         except ValidationError as error:

@@ -21,6 +21,10 @@ _END_WORDS: dict[int | None, str] = {
 }
 
 
+AWAITS_SIGN_OFF = "WAITS FOR SIGN-OFF"
+"""The word of a run that lacks nothing but a person's approval."""
+
+
 @dataclass(frozen=True, slots=True)
 class Headline:
     """Conclusion of a run: the word of the banner, its outcome (the colour) and one sentence."""
@@ -125,7 +129,13 @@ def headline(evidence: Evidence) -> Headline:
     if evidence.exit_code == ExitCode.OK:
         outcome = worst([outcome, *(run.outcome for run in evidence.runs)])
     word = _END_WORDS.get(evidence.exit_code, outcome.upper())
-    sentence = one_line(evidence.conclusion) or f"{outcome_counts(evidence).capitalize()}."
+    if evidence.awaits_sign_off:
+        word = AWAITS_SIGN_OFF
+    conclusion = evidence.conclusion
+    if evidence.awaits_sign_off:  # whose digest was not known when it was written
+        short = evidence.digest.removeprefix("sha256:")[:16]
+        conclusion = conclusion.replace("--evidence DIGEST", f"--evidence {short}")
+    sentence = one_line(conclusion) or f"{outcome_counts(evidence).capitalize()}."
     return Headline(word, outcome, sentence)
 
 

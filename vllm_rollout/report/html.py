@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from vllm_rollout.model.evidence import Evidence, GateRun
+from vllm_rollout.model.evidence import Attachment, Evidence, GateRun
 from vllm_rollout.model.text import one_line, printable
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome
@@ -162,11 +162,18 @@ def summary_html(evidence: Evidence) -> str:
                 if not (item.outcome is Outcome.PASS or item.node_id == CONCLUSION)
             ],
             sign_off=sign_off_command(evidence.model, evidence.digest, "--as", "NAME"),
+            to_read=_to_read(evidence) if evidence.awaits_sign_off else [],
             run_counts=_run_counts,
             risk=words.risk_text,
             duration=f"{(evidence.finished - evidence.started).total_seconds():,.0f} s",
         )
     )
+
+
+def _to_read(evidence: Evidence) -> list[Attachment]:
+    """The model's outputs that a person reads before signing."""
+    gates = (gate for run in evidence.runs for gate in run.gates if gate.gate == "outputs")
+    return [attachment for gate in gates for attachment in gate.attachments]
 
 
 def table_header() -> list[str]:

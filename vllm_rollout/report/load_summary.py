@@ -35,6 +35,7 @@ def summarize_load(
         total=result.total,
         failures=result.failures,
         failures_by_kind=result.failures_by_kind,
+        failure_kinds=result.failure_kinds,
         p50_seconds=percentile_of(latencies, 50),
         p95_seconds=percentile_of(latencies, 95),
         p99_seconds=percentile_of(latencies, 99),

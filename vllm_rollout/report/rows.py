@@ -45,22 +45,17 @@ class ReportItem:
 def findings(result: GateResult) -> tuple[Verdict, ...]:
     """The gate's verdicts and an inconclusive one for each thing that kept it from knowing."""
     found = list(result.verdicts)
-    if result.unreachable:
+    if result.error or result.unreachable:
         error = _last_line(result.error)
-        silent = f"nothing answered at {result.unreachable}"
         if result.unreachable not in error:
+            silent = f"nothing answered at {result.unreachable}"
             error = f"{silent}: {error}" if error else silent
-        found.append(
-            _unknown(
-                error,
-                "Check that the deployment is up and the address is right.",
-            )
-        )
-    elif result.error:
-        remedy = "Fix what is named and run the gate again."
-        if "from pytest-timeout" in result.error:
+        remedy = result.remedy or "Fix what is named and run the gate again."
+        if result.unreachable and not result.remedy:
+            remedy = "Check that the deployment is up and the address is right."
+        elif "from pytest-timeout" in result.error:
             remedy = "Give gates time: set pytest-timeout's `timeout` to 0, or above a load's time."
-        found.append(_unknown(_last_line(result.error), remedy))
+        found.append(_unknown(error, remedy))
     if result.skipped:
         found.append(_unknown(f"not run: {one_line(result.skipped)}", "Run the gate."))
     if not found:

@@ -315,6 +315,7 @@ class AuditLog(AuditLogReader):
 
 
 _BACK = (DecisionKind.ROLLBACK, DecisionKind.ROLLED_BACK)
+_CHANGED = (DecisionKind.PROMOTION, DecisionKind.PROMOTED, DecisionKind.ROLLBACK_FAILED)
 
 
 def standing_rollback(
@@ -333,6 +334,17 @@ def standing_rollback(
             elif each.kind in _BACK and each.run_id not in undoing:
                 last = each
     return last
+
+
+def why_it_is_back(decisions: Iterable[Decision], environment: str) -> Decision | None:
+    """Return the decision by which a rollback ended in `environment`, or did not restore it; None
+    where something was promoted there since, or nothing was rolled back."""
+    about = [
+        each
+        for each in decisions
+        if each.environment == environment and each.kind in (*_BACK, *_CHANGED)
+    ]
+    return about[-1] if about and about[-1].kind not in _CHANGED[:2] else None
 
 
 def promotion_since(decisions: Iterable[Decision], run: GateRun) -> Decision | None:

@@ -17,7 +17,7 @@ from vllm_rollout.next_command import promote_command, release_command
 from vllm_rollout.platform.base import without_router
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import AuditLogReader
+from vllm_rollout.rollout.audit_log import AuditLogReader, DecisionKind, why_it_is_back
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.lost_history import ensure_history
@@ -70,6 +70,8 @@ class EnvironmentStatus:
     canary: CanaryStatus | None = None
     blocks: tuple[str, ...] = ()
     sign_off: str = ""
+    rolled_back: str = ""
+    """Why it is where it is since its last rollback, and what to do next; else empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,29 @@ def _environment(
         else None,
         blocks=(*_not_the_newest(newest, history[-1]), *without_router(replicas), *blocks),
         sign_off=sign_off,
+        rolled_back=_rolled_back(platform, deployment, newest),
+    )
+
+
+def _rolled_back(platform: ReleaseReader, deployment: Deployment, serving: Revision) -> str:
+    try:
+        decisions = AuditLogReader(platform.store).whole(deployment.model)
+    except RolloutError:
+        return ""  # what depends on the log names what is wrong with it
+    last = why_it_is_back(decisions, deployment.environment)
+    if last is None:
+        return ""
+    build, when = last.build.removeprefix("sha256:")[:12], f"{last.at:%Y-%m-%d %H:%M:%S %Z}"
+    if last.kind is DecisionKind.ROLLBACK_FAILED:
+        return (
+            f"the rollback at {when} did not restore it, a person is needed: {last.why}. Next: "
+            + release_command("diagnose", deployment)
+        )
+    again = promote_command(deployment.model, deployment.environment, "--again", "--reason", "TEXT")
+    return (
+        f"revision {serving.number} (build {serving.build.short}) serves, since build {build} was "
+        f"rolled back at {when}: {last.why}. Next: deploy another build, or ask for that one "
+        f"again: {again}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
-from vllm_rollout.model.units import format_duration
+from vllm_rollout.model.units import format_about, format_duration
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
@@ -264,7 +264,7 @@ def _watch(
     entry: JournalEntry,
 ) -> Undo | RolloutResult:
     duration = run.policy.watch.duration
-    log.log_step(f"watching {run.target} for {format_duration(duration)}")
+    log.log_step(f"watching {run.target} for {format_about(duration)}")
     end = observer.watch(run.target, duration, after_promotion=True)
     for name, verdict in end.verdicts.items():
         log.log_step(f"{name} after promotion: {verdict.outcome}", verdict.reason)

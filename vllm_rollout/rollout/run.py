@@ -326,6 +326,7 @@ class RunLog:
             )
             if emergency
             else None,
+            awaits_sign_off=bool(result and result.awaits_sign_off and not result.waits_for),
             previous=self.grown_from,
             sign_off=self.sign_off,
         )

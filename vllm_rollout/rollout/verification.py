@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from vllm_rollout.gate_runs import address_of, gate_run, identity
@@ -17,17 +18,19 @@ from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.evidence import Attachment, GateResult, GateRun
-from vllm_rollout.model.verdict import NoWord
+from vllm_rollout.model.verdict import NoToken, NoWord
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Gates
 from vllm_rollout.policy.gates import Health
+from vllm_rollout.report.formatting import short_title
 from vllm_rollout.rollout.run import Clock
 from vllm_rollout.serving import (
     Attach,
     Cluster,
     Servers,
     health_and_a_token,
+    not_asked,
     pods_running_and_ready,
     sample_inference,
 )
@@ -84,7 +87,7 @@ def _run(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
     started, before = clock.now(), _identity(platform, deployment)
     with ExitStack() as clients:
         checks = _checks(settings, deployment, clients)
-        results = [_result(settings, deployment, each, clock.now()) for each in checks]
+        results = _results(settings, deployment, checks, clock)
     after = _identity(platform, deployment)
     known = [found for found in (before, after) if "unknown" not in found]
     unknown = next((found for found in (after, before) if "unknown" in found), None)
@@ -154,6 +157,28 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
                 ),
                 asks=True,
             )
+
+
+def _results(
+    settings: Settings, deployment: Deployment, checks: Iterator[_Check], clock: Clock
+) -> list[GateResult]:
+    """Return the checks' results; where nobody gets a token, no further one is asked for."""
+    results: list[GateResult] = []
+    silent = ""
+    for each in checks:
+        asked = each
+        if silent and each.asks:
+            asked = replace(each, ask=partial(_not_asked, silent))
+        found = _result(settings, deployment, asked, clock.now())
+        results.append(found)
+        no_token = any(isinstance(verdict, NoToken) for verdict in found.verdicts)
+        if not silent and (no_token or (each.asks and found.unreachable)):
+            silent = short_title(found.title)
+    return results
+
+
+def _not_asked(title: str, _attach: Attach) -> Iterator[Verdict]:
+    yield not_asked(title)
 
 
 def _result(

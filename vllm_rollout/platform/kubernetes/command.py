@@ -202,7 +202,8 @@ def _start(
         raise UnreachableError(
             f"cannot run {binary!r}: {error.strerror or error}",
             address=binary,
-            remedy="Install Helm 3 or 4 and put it on PATH, or use --platform local.",
+            remedy="Install Helm 3 or 4 and put it on PATH; or gate a server with --base-url URL; "
+            "or keep releases on this machine with --platform local.",
         ) from error
 
 

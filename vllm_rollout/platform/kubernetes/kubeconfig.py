@@ -194,7 +194,8 @@ def _of_pod() -> Kubeconfig:
             "no cluster: the kubeconfig has no current context, and this is no pod with a service "
             "account",
             address="kubeconfig",
-            remedy="Set KUBECONFIG or --kube-context, or use --platform local.",
+            remedy="Set KUBECONFIG or --kube-context; or gate a server with --base-url URL; or "
+            "keep releases on this machine with --platform local.",
         )
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     return Kubeconfig(

@@ -10,7 +10,7 @@ from datetime import timedelta
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError
 from vllm_rollout.model.text import shown
-from vllm_rollout.model.units import format_duration
+from vllm_rollout.model.units import format_about, format_duration
 from vllm_rollout.platform.kubernetes.readiness import Readiness
 from vllm_rollout.platform.kubernetes.templates import Json
 from vllm_rollout.platform.progress import show_progress
@@ -102,7 +102,7 @@ class PodWait:
                     passed = timedelta(seconds=round(time.monotonic() - begun))
                     if not ended.is_set():
                         show_progress(
-                            f"{deployment}, {format_duration(passed)} of at most "
+                            f"{deployment}, {format_about(passed)} of at most "
                             f"{format_duration(limit)}: {far}"
                         )
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from vllm_rollout.model.deployment import Build, RevisionStatus
 from vllm_rollout.model.errors import DeployError
+from vllm_rollout.model.units import counted
 from vllm_rollout.platform.base import (
     ConflictError,
     ForeignWeightsError,
@@ -284,7 +285,7 @@ class Changes:
         for each in self._members(name, row):
             if not each.ready:
                 why = " ".join(filter(None, [each.phase, each.reason, each.message]))
-                lines += [f"{each.name}: {why}, {each.restarts} restarts"]
+                lines += [f"{each.name}: {why}, {counted(each.restarts, 'restart')}"]
                 lines += [self._logs.read(each, lines=_LOG_LINES)]
         return DeployError(
             "\n".join(lines), remedy="The log lines above are the replica's last; they say why."
