@@ -1,5 +1,6 @@
 """The real parts that tests of several folders use, and the marks and the order of all tests."""
 
+import os
 from typing import Any
 
 import pytest
@@ -8,6 +9,9 @@ from cluster.required import helm_binary
 from xdist.scheduler import LoadScopeScheduling
 
 __all__ = ["cluster", "helm_binary", "namespace", "wire"]
+
+# Workers get 80 from xdist; what commands print is as wide as without a terminal.
+os.environ.pop("COLUMNS", None)
 
 _BUILT = {"cluster": "cluster", "helm_binary": "helm", "registry": "registry"}
 """Fixtures that give a real part, and the mark of the tests that use it."""

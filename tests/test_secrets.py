@@ -9,7 +9,9 @@ from threading import Thread
 
 import pytest
 from support.gate_runs import MODEL, run_gates, staging
+from typer.testing import CliRunner
 
+from vllm_rollout.cli import main
 from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.report.render import write_reports
 
@@ -54,12 +56,15 @@ def test_a_key_that_a_gateway_echoes_and_its_commands_reach_no_output(
     monkeypatch.setenv("GATEWAY_CRED", CANARY)
     with gateway() as url:
         done = run_gates(tmp_path, *staging(url), "--policy-set", "api_key_env=GATEWAY_CRED")
+        words = ["check", url, "--set", "api_key_env=GATEWAY_CRED"]
+        checked = CliRunner().invoke(main.app, words)
 
     assert "400" in done.stdout
     (evidence,) = tmp_path.rglob("evidence.json")
     assert "[redacted]" in evidence.read_text()
     write_reports(read_evidence(evidence), tmp_path / MODEL)
-    texts = {"terminal": done.stdout} | {
+    assert "[redacted]" in checked.output
+    texts = {"terminal": done.stdout, "check": checked.output} | {
         str(file): file.read_text(errors="replace")
         for file in tmp_path.rglob("*")
         if file.is_file()

@@ -38,7 +38,8 @@ COMMANDS = [
     ["preflight", MODEL, "-f", "values.yaml"], ["deploy", MODEL, "--values", "values.yaml"],
     ["rollback", MODEL, "--reason", HOSTILE], ["soak", MODEL, "-e", "staging", "--once"],
     ["capacity", MODEL, "--json"], ["watch", MODEL, "--for", "10ms"],
-    ["uninstall", MODEL, "-e", "staging"],
+    ["uninstall", MODEL, "-e", "staging"], ["up", MODEL], ["restart", MODEL, "-e", "staging"],
+    ["backup", HOSTILE], ["init", "--yes", "--namespace", HOSTILE], ["check", HOSTILE],
 ]  # fmt: skip
 """Of each command at least one; most of the platform fails from `preflight` on."""
 FAILING = COMMANDS.index(["preflight", MODEL, "-f", "values.yaml"])
