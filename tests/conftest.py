@@ -68,6 +68,11 @@ class _Scheduling(LoadScopeScheduling):
         return _NOT_BESIDE_EACH_OTHER if nodeid.startswith(_NOT_BESIDE_EACH_OTHER) else nodeid
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three workers for two cores: tests of real processes wait for nearly half of their time."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Distribute the tests."""
     return _Scheduling(config, log)

@@ -109,10 +109,12 @@ def test_what_is_not_as_rendered_for_the_build_is_a_change(platform: SimulatedPl
 def test_wrong_weights_behind_the_right_name_fail_the_inference_gate() -> None:
     model = ServedModel(name=shown("m"), root=shown("/models/mistral"))
     listed = ServedModels(status=200, models=(model,))
-    client: Any = SimpleNamespace(model="m", served_models=lambda timeout_seconds: listed)
+    client: Any = SimpleNamespace(
+        model="m", key_variable="", served_models=lambda timeout_seconds: listed
+    )
     gate: Any = SimpleNamespace(timeout_seconds=1)
     servers: Any = SimpleNamespace(
-        address=client, commands=lambda: [("vllm", "serve", "/models/llama")]
+        address=client, model="m", commands=lambda: [("vllm", "serve", "/models/llama")]
     )
 
     asked = sample_inference(servers, gate, lambda *_: None, stream=False)

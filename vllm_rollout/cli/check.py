@@ -58,8 +58,9 @@ def check_command(
         served = client.model
     code = _CODES[worst(outcomes)]
     if code is ExitCode.OK:
-        gates = ("pytest", "-m", settings.policy.order[0], "--model", model or served)
-        options.say(f"next: {next_command(*gates, '--base-url', client.base_url)}")
+        where = ("--model", model or served, "--base-url", client.base_url)
+        gates = next_command("pytest", "-m", settings.policy.order[0], *where)
+        options.say(f"next: {gates}")
     raise typer.Exit(int(code))
 
 

@@ -73,7 +73,7 @@ def test_a_build_that_crashes_is_reported_with_its_last_words_and_the_old_one_se
     before = release.pids()
     with (
         release.clients() as lost,
-        pytest.raises(DeployError, match="CrashLoopBackOff exited with code 3, 1 restarts") as told,
+        pytest.raises(DeployError, match="CrashLoopBackOff exited with code 3, 1 restart") as told,
     ):
         release.apply(tiny("b", "--crash"), 1, 2)
 
