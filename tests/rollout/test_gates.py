@@ -7,8 +7,10 @@ import pytest
 from support.simulated import WEDNESDAY
 from support.world import STAGING, passing_evidence
 
+from vllm_rollout.judge.alpha_spending import RepeatedGates
 from vllm_rollout.model.evidence import write_evidence
 from vllm_rollout.rollout.gates import GateRunner, GatesCrashedError
+from vllm_rollout.settings import load_settings
 
 PASSING = passing_evidence(STAGING, WEDNESDAY)
 
@@ -51,3 +53,17 @@ def test_evidence_that_was_edited_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Exception, match="changed after it was written"):
         runner()._read(file, tmp_path / "pytest.log", 0)
+
+
+@pytest.mark.parametrize("asks", [0, 1, 10, 86_400])
+def test_gates_that_are_asked_again_read_the_confidence_that_a_rollout_gives_them(
+    asks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(GateRunner, "_run", lambda *run: given.extend(run[-1]))
+    risk = RepeatedGates(confidence=0.95, more=asks)
+    for confidence in (risk.first, risk.again):
+        given.clear()
+        runner().run(STAGING, tmp_path, confidence=confidence)
+        assert given[0] == "--confidence"
+        assert load_settings(base_url="http://h", confidence=given[1]).confidence == confidence
