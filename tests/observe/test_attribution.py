@@ -230,6 +230,7 @@ def rolling() -> list[Pod]:
     return old + new
 
 
+LWS = "leaderworkerset_sigs_k8s_io_group"
 SOUND: dict[str, Callable[[], World]] = {
     "steady": lambda: one(four()),
     "without start times": lambda: one(four(starts=False)),
@@ -240,6 +241,12 @@ SOUND: dict[str, Callable[[], World]] = {
     "by OpenTelemetry, with its names of pods": lambda: one(
         [
             Pod(f"10.0.0.{i}:8000", labels={"k8s_pod_name": f"p{i}", "k8s_node_name": f"n{i}"})
+            for i in range(4)
+        ]
+    ),
+    "by a LeaderWorkerSet, with all labels of its pods": lambda: one(
+        [
+            Pod(f"10.0.0.{i}:8000", labels={f"{LWS}_{key}": f"{i}" for key in ("index", "key")})
             for i in range(4)
         ]
     ),

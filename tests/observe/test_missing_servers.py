@@ -57,6 +57,12 @@ def half_end(ago: float, *, label: bool = False) -> World:
     return scraped(pods)
 
 
+def two_ports(*, gone: float = 0, pods: int = 4) -> World:
+    """Two servers a pod; those of the last pod that end, where any do."""
+    ports = [(i, port) for i in range(1, pods + 1) for port in (8000, 8001)]
+    return scraped([Pod(f"node-{i}:{port}", gone=gone * (i == pods)) for i, port in ports])
+
+
 def replica(number: int, *, host: str = "", **more: object) -> Replica:
     fields = {"ready": True, "ready_since": NOW - timedelta(days=1), **more}
     return Replica(name=f"pod-{number}", phase="Running", restarts=0, host=host, **fields)  # type: ignore[arg-type]
@@ -107,6 +113,11 @@ LOST: dict[str, tuple[Callable[[], World], Sequence[Replica] | None, str]] = {
         named(*ALL),
         "2 of 4 ready replicas have no samples",
     ),
+    "so many pods are ready, each with two ports": (
+        lambda: two_ports(gone=600),
+        named(*ALL),
+        r"node-4:800[01] has no samples since 09:49:\d\d UTC; node-4:800[01] has no",
+    ),
     "no platform is known": (
         lambda: half_end(600),
         None,
@@ -136,6 +147,8 @@ SOUND: dict[str, tuple[Callable[[], World], Sequence[Replica] | None]] = {
     "two pods are gone": (lambda: half_end(600), at_addresses(1, 2)),
     "two pods are gone, by name": (lambda: half_end(600, label=True), named(1, 2)),
     "two pods are gone, by their number": (lambda: half_end(600), named(1, 2)),
+    "a pod with two ports is gone, by its number": (lambda: two_ports(gone=600), named(1, 2, 3)),
+    "two pods a node": (lambda: two_ports(pods=2), named(*ALL)),
     "two pods are gone a moment ago": (lambda: half_end(60), at_addresses(1, 2)),
     "others came in their places": (
         lambda: replaced(label=False),

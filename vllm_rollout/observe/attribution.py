@@ -21,7 +21,7 @@ _OF_SCRAPERS = re.compile(
 """Labels of clusters and of Prometheis (external labels)."""
 _OF_SERVERS = re.compile(
     r"(.*_)?(pod|replicaset|node|nodename|host|hostname|instance|ip|address|machine|uid|hash|index"
-    r"|version|revision|chart|image|build|commit|track|zone|rack|rank)(_.*)?",
+    r"|version|revision|chart|image|build|commit|track|zone|rack|rank|group_key)(_.*)?",
     re.IGNORECASE,
 )
 """Labels in which servers of one deployment differ: where one runs, and which build it is."""

@@ -5,6 +5,7 @@ The platform's replicas tell which: by name or address where targets have it, el
 Without a platform there is only the number of targets, which a rolling update leaves as it is.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -134,9 +135,12 @@ def _there(
     ready = [r for r in serve if r.ready and _ready_since(r) <= ready_by]
     lost = _Lost()
     if not any(own for _, own in by_replica):
-        ended = seen.ended(current)[: max(0, len(ready) - len(current))]
-        lost.ended = {target: seen.last[target] for target in ended}
-        if (short := len(ready) - len(current) - len(ended)) > 0:
+        server = _server_of(seen, len(ready))
+        here = set(map(server, current))
+        ended = [target for target in seen.ended(current) if server(target) not in here]
+        gone = list(dict.fromkeys(map(server, ended)))[: max(0, len(ready) - len(here))]
+        lost.ended = {target: seen.last[target] for target in ended if server(target) in gone}
+        if (short := len(ready) - len(here) - len(gone)) > 0:
             lost.never.append(f"{short} of {len(ready)} ready replicas have no samples")
         return lost
     for replica, own in by_replica:
@@ -152,6 +156,15 @@ def _there(
             lost.never.append(f"{replica.name} is ready and has no samples")
         lost.ended |= {target: seen.last[target] for target in ended}
     return lost
+
+
+def _server_of(seen: _Seen, servers: int) -> Callable[[Target], str | Target]:
+    """Return what tells the server of a target: the target itself, or its host, where there are
+    more targets than servers and each host has several.
+    """
+    hosts = Counter(map(_host, seen.last))
+    several = len(seen.last) > servers and min(hosts.values()) > 1
+    return _host if several else lambda target: target
 
 
 def _in_no_ones_place(
@@ -175,10 +188,13 @@ def _is_of(replica: Replica, target: Target, seen: _Seen) -> bool:
 
 def _is_at(replica: Replica, target: Target) -> bool:
     """Return whether the target has the replica's address."""
+    at_host = bool(replica.host) and replica.host == _host(target)
+    return at_host or replica.address.rpartition("/")[2] == target[1] != ""
+
+
+def _host(target: Target) -> str:
     _, instance = target
-    host = instance.rpartition(":")[0].strip("[]") or instance
-    at_host = bool(replica.host) and replica.host == host
-    return at_host or replica.address.rpartition("/")[2] == instance != ""
+    return instance.rpartition(":")[0].strip("[]") or instance
 
 
 def _ready_since(replica: Replica) -> float:
