@@ -107,6 +107,7 @@ def gate_run(
     """The run of gates that left `results`; `identities` are of before and after them, in order."""
     policy = settings.policy.for_model(deployment.model)
     created = identities[0].get("created")
+    changed, unread = changed_unread(identities)
     return GateRun(
         deployment=deployment,
         base_url=base_url,
@@ -121,7 +122,8 @@ def gate_run(
         expected=expected,
         gates=_as_family(results, settings.judged_by(deployment.model)),
         loads=loads,
-        changed=change(identities),
+        changed=changed,
+        unread=unread,
         images=tuple(sorted({image for found in identities for image in found["images"]})),
         revision_created=datetime.fromisoformat(created) if created else None,
     )
@@ -142,6 +144,13 @@ def _as_family(results: Sequence[GateResult], policy: Policy) -> tuple[GateResul
     return tuple(
         replace(result, verdicts=tuple(islice(judged, len(result.verdicts)))) for result in results
     )
+
+
+def changed_unread(identities: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """Return `change`, and whether it only says what could not be read."""
+    changed = change(identities)
+    known = [each for each in identities if "unknown" not in each]
+    return changed, bool(changed) and not change(known)
 
 
 def change(identities: Sequence[Mapping[str, Any]]) -> str:

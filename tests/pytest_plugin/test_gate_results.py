@@ -11,7 +11,7 @@ import pytest
 from support.simulated import FakeClock, MemoryStore, SimulatedPlatform
 from support.world import STAGING
 
-from vllm_rollout.gate_runs import change, identity, identity_and_differences
+from vllm_rollout.gate_runs import change, changed_unread, identity, identity_and_differences
 from vllm_rollout.judge import Outcome, Verdict, VerdictMethod
 from vllm_rollout.model.evidence import GateResult
 from vllm_rollout.model.observation import ServedModel, ServedModels
@@ -53,6 +53,16 @@ def test_pods_that_are_not_ready_for_a_moment_are_no_change(platform: SimulatedP
 
     assert unknown["images"] == []
     assert change([ready, unknown, ready]) == ""
+
+
+def test_what_could_not_be_read_is_told_from_a_change(platform: SimulatedPlatform) -> None:
+    seen: dict[str, Any] = identity(platform, STAGING)  # type: ignore[arg-type]
+    lost = {**identity(None, STAGING), "unknown": "no answer"}
+    other = {**seen, "revision": 2}
+    assert changed_unread([seen, lost, seen]) == ("no answer", True)
+    assert changed_unread([seen, lost]) == ("no answer", True)
+    assert changed_unread([seen, lost, other]) == ("no answer", False)
+    assert changed_unread([seen, seen]) == ("", False)
 
 
 def test_another_revision_is_a_change_whatever_it_runs(platform: SimulatedPlatform) -> None:

@@ -1,6 +1,6 @@
 """Production gates that cannot know: held, asked again, then kept or rolled back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class AskedAgain(ScriptedGates):
 
     second = "live_metrics"
     verdicts: Sequence[Verdict] = ()
+    first: Mapping[str, Any] = {}
+    """Fields of the first run."""
     asked: list[tuple[str, ...]]
 
     def _run(self, deployment: Deployment, kind: str, gates: Sequence[str]) -> GateRun:
@@ -65,6 +67,7 @@ class AskedAgain(ScriptedGates):
                 replace(g, verdicts=(verdict if g.gate == self.second else PASSED,))
                 for g in run.gates
             ),
+            **(self.first if len(self.asked) == 1 else {}),
         )
 
 
@@ -99,6 +102,26 @@ def test_a_gate_that_comes_to_know_is_asked_again_alone(world: World, asks: Asks
     assert evidence.runs[-1].outcome is Outcome.PASS
     assert {g.gate for g in evidence.runs[-1].gates} == {"health", "live_metrics"}
     assert passed_there(world)
+
+
+UNREAD = {"changed": "the API server gives no answer", "unread": True, "build": None}
+
+
+def test_what_could_not_be_read_for_a_moment_rolls_nothing_back(world: World, asks: Asks) -> None:
+    gates = asks(NO_DATA, PASSED)
+    gates.first = UNREAD
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == ExitCode.OK, evidence.conclusion
+    assert evidence.runs[-1].build == world.platform.history(PRODUCTION)[-1].build
+    assert passed_there(world)
+
+
+def test_what_has_changed_under_the_gates_is_not_asked_again(world: World, asks: Asks) -> None:
+    gates = asks(NO_DATA, PASSED)
+    gates.first = {"changed": "revision 2 became revision 3"}
+    evidence = gate_and_promote(world.tools())
+    assert evidence.exit_code == ExitCode.ROLLED_BACK
+    assert len(gates.asked) == 1
 
 
 def test_gates_that_are_asked_again_go_by_the_load_of_before(

@@ -99,7 +99,8 @@ class GateRun:
     """The gates of one environment, about one build at one revision.
 
     `changed` is empty, or says what changed under the gates while they ran (another revision or
-    build appeared); the run is inconclusive then, whatever its gates reported.
+    build appeared), or that it could not be read; the run is inconclusive then, whatever its gates
+    reported.
     """
 
     deployment: Deployment
@@ -119,6 +120,8 @@ class GateRun:
     gates: tuple[GateResult, ...]
     loads: dict[str, LoadSummary]
     changed: str = ""
+    unread: bool = False
+    """True if `changed` says only what could not be read: nothing is known to have changed."""
     images: tuple[str, ...] = ()
     """Digests of the images that the replicas really ran; empty where they are not known."""
     revision_created: datetime | None = None

@@ -30,6 +30,7 @@ _POLL_SECONDS = 0.2
 _ROOM_BYTES = 65_536
 _END_SECONDS = 60.0
 _PREFLIGHT = "preflight"
+_WHAT_RUNS = ("revision", "build", "revision_created")
 
 
 class GatesCrashedError(RolloutError):
@@ -258,7 +259,8 @@ class Gates:
     def run_again(self, deployment: Deployment, before: GateRun, *, confidence: float) -> GateRun:
         """Run those gates again that are inconclusive in `before`, in whose place they come.
 
-        They go by the load of `before`; see `latency_before`.
+        They go by the load of `before`; see `latency_before`. Where `before` could not read what
+        runs, it is what they read.
         """
         asked = {g.gate for g in before.gates if g.outcome is Outcome.INCONCLUSIVE}
         asked |= set(before.missing)
@@ -281,6 +283,8 @@ class Gates:
             gates=(*(g for g in before.gates if g.gate not in ran), *again.gates),
             loads={**before.loads, **again.loads},
             changed=again.changed,
+            unread=again.unread,
+            **{name: getattr(again, name) for name in _WHAT_RUNS if getattr(before, name) is None},
             finished=again.finished,
         )
         self.log.gate_runs[-1] = run

@@ -36,7 +36,9 @@ def gates_after_change(tools: RunTools, entry: JournalEntry) -> GateRun | Undo:
     judged = _judged(found)
     until = clock.monotonic() + rules.deadline.total_seconds()
     for _ in range(rules.asks_again):
-        if found.outcome is not Outcome.INCONCLUSIVE or found.changed or clock.monotonic() >= until:
+        if found.outcome is not Outcome.INCONCLUSIVE or _changed(found):
+            break
+        if clock.monotonic() >= until:
             break
         log.log_step(
             f"{target} is held, and asked again in {format_duration(rules.ask_every)}",
@@ -55,6 +57,11 @@ def gates_after_change(tools: RunTools, entry: JournalEntry) -> GateRun | Undo:
     return Undo(entry, f"gates after promotion: {problems_of(found)}")
 
 
+def _changed(found: GateRun) -> bool:
+    """Return whether what runs is another than was gated; what could not be read may not be."""
+    return bool(found.changed) and not found.unread
+
+
 def _judged(found: GateRun) -> bool:
     """Return whether figures of an open gate were judged, so that it took its part of the risk."""
     open_gates = [gate for gate in found.gates if gate.outcome is Outcome.INCONCLUSIVE]
@@ -70,7 +77,7 @@ def _kept(run: Run, found: GateRun) -> bool:
         if gate.outcome is Outcome.INCONCLUSIVE
     ]
     kept += [rules.keeps(gate, seen=False) for gate in found.missing]
-    return all(kept) and not found.changed
+    return all(kept) and not _changed(found)
 
 
 def kept_unseen(run: Run, unseen: str) -> RolloutResult:
