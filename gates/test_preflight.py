@@ -125,7 +125,7 @@ def test_model(preflight: Preflight, verdict: VerdictRecorder) -> None:
                 if source.path
                 else "the values name no model.path",
                 remedy="Unset HF_HUB_OFFLINE where the rollout runs, or switch this check off "
-                "with `preflight: {model: off}`.",
+                "with `environments: {development: {preflight: {model: off}}}`.",
             )
         )
     access = model_access(source.path, revision=source.revision, token=source.token)

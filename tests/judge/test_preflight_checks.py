@@ -100,7 +100,7 @@ def test_a_pool_that_may_be_scaled_to_zero_is_unknown() -> None:
     ):
         verdict = room_verdict(room)
         assert verdict.outcome is Outcome.INCONCLUSIVE
-        assert "preflight: {gpus: off}" in verdict.remedy
+        assert "`environments: {development: {preflight: {gpus: off}}}`" in verdict.remedy
     full = room_verdict(Room(demands=(demand(1),), nodes=(node("a", 0), cpu)))
     assert full.outcome is Outcome.FAIL
 

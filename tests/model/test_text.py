@@ -99,6 +99,8 @@ def test_a_url_is_named_by_its_host(url: str, said: str) -> None:
         "::1 is an address",
         "Secret 'vllm-key' is missing: bearer token, --set KEY=VALUE, --evidence 0123",
         "http://llama-2-7b-staging.system.svc.cluster.local:8000/v1/models a@b",
+        "vllm-rollout sign-off m --evidence 0123 --key FILE (or --reject). Sign by --key FILE; or",
+        escape(f"--api-key {HIDDEN} --port 8000"),
     ],
 )
 def test_sentences_of_the_suite_stay(text: str) -> None:

@@ -1,11 +1,12 @@
 """Production in another cluster: read there, changed here, and kept where it is changed."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support.simulated import MemoryStore, SimulatedPlatform
+from support.simulated import WEDNESDAY, MemoryStore, SimulatedPlatform
 from support.world import (
     DEVELOPMENT,
     MODEL,
@@ -17,9 +18,13 @@ from support.world import (
     decide,
     sign_evidence,
 )
+from typer.testing import CliRunner
 
+from vllm_rollout.cli import options
+from vllm_rollout.cli.main import app
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, PolicyError, UnreachableError
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.platform.clusters import Clusters, JoinedStore, as_writer
 from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import ReleaseWriter, writer_of
@@ -27,7 +32,7 @@ from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.model_status import model_status
-from vllm_rollout.settings import load_settings
+from vllm_rollout.settings import Settings, load_settings
 
 
 @pytest.fixture
@@ -160,3 +165,32 @@ def test_a_model_has_no_cluster_of_its_own(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({**POLICY, "models": {MODEL: own}}))
     with pytest.raises(PolicyError, match="one cluster and namespace for all models"):
         load_policy(path)
+
+
+def test_a_sign_off_goes_by_the_chain_that_it_is_added_to(
+    world: World, both: ReleaseWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.clock.wall = datetime.now(UTC) - WEDNESDAY - timedelta(hours=1)
+    world.overrides["environments.development.sign_off"] = {"valid": "48h"}
+    world.platform.deploy(DEVELOPMENT, {"version": 3})
+
+    def to_staging() -> Evidence:
+        return gate_and_promote(world.tools(both, source=DEVELOPMENT, target=STAGING))
+
+    digest = to_staging().digest
+    settings = Settings(
+        policy=world.tools(both).run.policy,
+        platform=both,
+        base_url=None,
+        report_dir=world.tmp_path,
+    )
+    monkeypatch.setattr(options.Choice, "settings", lambda _self: settings)
+    words = ["sign-off", MODEL, "--evidence", digest, "--as", "Ada"]
+    signed = CliRunner().invoke(app, words)
+    assert signed.exit_code == ExitCode.OK, signed.output
+    promoted = to_staging()
+    assert promoted.exit_code == ExitCode.OK, promoted.conclusion
+
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == ExitCode.USAGE, again.output
+    assert "a promotion to staging has rested on it before" in " ".join(again.output.split())

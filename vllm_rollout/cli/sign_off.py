@@ -90,7 +90,7 @@ def sign_off_command(
     if proof.problem:
         raise UsageError(f"the sign-off would not count: {proof.problem}")
     sign_off = replace(sign_off, how=proof.how)
-    following = environment_after(settings.policy, sign_off.environment)
+    following = environment_after(policy, sign_off.environment)
     where = writer_of(at_home(settings.reader(), following))
     SignOffs(where.store, model).add(sign_off, pending.run_id)
     options.say(
@@ -202,7 +202,9 @@ def _pending(settings: Settings, model: str, prefix: str, note: str, *, approved
     if revision is None:
         raise UsageError(f"{deployment} is not deployed", remedy="There is nothing to sign off.")
     run = last_gate_run(evidence, environment)
-    decisions = AuditLogReader(platform.store).whole(model)
+    # The chain that it is added to: that of the promotion which it opens.
+    chain = at_home(platform, environment_after(policy, environment)).store
+    decisions = AuditLogReader(chain).whole(model)
     why = unusable(run, policy, environment, revision, now) or (used(run, decisions) if run else "")
     same = run is not None and run.is_about(revision)
     if why and (approved or not same):

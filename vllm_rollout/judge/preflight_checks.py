@@ -19,7 +19,8 @@ from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check
 _MAKE_ROOM = (
     "Scale down GPU workloads that can wait, add GPU nodes, or wait for room; a release with "
     "maxSurge 0 and maxUnavailable 1 needs no room beyond its own pods. Where an autoscaler adds "
-    "nodes for pods that wait, switch this check off with `preflight: {gpus: off}`."
+    "nodes for pods that wait, switch this check off with "
+    "`environments: {development: {preflight: {gpus: off}}}`."
 )
 _NO_OBJECTS = NewObjects()
 _ONE_BILLIONTH = 1e-9
@@ -76,13 +77,13 @@ def room_verdict(room: Room | GpuRoom) -> Verdict:
             f"{verdict.reason}; no node that is there has what they ask for: an autoscaler may "
             "have scaled that pool to zero, or the resource or the selector is misspelled",
             "Look yourself whether an autoscaler adds such nodes for pods that wait, and switch "
-            "this check off with `preflight: {gpus: off}`.",
+            "this check off with `environments: {development: {preflight: {gpus: off}}}`.",
         )
     if fits and ignored:
         return verdict.inconclusive_because(
             f"{verdict.reason}; not considered: {', '.join(ignored)}",
             "Look yourself whether these rules leave room, and switch this check off with "
-            "`preflight: {gpus: off}`.",
+            "`environments: {development: {preflight: {gpus: off}}}`.",
         )
     return verdict
 
@@ -130,7 +131,7 @@ def quota_verdict(
             None,
             f"cannot decide whether these apply: {', '.join(unknown)}",
             remedy="Look at them yourself, and switch this check off with "
-            "`preflight: {quota: off}`.",
+            "`environments: {development: {preflight: {quota: off}}}`.",
         )
     return check(True, "; ".join(words) or "no quota counts what these pods use")
 
@@ -152,7 +153,7 @@ def references_verdict(references: Sequence[Reference]) -> Verdict:
             "; ".join(doubts),
             remedy="Use a claim that many nodes can mount (ReadWriteMany, ReadOnlyMany), or one "
             "for each pod. Where the pods are kept on one node, switch this check off with "
-            "`preflight: {volumes: off}`.",
+            "`environments: {development: {preflight: {volumes: off}}}`.",
         )
     return check(True, f"there: {names}" if names else "the pods need no claim and no Secret")
 
@@ -177,7 +178,7 @@ def admission_verdict(admission: Admission) -> Verdict:
             f"the API server could not be asked: {unknown}",
             remedy="Ask with the rights of the Role `promote` of this version's chart "
             "rollout-roles, and let webhooks answer dry runs (sideEffects: None); or switch this "
-            "check off with `preflight: {admission: off}`.",
+            "check off with `environments: {development: {preflight: {admission: off}}}`.",
         )
     return check(True, f"the API server admits all {admission.asked} objects and pods")
 

@@ -32,7 +32,8 @@ _CI_COMMAND = re.compile(r"(?m)(^[^\S\n]*):(?=:[A-Za-z][\w-]*(?:[^\S\n][^\n]*)?:
 _SHORTEST = 6
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _KEY = r"(?:key|token|secret|password|passwd|credentials?)"
-_VALUE = r"[^\s'\",\]\[]+"
+# Neither the FILE of our own `sign-off --key FILE`, nor what was hidden, and then escaped for rich.
+_VALUE = r"(?!FILE\b|\\\[)[^\s'\",\]\[]+"
 # Whatever stands before or after, these are secrets.
 _SHAPES = (
     re.compile(

@@ -97,5 +97,5 @@ def _unreachable(address: str, reason: str) -> UnreachableError:
         f"Hugging Face cannot be asked at {address}: {reason}",
         address=address,
         remedy="Check the network, or name a mirror in HF_ENDPOINT; without either, switch the "
-        "check off with `preflight: {model: off}` in the policy.",
+        "check off with `environments: {development: {preflight: {model: off}}}` in the policy.",
     )

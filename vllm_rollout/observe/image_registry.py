@@ -162,5 +162,5 @@ def _unreachable(host: str, reason: str) -> UnreachableError:
         f"the image registry {host} cannot be asked: {reason}",
         address=host,
         remedy="Check the network from here to the registry; or leave the check to the cluster "
-        "with `preflight: {image: off}` in the policy.",
+        "with `environments: {development: {preflight: {image: off}}}` in the policy.",
     )

@@ -156,3 +156,12 @@ resourceRules:
 request.userInfo.username in {{ toJson .users }}
 {{- with .groups }} || (has(request.userInfo.groups) && request.userInfo.groups.exists(g, g in {{ toJson . }})){{ end }}
 {{- end }}
+
+{{- /* A variable of a policy: the images that `variables.pod` names. A volume may be one, too. */ -}}
+{{- define "roles.images" -}}
+- name: images
+  expression: >-
+    variables.pod.containers.map(c, c.image)
+    + variables.pod.?initContainers.orValue([]).map(c, c.image)
+    + variables.pod.?volumes.orValue([]).filter(v, has(v.image)).map(v, v.image.reference)
+{{- end }}

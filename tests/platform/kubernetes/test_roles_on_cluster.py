@@ -13,7 +13,7 @@ import httpx
 import pytest
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace, eventually
-from cluster.gateway import running_gateway
+from cluster.gateway import GROUP, running_gateway
 from cluster.required import each_helm
 
 from vllm_rollout.judge import Outcome
@@ -304,6 +304,7 @@ def test_each_purpose_may_do_its_own_and_no_more(namespace: Namespace) -> None:
         (NOBODY, "POST", apps, server(serviceAccountName="vllm-rollout-promote")),
         (NOBODY, "POST", apps, server(serviceAccountName=QA)),
         (NOBODY, "POST", apps, server(containers=[{"name": "a", "image": "evil/vllm"}])),
+        (NOBODY, "POST", apps, server(volumes=[{"name": "a", "image": {"reference": "evil/a"}}])),
         (NOBODY, "POST", apps, {**server(), "metadata": {"name": release}}),
         (NOBODY, "PATCH", f"{apps}/others", {"spec": {"replicas": 0}}),
         (NOBODY, "PATCH", f"{apps}/others", {"metadata": server()["metadata"]}),
@@ -376,6 +377,13 @@ def test_each_purpose_may_do_its_own_and_no_more(namespace: Namespace) -> None:
     both = ask(namespace, "qa", "POST", f"configmaps{dry}", other, "system:masters")
     assert both.is_success  # what another Role allows a person of QA stays allowed
     assert "dry runs alone" in ask(namespace, "promote", "POST", "pods", pod).text
+    # What another Role allows these accounts stays refused, of parts of objects too.
+    for method, path, body in (
+        ("POST", f"serviceaccounts/{QA}/token", {"spec": {}}),
+        ("PATCH", f"{apps}/others/scale", {"spec": {"replicas": 0}}),
+    ):
+        answer = ask(namespace, "promote", method, path, body, "system:masters")
+        assert "promote and watch change only what belongs" in answer.text
 
 
 def decision(kind: str, why: str = "") -> str:
@@ -435,10 +443,30 @@ def test_promote_and_watch_may_move_traffic_and_gate_may_not(
     half, whole = Weights.of_share(0.5), Weights(stable=1)
     with running_gateway(namespace) as gateway:
         gateway.add_route(production.release)
+        path = f"{GROUP}/v1:httproutes/{production.release}"
+        (rule,) = gateway.route(production.release)["spec"]["rules"]
+        others = {"backendRefs": [{"name": "docs", "port": 80, "weight": 3}]}
+        shared = {"spec": {"rules": [rule, others]}}
+        assert ask(namespace, "admin", "PATCH", path, shared, "system:masters").is_success
         for purpose in ("promote", "watch"):
             platform = acting_as(purpose)
             platform.set_weights(production, half, expect=whole, timeout=LONG)
             platform.set_weights(production, whole, expect=half, timeout=LONG)
         assert acting_as("gate").weights(production) == whole
+        (stable,), canary = rule["backendRefs"], {"name": production.canary.release, "port": 8000}
+        for allowed, *rules in (
+            (True, {**rule, "backendRefs": [stable, canary]}, others),
+            (False, {**rule, "backendRefs": [canary]}, others),
+            (False, {**rule, "backendRefs": [{**stable, "name": f"{MODEL}-staging"}]}, others),
+            (False, {**rule, "backendRefs": [{**stable, "port": 9}]}, others),
+            (False, {**rule, "backendRefs": [stable, {**canary, "port": 9}]}, others),
+            (False, {**rule, "backendRefs": [stable, {**canary, "namespace": "a"}]}, others),
+            (False, rule, {"backendRefs": [*others["backendRefs"], canary]}),
+            (False, rule, {"backendRefs": [{"name": "docs", "port": 80, "weight": 0}]}),
+            (False, rule),
+        ):
+            body = {"spec": {"rules": rules}}
+            answer = ask(namespace, "watch", "PATCH", f"{path}?dryRun=All", body)
+            assert answer.is_success == allowed, (rules, answer.text)
         with pytest.raises(UnreachableError, match="httproutes"):
             acting_as("gate").set_weights(production, half, expect=whole, timeout=LONG)

@@ -196,7 +196,8 @@ def _role_for(verb: str, resource: str, message: str) -> str:
     if resource.startswith(_BEYOND_NAMESPACES):
         return (
             f"{asked}the chart rollout-roles has with `seesNodes: true`; or leave out the check "
-            "that takes it, for example by `preflight: {gpus: off}`."
+            "that takes it: `environments: {development: {preflight: {gpus: off}}}` in the policy; "
+            "for claims it is `volumes: off` there."
         )
     return f"{asked}those of this version's chart rollout-roles do."
 
