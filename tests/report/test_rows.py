@@ -45,6 +45,8 @@ def test_a_silent_address_is_named_once(make_gate: Make) -> None:
     for error in (silent, "ConnectError"):
         (found,) = findings(make_gate("latency", unreachable="http://h:1", error=error))
         assert found.reason.count("http://h:1") == 1
+    (refused,) = findings(make_gate("pods", unreachable="https://c", error="403: cannot list pods"))
+    assert refused.reason == "403: cannot list pods (https://c)"
 
 
 @pytest.mark.parametrize("exit_code", [None, 0, 1, 2, 3, 4, 5, 6, 130, 77])

@@ -49,7 +49,7 @@ def findings(result: GateResult) -> tuple[Verdict, ...]:
         error = _last_line(result.error)
         if result.unreachable not in error:
             silent = f"nothing answered at {result.unreachable}"
-            error = f"{silent}: {error}" if error else silent
+            error = f"{error} ({result.unreachable})" if error else silent
         remedy = result.remedy or "Fix what is named and run the gate again."
         if result.unreachable and not result.remedy:
             remedy = "Check that the deployment is up and the address is right."
