@@ -1,7 +1,10 @@
 """Compare-and-set and leases hold between processes, and time is the store's clock."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from vllm_rollout.model.deployment import Build, RevisionStatus
 from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.platform.base import ConflictError, LeaseHeldError
+from vllm_rollout.platform.local import database
 from vllm_rollout.platform.local.composition import Composition, Part
 from vllm_rollout.platform.local.database import SCHEMA_VERSION, Database
 from vllm_rollout.platform.local.processes import Identity
@@ -17,6 +21,7 @@ from vllm_rollout.platform.local.state import ReplicaRow, RevisionRow, open_stat
 from vllm_rollout.platform.local.store import SqliteStore
 
 MINUTE = timedelta(minutes=1)
+DRAIN_COLUMN = "ALTER TABLE releases ADD COLUMN drain_seconds REAL NOT NULL DEFAULT 60;"
 
 
 class Clock:
@@ -134,6 +139,32 @@ def test_a_file_that_is_no_state_file_is_an_error_with_its_path(tmp_path: Path) 
     newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(UsageError, match="schema"):
         Database(tmp_path / "newer.db")
+
+
+@pytest.mark.parametrize(("version", "column", "drain"), [(2, "", 60), (4, DRAIN_COLUMN, 7)])
+def test_an_older_state_file_is_opened_and_its_routers_go_on(
+    tmp_path: Path, version: int, column: str, drain: int
+) -> None:
+    later = "".join(sql for number, sql in database._SINCE.items() if number in (2, version))
+    release = "INSERT INTO releases VALUES ('a', 'a', 9, 1, 1, 5, 6, 77, 1.5, 7)"
+    with closing(sqlite3.connect(tmp_path / "state.db")) as old:
+        old.executescript(f"{database._SCHEMA}{later}{column}")
+        # A router reads all columns, and ends where there is one that it does not know.
+        columns = [row[1] for row in old.execute("PRAGMA table_info(releases)")]
+        old.execute(release if column else release.replace(", 7)", ")"))
+        old.execute(f"PRAGMA user_version = {version}")
+        old.commit()
+
+        state = open_state(tmp_path)
+
+        assert [row[1] for row in old.execute("PRAGMA table_info(releases)")] == columns
+    found = state.release("a")
+    assert found is not None
+    assert (found.router, found.drain_seconds) == (Identity(77, 1.5), drain)
+    state.put_release("a", "a", startup_timeout_seconds=1, max_restarts=1, drain_seconds=8)
+    assert open_state(tmp_path).release("a") == replace(
+        found, startup_timeout_seconds=1, max_restarts=1, drain_seconds=8
+    )
 
 
 def test_old_revisions_go_but_those_whose_values_are_in_use(tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ class Changes:
         self.ensure_guarded()
         serving = self.serving(name)
         secrets = {*values.secrets, *(self._secrets(name, serving.composition) if serving else ())}
-        if secrets and self._routers.running(name) is not None:
-            # Before it is asked for replicas: it starts them with the secrets that it has itself.
+        if self._routers.running(name) is not None:
+            # Before it is asked for replicas: it starts them as it is itself.
             self._routers.ensure(name, secrets=secrets)
         with self._state.database.transaction():
             self.ensure_guarded()

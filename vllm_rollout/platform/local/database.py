@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_rollout.model.errors import UnreachableError, UsageError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _BUSY_SECONDS = 10.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Linux gives each boot another id; elsewhere there is no such file."""
@@ -78,7 +78,13 @@ CREATE TABLE traffic (
     in_force INTEGER NOT NULL
 );
 """,
-    3: "ALTER TABLE releases ADD COLUMN drain_seconds REAL NOT NULL DEFAULT 60;",
+    # Not a column of `releases`: a router of version 2 ends at one that it does not know.
+    3: """
+CREATE TABLE drains (
+    release TEXT PRIMARY KEY REFERENCES releases ON DELETE CASCADE,
+    seconds REAL NOT NULL
+);
+""",
     4: """
 CREATE TABLE gpus (
     device TEXT PRIMARY KEY,
@@ -93,6 +99,8 @@ CREATE TABLE boot (id TEXT NOT NULL);
 """,
 }
 """What each later version of the schema adds."""
+_DRAINS_OF_A_COLUMN = "INSERT INTO drains SELECT name, drain_seconds FROM releases;"
+"""Versions 3 and 4 have had the drain in a column of `releases`."""
 _REBOOTED = (
     "UPDATE releases SET router_pid = NULL, router_created = NULL, settled = NULL",
     "UPDATE replicas SET pid = NULL, created = NULL, ready = 0",
@@ -141,6 +149,8 @@ class Database:
             # A restored copy is not in that mode either.
             self._connection.execute("PRAGMA journal_mode = WAL")
             missing = [sql for number, sql in _SINCE.items() if number > version]
+            if version in (3, 4):
+                missing += [_SINCE[3], _DRAINS_OF_A_COLUMN]
             script = "".join([_SCHEMA] * (version == 0) + missing)
             if script:
                 self._connection.executescript(

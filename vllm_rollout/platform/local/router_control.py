@@ -24,6 +24,7 @@ import psutil
 from vllm_rollout.model.errors import DeployError
 from vllm_rollout.model.text import redact
 from vllm_rollout.platform.local import processes
+from vllm_rollout.platform.local.database import SCHEMA_VERSION
 from vllm_rollout.platform.local.processes import Identity, log_folder, tail
 from vllm_rollout.platform.local.state import ReplicaRow, State
 
@@ -136,6 +137,8 @@ class Supervisor:
             return _CRASHED
 
 
+_VERSION = {"VLLM_ROLLOUT_ROUTER": str(SCHEMA_VERSION)}
+"""In a router's environment: another version may not keep to all that the state file says."""
 _START_SECONDS = 30.0
 _REPLICA_GRACE_SECONDS = 5.0
 _LOCK_SECONDS = 10.0
@@ -167,7 +170,8 @@ class Routers:
         """See to it that a router runs; return whether one had to be started.
 
         A router that has another value of one of `secrets` than this process hands over to a new
-        one: replicas are started with what their router has. The replicas there are stay.
+        one: replicas are started with what their router has. So does one of a version that knows
+        another schema. The replicas there are stay.
 
         Raises:
             DeployError: it does not come up; the message has the last lines of its log.
@@ -176,7 +180,7 @@ class Routers:
         if (router := self.running(name)) is not None:
             theirs = self.environment(name)
             ours = {secret: os.environ[secret] for secret in secrets if secret in os.environ}
-            if ours.items() <= theirs.items():
+            if (_VERSION | ours).items() <= theirs.items() or not theirs:
                 return False
             # What this command does not have, the replicas still need.
             env = {secret: theirs[secret] for secret in secrets if secret in theirs} | env
@@ -190,7 +194,7 @@ class Routers:
                 *(sys.executable, "-P", "-m", "vllm_rollout.platform.local.router"),
                 *("--state", str(self._state_dir), "--release", name),
             ],
-            env=env,
+            env=env | _VERSION,
             log=log,
         )
         deadline = time.monotonic() + _START_SECONDS

@@ -18,6 +18,15 @@ from vllm_rollout.ports import LOOPBACK, free_port
 ALL_STABLE = Weights(stable=1)
 _IN_USE = (RevisionStatus.DEPLOYED, RevisionStatus.PENDING)
 
+_DRAIN_SECONDS = 60.0
+"""For a release that was made before there was a setting of it."""
+# Its columns by name: a newer version may have more.
+_RELEASE = """
+SELECT name, model, port, desired, settled, startup_timeout_seconds, max_restarts, router_pid,
+    router_created, coalesce(seconds, ?) AS drain_seconds
+FROM releases LEFT JOIN drains ON drains.release = releases.name WHERE name = ?
+"""
+
 GIVEN_UP = "Failed"
 """Phase of a replica that is not started again."""
 AGAIN = "Restarting"
@@ -116,7 +125,7 @@ class State:
 
     def release(self, name: str) -> ReleaseRow | None:
         """The release, or None."""
-        row = self.database.row("SELECT * FROM releases WHERE name = ?", (name,))
+        row = self.database.row(_RELEASE, (_DRAIN_SECONDS, name))
         if row is None:
             return None
         fields = dict(row)
@@ -133,14 +142,19 @@ class State:
         drain_seconds: float,
     ) -> None:
         """Add the release with a port of its own, or renew the limits of the one there is."""
-        limits = (startup_timeout_seconds, max_restarts, drain_seconds)
+        limits = (startup_timeout_seconds, max_restarts)
         with self.database.transaction():
             self.database.execute(
-                "INSERT INTO releases (name, model, port, startup_timeout_seconds, max_restarts,"
-                " drain_seconds) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+                "INSERT INTO releases (name, model, port, startup_timeout_seconds, max_restarts)"
+                " VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
                 " startup_timeout_seconds = excluded.startup_timeout_seconds,"
-                " max_restarts = excluded.max_restarts, drain_seconds = excluded.drain_seconds",
+                " max_restarts = excluded.max_restarts",
                 (name, model, free_port(self.ports()), *limits),
+            )
+            self.database.execute(
+                "INSERT INTO drains VALUES (?, ?) ON CONFLICT (release) DO UPDATE"
+                " SET seconds = excluded.seconds",
+                (name, drain_seconds),
             )
 
     def ports(self) -> set[int]:
