@@ -45,7 +45,7 @@ def test_the_plan_says_each_step(world: World) -> None:
 
     assert world.platform.calls == []
     story = "\n".join(step.title for step in evidence.steps)
-    assert "bring up 1 replicas of the canary of production/llama-2-7b" in story
+    assert "bring up 1 replica of the canary of production/llama-2-7b" in story
     assert "give it 25% of the traffic, then watch both for 3m" in story
     assert f"remove {CANARY}" in story
 

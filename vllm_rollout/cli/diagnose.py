@@ -13,6 +13,7 @@ from vllm_rollout.cli import options
 from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.text import one_line
+from vllm_rollout.model.units import counted
 
 
 @options.about_releases
@@ -44,7 +45,9 @@ def diagnose_command(
     elif not symptoms:
         options.console.print(f"{deployment}: there is no replica", soft_wrap=True)
     elif not findings:
-        options.console.print(f"{deployment}: {replicas} replicas, all ready", soft_wrap=True)
+        options.console.print(
+            f"{deployment}: {counted(replicas, 'replica')}, all ready", soft_wrap=True
+        )
     if not as_json:
         show_findings(findings)
     if findings or not symptoms:

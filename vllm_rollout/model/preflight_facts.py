@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vllm_rollout.model.units import counted
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
@@ -88,7 +90,8 @@ class GpuRoom:
         return self.needed <= self.available
 
     def __str__(self) -> str:
-        need = f"{self.replicas} replicas need {self.needed} GPUs"
+        need = counted(self.replicas, "replica") + " need"
+        need += f"{'s'[: self.replicas == 1]} {counted(self.needed, 'GPU')}"
         if self.surge:
             need += f" ({self.surge} of them while one is replaced)"
         others = ", ".join(f"{name} has {count}" for name, count in self.held.items())

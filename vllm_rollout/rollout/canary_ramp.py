@@ -20,7 +20,7 @@ from vllm_rollout.judge.rollback_triggers import Triggers
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.observation import Observation
-from vllm_rollout.model.units import format_duration, format_share, format_value
+from vllm_rollout.model.units import counted, format_duration, format_share, format_value
 from vllm_rollout.model.verdict import worst
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.policy import Policy, RampStep
@@ -114,7 +114,7 @@ def describe_traffic_ramp(policy: Policy, target: Deployment, build: Build) -> l
     """Return the steps of a ramp by traffic, one line each."""
     capacity = policy.environments[target.environment].replicas
     lines = [
-        f"bring up {step.replicas_of(capacity)} replicas of {target.canary} on build "
+        f"bring up {counted(step.replicas_of(capacity), 'replica')} of {target.canary} on build "
         f"{build.short}, give it {format_share(step.share_of(capacity))} of the "
         f"traffic, then watch both for {format_duration(step.hold)}"
         for step in policy.ramp

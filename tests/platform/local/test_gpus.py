@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from support.local_release import LocalRelease, tiny
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
 from vllm_rollout.platform.local.gpus import Gpus, find_gpus
-from vllm_rollout.platform.local.state import ReplicaRow, open_state
+from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, open_state
+
+MINUTE = timedelta(minutes=1)
 
 THREE = "0, Disabled\n1, [N/A]\n2, Disabled\n"
 """As `nvidia-smi --query-gpu=index,mig.mode.current --format=csv,noheader` prints it."""
@@ -26,7 +30,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def install(prints: str, code: int = 0) -> None:
         program = folder / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\nprintf '%s' '{prints}'\nexit {code}\n")
+        program.write_text(f"#!/bin/sh\nprintf '%b' '{prints}'\nexit {code}\n")
         program.chmod(0o755)
 
     return install
@@ -46,6 +50,9 @@ def test_auto_is_what_nvidia_smi_lists(nvidia_smi: Callable[..., None]) -> None:
         ("", 0, UnreachableError, "it lists none"),
         ("Unable to determine the device handle", 0, UnreachableError, "device handle"),
         ("0, Enabled\n", 0, UsageError, "GPU 0 is divided into MIG instances"),
+        ("0, Disabled\n1, [GPU is lost]\n", 0, UnreachableError, "1, .GPU is lost"),
+        ("0, Disabled\n0, Disabled\n", 0, UnreachableError, "0, Disabled 0, Disabled"),
+        ("\\377\\376", 9, UnreachableError, "exit code 9: \ufffd"),
     ],
 )
 def test_gpus_that_are_not_known_are_no_pool(
@@ -96,6 +103,7 @@ def test_models_share_a_box_and_replicas_are_replaced_one_by_one(
     make_release: Callable[..., LocalRelease],
     nvidia_smi: Callable[..., None],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nvidia_smi(THREE)
     one = make_release(tmp_path / "state", gpus="auto")
@@ -125,6 +133,15 @@ def test_models_share_a_box_and_replicas_are_replaced_one_by_one(
     assert str(facts.room()).startswith("2 replicas need 3 GPUs (1 of them")
     assert "system.llama-2-7b-staging has 2" in str(facts.room())
 
+    (row,) = other.rows
+    one.platform._state.put_replica(replace(row, phase=LEAVING))
+    facts = one.platform.preflight(one.deployment, tiny("b"), capacity=2)
+    assert facts is not None
+    assert facts.room().held == {other.key: 1}, "what is to be there counts, as long as it is"
+    one.platform._state.desire(other.key, None)
+    facts = one.platform.preflight(one.deployment, tiny("b"), capacity=2)
+    assert facts is not None
+    assert facts.room().held == {}, "those that leave are waited for"
     other.platform.uninstall(other.deployment, timeout=one.platform._startup_timeout)
     with one.clients() as wrong:
         one.apply(tiny("b"), 2, 2)
@@ -134,6 +151,13 @@ def test_models_share_a_box_and_replicas_are_replaced_one_by_one(
     given = one.variables("CUDA_VISIBLE_DEVICES")
     assert len(given) == 2
     assert given < {("0",), ("1",), ("2",)}
+
+    nvidia_smi("Unable to determine the device handle", 15)
+    with pytest.raises(UnreachableError):
+        one.apply(tiny("c"), 2, 2)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    back = one.platform.rollback(one.deployment, 1, description="test", timeout=MINUTE)
+    assert (back.number, one.served(2)) == (3, {"a": 2})
 
 
 def test_a_placeholder_for_a_gpu_needs_a_pool(release: LocalRelease) -> None:

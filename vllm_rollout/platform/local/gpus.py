@@ -3,12 +3,14 @@
 Each GPU of the pool is one replica's alone, whatever its model: the pool is in the state file.
 """
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.model.preflight_facts import FREE_A_GPU, GpuRoom
+from vllm_rollout.model.text import one_line
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.state import GIVEN_UP, LEAVING, State
 from vllm_rollout.platform.local.values import LocalValues, Seat
@@ -18,6 +20,9 @@ NO_FREE_GPU = "NoFreeGPU"
 
 _QUESTION = ("nvidia-smi", "--query-gpu=index,mig.mode.current", "--format=csv,noheader")
 _SECONDS = 30.0
+_ROW = re.compile(r"\s*([0-9]+)\s*,\s*(Disabled|Enabled|\[?N/A\]?|\[Not Supported\])\s*")
+"""A GPU, "0, Disabled": "[N/A]" where it cannot be divided, other words where it is lost."""
+_SAID_CHARACTERS = 200
 _LIST_THEM = "List the GPUs instead, as CUDA_VISIBLE_DEVICES has them: `local: {gpus: [0, 1]}`."
 
 
@@ -26,25 +31,27 @@ def find_gpus(wanted: Literal["auto"] | tuple[str, ...] | None) -> tuple[str, ..
 
     Raises:
         UsageError: nvidia-smi is not there, or lists GPUs that are divided (MIG).
-        UnreachableError: it does not answer, fails, or lists none.
+        UnreachableError: it does not answer, fails, or lists none, or one that is lost.
     """
     if wanted != "auto":
         return wanted or ()
     try:
         answer = subprocess.run(  # noqa: S603 - no shell, a fixed command
-            _QUESTION, capture_output=True, text=True, timeout=_SECONDS, check=False
+            _QUESTION, capture_output=True, timeout=_SECONDS, check=False
         )
     except FileNotFoundError:
         raise UsageError(
             "local.gpus is auto, and there is no nvidia-smi on PATH", remedy=_LIST_THEM
         ) from None
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise _unknown(f"no answer within {_SECONDS:g} s") from error
+    except OSError as error:
         raise _unknown(str(error)) from error
-    # One row for each, "0, Disabled"; "[N/A]" where a GPU cannot be divided.
-    rows = [[each.strip() for each in line.split(",")] for line in answer.stdout.splitlines()]
-    listed = all(len(row) == len(("index", "MIG")) and row[0].isdecimal() for row in rows)
-    if answer.returncode or not rows or not listed:
-        said = " ".join((answer.stderr or answer.stdout).split())
+    printed, wrong = (each.decode(errors="replace") for each in (answer.stdout, answer.stderr))
+    rows = [row.groups() for row in map(_ROW.fullmatch, printed.splitlines()) if row]
+    whole = len({index for index, _ in rows}) == len(printed.splitlines())
+    if answer.returncode or not rows or not whole:
+        said = one_line(wrong or printed)[:_SAID_CHARACTERS]
         raise _unknown(f"exit code {answer.returncode}: {said or 'it lists none'}")
     if divided := [index for index, mode in rows if mode == "Enabled"]:
         raise UsageError(
@@ -177,8 +184,12 @@ class Gpus:
         return LocalValues.model_validate(row.values).gpus_each if row else 0
 
     def _taken(self, name: str) -> int:
-        """Return the GPUs that a release has, or will have when what it runs is in place."""
-        has = sum(len(self._of(row.id)) for row in self._state.replicas(name))
+        """Return the GPUs that a release has, or will have when what it runs is in place.
+
+        Those of replicas that leave are waited for, as those of the release itself.
+        """
+        rows = [row for row in self._state.replicas(name) if row.phase != LEAVING]
+        has = sum(len(self._of(row.id)) for row in rows)
         release = self._state.release(name)
         row = self._state.revision(name, release.desired) if release and release.desired else None
         if row is None:

@@ -270,7 +270,10 @@ class LocalPlatform:
         """
         row = self._revision(deployment, revision)
         values = parse_values(row.values)
-        with suppress(UnreachableError):  # what GPUs there were is enough to go back with
+        if Gpus(self._state).pool:  # what GPUs there were is enough to go back with
+            with suppress(UnreachableError, UsageError):
+                self._fill_pool(values)
+        else:
             self._fill_pool(values)
         return self._change(
             deployment, row.build, values, lambda *_: row.composition, description, timeout
