@@ -134,15 +134,19 @@ def test_a_word_no_policy_names_asks_for_no_gates(tmp_path: Path, policy: str) -
     assert done.returncode == 0, done.stdout
 
 
-def test_a_model_left_in_the_shell_asks_for_no_gates(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("left", "asked"), [("MODEL", ()), ("API_KEY", ("-m", "staging"))])
+def test_what_is_left_in_the_shell_asks_for_no_gates(
+    tmp_path: Path, left: str, asked: tuple[str, ...]
+) -> None:
     (tmp_path / "test_own.py").write_text(
         "import pytest\n@pytest.fixture(params=['staging-m'])\n"
-        "def deployment(request): return request.param\ndef test_own(deployment): pass\n"
+        "def deployment(request): return request.param\n"
+        "@pytest.mark.staging\ndef test_own(deployment): pass\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "vllm_rollout.pytest_plugin"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "vllm_rollout.pytest_plugin", *asked],
         cwd=tmp_path,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "VLLM_ROLLOUT_MODEL": "llama"},
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", f"VLLM_ROLLOUT_{left}": "llama"},
         capture_output=True,
         text=True,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vllm_rollout.resources import GATES
-from vllm_rollout.variables import ENVIRONMENT_PREFIX, option_or_environment
+from vllm_rollout.variables import option_or_environment, variable_of
 
 BUILT_IN_MARKERS = {
     "development": "gates of the development environment",
@@ -168,8 +168,9 @@ def option(config: pytest.Config, name: str) -> Any:
 def _asks_for_gates(config: pytest.Config, given: Mapping[str, Any], own: set[str]) -> bool:
     """Return True if an option of the suite's own, a word of `-m`, a path or an id asks for gates.
 
-    A word of `-m` does where a model or a variable of the suite's is there, too: others mark tests
-    `staging`. `VLLM_ROLLOUT_MODEL` alone does not: it may be left over in another project's shell.
+    A word of `-m` does where a model or an option's variable is there, too: others mark tests
+    `staging`. `VLLM_ROLLOUT_MODEL` alone does not, nor the key of a server beside a mark: they may
+    be left over in another project's shell.
     """
     known = config.known_args_namespace
     paths = known.file_or_dir or _paths_without_arguments(config)
@@ -178,7 +179,7 @@ def _asks_for_gates(config: pytest.Config, given: Mapping[str, Any], own: set[st
         or any(names_gates(config, path) for path in paths)
         or _names_model_of_variable(paths)
         or (
-            ("--model" in given or any(name.startswith(ENVIRONMENT_PREFIX) for name in os.environ))
+            ("--model" in given or any(variable_of(each[2:]) in os.environ for each in OPTIONS))
             and not (BUILT_IN_MARKERS.keys() | policy_keys()).isdisjoint(_words(known.markexpr))
         )
     )
