@@ -141,6 +141,18 @@ def test_a_file_that_is_no_state_file_is_an_error_with_its_path(tmp_path: Path) 
         Database(tmp_path / "newer.db")
 
 
+def test_a_locked_state_file_says_what_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.0)
+    ours = Database(tmp_path / "state.db")
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UnreachableError, match="is locked") as caught:
+            ours.execute("DELETE FROM boot")
+    assert "Another program has locked it" in caught.value.remedy
+
+
 @pytest.mark.parametrize(("version", "column", "drain"), [(2, "", 60), (4, DRAIN_COLUMN, 7)])
 def test_an_older_state_file_is_opened_and_its_routers_go_on(
     tmp_path: Path, version: int, column: str, drain: int

@@ -101,6 +101,11 @@ CREATE TABLE boot (id TEXT NOT NULL);
 """What each later version of the schema adds."""
 _DRAINS_OF_A_COLUMN = "INSERT INTO drains SELECT name, drain_seconds FROM releases;"
 """Versions 3 and 4 have had the drain in a column of `releases`."""
+_REMEDIES = {
+    "is locked": "Another program has locked it: let that end, and run this again.",
+    "disk is full": "Make room on its disk, and run this again.",
+}
+"""By words of SQLite's messages."""
 _REBOOTED = (
     "UPDATE releases SET router_pid = NULL, router_created = NULL, settled = NULL",
     "UPDATE replicas SET pid = NULL, created = NULL, ready = 0",
@@ -204,7 +209,10 @@ class Database:
             raise UnreachableError(
                 f"the state file {self.path} cannot be used: {error}",
                 address=str(self.path),
-                remedy="Check that the directory is writable and on a local disk.",
+                remedy=next(
+                    (remedy for words, remedy in _REMEDIES.items() if words in str(error)),
+                    "Check that the directory is writable and on a local disk.",
+                ),
             ) from error
 
     @contextmanager
