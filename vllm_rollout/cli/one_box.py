@@ -56,7 +56,7 @@ def up_command(
         try:
             with hold(box.store, each.model, clock=SystemClock(), on_wait=options.say) as held:
                 box.guard(held)
-                started = box.start(each)
+                started = box.upkeep.start(each)
         except RolloutError as error:
             failed += 1
             _say_failed(each, error)
@@ -66,7 +66,7 @@ def up_command(
         waited_for.append(each)
     for each in waited_for:
         try:
-            options.say(f"{each}: {box.wait(each)} at {box.route(each)}")
+            options.say(f"{each}: {box.upkeep.wait(each)} at {box.route(each)}")
         except RolloutError as error:
             failed += 1
             _say_failed(each, error)
@@ -95,8 +95,8 @@ def restart_command(
     deployment = settings.deployment(model, environment or settings.policy.order[-1])
     with hold(box.store, model, clock=SystemClock(), on_wait=options.say) as held:
         box.guard(held)
-        if box.restart(deployment):
-            options.say(f"{deployment}: {box.wait(deployment)} at {box.route(deployment)}")
+        if box.upkeep.restart(deployment):
+            options.say(f"{deployment}: {box.upkeep.wait(deployment)} at {box.route(deployment)}")
         else:
             options.say(f"{deployment}: every replica is ready, and goes on")
 
@@ -113,7 +113,7 @@ def backup_command(
     no secret and no model.
     """
     settings = choice.settings()
-    _local(settings).back_up(file)
+    _local(settings).upkeep.back_up(file)
     options.say(f"{file}: a copy of {settings.policy.local.state}/state.db, {_size(file)}")
 
 
@@ -147,7 +147,9 @@ def _releases(
     Raises:
         UsageError: there is nothing of that model or environment.
     """
-    there = dict(box.releases())
+    from vllm_rollout.platform.local.upkeep import name_of
+
+    there = dict(box.upkeep.releases())
     if environment is not None:
         policy.environment(environment)
     found = []
@@ -157,8 +159,8 @@ def _releases(
             found.append(deployment)
             with suppress(UsageError):  # too long a name for it to have one
                 found.append(deployment.canary)
-    found = [each for each in found if box.name_of(each) in there]
-    for unknown in sorted(set(there) - {box.name_of(each) for each in found}):
+    found = [each for each in found if name_of(each) in there]
+    for unknown in sorted(set(there) - {name_of(each) for each in found}):
         options.say(f"{unknown} is not of this policy's environments and namespace: left alone")
     asked = [
         each

@@ -37,13 +37,12 @@ from vllm_rollout.platform.local.proxy import OWN_PATH
 from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
 from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
+from vllm_rollout.platform.local.upkeep import Upkeep, name_of
 from vllm_rollout.platform.local.values import LocalValues, parse_values
 from vllm_rollout.platform.writer import Guard
 from vllm_rollout.ports import LOOPBACK
 
 _SYMPTOM_LINES = 50
-_BESIDE = ("-wal", "-shm")
-"""SQLite has what is not yet in the state file in files beside it, which end so."""
 
 
 class LocalPlatform:
@@ -89,6 +88,18 @@ class LocalPlatform:
         return Changes(self._state, self._routers, self._logs)
 
     @cached_property
+    def upkeep(self) -> Upkeep:
+        """What keeps this machine's releases serving over months."""
+        return Upkeep(
+            state=self._state,
+            routers=self._routers,
+            changes=self._changes,
+            startup_timeout=self._startup_timeout,
+            fill_pool=self._fill_pool,
+            replicas=self.replicas,
+        )
+
+    @cached_property
     def store(self) -> SqliteStore:
         """Store of evidence, journal and lock: the same file as the releases."""
         return SqliteStore(self._state.database, now=self._now)
@@ -112,7 +123,7 @@ class LocalPlatform:
         Raises:
             UsageError: there is no such release.
         """
-        release = self._state.release(_key(deployment))
+        release = self._state.release(name_of(deployment))
         if release is None:
             raise UsageError(
                 f"there is no release {deployment.release} in {self._state_dir}",
@@ -139,7 +150,7 @@ class LocalPlatform:
 
     def weights(self, deployment: Deployment) -> Weights:
         """Return how the router divides the release's traffic; it can always be divided here."""
-        return self._state.weights(_key(deployment))
+        return self._state.weights(name_of(deployment))
 
     def set_weights(
         self,
@@ -156,11 +167,11 @@ class LocalPlatform:
             WeightsChangedError: the router does not follow.
             UnreachableError: the state file cannot be used.
         """
-        self._changes.divide(_key(deployment), weights, expect=expect, timeout=timeout)
+        self._changes.divide(name_of(deployment), weights, expect=expect, timeout=timeout)
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         """All revisions, oldest first; empty when the release does not exist."""
-        return [row.public() for row in self._state.revisions(_key(deployment))]
+        return [row.public() for row in self._state.revisions(name_of(deployment))]
 
     def expected_history(
         self,
@@ -207,7 +218,7 @@ class LocalPlatform:
         if self._pool is None:
             return None
         parsed = parse_values(values)
-        name = _key(deployment)
+        name = name_of(deployment)
 
         def room() -> GpuRoom:
             history = self._state.revisions(name)
@@ -285,7 +296,7 @@ class LocalPlatform:
 
     def live_objects(self, deployment: Deployment) -> LiveObjects:
         """The release by its newest revision: nobody changes its replicas otherwise."""
-        rows = self._state.revisions(_key(deployment))
+        rows = self._state.revisions(name_of(deployment))
         return {str(deployment): LiveObject(fields={"revision": rows[-1].number})} if rows else {}
 
     def autoscaled_by(self, deployment: Deployment) -> list[str]:  # noqa: ARG002
@@ -308,23 +319,9 @@ class LocalPlatform:
         Raises:
             DeployError: a process does not end.
         """
-        if self._state.release(_key(deployment)) is not None:
+        if self._state.release(name_of(deployment)) is not None:
             self._changes.ensure_guarded()
-            self._routers.stop(_key(deployment), timeout=timeout, forget=True)
-
-    def back_up(self, file: Path) -> None:
-        """Copy the state, documents and leases to `file`, whoever writes meanwhile.
-
-        Raises:
-            UsageError: that is the state file itself.
-            UnreachableError: it cannot be copied there.
-        """
-        own = self._state.database.path
-        if file.resolve() in (own, *(own.with_name(f"{own.name}{end}") for end in _BESIDE)):
-            raise UsageError(
-                f"{file} is the state file itself", remedy="Name another, on another disk."
-            )
-        self._state.database.copy_to(file)
+            self._routers.stop(name_of(deployment), timeout=timeout, forget=True)
 
     def stop_all(self, *, timeout: timedelta = timedelta(seconds=10)) -> None:
         """End every router and replica of this state directory, and of no other.
@@ -352,7 +349,7 @@ class LocalPlatform:
             ConflictError: the pending revision's client still runs, and no guard is set.
             UnreachableError: the state file cannot be used.
         """
-        name = _key(deployment)
+        name = name_of(deployment)
         found: list[str] = []
         if (pending := self._changes.withdraw_pending(name)) is not None:
             found.append(
@@ -376,85 +373,13 @@ class LocalPlatform:
                 found.append(f"revision {serving.number} does not serve yet: {error}")
         return "; ".join(found)
 
-    def releases(self) -> Mapping[str, str]:
-        """Return each release that shall serve, by its name in the state file, and its model."""
-        rows = [self._state.release(name) for name in self._state.releases()]
-        return {row.name: row.model for row in rows if row and row.desired}
-
-    def name_of(self, deployment: Deployment) -> str:
-        """Return the deployment's name in the state file."""
-        return _key(deployment)
-
-    def start(self, deployment: Deployment) -> bool:
-        """Start what should serve, if its router does not run; return whether it did not.
-
-        Nothing is waited for: `wait` does that. A change whose client is gone is withdrawn.
-
-        Raises:
-            UsageError: a secret is not in the environment; or as `find_gpus`.
-            DeployError: the router does not come up.
-            ConflictError: as `recover`.
-        """
-        name = _key(deployment)
-        self._changes.withdraw_pending(name)
-        serving = self._changes.serving(name)
-        if serving is None or self._routers.running(name) is not None:
-            return False
-        self._start(name, serving)
-        return True
-
-    def wait(self, deployment: Deployment) -> str:
-        """Wait until what should serve does, up to the startup timeout; return it in words.
-
-        Raises:
-            DeployError: it does not, with the reason and the last log lines.
-        """
-        name = _key(deployment)
-        serving = self._changes.serving(name)
-        if serving is None:
-            return "nothing of it should serve"
-        self._changes.wait(name, serving, timeout=self._startup_timeout, replaces=False)
-        return f"revision {serving.number}, build {serving.build.short}, serves"
-
-    def restart(self, deployment: Deployment) -> bool:
-        """Start again the replicas that are not ready; return whether there were any.
-
-        Those that are ready go on. `wait` waits for the others.
-
-        Raises:
-            UsageError: nothing of the release should serve; or as `start`.
-            DeployError: as `start`.
-        """
-        name = _key(deployment)
-        serving = self._changes.serving(name)
-        if serving is None:
-            raise UsageError(
-                f"{deployment} has no revision that should serve",
-                remedy="See what is deployed where: "
-                + next_command("vllm-rollout", "status", deployment.model),
-            )
-        ready = [each.ready for each in self.replicas(deployment)]
-        wanted = sum(part.replicas for part in serving.composition.parts)
-        if all(ready) and len(ready) >= wanted:
-            return False
-        self._start(name, serving)
-        return True
-
-    def _start(self, name: str, serving: RevisionRow) -> None:
-        for part in serving.composition.parts:
-            if made_of := self._state.revision(name, part.revision):
-                values = LocalValues.model_validate(dict(made_of.values))
-                values.environment(os.environ)
-                self._fill_pool(values)
-        self._changes.start(name, serving)
-
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist, those about to leave aside. None is ready without a router."""
         members = [
             replace(row.public(), command=self._command(deployment, row))
             for row in self._members(deployment)
         ]
-        if members and self._routers.running(_key(deployment)) is None:
+        if members and self._routers.running(name_of(deployment)) is None:
             back = release_command("up", deployment)
             gone = f"the release's router is not running: {back} brings it back"
             return [
@@ -481,7 +406,7 @@ class LocalPlatform:
         ]
 
     def _members(self, deployment: Deployment) -> list[ReplicaRow]:
-        rows = self._state.replicas(_key(deployment))
+        rows = self._state.replicas(name_of(deployment))
         return [row for row in rows if row.phase != LEAVING]
 
     def _command(self, deployment: Deployment, replica: ReplicaRow) -> tuple[str, ...]:
@@ -493,7 +418,7 @@ class LocalPlatform:
         return tuple(values.argv(port=0, model=deployment.model))
 
     def _revision(self, deployment: Deployment, number: int) -> RevisionRow:
-        row = self._state.revision(_key(deployment), number)
+        row = self._state.revision(name_of(deployment), number)
         if row is None:
             known = ", ".join(str(each.number) for each in self.history(deployment))
             raise UsageError(
@@ -513,7 +438,7 @@ class LocalPlatform:
     ) -> Revision:
         # Its secrets must be here: replicas get theirs from the router, and it from this process.
         values.environment(os.environ)
-        name = _key(deployment)
+        name = name_of(deployment)
         row = self._changes.begin(
             name,
             build=build,
@@ -551,11 +476,6 @@ class _Room:
     """The one fact about a build that is known here before it is deployed."""
 
     room: Callable[[], GpuRoom]
-
-
-def _key(deployment: Deployment) -> str:
-    """The release's name in the state file; no name has a dot, so no two are the same."""
-    return f"{deployment.namespace}.{deployment.release}"
 
 
 def _build_of(values: LocalValues) -> Build:

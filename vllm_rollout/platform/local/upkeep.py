@@ -1,0 +1,117 @@
+"""What keeps one machine's releases serving: started again after a reboot or a crash, copied."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from vllm_rollout.model.deployment import Deployment, Replica
+from vllm_rollout.model.errors import UsageError
+from vllm_rollout.next_command import next_command
+from vllm_rollout.platform.local.changes import Changes
+from vllm_rollout.platform.local.router_control import Routers
+from vllm_rollout.platform.local.state import RevisionRow, State
+from vllm_rollout.platform.local.values import LocalValues
+
+_BESIDE = ("-wal", "-shm")
+"""SQLite has what is not yet in the state file in files beside it, which end so."""
+
+
+def name_of(deployment: Deployment) -> str:
+    """Return the release's name in the state file; no name has a dot, so no two are the same."""
+    return f"{deployment.namespace}.{deployment.release}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upkeep:
+    """Starts what should serve and does not; `fill_pool` brings the GPUs to give up to date."""
+
+    state: State
+    routers: Routers
+    changes: Changes
+    startup_timeout: timedelta
+    fill_pool: Callable[[LocalValues], None]
+    replicas: Callable[[Deployment], Sequence[Replica]]
+
+    def releases(self) -> Mapping[str, str]:
+        """Return each release that shall serve, by its name in the state file, and its model."""
+        rows = [self.state.release(name) for name in self.state.releases()]
+        return {row.name: row.model for row in rows if row and row.desired}
+
+    def start(self, deployment: Deployment) -> bool:
+        """Start what should serve, if its router does not run; return whether it did not.
+
+        Nothing is waited for: `wait` does that. A change whose client is gone is withdrawn.
+
+        Raises:
+            UsageError: a secret is not in the environment; or as `find_gpus`.
+            DeployError: the router does not come up.
+            ConflictError: as `recover`.
+        """
+        name = name_of(deployment)
+        self.changes.withdraw_pending(name)
+        serving = self.changes.serving(name)
+        if serving is None or self.routers.running(name) is not None:
+            return False
+        self._start(name, serving)
+        return True
+
+    def wait(self, deployment: Deployment) -> str:
+        """Wait until what should serve does, up to the startup timeout; return it in words.
+
+        Raises:
+            DeployError: it does not, with the reason and the last log lines.
+        """
+        name = name_of(deployment)
+        serving = self.changes.serving(name)
+        if serving is None:
+            return "nothing of it should serve"
+        self.changes.wait(name, serving, timeout=self.startup_timeout, replaces=False)
+        return f"revision {serving.number}, build {serving.build.short}, serves"
+
+    def restart(self, deployment: Deployment) -> bool:
+        """Start again the replicas that are not ready; return whether there were any.
+
+        Those that are ready go on. `wait` waits for the others.
+
+        Raises:
+            UsageError: nothing of the release should serve; or as `start`.
+            DeployError: as `start`.
+        """
+        name = name_of(deployment)
+        serving = self.changes.serving(name)
+        if serving is None:
+            raise UsageError(
+                f"{deployment} has no revision that should serve",
+                remedy="See what is deployed where: "
+                + next_command("vllm-rollout", "status", deployment.model),
+            )
+        ready = [each.ready for each in self.replicas(deployment)]
+        wanted = sum(part.replicas for part in serving.composition.parts)
+        if all(ready) and len(ready) >= wanted:
+            return False
+        self._start(name, serving)
+        return True
+
+    def _start(self, name: str, serving: RevisionRow) -> None:
+        for part in serving.composition.parts:
+            if made_of := self.state.revision(name, part.revision):
+                values = LocalValues.model_validate(dict(made_of.values))
+                values.environment(os.environ)
+                self.fill_pool(values)
+        self.changes.start(name, serving)
+
+    def back_up(self, file: Path) -> None:
+        """Copy the state, documents and leases to `file`, whoever writes meanwhile.
+
+        Raises:
+            UsageError: that is the state file itself.
+            UnreachableError: it cannot be copied there.
+        """
+        own = self.state.database.path
+        if file.resolve() in (own, *(own.with_name(f"{own.name}{end}") for end in _BESIDE)):
+            raise UsageError(
+                f"{file} is the state file itself", remedy="Name another, on another disk."
+            )
+        self.state.database.copy_to(file)
