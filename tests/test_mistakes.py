@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from support.gate_runs import evidence_in, run_gates, staging
 from support.hostile import Script, hostile
 from typer.testing import CliRunner
 
+from vllm_rollout import gates_api
 from vllm_rollout.cli.main import app
 from vllm_rollout.judge import Outcome, Verdict
 from vllm_rollout.model.deployment import Deployment
@@ -275,6 +277,56 @@ def test_each_mistake_has_one_outcome_reason_and_remedy(mistake: str) -> None:
         found = first_that_is_no_pass(url)
     assert found.reason == reason.format(url=url)
     assert (found.outcome, found.remedy) == (outcome, remedy)
+
+
+LIMIT = {"limit_seconds": 3.0, "confidence": 0.95}
+FRACTIONS: dict[str, tuple[Callable[[], object], str]] = {
+    "percentile": (
+        lambda: gates_api.percentile_verdict([1.0] * 100, percentile=0.95, **LIMIT),
+        "percentile 0.95 is a fraction: write 95 for P95",
+    ),
+    "percentile in order": (
+        lambda: gates_api.percentile_verdict_in_order([1.0], percentile=0.5, burst=1, **LIMIT),
+        "percentile 0.5 is a fraction: write 50 for P50",
+    ),
+    "percentile of buckets": (
+        lambda: gates_api.bucket_verdict({3.0: 1, float("inf"): 1}, percentile=0.999, **LIMIT),
+        "write 99.9 for P99.9",
+    ),
+    "percentile so far": (
+        lambda: gates_api.SequentialPercentile(percentile=0.95, **LIMIT),
+        "write 95 for P95",
+    ),
+    "percentile compared": (
+        lambda: gates_api.compare_latency(
+            [1.0], [1.0], percentile=0.95, largest_ratio=1.1, confidence=0.95
+        ),
+        "write 95 for P95",
+    ),
+    "percentile of the generator's lag": (
+        lambda: gates_api.LoadResult.lag_percentile(SimpleNamespace(requests=()), 0.99),  # type: ignore[arg-type]
+        "write 99 for P99",
+    ),
+    "percentile in a policy": (
+        lambda: gates_api.Latency(percentile=0.95, limit="3s"),  # type: ignore[arg-type]
+        "write 95 for P95",
+    ),
+    "confidence": (
+        lambda: gates_api.rate_verdict(0, 100, limit=0.01, confidence=95),
+        "confidence must lie between 0.5 and 1, not 95: write 0.95 for 95%",
+    ),
+    "limit": (
+        lambda: gates_api.rate_verdict(0, 100, limit=5, confidence=0.95),
+        "limit must be above 0 and at most 1, not 5: write 0.05 for 5%",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistaken", FRACTIONS)
+def test_a_fraction_or_percentage_in_the_others_place_is_refused(mistaken: str) -> None:
+    asked, hint = FRACTIONS[mistaken]
+    with pytest.raises(ValueError, match=re.escape(hint)):
+        asked()
 
 
 def test_a_mistake_is_said_once_in_terminal_junit_and_report(tmp_path: Path) -> None:

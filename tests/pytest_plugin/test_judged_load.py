@@ -290,7 +290,7 @@ def stalled(records: Sequence[RequestRecord], *, every: int) -> list[RequestReco
 @pytest.mark.parametrize("watching", [None, FAILS, BOTH], ids=["whole", "fails", "decided"])
 def test_times_that_stalls_hide_decide_nothing(watching: Watching | None) -> None:
     """A third of the first tokens is not known: 90% may be in time, and may not be."""
-    records = stalled(GOOD[:600], every=3)
+    records = stalled(requests(600, latency=1.2), every=3)
     watch = watched(records, watching) if watching else None
     assert watch is None or not LoadWatch(QUESTIONS[2:3], PLAN, FAILS).enough(records)
     judged = loaded(records, watch=watch)
@@ -303,7 +303,8 @@ def test_times_that_stalls_hide_decide_nothing(watching: Watching | None) -> Non
 
 
 def test_few_stalls_or_answers_bad_without_them_change_no_verdict() -> None:
-    assert loaded(stalled(GOOD[:600], every=50)).verdict(QUESTIONS[2]).passed
+    assert loaded(stalled(requests(600, latency=1.2), every=50)).verdict(QUESTIONS[2]).passed
+    assert loaded(stalled(GOOD[:600], every=1)).verdict(QUESTIONS[2]).passed, "all ended in time"
     slow = loaded(stalled(SLOW[:600], every=3))
     assert [slow.verdict(question).outcome for question in (QUESTIONS[0], QUESTIONS[2])] == [
         Outcome.FAIL,

@@ -120,16 +120,18 @@ def running(*, latencies: Sequence[float] = (), **changes: object) -> LoadProgre
         ([0.5] * 20, "P50 0.5 s (≤ 0.5 s), P95 0.5 s"),
         ([0.5] * 18 + [math.inf] * 2, "P50 0.5 s (≤ 0.5 s), P95 ∞ s"),
         ([0.5] * 280 + [2.0] * 20, "P50 0.5 s (≤ 0.5 s), P95 2.001 s (≤ 2.001 s)"),
-        ([], "P50 unknown, P95 unknown"),
+        ([], "no answer yet"),
     ],
 )
 def test_a_load_run_shows_where_it_stands(latencies: list[float], shown: str) -> None:
-    """A percentile beyond the failures is infinite, and unknown before the first answer."""
+    """A percentile beyond the failures is infinite, and left out before the first answer."""
     line = progress_line(running(latencies=latencies), confidence=0.95)
     assert line == (
         f"9.9/s of 10/s asked are sent, 300 of 1,200 done, 2 failed, {shown}, "
         "lag P99 0.002 s, 1m30s left"
     )
+    unsent = progress_line(running(latencies=[], lag_p99_seconds=None), confidence=0.95)
+    assert unsent.endswith(" failed, no answer yet, 1m30s left")
 
 
 def test_a_terminal_shows_the_same_with_a_bar() -> None:

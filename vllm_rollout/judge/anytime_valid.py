@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from vllm_rollout.judge.effective_sample_size import BadRequests, check_burst
 from vllm_rollout.judge.mixture_sprt import e_process_above, e_process_below
-from vllm_rollout.judge.sample_size import check_confidence, check_percentile
+from vllm_rollout.judge.sample_size import check_confidence, check_limit
+from vllm_rollout.model.percentiles import check_percentile
 from vllm_rollout.model.verdict import Outcome
 
 # While bursts prevent a verdict, they are measured again with so many more requests.
@@ -23,7 +24,7 @@ def percentile_rank_at_most(n: int, percentile: float, confidence: float) -> int
     sequence. None where so few requests bound nothing. Requests are taken to be independent.
 
     Raises:
-        ValueError: a percentile not between 0 and 100, or a confidence not between 0.5 and 1.
+        ValueError: a percentile not from 1 to below 100, or a confidence not between 0.5 and 1.
     """
     check_percentile(percentile)
     check_confidence(confidence)
@@ -66,8 +67,7 @@ class AnytimeShare:
     ) -> None:
         check_confidence(confidence)
         check_confidence(confidence if fail_confidence is None else fail_confidence)
-        if not 0 < limit <= 1:
-            raise ValueError(f"limit must be above 0 and at most 1, not {limit}")
+        check_limit(limit)
         self.limit = limit
         self.confidence = confidence
         self.fail_confidence = confidence if fail_confidence is None else fail_confidence

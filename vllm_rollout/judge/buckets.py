@@ -16,12 +16,11 @@ from vllm_rollout.judge.messages import FIX_SLOWNESS
 from vllm_rollout.judge.sample_size import (
     check_confidence,
     check_limit_seconds,
-    check_percentile,
     format_confidence,
     requests_needed_for_percentile,
     requests_to_decide,
 )
-from vllm_rollout.model.percentiles import nearest_rank
+from vllm_rollout.model.percentiles import check_percentile, nearest_rank
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
@@ -59,7 +58,7 @@ def bucket_verdict(
     bound, no bucket up to infinity), is inconclusive.
 
     Raises:
-        ValueError: a percentile not between 0 and 100, a limit that is not a positive time, a
+        ValueError: a percentile not from 1 to below 100, a limit that is not a positive time, a
             confidence not between 0.5 and 1, negative `resets` or `missing_scrapes`.
     """
     check_confidence(confidence)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from vllm_rollout.judge.messages import bound_text
 from vllm_rollout.judge.quantile_ratio import quantile_ratio_bounds, times_needed
-from vllm_rollout.judge.sample_size import check_confidence, check_percentile, format_confidence
+from vllm_rollout.judge.sample_size import check_confidence, format_confidence
 from vllm_rollout.judge.share_difference import share_difference_bounds, times_to_decide
-from vllm_rollout.model.percentiles import nearest_rank
+from vllm_rollout.model.percentiles import check_percentile, nearest_rank
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
@@ -57,7 +57,7 @@ def compare_latency(
     No request on either side, or a latency that is NaN, infinite or negative, is inconclusive.
 
     Raises:
-        ValueError: a percentile not between 0 and 100, a ratio that is not above 0 and finite,
+        ValueError: a percentile not from 1 to below 100, a ratio that is not above 0 and finite,
             a confidence not between 0.5 and 1, a negative count of censored requests, or
             latencies that are not one row of numbers.
     """

@@ -10,6 +10,7 @@ from vllm_rollout.judge.binomial import fail_p_value, share_bounds
 from vllm_rollout.judge.messages import FIX_MISSES, bound_text
 from vllm_rollout.judge.sample_size import (
     check_confidence,
+    check_target,
     format_confidence,
     more_load,
     requests_needed,
@@ -104,8 +105,7 @@ def goodput_verdict(
             and 1, a negative `censored`.
     """
     check_confidence(confidence)
-    if not 0 < target < 1:
-        raise ValueError(f"target must lie between 0 and 1, not {target}")
+    check_target(target)
     if censored < 0:
         raise ValueError(f"censored cannot be negative: {censored}")
     times = _times(limits, (ttft_seconds, inter_token_seconds, latency_seconds))

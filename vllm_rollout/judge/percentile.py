@@ -12,13 +12,12 @@ from vllm_rollout.judge.messages import FIX_FAILURES, FIX_SLOWNESS
 from vllm_rollout.judge.sample_size import (
     check_confidence,
     check_limit_seconds,
-    check_percentile,
     format_confidence,
     more_load,
     requests_needed_for_percentile,
     requests_to_decide,
 )
-from vllm_rollout.model.percentiles import nearest_rank
+from vllm_rollout.model.percentiles import check_percentile, nearest_rank
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
@@ -53,7 +52,7 @@ def percentile_verdict(
     No request, or a latency that is NaN, infinite or negative, is inconclusive.
 
     Raises:
-        ValueError: a percentile not between 0 and 100, a limit that is not a positive time, a
+        ValueError: a percentile not from 1 to below 100, a limit that is not a positive time, a
             confidence not between 0.5 and 1, a negative `censored`, a resolution outside 0 to 1
             or at 1, or latencies that are not one row of numbers.
     """

@@ -7,6 +7,7 @@ from vllm_rollout.judge.binomial import fail_p_value, share_bounds
 from vllm_rollout.judge.messages import FIX_FAILURES, bound_text
 from vllm_rollout.judge.sample_size import (
     check_confidence,
+    check_limit,
     format_confidence,
     more_load,
     requests_needed,
@@ -40,8 +41,7 @@ def rate_verdict(
             0 to 1 or at 0, a confidence not between 0.5 and 1.
     """
     check_confidence(confidence)
-    if not 0 < limit <= 1:
-        raise ValueError(f"limit must be above 0 and at most 1, not {limit}")
+    check_limit(limit)
     unknown = Verdict(
         outcome=Outcome.INCONCLUSIVE,
         reason="",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from vllm_rollout.judge.binomial import chance_above, chance_at_most, share_bounds
+from vllm_rollout.model.percentiles import check_percentile
 from vllm_rollout.model.units import format_duration, format_share, format_value
 
 MOST_REQUESTS = 10**9
@@ -26,8 +27,7 @@ def requests_needed(limit: float, confidence: float, failures: int = 0) -> int:
             or `failures` is negative.
     """
     check_confidence(confidence)
-    if not 0 < limit <= 1:
-        raise ValueError(f"limit must be above 0 and at most 1, not {limit}")
+    check_limit(limit)
     if failures < 0:
         raise ValueError(f"failures cannot be negative: {failures}")
     return _first(lambda n: share_bounds(failures, n, confidence)[1] < limit, start=failures + 1)
@@ -37,7 +37,7 @@ def requests_needed_for_percentile(percentile: float, confidence: float) -> int:
     """Fewest requests whose slowest bounds `percentile` (95 for P95) from above.
 
     Raises:
-        ValueError: `percentile` is not between 0 and 100, or `confidence` not between 0.5 and 1.
+        ValueError: `percentile` is not from 1 to below 100, or `confidence` not between 0.5 and 1.
     """
     check_confidence(confidence)
     check_percentile(percentile)
@@ -93,17 +93,34 @@ def check_confidence(confidence: float) -> None:
         ValueError: not between 0.5 and 1, both left out.
     """
     if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0.5 and 1, not {confidence}")
+        raise ValueError(
+            f"confidence must lie between 0.5 and 1, not {confidence}{as_fraction(confidence)}"
+        )
 
 
-def check_percentile(percentile: float) -> None:
-    """Refuse what is no percentile.
+def check_limit(limit: float) -> None:
+    """Refuse what no share of failures can be held against.
 
     Raises:
-        ValueError: not between 0 and 100, both left out.
+        ValueError: not above 0 and at most 1.
     """
-    if not 0 < percentile < 100:
-        raise ValueError(f"percentile must lie between 0 and 100 (95 for P95), not {percentile}")
+    if not 0 < limit <= 1:
+        raise ValueError(f"limit must be above 0 and at most 1, not {limit}{as_fraction(limit)}")
+
+
+def check_target(target: float) -> None:
+    """Refuse what no share of good requests can be held against.
+
+    Raises:
+        ValueError: not between 0 and 1, both left out.
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"target must lie between 0 and 1, not {target}{as_fraction(target)}")
+
+
+def as_fraction(number: float) -> str:
+    """How to write what was given as a percentage; empty for what can be none."""
+    return f": write {number / 100:g} for {number:g}%" if 1 < number <= 100 else ""
 
 
 def check_limit_seconds(limit_seconds: float) -> None:

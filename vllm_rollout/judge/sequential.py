@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.effective_sample_size import LatestLatencies
 from vllm_rollout.judge.messages import FIX_FAILURES, FIX_MISSES, FIX_SLOWNESS
-from vllm_rollout.judge.sample_size import check_limit_seconds, check_percentile
+from vllm_rollout.judge.sample_size import check_limit_seconds, check_target
 from vllm_rollout.judge.sequential_verdict import VerdictFormatter
+from vllm_rollout.model.percentiles import check_percentile
 from vllm_rollout.model.units import format_share, format_value
 from vllm_rollout.model.verdict import Verdict
 
@@ -112,7 +113,7 @@ class SequentialPercentile:
     many times the requests. Independent requests have a `burst` of 1.
 
     Raises:
-        ValueError: a percentile not between 0 and 100, a limit that is not a positive time, or
+        ValueError: a percentile not from 1 to below 100, a limit that is not a positive time, or
             what `SequentialRate` raises.
     """
 
@@ -215,8 +216,7 @@ class SequentialGoodput:
         burst: int = 1,
         rate_per_second: float | None = None,
     ) -> None:
-        if not 0 < target < 1:
-            raise ValueError(f"target must lie between 0 and 1, not {target}")
+        check_target(target)
         self._target = target
         self._speaker = VerdictFormatter(
             AnytimeShare(

@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 
 from vllm_rollout.model.load_figures import FailureKind
 from vllm_rollout.model.load_plan import LoadPlan
-from vllm_rollout.model.percentiles import percentile_of
+from vllm_rollout.model.percentiles import check_percentile, percentile_of
 
 WEB_PAGE = "text/html"
 """Begins the error of an answer that is a web page."""
@@ -126,6 +126,20 @@ class RequestRecord(
         if self.first_token is None or self.end is None or self.stalled_seconds:
             return None
         return (self.end - self.first_token) / (self.completion_tokens - 1)
+
+    @property
+    def longest_ttft_seconds(self) -> float | None:
+        """Time to first token; where a stall hides it, no longer than to the end."""
+        stalled = self.first_token is None and self.stalled_seconds > 0
+        return self.latency_seconds if stalled else self.ttft_seconds
+
+    @property
+    def longest_itl_seconds(self) -> float | None:
+        """Inter-token latency; where a stall hides it, all the time it was under way is counted."""
+        if self.itl_seconds is None and self.stalled_seconds and self.completion_tokens > 1:
+            whole = self.latency_seconds
+            return None if whole is None else whole / (self.completion_tokens - 1)
+        return self.itl_seconds
 
     @property
     def at_best(self) -> "RequestRecord":
@@ -266,12 +280,12 @@ class LoadResult:
     @property
     def ttft_in_order(self) -> tuple[float | None, ...]:
         """Times to first token of all requests, in that order; None without an answer."""
-        return tuple(r.ttft_seconds if r.ok else None for r in self.requests)
+        return tuple(r.longest_ttft_seconds if r.ok else None for r in self.requests)
 
     @property
     def itl_in_order(self) -> tuple[float | None, ...]:
         """Mean inter-token latencies of all requests, in that order; None without an answer."""
-        return tuple(r.itl_seconds if r.ok else None for r in self.requests)
+        return tuple(r.longest_itl_seconds if r.ok else None for r in self.requests)
 
     @property
     def failed_in_order(self) -> tuple[bool, ...]:
@@ -302,6 +316,12 @@ class LoadResult:
         )
 
     def lag_percentile(self, percentile: float) -> float | None:
-        """Schedule lag at `percentile` (nearest rank) over the requests sent; None of none."""
+        """Schedule lag at `percentile` (nearest rank) over the requests sent; None of none.
+
+        Raises:
+            ValueError: a percentile not from 1 to 100, which is the latest.
+        """
+        if percentile != 100:
+            check_percentile(percentile)
         lags = (r.lag_seconds for r in self.requests)
         return percentile_of(sorted(lag for lag in lags if lag is not None), percentile)

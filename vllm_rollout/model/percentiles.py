@@ -5,6 +5,21 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 
+def check_percentile(percentile: float) -> None:
+    """Refuse what is no percentile, and a fraction that was meant as one.
+
+    Raises:
+        ValueError: not from 1 to below 100.
+    """
+    if 0 < percentile < 1:
+        raise ValueError(
+            f"percentile {percentile:g} is a fraction: write {100 * percentile:g} for "
+            f"P{100 * percentile:g}"
+        )
+    if not 0 < percentile < 100:
+        raise ValueError(f"percentile must lie between 0 and 100 (95 for P95), not {percentile}")
+
+
 def nearest_rank(n: int, percentile: float | str) -> int:
     """The rank (1 is the smallest of `n` > 0) that is called the percentile, 95 for P95.
 

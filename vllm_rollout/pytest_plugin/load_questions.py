@@ -162,7 +162,11 @@ class GoodputQuestion:
         )
 
         def one_more(record: RequestRecord) -> Verdict:
-            times = (record.ttft_seconds, record.itl_seconds, record.latency_seconds)
+            times = (
+                record.longest_ttft_seconds,
+                record.longest_itl_seconds,
+                record.latency_seconds,
+            )
             ttft, itl, latency = np.array(times, dtype=np.float64)[:, np.newaxis]
             met = meets_limits(
                 limits, ttft_seconds=ttft, inter_token_seconds=itl, latency_seconds=latency

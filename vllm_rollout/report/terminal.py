@@ -73,12 +73,12 @@ def progress_line(progress: LoadProgress, *, confidence: float) -> str:
         _rates(progress),
         f"{progress.done:,} of {progress.planned:,} done",
         f"{progress.failures:,} failed",
-        f"P50 {_percentile(progress.latency, 50, confidence)}",
-        f"P95 {_percentile(progress.latency, 95, confidence)}",
+        _both(progress.latency, confidence) if progress.latency.count else "no answer yet",
     ]
     if progress.ttft.count:
         parts.append(f"first token P95 {_percentile(progress.ttft, 95, confidence)}")
-    return ", ".join([*parts, _generator(progress), f"{_clock(progress.remaining_seconds)} left"])
+    parts += [_generator(progress), f"{_clock(progress.remaining_seconds)} left"]
+    return ", ".join(filter(None, parts))
 
 
 def progress_lines(progress: LoadProgress, title: str, *, confidence: float) -> Group:
@@ -91,7 +91,7 @@ def progress_lines(progress: LoadProgress, title: str, *, confidence: float) -> 
     rows = {
         "requests": f"{progress.done:,} of {progress.planned:,} done, {progress.failures:,} failed",
         "rate": _rates(progress),
-        "latency": _both(progress.latency, confidence),
+        "latency": _both(progress.latency, confidence) if progress.latency.count else "",
         "first token": _both(progress.ttft, confidence) if progress.ttft.count else "",
         "generator": _generator(progress),
     }
@@ -122,8 +122,10 @@ def _percentile(times: RunningTimes, percentile: float, confidence: float) -> st
 
 
 def _generator(progress: LoadProgress) -> str:
-    """Return how well the generator keeps up."""
-    parts = [f"lag P99 {format_value(progress.lag_p99_seconds, 's')}"]
+    """Return how well the generator keeps up, as far as is known yet."""
+    parts = []
+    if progress.lag_p99_seconds is not None:
+        parts.append(f"lag P99 {format_value(progress.lag_p99_seconds, 's')}")
     if progress.generator_cpu is not None:
         parts.append(f"CPU {progress.generator_cpu:.0%}")
     if progress.unsent:
