@@ -394,6 +394,7 @@ def make_load_pods(
             values=Path(own.values) if own.values else None,
             start_seconds=own.start_timeout.total_seconds(),
             has_key=has_key,
+            ca_file=policy.ca_file or "",
         ),
     )
 

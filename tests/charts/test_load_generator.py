@@ -11,8 +11,11 @@ import yaml
 from cluster.required import each_helm
 
 from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.load_pods import LoadTask
 from vllm_rollout.platform.kubernetes.helm import Helm
+from vllm_rollout.platform.kubernetes.load_values import LoadSettings, generator_values
 from vllm_rollout.resources import CHARTS
+from vllm_rollout.variables import LOAD_CA_FILE
 
 CHART = CHARTS / "load-generator"
 VALUES: dict[str, Any] = {
@@ -99,6 +102,40 @@ def test_the_key_reaches_workers_alone_and_from_its_secret(render: Render) -> No
     (container,) = objects["Job", "load-worker"]["spec"]["template"]["spec"]["containers"]
     key = next(each for each in container["env"] if each["name"] == "VLLM_ROLLOUT_API_KEY")
     assert key["valueFrom"]["secretKeyRef"] == VALUES["apiKeySecret"]
+
+
+def test_the_companys_certificates_are_trusted_by_workers(render: Render) -> None:
+    assert "/ca" not in json.dumps([*render().values()])
+    objects = render(caCertificates="-----BEGIN CERTIFICATE-----\nMII\n")
+    assert objects["ConfigMap", "load-plan"]["data"]["ca.pem"].endswith("\nMII\n")
+    assert "ca.pem" not in json.dumps(objects["Job", "load"])
+    pod = objects["Job", "load-worker"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {"name": LOAD_CA_FILE, "value": "/ca/ca.pem"} in container["env"]
+    assert {"name": "ca", "mountPath": "/ca", "readOnly": True} in container["volumeMounts"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "ca"]
+    assert volume["configMap"] == {
+        "name": "load-plan",
+        "items": [{"key": "ca.pem", "path": "ca.pem"}],
+    }
+
+
+def test_a_policys_ca_file_is_given_to_the_pods(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("certificates")
+    task = LoadTask(plan="{}", workers=1, longest_seconds=1, base_url="https://models.example")
+    settings = LoadSettings(
+        namespace="load",
+        image="registry.example/vllm-rollout@sha256:" + "5" * 64,
+        values=None,
+        start_seconds=1,
+        has_key=False,
+        ca_file=str(tmp_path / "ca.pem"),
+    )
+    api: Any = None  # an address outside the cluster is not looked up in it
+    assert generator_values(api, settings, task)["caCertificates"] == "certificates"
+    (tmp_path / "ca.pem").write_text("x" * 1_000_000)
+    with pytest.raises(UsageError, match="the load plan and `ca_file` take 1,000,002 bytes"):
+        generator_values(api, settings, task)
 
 
 def test_workers_reach_target_master_and_dns_and_nobody_reaches_them(render: Render) -> None:

@@ -64,6 +64,9 @@ spec:
             - name: VLLM_ROLLOUT_API_KEY
               valueFrom: {secretKeyRef: {name: {{ $.Values.apiKeySecret.name }}, key: {{ $.Values.apiKeySecret.key }}}}
             {{- end }}
+            {{- if and $.Values.caCertificates (eq .component "worker") }}
+            - {name: VLLM_ROLLOUT_LOAD_CA_FILE, value: /ca/ca.pem}
+            {{- end }}
           {{- if eq .component "master" }}
           ports:
             - {name: locust, containerPort: 5557, protocol: TCP}
@@ -80,6 +83,8 @@ spec:
             - {name: tmp, mountPath: /tmp}
             {{- if eq .component "master" }}
             - {name: plan, mountPath: /plan, readOnly: true}
+            {{- else if $.Values.caCertificates }}
+            - {name: ca, mountPath: /ca, readOnly: true}
             {{- end }}
       volumes:
         - name: results
@@ -89,6 +94,11 @@ spec:
         {{- if eq .component "master" }}
         - name: plan
           configMap: {name: {{ $.Release.Name }}-plan}
+        {{- else if $.Values.caCertificates }}
+        - name: ca
+          configMap:
+            name: {{ $.Release.Name }}-plan
+            items: [{key: ca.pem, path: ca.pem}]
         {{- end }}
       {{- with $.Values.imagePullSecrets }}
       imagePullSecrets:

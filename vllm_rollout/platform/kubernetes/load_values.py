@@ -31,6 +31,8 @@ class LoadSettings:
     start_seconds: float
     has_key: bool
     """Whether there is a bearer key here, which the pods will need too."""
+    ca_file: str = ""
+    """Certificates that the pods trust beside the well-known ones."""
 
 
 def generator_name(release: str) -> str:
@@ -51,11 +53,13 @@ def generator_values(api: KubernetesApi, settings: LoadSettings, task: LoadTask)
         NotFoundError, UnreachableError: the Service that `base_url` names cannot be read.
     """
     own = read_mapping(settings.values) if settings.values else {}
-    if len(task.plan.encode()) > _LARGEST_PLAN:
+    trusted = _certificates(settings.ca_file)
+    if (size := len(task.plan.encode()) + len(trusted.encode())) > _LARGEST_PLAN:
         raise UsageError(
-            f"the load plan takes {len(task.plan.encode()):,} bytes, and a ConfigMap has room for "
-            f"{_LARGEST_PLAN:,}",
-            remedy="Take fewer prompts or a shorter trace, or make the load here.",
+            f"the load plan{' and `ca_file`' if trusted else ''} take{'s'[bool(trusted) :]} "
+            f"{size:,} bytes, and a ConfigMap has room for {_LARGEST_PLAN:,}",
+            remedy="Take fewer prompts or a shorter trace"
+            f"{', only your own authorities' if trusted else ''}, or make the load here.",
         )
     if settings.has_key and not (own.get("apiKeySecret") or {}).get("name"):
         raise UsageError(
@@ -69,6 +73,8 @@ def generator_values(api: KubernetesApi, settings: LoadSettings, task: LoadTask)
         "startSeconds": round(settings.start_seconds),
         "activeSeconds": round(settings.start_seconds + task.longest_seconds + _OVERTIME_SECONDS),
     }
+    if trusted:
+        values["caCertificates"] = trusted
     if settings.image:
         values["image"] = settings.image
     elif not own.get("image"):
@@ -80,6 +86,17 @@ def generator_values(api: KubernetesApi, settings: LoadSettings, task: LoadTask)
     if "target" not in own:
         values["target"] = _target(api, task.base_url)
     return values
+
+
+def _certificates(file: str) -> str:
+    """The text of the policy's `ca_file`; empty without one."""
+    try:
+        return Path(file).read_text(encoding="utf-8") if file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"ca_file {file} cannot be given to the load generator's pods: {error}",
+            remedy="Name a file with certificates in PEM, or set `ca_file: off`.",
+        ) from error
 
 
 def _target(api: KubernetesApi, base_url: str) -> dict[str, Any]:
