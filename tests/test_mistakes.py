@@ -329,6 +329,22 @@ def test_a_fraction_or_percentage_in_the_others_place_is_refused(mistaken: str) 
         asked()
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["status", "history", "diagnose", "watch", "soak", "preflight", "sign-off", "gate-and-promote"],
+)
+def test_a_command_about_releases_names_the_one_of_a_served_name(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    served = "meta-llama/Llama-2-7b"
+    named = ["--platform", "local", "--set", f"models.{MODEL}.served_as={served}"]
+    more = ["--evidence", "3f9a1c0b"] if command == "sign-off" else []
+    found = CliRunner().invoke(app, [command, served, *named, *more])
+    assert found.exit_code == 2, found.output
+    assert f"Type {MODEL} in place of it." in " ".join(found.output.split())
+
+
 def test_a_mistake_is_said_once_in_terminal_junit_and_report(tmp_path: Path) -> None:
     with hostile(scripted(keyless)) as url:
         run = run_gates(tmp_path, *staging(url))

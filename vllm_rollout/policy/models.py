@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vllm_rollout.model.deployment import Deployment, canonical_digest
+from vllm_rollout.model.deployment import Deployment, canonical_digest, is_label
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.units import AtLeast
 from vllm_rollout.policy.conditions import ModelRegistry
@@ -198,8 +198,15 @@ class Policy(Rules):
         """The deployment of `model` in `environment`, in its namespace.
 
         Raises:
-            UsageError: as `environment`, or a name is no DNS-1123 label.
+            UsageError: as `environment`, or a name is no DNS-1123 label; where it is one that a
+                server gives a model of the policy, the message has the model's own.
         """
+        labels = [name for name, rules in self.models.items() if rules.served_as == model]
+        if labels and not is_label(model):
+            raise UsageError(
+                f"{model} is the server's name of a model whose releases go by another",
+                remedy=f"Type {' or '.join(labels)} in place of it.",
+            )
         own = self.environment(environment).kubernetes
         return Deployment(model, environment, (own and own.namespace) or self.namespace)
 
