@@ -89,7 +89,7 @@ class LocalPlatform:
 
     @cached_property
     def upkeep(self) -> Upkeep:
-        """What keeps this machine's releases serving over months."""
+        """Upkeep of this machine's releases: started again, and copied."""
         return Upkeep(
             state=self._state,
             routers=self._routers,

@@ -1,4 +1,4 @@
-"""What keeps one machine's releases serving: started again after a reboot or a crash, copied."""
+"""Upkeep of one machine's releases: started again after a reboot or a crash, and copied."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
