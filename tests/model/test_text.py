@@ -40,6 +40,8 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
         ("AWS_SECRET_ACCESS_KEY=wJalr/XUtnFEMI", "wJalr/XUtnFEMI"),
         ('"AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI"', "wJalr/XUtnFEMI"),
         ("  AWS_SECRET_ACCESS_KEY: wJalr/XUtnFEMI", "wJalr/XUtnFEMI"),
+        ("aws_secret_access_key = wJalr/XUtnFEMI", "wJalr/XUtnFEMI"),
+        ("Set-Cookie: session=d2Fs0123; Path=/", "d2Fs0123"),
         ("Authorization: Basic dXNlcjpodW50ZXIy", "dXNlcjpodW50ZXIy"),
         ("{'Authorization': 'Bearer abcdefg'}", "abcdefg"),
         ("postgres://ada:hunter2@db:5432/x", "hunter2"),

@@ -51,7 +51,9 @@ _SHAPES = (
     ),
     re.compile(r"(?s)()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)"),
     re.compile(r"(?i)([?&](?:\w+[-_])?(?:key|token|secret|password|sig|signature)=)[^\s&'\"<>]+"),
-    re.compile(r"(?i)(\bx-(?:api-key|auth-token)['\"]?\s*:\s*['\"]?)[^\s'\",]+"),
+    re.compile(
+        r"(?i)(\b(?:x-(?:api-key|auth-token)|(?:set-)?cookie)['\"]?\s*:\s*['\"]?)[^\s'\",]+"
+    ),
     re.compile(rf"(?i)(--[\w-]*{_KEY}(?:['\"]?,\s*['\"]|=['\"]?|\s+['\"]?(?!-))){_VALUE}"),
     re.compile(
         r"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)"
@@ -64,7 +66,7 @@ _LOOSE_SHAPES = (
     re.compile(rf"(\b[A-Z0-9]+_[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD):\s+['\"]?){_VALUE}"),
     # `secret "x"` is Kubernetes' way to name one.
     re.compile(
-        r"(?i)((?:api[-_]?key|token|password|secret|client-key-data)['\"]?"
+        r"(?i)((?:(?:api|access|private)[-_]?key|token|password|secret|client-key-data)['\"]?"
         rf"(?:\s*[=:]\s*|(?<!secret)\s+(?=['\"]))(?!\[redacted\])\[?['\"]?){_VALUE}"
     ),
 )
