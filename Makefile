@@ -11,6 +11,8 @@ TESTS ?= tests
 # Left to make test-all: a part that is built (cluster, helm), a program of Debian's, minutes of rollouts.
 LEFT := cluster or helm or prometheus or browser or registry or long
 PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto -W error --timeout 600 -rs
+# Tests that measure what a server can do: others beside them would be measured too. 5: there are none.
+ALONE := VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -n 0 -m alone || test $$? = 5
 
 .PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint audit format lock schema docs wheel clean
 .DEFAULT_GOAL := help
@@ -39,10 +41,12 @@ test: .venv/installed ## the tests that need no built parts; says what it skips 
 	$(PYTEST) -m "not ($(LEFT) or exhaustive)"
 
 test-all: parts ## these, and those on a real control plane with real Helm; nothing is skipped
-	VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -m "not exhaustive"
+	VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -m "not (exhaustive or alone)"
+	$(ALONE)
 
 test-exhaustive: parts ## these, every crash cell on real processes, and both Helms everywhere
-	VLLM_ROLLOUT_REQUIRE=all $(PYTEST)
+	VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -m "not alone"
+	$(ALONE)
 
 parts: .venv/installed ## build that control plane and both Helms with Go, once, in some 15 minutes
 	$(BIN)/python tests/cluster/build_tools.py

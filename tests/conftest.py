@@ -52,12 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-_NOT_BESIDE_EACH_OTHER = "tests/capacity/test_command.py"
 _SITES = "tests/e2e/test_crashes_on_cluster.py"
 
 
 class _Scheduling(LoadScopeScheduling):
-    """Sends tests that must not run beside each other, and those of one site, to one worker.
+    """Sends the tests of one site to one worker.
 
     In place of `--dist loadgroup`: under pytest 9.2 xdist's own groups do nothing.
     """
@@ -65,7 +64,7 @@ class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(_SITES):
             return nodeid.partition("[")[2].partition("-")[0]
-        return _NOT_BESIDE_EACH_OTHER if nodeid.startswith(_NOT_BESIDE_EACH_OTHER) else nodeid
+        return nodeid
 
 
 def pytest_xdist_auto_num_workers() -> int:

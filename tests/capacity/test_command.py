@@ -45,7 +45,7 @@ POLICY: dict[str, Any] = {
     },
 }
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long, pytest.mark.alone]
 
 
 @pytest.fixture(autouse=True)
