@@ -90,9 +90,7 @@ def decide(config: pytest.Config, parser: pytest.Parser) -> bool:
     """Return True if the run asks for gates; note with which options, and have pytest know them."""
     if gates_are_asked_for(config):  # an xdist worker has the options of its controller
         return False
-    take_values_for_no_paths(config, parser)
-    given, _ = options_in(_arguments(config))
-    own = OPTIONS.keys() - _names_in(parser)
+    given, own = take_values_for_no_paths(config, parser)
     asks = _asks_for_gates(config, given, own)
     if asks or own & given.keys() or config.known_args_namespace.help:
         group = parser.getgroup("vllm-rollout", "gates of a vLLM deployment")
@@ -111,12 +109,19 @@ def _names_in(parser: Any) -> set[str]:
     return {name for group in groups for option in group.options for name in option.names()}
 
 
-def take_values_for_no_paths(config: pytest.Config, parser: pytest.Parser) -> None:
-    """Take back what pytest, which does not know the options yet, has read as paths to test."""
+def take_values_for_no_paths(
+    config: pytest.Config, parser: pytest.Parser
+) -> tuple[dict[str, Any], set[str]]:
+    """Take back what pytest, which does not know the options yet, has read as paths to test.
+
+    Return the values of the gate options that are given, and the names that no other plugin has.
+    """
     given, rest = options_in(_arguments(config))
-    if given.keys() - _names_in(parser):
+    own = OPTIONS.keys() - _names_in(parser)
+    if own & given.keys():
         known = parser.parse_known_args(rest, namespace=copy(config.option))
         config.known_args_namespace.file_or_dir = known.file_or_dir
+    return given, own
 
 
 def _arguments(config: pytest.Config) -> list[str]:
