@@ -33,7 +33,7 @@ from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.policy import Gates, Latency, Policy
 from vllm_rollout.pytest_plugin.gate_options import option
-from vllm_rollout.pytest_plugin.gate_selection import deployment_of, is_bundled
+from vllm_rollout.pytest_plugin.gate_selection import deployment_of, is_bundled, uses
 from vllm_rollout.pytest_plugin.judged_load import JudgedLoad
 from vllm_rollout.pytest_plugin.load_progress_line import Progress
 from vllm_rollout.pytest_plugin.load_questions import LatencyQuestion
@@ -196,7 +196,7 @@ def _load_run(
                 deployment,
                 on_progress=progress.load,
                 others=sum(not is_bundled(item.path) for item in items),
-                wholes=any("load" in getattr(item, "fixturenames", ()) for item in items),
+                wholes=any(uses(item, "load") for item in items),
             )
         if loads[deployment].stopped:
             progress.notice(f"stopped early: {loads[deployment].stopped}")

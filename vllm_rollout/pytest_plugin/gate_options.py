@@ -92,7 +92,7 @@ def decide(config: pytest.Config, parser: pytest.Parser) -> bool:
         return False
     given, own = take_values_for_no_paths(config, parser)
     asks = _asks_for_gates(config, given, own)
-    if asks or own & given.keys() or config.known_args_namespace.help:
+    if asks or config.known_args_namespace.help:
         group = parser.getgroup("vllm-rollout", "gates of a vLLM deployment")
         for name, about in OPTIONS.items():
             if name in own:

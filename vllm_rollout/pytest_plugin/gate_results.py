@@ -21,10 +21,11 @@ from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.pytest_plugin.gate_selection import (
-    deployment_of,
     gate_of,
     is_bundled,
+    judges_load,
     title_of,
+    uses,
 )
 from vllm_rollout.pytest_plugin.verdict_recorder import (
     GateFailedError,
@@ -79,27 +80,24 @@ _RECORD = pytest.StashKey[GateRecord]()
 _ADAPTER: TypeAdapter[GateRecord] = TypeAdapter(GateRecord)
 
 
-def asks_for_tokens(item: pytest.Item) -> bool:
+def asks_for_tokens(item: pytest.Item, deployment: Deployment) -> bool:
     """Return True if the gate needs answers from the deployment's own address."""
-    names = set(getattr(item, "fixturenames", ()))
-    if is_bundled(item.path) and _ROUTER in names:
-        deployment, settings = deployment_of(item), item.config.stash[SETTINGS]
-        policy = settings.policy.for_model(deployment.model) if deployment else settings.policy
-        smoke = deployment and policy.environments[deployment.environment].gates.smoke
+    if is_bundled(item.path) and uses(item, _ROUTER):
+        policy = item.config.stash[SETTINGS].policy.for_model(deployment.model)
+        smoke = policy.environments[deployment.environment].gates.smoke
         return not (smoke and smoke.url)
-    return bool({*_ASKING, "judged_load"} & names)
+    return uses(item, *_ASKING) or judges_load(item)
 
 
-def shows_no_token(item: pytest.Item, result: GateResult) -> bool:
+def shows_no_token(item: pytest.Item, deployment: Deployment, result: GateResult) -> bool:
     """Return True if the gate showed that nobody gets a token from the deployment."""
     recorder = item.stash.get(RECORDER, None)
     if recorder is not None and recorder.no_token:
-        return asks_for_tokens(item)
-    names = set(getattr(item, "fixturenames", ()))
+        return asks_for_tokens(item, deployment)
     settings = item.config.stash[SETTINGS]
     # Where only the platform knows the address, nothing is asked without it.
     asked = _ASKING if settings.base_url else {*_ASKING, "cluster"}
-    return bool(result.unreachable) and bool(asked & names)
+    return bool(result.unreachable) and uses(item, *asked)
 
 
 def record_of(report: object) -> GateRecord | None:
@@ -179,7 +177,7 @@ def record_result(
     failed = [each for each in (*in_subtests, raised) if isinstance(each, AssertionError)]
     in_subtests = [e for e in in_subtests if not isinstance(e, (AssertionError, GateFailedError))]
     raised = raised or next(iter(in_subtests), None)
-    if raised is not None and _ASKING & set(getattr(item, "fixturenames", ())):
+    if raised is not None and uses(item, *_ASKING):
         problem = settings.path_errors(deployment).since(item.stash[PATH_ERRORS])
         if problem is not None:
             raised, verdicts = problem, [v for v in verdicts if v.passed]
@@ -192,7 +190,7 @@ def record_result(
         error, unreachable = error or after["unknown"], after["unreachable"]
     verdicts += [check(False, str(each)) for each in failed]
     load = item.config.stash[LOADS].get(deployment)
-    if load is not None and "judged_load" not in getattr(item, "fixturenames", ()):
+    if load is not None and not judges_load(item):
         load = None
     result = GateResult(
         gate=gate_of(item),

@@ -55,6 +55,16 @@ def preflight_gate(check: str) -> str:
     return f"{PREFLIGHT}-{check}"
 
 
+def uses(item: pytest.Item, *fixtures: str) -> bool:
+    """Return True if the item asks for any of the fixtures, directly or by way of others."""
+    return not set(fixtures).isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def judges_load(item: pytest.Item) -> bool:
+    """Return True if the gate judges the deployment's load run."""
+    return uses(item, "judged_load")
+
+
 def on_demand_left_out(
     items: Sequence[pytest.Item],
     policy: Policy,

@@ -55,6 +55,7 @@ from vllm_rollout.pytest_plugin.gate_selection import (
     deployment_of,
     gate_of,
     is_bundled,
+    judges_load,
     parametrize,
     title_of,
 )
@@ -215,11 +216,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _withheld(item: pytest.Item, deployment: Deployment) -> Verdict | None:
     """Return the verdict of a gate that is not asked: what it needs is known to be missing."""
-    if (title := item.config.stash[NO_TOKEN].get(deployment)) and asks_for_tokens(item):
+    if (title := item.config.stash[NO_TOKEN].get(deployment)) and asks_for_tokens(item, deployment):
         return not_asked(title)
-    if "judged_load" in getattr(item, "fixturenames", ()) and (
-        why := no_load_because(item.config, deployment)
-    ):
+    if judges_load(item) and (why := no_load_because(item.config, deployment)):
         return check(None, why)
     return None
 
@@ -253,10 +252,10 @@ def pytest_runtest_makereport(
     record = record_of(report)
     if record is not None and not record.result.skipped:
         result = record.result
-        if "judged_load" not in getattr(item, "fixturenames", ()):
+        if not judges_load(item):
             outcomes = item.config.stash[OUTCOMES].setdefault(deployment, {})
             outcomes[result.gate] = worst([outcomes.get(result.gate, Outcome.PASS), result.outcome])
-        if shows_no_token(item, result):
+        if shows_no_token(item, deployment, result):
             item.config.stash[NO_TOKEN].setdefault(deployment, short_title(result.title))
     return report
 
