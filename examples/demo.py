@@ -20,6 +20,7 @@ import httpx
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.model.evidence import read_evidence
+from vllm_rollout.next_command import evidence_in_commands
 from vllm_rollout.rollout.journal import Journal, Phase
 from vllm_rollout.settings import load_settings
 
@@ -68,7 +69,7 @@ def newest_evidence() -> str:
     """The digest of the evidence that was written last, shortened as the command prints it."""
     files = Path("reports", MODEL).glob("*/evidence.json")
     newest = read_evidence(max(files, key=lambda file: file.stat().st_mtime_ns))
-    return newest.digest.removeprefix("sha256:")[:16]
+    return evidence_in_commands(newest.digest)
 
 
 def break_production_after_promotion() -> None:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.deployment import Deployment, short_digest
 
 Option = tuple[str, str]
 """An option of the suite's command lines, and its value."""
@@ -71,5 +71,10 @@ def promote_command(model: str, environment: str, *words: str) -> str:
 
 def sign_off_command(model: str, digest: str, *words: str) -> str:
     """Return the command by which a person signs evidence off; `words` are of who it is."""
-    short = digest.removeprefix("sha256:")[:16]
-    return next_command("vllm-rollout", "sign-off", model, "--evidence", short, *words)
+    named = evidence_in_commands(digest)
+    return next_command("vllm-rollout", "sign-off", model, "--evidence", named, *words)
+
+
+def evidence_in_commands(digest: str) -> str:
+    """Return as much of an evidence's digest as commands name it by."""
+    return short_digest(digest, 16)

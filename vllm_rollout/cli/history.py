@@ -9,7 +9,7 @@ from rich.table import Table
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import show_table
-from vllm_rollout.model.deployment import Revision
+from vllm_rollout.model.deployment import Revision, short_digest
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.platform.reader import homes
 from vllm_rollout.policy import Policy
@@ -105,7 +105,7 @@ def _decisions_table(model: str, decisions: list[Decision]) -> Table:
             each.environment,
             each.kind.value,
             escape(each.who),
-            each.evidence.removeprefix("sha256:")[:12] or "–",
+            short_digest(each.evidence) or "–",
             escape(each.why),
         )
     return table

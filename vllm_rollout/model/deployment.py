@@ -127,6 +127,11 @@ def canonical_digest(value: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def short_digest(digest: str, digits: int = 12) -> str:
+    """The first hex digits of a digest, for display."""
+    return digest.removeprefix("sha256:")[:digits]
+
+
 def strict_json(value: Any) -> Any:
     """`value` as strict JSON can hold it.
 
@@ -177,7 +182,7 @@ class Build:
     @property
     def short(self) -> str:
         """The first twelve hex digits of `digest`, for display."""
-        return self.digest.removeprefix("sha256:")[:12]
+        return short_digest(self.digest)
 
     def differences(self, other: "Build") -> list[str]:
         """One line for each part in which `other` differs, `part: here -> there`."""

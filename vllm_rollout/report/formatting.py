@@ -10,6 +10,7 @@ from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
+from vllm_rollout.next_command import evidence_in_commands
 
 NONE = "–"
 """Shown where there is no figure."""
@@ -129,12 +130,11 @@ def headline(evidence: Evidence) -> Headline:
     if evidence.exit_code == ExitCode.OK:
         outcome = worst([outcome, *(run.outcome for run in evidence.runs)])
     word = _END_WORDS.get(evidence.exit_code, outcome.upper())
-    if evidence.awaits_sign_off:
-        word = AWAITS_SIGN_OFF
     conclusion = evidence.conclusion
-    if evidence.awaits_sign_off:  # whose digest was not known when it was written
-        short = evidence.digest.removeprefix("sha256:")[:16]
-        conclusion = conclusion.replace("--evidence DIGEST", f"--evidence {short}")
+    if evidence.awaits_sign_off:  # whose digest was not known when the conclusion was written
+        word = AWAITS_SIGN_OFF
+        named = evidence_in_commands(evidence.digest)
+        conclusion = conclusion.replace("--evidence DIGEST", f"--evidence {named}")
     sentence = one_line(conclusion) or f"{outcome_counts(evidence).capitalize()}."
     return Headline(word, outcome, sentence)
 

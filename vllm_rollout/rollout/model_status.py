@@ -11,6 +11,7 @@ from vllm_rollout.model.deployment import (
     Revision,
     RevisionStatus,
     newest_served,
+    short_digest,
 )
 from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.next_command import promote_command, release_command
@@ -174,7 +175,7 @@ def _rolled_back(platform: ReleaseReader, deployment: Deployment, serving: Revis
     last = why_it_is_back(decisions, deployment.environment)
     if last is None:
         return ""
-    build, when = last.build.removeprefix("sha256:")[:12], f"{last.at:%Y-%m-%d %H:%M:%S %Z}"
+    build, when = short_digest(last.build), f"{last.at:%Y-%m-%d %H:%M:%S %Z}"
     if last.kind is DecisionKind.ROLLBACK_FAILED:
         return (
             f"the rollback at {when} did not restore it, a person is needed: {last.why}. Next: "

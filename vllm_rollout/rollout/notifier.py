@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
+from vllm_rollout.model.deployment import short_digest
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.text import printable
 from vllm_rollout.platform.base import ConflictError
@@ -108,7 +109,7 @@ class Notifier:
         message = self._message(
             kind=MessageKind(kind),
             text=printable(text),
-            build=build.removeprefix("sha256:")[:12],
+            build=short_digest(build),
             at=self._now(),
             subject=printable(headline),
         )
