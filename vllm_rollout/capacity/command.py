@@ -31,7 +31,6 @@ from vllm_rollout.capacity.search import Steps, search
 from vllm_rollout.capacity.settling import Settling
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter, make_console, show_table
-from vllm_rollout.judge import Outcome
 from vllm_rollout.load.plan_from_policy import load_plan
 from vllm_rollout.load.remote_generator import remotely
 from vllm_rollout.model.deployment import Deployment, Revision
@@ -47,12 +46,6 @@ from vllm_rollout.report.terminal import progress_line
 from vllm_rollout.rollout.lease import hold
 from vllm_rollout.rollout.run import SystemClock
 from vllm_rollout.settings import Settings
-
-_CODES = {
-    Outcome.PASS: ExitCode.OK,
-    Outcome.FAIL: ExitCode.GATE_FAILED,
-    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
-}
 
 
 @options.about_releases
@@ -213,7 +206,7 @@ class _Run:
             probes=tuple(self.probes),
             capacity=capacity,
             verdict=verdict,
-            exit_code=int(ExitCode.INTERRUPTED if interrupted else _CODES[verdict.outcome]),
+            exit_code=int(ExitCode.INTERRUPTED if interrupted else verdict.outcome.exit_code),
         )
 
     def _search(

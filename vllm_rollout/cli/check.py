@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vllm_rollout.cli import options
-from vllm_rollout.judge import Outcome, Verdict, check, worst
+from vllm_rollout.judge import Verdict, check, worst
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.load_plan import PATHS
 from vllm_rollout.next_command import next_command
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 _FIRST_SECONDS, _REST_SECONDS, _MORE_SECONDS = 1.5, 2.5, 0.1
 """For the list of models, for all else at once, and for each further question: under 5 s."""
-_CODES = {
-    Outcome.PASS: ExitCode.OK,
-    Outcome.FAIL: ExitCode.GATE_FAILED,
-    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
-}
 
 
 @options.about_releases
@@ -56,7 +51,7 @@ def check_command(
                 options.say(f"{'':25}{line}")
             outcomes.append(verdict.outcome)
         served = client.model
-    code = _CODES[worst(outcomes)]
+    code = worst(outcomes).exit_code
     if code is ExitCode.OK:
         where = ("--model", model or served, "--base-url", client.base_url)
         gates = next_command("pytest", "-m", settings.policy.order[0], *where)

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from vllm_rollout.model.errors import ExitCode
+
 
 class Outcome(StrEnum):
     """Three values: a gate that cannot know says so, and that never promotes."""
@@ -11,6 +13,18 @@ class Outcome(StrEnum):
     PASS = "pass"  # noqa: S105 - the word, not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code of a command that ends by it."""
+        return _EXIT_CODES[self]
+
+
+_EXIT_CODES = {
+    Outcome.PASS: ExitCode.OK,
+    Outcome.FAIL: ExitCode.GATE_FAILED,
+    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+}
 
 
 class VerdictMethod(StrEnum):

@@ -220,9 +220,8 @@ def _nothing_to_do(tools: RunTools, revision: Revision, *, plan_only: bool) -> R
         run = gates.verify(target)
     if run.outcome is Outcome.PASS:
         return RolloutResult(code=ExitCode.OK, conclusion=f"Nothing to do: {same}, and it serves")
-    code = ExitCode.GATE_FAILED if run.outcome is Outcome.FAIL else ExitCode.INCONCLUSIVE
     why = "; ".join([not_serving(run), *without_router(gates.platform.replicas(target))])
-    return RolloutResult(code=code, conclusion=f"{same}, and {why}")
+    return RolloutResult(code=run.outcome.exit_code, conclusion=f"{same}, and {why}")
 
 
 def _refusal_to_plan(tools: RunTools) -> RolloutResult | None:
