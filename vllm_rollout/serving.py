@@ -28,7 +28,7 @@ from vllm_rollout.judge.sample_outputs import answer_verdict
 from vllm_rollout.judge.served_model import root_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
-from vllm_rollout.model.load_result import WEB_PAGE, RequestOutcome
+from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.model.observation import ServedModels
 from vllm_rollout.model.verdict import NoToken, NoWord
 from vllm_rollout.next_command import release_command
@@ -285,10 +285,10 @@ def models_verdict(client: InferenceClient, model: str, listed: ServedModels) ->
     """The verdict on the list of models: it has the one that is asked for."""
     if refused := no_word_on_the_build(client, listed.status, listed.error):
         return refused
-    if listed.error.startswith(WEB_PAGE):
-        return _page(f"{client.base_url}/v1/models", listed.error)
     if listed.error:
         outcome = RequestOutcome.HTTP_ERROR if listed.status >= 400 else RequestOutcome.MALFORMED
+        if is_page(outcome, listed.error):
+            return _page(f"{client.base_url}/v1/models", listed.error)
         remedy = remedy_for(outcome=outcome, status=listed.status, error=listed.error)
         return check(False, f"/v1/models cannot be read: {listed.error}", remedy=remedy)
     if listed.named(client.model) is None:
