@@ -193,9 +193,8 @@ def load_settings(
         changes["namespace"] = Override(chosen_namespace, "--namespace")
     file = option_or_environment("policy", policy_file)
     policy = load_policy(Path(file) if file else None, overrides=changes)
-    is_url_only = bool(option_or_environment("base-url", base_url)) and not (
-        needs_platform or platform
-    )
+    url = option_or_environment("base-url", base_url)
+    is_url_only = bool(url) and not (needs_platform or platform)
     labels = _labels(policy, models, is_url_only=is_url_only)
     if added := {name for name, label in labels.items() if policy.served_name(label) != name}:
         for name in added:
@@ -204,7 +203,6 @@ def load_settings(
         policy = load_policy(Path(file) if file else None, overrides=changes)
     for variable in policy.secret_variables:
         own_secret(os.environ.get(variable, ""))
-    url = option_or_environment("base-url", base_url)
     if url and not url.startswith(("http://", "https://")):
         raise UsageError(
             f"--base-url {url!r} is not an http(s) URL", remedy="For example http://127.0.0.1:8000."
@@ -224,7 +222,7 @@ def load_settings(
         ) from error
     context = option_or_environment("kube-context", kube_context)
     reached = None
-    if needs_platform or platform or not url:
+    if not is_url_only:
         context = context or _current_context(policy)
         reached = make_platform(policy, kube_context=context)
     return Settings(
