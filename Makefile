@@ -77,8 +77,7 @@ lock: .venv/installed ## resolve the lock files again
 schema: .venv/installed ## generate the JSON Schema of rollout.yaml again
 	$(BIN)/python -m vllm_rollout.policy.schema
 
-docs: .venv/installed ## generate the reference parts of the documentation, and the schema, again
-	$(BIN)/python -m vllm_rollout.policy.schema
+docs: schema ## generate the reference parts of the documentation, and the schema, again
 	$(BIN)/python docs/generate.py
 
 wheel: .venv/installed ## build the wheel into dist/

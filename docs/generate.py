@@ -78,7 +78,7 @@ def policy_table(*keys: str) -> str:
 
 def policy_keys() -> Iterator[str]:
     """Every key that a policy may have, as the tables name them."""
-    for key in policy_schema()["properties"]:
+    for key in _whole_schema()["properties"]:
         start = {"environments": "environments.ENV", "models": "models.MODEL"}.get(key, key)
         yield from (name for name, *_ in _rows(start, _schema_at(start)))
 
