@@ -16,18 +16,16 @@ from typing import Any
 import pytest
 from support.gate_runs import evidence_in, run_gates, staging
 from support.hostile import Script, hostile
+from support.world import MODEL, STAGING
 from typer.testing import CliRunner
 
 from vllm_rollout import gates_api
 from vllm_rollout.cli.main import app
 from vllm_rollout.judge import Outcome, Verdict
-from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.pytest_plugin import load_progress_line
 from vllm_rollout.serving import Servers, health_and_a_token, sample_inference
 from vllm_rollout.settings import Settings, load_settings
 
-MODEL = "llama-2-7b"
-STAGING = Deployment(MODEL, "staging")
 KEY = "VLLM_ROLLOUT_API_KEY"
 FAIL, UNKNOWN = Outcome.FAIL, Outcome.INCONCLUSIVE
 

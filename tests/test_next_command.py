@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 from vllm_rollout import next_command as commands
-from vllm_rollout.cli.main import _alone, _imported
-from vllm_rollout.cli.rollout_commands import promote_command
+from vllm_rollout.cli.main import _imported
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.next_command import next_command, options_of_this_run, words_of_promotion
 from vllm_rollout.pytest_plugin.gate_options import options_in
@@ -120,12 +118,11 @@ def test_every_printed_command_is_one_that_can_be_typed(
     monkeypatch.chdir(tmp_path)
     with options_of_this_run(EVERYTHING), words_of_promotion("1", PROMOTION):
         typed = [shlex.split(command) for command in printed_commands()]
-    own = {"gate-and-promote": get_command(_alone(promote_command, "gate-and-promote"))}
     for program, verb, *words in typed:
         if program == "vllm-rollout":
             _imported(verb).make_context(verb, words)
         elif program == "gate-and-promote":
-            own[program].make_context(program, [verb, *words])
+            _imported(program).make_context(program, [verb, *words])
         elif program == "pytest":
             given, rest = options_in([verb, *words])
             assert given["--policy-set"] == ["confidence=99%"]
