@@ -127,7 +127,7 @@ def other_model(url: str, model: str, name: str, listed: ServedModels) -> tuple[
 def other_api(url: str, path: str, error: str, offered: Sequence[str]) -> tuple[str, str]:
     """Return reason and remedy where `url` has no API at `path`; it has those `offered`."""
     has = f"it offers {' and '.join(offered)}" if offered else "it offers no other that is known"
-    reason = f"{path} was asked, which {url} does not offer ({words(error)}); {has}"
+    reason = f"{path} was asked, which {url} does not offer ({_words(error)}); {has}"
     for api, there in (("chat", "/v1/chat/completions"), ("completions", "/v1/completions")):
         if there in offered:
             return reason, f"Set `api: {api}` in the policy."
@@ -139,12 +139,11 @@ def other_api(url: str, path: str, error: str, offered: Sequence[str]) -> tuple[
 def answered(url: str, *, outcome: RequestOutcome, status: int, error: str) -> str:
     """The reason where a request to `url` got no answer, in the server's words."""
     if outcome is not RequestOutcome.HTTP_ERROR:
-        return f"{url}: {words(error or outcome)}"
-    said = words(error)
+        return f"{url}: {_words(error or outcome)}"
+    said = _words(error)
     return f"{url} answered {said if said.startswith(str(status)) else f'{status} {said}'}"
 
 
-def words(error: str) -> str:
+def _words(error: str) -> str:
     """The server's words on one line, the first of many."""
-    text = shown(" ".join(error.split()))
-    return text if len(text) <= _LONGEST_WORDS else text[: _LONGEST_WORDS - 2] + " …"
+    return shown(" ".join(error.split()), _LONGEST_WORDS)
