@@ -147,7 +147,7 @@ def _releases(
     Raises:
         UsageError: there is nothing of that model or environment.
     """
-    from vllm_rollout.platform.local.upkeep import name_of
+    from vllm_rollout.platform.local.state import name_of
 
     there = dict(box.upkeep.releases())
     if environment is not None:

@@ -35,9 +35,16 @@ from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.gpus import Gpus, find_gpus
 from vllm_rollout.platform.local.proxy import OWN_PATH
 from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
-from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
+from vllm_rollout.platform.local.state import (
+    LEAVING,
+    ReplicaRow,
+    RevisionRow,
+    State,
+    name_of,
+    open_state,
+)
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
-from vllm_rollout.platform.local.upkeep import Upkeep, name_of
+from vllm_rollout.platform.local.upkeep import Upkeep
 from vllm_rollout.platform.local.values import LocalValues, parse_values
 from vllm_rollout.platform.writer import Guard
 from vllm_rollout.ports import LOOPBACK

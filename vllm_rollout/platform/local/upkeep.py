@@ -11,16 +11,11 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.local.changes import Changes
 from vllm_rollout.platform.local.router_control import Routers
-from vllm_rollout.platform.local.state import RevisionRow, State
+from vllm_rollout.platform.local.state import RevisionRow, State, name_of
 from vllm_rollout.platform.local.values import LocalValues
 
 _BESIDE = ("-wal", "-shm")
 """SQLite has what is not yet in the state file in files beside it, which end so."""
-
-
-def name_of(deployment: Deployment) -> str:
-    """Return the release's name in the state file; no name has a dot, so no two are the same."""
-    return f"{deployment.namespace}.{deployment.release}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
