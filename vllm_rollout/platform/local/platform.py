@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -266,7 +265,7 @@ class LocalPlatform:
                 + "; ".join(target.build.differences(made)),
                 remedy="Gate the build that these values make, and apply that.",
             )
-        self._fill_pool(values)
+        self._fill_pool([values])
 
         def composed(number: int, before: Composition | None) -> Composition:
             return compose(
@@ -288,11 +287,11 @@ class LocalPlatform:
         """
         row = self._revision(deployment, revision)
         values = parse_values(row.values)
-        if Gpus(self._state).pool:  # what GPUs there were is enough to go back with
-            with suppress(UnreachableError, UsageError):
-                self._fill_pool(values)
-        else:
-            self._fill_pool(values)
+        try:
+            self._fill_pool([values])
+        except (UnreachableError, UsageError):
+            if not Gpus(self._state).pool:  # what GPUs there were is enough to go back with
+                raise
         return self._change(
             deployment, row.build, values, lambda *_: row.composition, description, timeout
         )
@@ -464,13 +463,13 @@ class LocalPlatform:
         self._changes.finish(name, row, timeout=timeout)
         return self._revision(deployment, row.number).public()
 
-    def _fill_pool(self, values: LocalValues) -> None:
-        """Bring the pool, from which replicas of `values` are given GPUs, up to date.
+    def _fill_pool(self, parts: Sequence[LocalValues]) -> None:
+        """Bring the pool, from which replicas of these values are given GPUs, up to date.
 
         Raises:
             UsageError: they ask for one by name, and there is no pool; or as `find_gpus`.
         """
-        if values.names_gpus and self._pool is None:
+        if self._pool is None and any(values.names_gpus for values in parts):
             raise UsageError(
                 "values of the release: {gpu} is in them, and the policy has no GPUs to give",
                 remedy="Set `local: {gpus: auto}`, or list them: `local: {gpus: [0, 1]}`.",

@@ -26,7 +26,7 @@ class Upkeep:
     routers: Routers
     changes: Changes
     startup_timeout: timedelta
-    fill_pool: Callable[[LocalValues], None]
+    fill_pool: Callable[[Sequence[LocalValues]], None]
     replicas: Callable[[Deployment], Sequence[Replica]]
 
     def releases(self) -> Mapping[str, str]:
@@ -90,11 +90,11 @@ class Upkeep:
         return True
 
     def _start(self, name: str, serving: RevisionRow) -> None:
-        for part in serving.composition.parts:
-            if made_of := self.state.revision(name, part.revision):
-                values = LocalValues.model_validate(dict(made_of.values))
-                values.environment(os.environ)
-                self.fill_pool(values)
+        rows = [self.state.revision(name, part.revision) for part in serving.composition.parts]
+        parts = [LocalValues.model_validate(row.values) for row in rows if row]
+        for values in parts:
+            values.environment(os.environ)
+        self.fill_pool(parts)
         self.changes.start(name, serving)
 
     def back_up(self, file: Path) -> None:
