@@ -35,7 +35,6 @@ from vllm_rollout.platform.local.gpus import Gpus, find_gpus
 from vllm_rollout.platform.local.proxy import OWN_PATH
 from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
 from vllm_rollout.platform.local.state import (
-    LEAVING,
     ReplicaRow,
     RevisionRow,
     State,
@@ -102,7 +101,6 @@ class LocalPlatform:
             changes=self._changes,
             startup_timeout=self._startup_timeout,
             fill_pool=self._fill_pool,
-            replicas=self.replicas,
         )
 
     @cached_property
@@ -383,7 +381,7 @@ class LocalPlatform:
         """The replicas that exist, those about to leave aside. None is ready without a router."""
         members = [
             replace(row.public(), command=self._command(deployment, row))
-            for row in self._members(deployment)
+            for row in self._state.members(name_of(deployment))
         ]
         if members and self._routers.running(name_of(deployment)) is None:
             back = release_command("up", deployment)
@@ -395,7 +393,9 @@ class LocalPlatform:
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each replica, secrets redacted."""
-        return "\n".join(self._logs.read(row, lines=tail) for row in self._members(deployment))
+        return "\n".join(
+            self._logs.read(row, lines=tail) for row in self._state.members(name_of(deployment))
+        )
 
     def symptoms(self, deployment: Deployment) -> Sequence[Symptoms]:
         """Return the symptoms of each replica: its state, and the last lines of its log."""
@@ -407,13 +407,9 @@ class LocalPlatform:
                 log=self._logs.read(row, lines=_SYMPTOM_LINES),
             )
             for replica, row in zip(
-                self.replicas(deployment), self._members(deployment), strict=False
+                self.replicas(deployment), self._state.members(name_of(deployment)), strict=False
             )
         ]
-
-    def _members(self, deployment: Deployment) -> list[ReplicaRow]:
-        rows = self._state.replicas(name_of(deployment))
-        return [row for row in rows if row.phase != LEAVING]
 
     def _command(self, deployment: Deployment, replica: ReplicaRow) -> tuple[str, ...]:
         """The replica's command line, but for the port."""

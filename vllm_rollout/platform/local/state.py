@@ -273,6 +273,10 @@ class State:
         sql = "SELECT * FROM replicas WHERE release = ? ORDER BY rowid"
         return [_replica(row) for row in self.database.rows(sql, (name,))]
 
+    def members(self, name: str) -> list[ReplicaRow]:
+        """The replicas of a release, those about to leave aside."""
+        return [row for row in self.replicas(name) if row.phase != LEAVING]
+
     def replicas_to_try_again(self, name: str) -> frozenset[str]:
         """Return the ids of those that were given up and are to be tried again."""
         sql = "SELECT id FROM replicas WHERE release = ? AND phase = ?"

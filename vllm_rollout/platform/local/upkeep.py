@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vllm_rollout.model.deployment import Deployment, Replica
+from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.local.changes import Changes
@@ -27,7 +27,6 @@ class Upkeep:
     changes: Changes
     startup_timeout: timedelta
     fill_pool: Callable[[Sequence[LocalValues]], None]
-    replicas: Callable[[Deployment], Sequence[Replica]]
 
     def releases(self) -> Mapping[str, str]:
         """Return each release that shall serve, by its name in the state file, and its model."""
@@ -82,9 +81,10 @@ class Upkeep:
                 remedy="See what is deployed where: "
                 + next_command("vllm-rollout", "status", deployment.model),
             )
-        ready = [each.ready for each in self.replicas(deployment)]
+        members = self.state.members(name)
         wanted = sum(part.replicas for part in serving.composition.parts)
-        if all(ready) and len(ready) >= wanted:
+        ready = len(members) >= wanted and all(each.public().ready for each in members)
+        if ready and self.routers.running(name) is not None:
             return False
         self._start(name, serving)
         return True
