@@ -17,7 +17,7 @@ from vllm_rollout.model.deployment import (
     Target,
     canonical_digest,
 )
-from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.preflight_facts import GpuRoom, Preflight
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command, release_command
@@ -353,29 +353,7 @@ class LocalPlatform:
             ConflictError: the pending revision's client still runs, and no guard is set.
             UnreachableError: the state file cannot be used.
         """
-        name = name_of(deployment)
-        found: list[str] = []
-        if (pending := self._changes.withdraw_pending(name)) is not None:
-            found.append(
-                f"revision {pending.number} was pending and its client (process "
-                f"{pending.client.pid}) gone: it has failed"
-            )
-        serving = self._changes.serving(name)
-        router_gone = self._routers.running(name) is None
-        if serving is None:
-            if router_gone and self._state.replicas(name):
-                self._routers.stop(name, timeout=timedelta(0), forget=False)
-                found.append("replicas without a router were ended")
-            return "; ".join(found)
-        if router_gone:
-            found.append("the router was not running: started again")
-        if found:
-            try:
-                self._changes.wait(name, serving, timeout=self._startup_timeout)
-                found.append(f"revision {serving.number} serves")
-            except DeployError as error:
-                found.append(f"revision {serving.number} does not serve yet: {error}")
-        return "; ".join(found)
+        return self.upkeep.recover(deployment)
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist, those about to leave aside. None is ready without a router."""

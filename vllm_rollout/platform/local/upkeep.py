@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.local.changes import Changes
 from vllm_rollout.platform.local.router_control import Routers
@@ -50,6 +50,32 @@ class Upkeep:
             return False
         self._start(name, serving)
         return True
+
+    def recover(self, deployment: Deployment) -> str:
+        """As `LocalPlatform.recover`, which is this."""
+        name = name_of(deployment)
+        found: list[str] = []
+        if (pending := self.changes.withdraw_pending(name)) is not None:
+            found.append(
+                f"revision {pending.number} was pending and its client (process "
+                f"{pending.client.pid}) gone: it has failed"
+            )
+        serving = self.changes.serving(name)
+        router_gone = self.routers.running(name) is None
+        if serving is None:
+            if router_gone and self.state.replicas(name):
+                self.routers.stop(name, timeout=timedelta(0), forget=False)
+                found.append("replicas without a router were ended")
+            return "; ".join(found)
+        if router_gone:
+            found.append("the router was not running: started again")
+        if found:
+            try:
+                self.changes.wait(name, serving, timeout=self.startup_timeout)
+                found.append(f"revision {serving.number} serves")
+            except DeployError as error:
+                found.append(f"revision {serving.number} does not serve yet: {error}")
+        return "; ".join(found)
 
     def wait(self, deployment: Deployment) -> str:
         """Wait until what should serve does, up to the startup timeout; return it in words.
