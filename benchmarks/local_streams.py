@@ -17,12 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import psutil
@@ -196,27 +195,25 @@ def main() -> None:
         bench = Bench(Path(folder), arguments)
         try:
             bench.deploy("one")
-            rows: list[tuple[str, Callable[[], Coroutine[Any, Any, Outcomes]]]] = [
-                (name, lambda act=act: during(bench, act, arguments))
-                for name, act in (
-                    ("nothing, for comparison", lambda: None),
-                    ("promotion", lambda: bench.deploy("two")),
-                    ("rollback", bench.roll_back),
-                    ("a replica is killed", bench.kill_replica),
-                    ("the same, state file locked for 5 s", bench.kill_replica_while_locked),
-                    ("the router is killed", bench.kill_router),
-                    (f"promotion, drain of {arguments.drain:g} s", bench.cut),
-                )
-            ]
+            rows: tuple[tuple[str, Callable[[], None]], ...] = (
+                ("nothing, for comparison", lambda: None),
+                ("promotion", lambda: bench.deploy("two")),
+                ("rollback", bench.roll_back),
+                ("a replica is killed", bench.kill_replica),
+                ("the same, state file locked for 5 s", bench.kill_replica_while_locked),
+                ("the router is killed", bench.kill_router),
+                (f"promotion, drain of {arguments.drain:g} s", bench.cut),
+            )
             columns = ("whole", "refused", "failed", "cut")
             sys.stdout.write("| | streams | " + " | ".join(columns) + " | longest gap |\n")
             sys.stdout.write("|---" * 7 + "|\n")
-            for name, row in rows:
-                write(name, asyncio.run(row()), columns)
+            for name, act in rows:
+                write(name, asyncio.run(during(bench, act, arguments)), columns)
             bench.limit()
             name = f"{AT_ONCE} at once, {DESCRIPTORS:,} descriptors"
             write(name, asyncio.run(at_once(bench, arguments)), columns)
-            write("nothing, after all that", asyncio.run(rows[0][1]()), columns)
+            after = asyncio.run(during(bench, lambda: None, arguments))
+            write("nothing, after all that", after, columns)
         finally:
             bench.stop()
 

@@ -4,7 +4,6 @@ import getpass
 import os
 import shlex
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,15 +140,15 @@ def _say_failed(deployment: Deployment, error: RolloutError) -> None:
 
 def _releases(
     box: "LocalPlatform", policy: Policy, model: str | None, environment: str | None
-) -> Iterator[Deployment]:
-    """Yield what should serve, users' environment first, and say what this policy has not.
+) -> list[Deployment]:
+    """Return what should serve, users' environment first, and say what this policy has not.
 
     Raises:
         UsageError: there is nothing of that model or environment.
     """
-    from vllm_rollout.platform.local.upkeep import name_of
+    from vllm_rollout.platform.local.state import name_of
 
-    there = dict(box.upkeep.releases())
+    there = box.upkeep.releases()
     if environment is not None:
         policy.environment(environment)
     found = []
@@ -173,7 +172,7 @@ def _releases(
             remedy="See what is deployed where: "
             + next_command("vllm-rollout", "status", *([model] if model else [])),
         )
-    yield from asked
+    return asked
 
 
 def _unit() -> str:

@@ -6,6 +6,7 @@ digests of its gate runs, and names the evidence of the same run that it has gro
 """
 
 import json
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ needs none: a digest is of the document, and never of what was read from it.
 def new_run_id(now: datetime) -> str:
     """A run's name: when it began (UTC) and four hex digits against collisions."""
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+"""A run's name: by name, runs are in the order of time."""
 
 
 class LaterSchemaError(UsageError):

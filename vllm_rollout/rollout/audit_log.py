@@ -61,6 +61,10 @@ class DecisionKind(StrEnum):
     """A named person waived preconditions of a promotion."""
 
 
+ABOUT_EVIDENCE = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
+"""What a named person decides about an evidence digest."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision(Kept):
     """One entry. `evidence` is the digest it rests on or "", `build` the build's, `why` the reason.

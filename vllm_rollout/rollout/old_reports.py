@@ -1,18 +1,14 @@
 """Removal of the oldest reports of a model, so that their folder does not grow for ever."""
 
-import re
 import shutil
 from pathlib import Path
 
 from vllm_rollout.model.deployment import newest_served
+from vllm_rollout.model.evidence import RUN_ID
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import AuditLogReader, DecisionKind
+from vllm_rollout.rollout.audit_log import ABOUT_EVIDENCE, AuditLogReader
 from vllm_rollout.rollout.journal import last_entry
-
-_RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
-"""Name of a run's folder, as `new_run_id` makes it: by name they are in the order of time."""
-_BY_A_PERSON = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
 
 
 def remove_old_reports(
@@ -29,7 +25,7 @@ def remove_old_reports(
     """
     keep = policy.keep_reports
     found = folder.iterdir() if keep and folder.is_dir() else ()
-    runs = sorted(each for each in found if _RUN.fullmatch(each.name) and each.is_dir())
+    runs = sorted(each for each in found if RUN_ID.fullmatch(each.name) and each.is_dir())
     if keep is None or len(runs) <= keep:
         return []
     cited = _cited(platform, policy, model)
@@ -53,6 +49,6 @@ def _cited(platform: ReleaseReader, policy: Policy, model: str) -> set[str]:
         if (entry := last_entry(each.store, model)) and entry.unfinished:
             cited.add(entry.run_id)
         for decision in AuditLogReader(each.store).whole(model):
-            if decision.kind in _BY_A_PERSON or decision.build in serving:
+            if decision.kind in ABOUT_EVIDENCE or decision.build in serving:
                 cited.add(decision.run_id)
     return cited

@@ -17,6 +17,7 @@ from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import (
+    ABOUT_EVIDENCE,
     AuditLog,
     Decision,
     DecisionKind,
@@ -77,7 +78,6 @@ class SignOff:
 _SIGNED_IMAGES = "signed-images"
 """The chart rollout-roles has this key too (`admission.signed`)."""
 _MOST_IMAGES = 1000
-_DECIDES = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
 
 
 class SignOffsReader:
@@ -100,7 +100,7 @@ class SignOffsReader:
         here = [
             each
             for each in decisions
-            if each.kind in _DECIDES
+            if each.kind in ABOUT_EVIDENCE
             and (each.environment, each.build) == (environment, revision.build.digest)
         ]
         proved, last = proofs(here, policy), dict[str, Decision]()

@@ -22,7 +22,6 @@ from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
 from vllm_rollout.platform.local.state import (
     AGAIN,
     GIVEN_UP,
-    LEAVING,
     ReplicaRow,
     RevisionRow,
     State,
@@ -267,8 +266,7 @@ class Changes:
 
     def _members(self, name: str, row: RevisionRow) -> list[ReplicaRow]:
         builds = {part.build for part in row.composition.parts}
-        replicas = self._state.replicas(name)
-        return [each for each in replicas if each.build in builds and each.phase != LEAVING]
+        return [each for each in self._state.members(name) if each.build in builds]
 
     def _cannot_come(self, name: str, row: RevisionRow, replaced: set[str]) -> bool:
         """Return True if a part has lost, for good, replicas that it needs."""

@@ -78,13 +78,6 @@ CREATE TABLE traffic (
     in_force INTEGER NOT NULL
 );
 """,
-    # Not a column of `releases`: a router of version 2 ends at one that it does not know.
-    3: """
-CREATE TABLE drains (
-    release TEXT PRIMARY KEY REFERENCES releases ON DELETE CASCADE,
-    seconds REAL NOT NULL
-);
-""",
     4: """
 CREATE TABLE gpus (
     device TEXT PRIMARY KEY,
@@ -96,6 +89,13 @@ CREATE TABLE slots (
     slot INTEGER NOT NULL UNIQUE
 );
 CREATE TABLE boot (id TEXT NOT NULL);
+""",
+    # Not a column of `releases`: a router of version 2 ends at one that it does not know.
+    5: """
+CREATE TABLE drains (
+    release TEXT PRIMARY KEY REFERENCES releases ON DELETE CASCADE,
+    seconds REAL NOT NULL
+);
 """,
 }
 """What each later version of the schema adds."""
@@ -155,7 +155,7 @@ class Database:
             self._connection.execute("PRAGMA journal_mode = WAL")
             missing = [sql for number, sql in _SINCE.items() if number > version]
             if version in (3, 4):
-                missing += [_SINCE[3], _DRAINS_OF_A_COLUMN]
+                missing.append(_DRAINS_OF_A_COLUMN)
             script = "".join([_SCHEMA] * (version == 0) + missing)
             if script:
                 self._connection.executescript(

@@ -12,7 +12,7 @@ from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
 from vllm_rollout.model.preflight_facts import FREE_A_GPU, GpuRoom
 from vllm_rollout.model.text import one_line
 from vllm_rollout.platform.local.composition import Composition
-from vllm_rollout.platform.local.state import GIVEN_UP, LEAVING, State
+from vllm_rollout.platform.local.state import GIVEN_UP, State
 from vllm_rollout.platform.local.values import LocalValues, Seat
 
 NO_FREE_GPU = "NoFreeGPU"
@@ -142,7 +142,7 @@ class Gpus:
             UsageError: the values do not say how many GPUs a replica takes.
         """
         each = {p.build: self._each(name, p.revision, values) for p in wanted.parts}
-        rows = [row for row in self._state.replicas(name) if row.phase not in (LEAVING, GIVEN_UP)]
+        rows = [row for row in self._state.members(name) if row.phase != GIVEN_UP]
         have = [row for row in rows if row.ready]
         missing = [
             each[part.build]
@@ -188,8 +188,7 @@ class Gpus:
 
         Those of replicas that leave are waited for, as those of the release itself.
         """
-        rows = [row for row in self._state.replicas(name) if row.phase != LEAVING]
-        has = sum(len(self._of(row.id)) for row in rows)
+        has = sum(len(self._of(row.id)) for row in self._state.members(name))
         release = self._state.release(name)
         row = self._state.revision(name, release.desired) if release and release.desired else None
         if row is None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -18,7 +17,7 @@ from vllm_rollout.model.deployment import (
     Target,
     canonical_digest,
 )
-from vllm_rollout.model.errors import DeployError, UnreachableError, UsageError
+from vllm_rollout.model.errors import UnreachableError, UsageError
 from vllm_rollout.model.preflight_facts import GpuRoom, Preflight
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command, release_command
@@ -35,9 +34,15 @@ from vllm_rollout.platform.local.composition import Composition, compose
 from vllm_rollout.platform.local.gpus import Gpus, find_gpus
 from vllm_rollout.platform.local.proxy import OWN_PATH
 from vllm_rollout.platform.local.router_control import ReleaseLogs, Routers
-from vllm_rollout.platform.local.state import LEAVING, ReplicaRow, RevisionRow, State, open_state
+from vllm_rollout.platform.local.state import (
+    ReplicaRow,
+    RevisionRow,
+    State,
+    name_of,
+    open_state,
+)
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
-from vllm_rollout.platform.local.upkeep import Upkeep, name_of
+from vllm_rollout.platform.local.upkeep import Upkeep
 from vllm_rollout.platform.local.values import LocalValues, parse_values
 from vllm_rollout.platform.writer import Guard
 from vllm_rollout.ports import LOOPBACK
@@ -96,7 +101,6 @@ class LocalPlatform:
             changes=self._changes,
             startup_timeout=self._startup_timeout,
             fill_pool=self._fill_pool,
-            replicas=self.replicas,
         )
 
     @cached_property
@@ -259,7 +263,7 @@ class LocalPlatform:
                 + "; ".join(target.build.differences(made)),
                 remedy="Gate the build that these values make, and apply that.",
             )
-        self._fill_pool(values)
+        self._fill_pool([values])
 
         def composed(number: int, before: Composition | None) -> Composition:
             return compose(
@@ -281,11 +285,11 @@ class LocalPlatform:
         """
         row = self._revision(deployment, revision)
         values = parse_values(row.values)
-        if Gpus(self._state).pool:  # what GPUs there were is enough to go back with
-            with suppress(UnreachableError, UsageError):
-                self._fill_pool(values)
-        else:
-            self._fill_pool(values)
+        try:
+            self._fill_pool([values])
+        except (UnreachableError, UsageError):
+            if not Gpus(self._state).pool:  # what GPUs there were is enough to go back with
+                raise
         return self._change(
             deployment, row.build, values, lambda *_: row.composition, description, timeout
         )
@@ -349,35 +353,13 @@ class LocalPlatform:
             ConflictError: the pending revision's client still runs, and no guard is set.
             UnreachableError: the state file cannot be used.
         """
-        name = name_of(deployment)
-        found: list[str] = []
-        if (pending := self._changes.withdraw_pending(name)) is not None:
-            found.append(
-                f"revision {pending.number} was pending and its client (process "
-                f"{pending.client.pid}) gone: it has failed"
-            )
-        serving = self._changes.serving(name)
-        router_gone = self._routers.running(name) is None
-        if serving is None:
-            if router_gone and self._state.replicas(name):
-                self._routers.stop(name, timeout=timedelta(0), forget=False)
-                found.append("replicas without a router were ended")
-            return "; ".join(found)
-        if router_gone:
-            found.append("the router was not running: started again")
-        if found:
-            try:
-                self._changes.wait(name, serving, timeout=self._startup_timeout)
-                found.append(f"revision {serving.number} serves")
-            except DeployError as error:
-                found.append(f"revision {serving.number} does not serve yet: {error}")
-        return "; ".join(found)
+        return self.upkeep.recover(deployment)
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist, those about to leave aside. None is ready without a router."""
         members = [
             replace(row.public(), command=self._command(deployment, row))
-            for row in self._members(deployment)
+            for row in self._state.members(name_of(deployment))
         ]
         if members and self._routers.running(name_of(deployment)) is None:
             back = release_command("up", deployment)
@@ -389,7 +371,9 @@ class LocalPlatform:
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each replica, secrets redacted."""
-        return "\n".join(self._logs.read(row, lines=tail) for row in self._members(deployment))
+        return "\n".join(
+            self._logs.read(row, lines=tail) for row in self._state.members(name_of(deployment))
+        )
 
     def symptoms(self, deployment: Deployment) -> Sequence[Symptoms]:
         """Return the symptoms of each replica: its state, and the last lines of its log."""
@@ -401,13 +385,9 @@ class LocalPlatform:
                 log=self._logs.read(row, lines=_SYMPTOM_LINES),
             )
             for replica, row in zip(
-                self.replicas(deployment), self._members(deployment), strict=False
+                self.replicas(deployment), self._state.members(name_of(deployment)), strict=False
             )
         ]
-
-    def _members(self, deployment: Deployment) -> list[ReplicaRow]:
-        rows = self._state.replicas(name_of(deployment))
-        return [row for row in rows if row.phase != LEAVING]
 
     def _command(self, deployment: Deployment, replica: ReplicaRow) -> tuple[str, ...]:
         """The replica's command line, but for the port."""
@@ -457,13 +437,13 @@ class LocalPlatform:
         self._changes.finish(name, row, timeout=timeout)
         return self._revision(deployment, row.number).public()
 
-    def _fill_pool(self, values: LocalValues) -> None:
-        """Bring the pool, from which replicas of `values` are given GPUs, up to date.
+    def _fill_pool(self, parts: Sequence[LocalValues]) -> None:
+        """Bring the pool, from which replicas of these values are given GPUs, up to date.
 
         Raises:
             UsageError: they ask for one by name, and there is no pool; or as `find_gpus`.
         """
-        if values.names_gpus and self._pool is None:
+        if self._pool is None and any(values.names_gpus for values in parts):
             raise UsageError(
                 "values of the release: {gpu} is in them, and the policy has no GPUs to give",
                 remedy="Set `local: {gpus: auto}`, or list them: `local: {gpus: [0, 1]}`.",

@@ -17,7 +17,13 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.gpus import Gpus
 from vllm_rollout.platform.local.processes import Identity
-from vllm_rollout.platform.local.state import ReleaseRow, ReplicaRow, RevisionRow, State
+from vllm_rollout.platform.local.state import (
+    ReleaseRow,
+    ReplicaRow,
+    RevisionRow,
+    State,
+    canary_of,
+)
 from vllm_rollout.platform.local.values import Seat
 from vllm_rollout.ports import LOOPBACK
 
@@ -25,11 +31,6 @@ _AGAIN_SECONDS = 1.0
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-
-
-def canary_key(release: str) -> str:
-    """The name, in the state file, of the canary of the release that is called `release` there."""
-    return f"{release}-canary"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,7 @@ class RouterState:
         made_of = {part.revision: self._revision(part.revision) for part in parts}
         self._revisions = made_of | {revision.number: revision}
         weights = self._state.weights(release.name)
-        canary = self._state.release(canary_key(release.name)) if weights.canary else None
+        canary = self._state.release(canary_of(release.name)) if weights.canary else None
         return Wanted(
             release=release,
             revision=revision,

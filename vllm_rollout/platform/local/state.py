@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vllm_rollout.model.deployment import Build, Replica, Revision, RevisionStatus
+from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Composition
 from vllm_rollout.platform.local.database import Database
@@ -33,6 +33,16 @@ AGAIN = "Restarting"
 """Phase that a command writes for one that was given up: its router is to try again."""
 LEAVING = "Terminating"
 """Phase of a replica that gets no new requests and will be ended."""
+
+
+def name_of(deployment: Deployment) -> str:
+    """Return the release's name in the state file; no name has a dot, so no two are the same."""
+    return f"{deployment.namespace}.{deployment.release}"
+
+
+def canary_of(name: str) -> str:
+    """Return what `name_of` gives the canary of the deployment to which it gives `name`."""
+    return f"{name}-canary"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +272,10 @@ class State:
         """All replicas of a release in the order in which they were added."""
         sql = "SELECT * FROM replicas WHERE release = ? ORDER BY rowid"
         return [_replica(row) for row in self.database.rows(sql, (name,))]
+
+    def members(self, name: str) -> list[ReplicaRow]:
+        """The replicas of a release, those about to leave aside."""
+        return [row for row in self.replicas(name) if row.phase != LEAVING]
 
     def replicas_to_try_again(self, name: str) -> frozenset[str]:
         """Return the ids of those that were given up and are to be tried again."""

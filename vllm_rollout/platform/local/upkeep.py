@@ -6,21 +6,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vllm_rollout.model.deployment import Deployment, Replica
-from vllm_rollout.model.errors import UsageError
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.errors import DeployError, UsageError
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.local.changes import Changes
 from vllm_rollout.platform.local.router_control import Routers
-from vllm_rollout.platform.local.state import RevisionRow, State
+from vllm_rollout.platform.local.state import RevisionRow, State, name_of
 from vllm_rollout.platform.local.values import LocalValues
 
 _BESIDE = ("-wal", "-shm")
 """SQLite has what is not yet in the state file in files beside it, which end so."""
-
-
-def name_of(deployment: Deployment) -> str:
-    """Return the release's name in the state file; no name has a dot, so no two are the same."""
-    return f"{deployment.namespace}.{deployment.release}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +26,7 @@ class Upkeep:
     routers: Routers
     changes: Changes
     startup_timeout: timedelta
-    fill_pool: Callable[[LocalValues], None]
-    replicas: Callable[[Deployment], Sequence[Replica]]
+    fill_pool: Callable[[Sequence[LocalValues]], None]
 
     def releases(self) -> Mapping[str, str]:
         """Return each release that shall serve, by its name in the state file, and its model."""
@@ -56,6 +50,32 @@ class Upkeep:
             return False
         self._start(name, serving)
         return True
+
+    def recover(self, deployment: Deployment) -> str:
+        """As `LocalPlatform.recover`, which is this."""
+        name = name_of(deployment)
+        found: list[str] = []
+        if (pending := self.changes.withdraw_pending(name)) is not None:
+            found.append(
+                f"revision {pending.number} was pending and its client (process "
+                f"{pending.client.pid}) gone: it has failed"
+            )
+        serving = self.changes.serving(name)
+        router_gone = self.routers.running(name) is None
+        if serving is None:
+            if router_gone and self.state.replicas(name):
+                self.routers.stop(name, timeout=timedelta(0), forget=False)
+                found.append("replicas without a router were ended")
+            return "; ".join(found)
+        if router_gone:
+            found.append("the router was not running: started again")
+        if found:
+            try:
+                self.changes.wait(name, serving, timeout=self.startup_timeout)
+                found.append(f"revision {serving.number} serves")
+            except DeployError as error:
+                found.append(f"revision {serving.number} does not serve yet: {error}")
+        return "; ".join(found)
 
     def wait(self, deployment: Deployment) -> str:
         """Wait until what should serve does, up to the startup timeout; return it in words.
@@ -87,19 +107,20 @@ class Upkeep:
                 remedy="See what is deployed where: "
                 + next_command("vllm-rollout", "status", deployment.model),
             )
-        ready = [each.ready for each in self.replicas(deployment)]
+        members = self.state.members(name)
         wanted = sum(part.replicas for part in serving.composition.parts)
-        if all(ready) and len(ready) >= wanted:
+        ready = len(members) >= wanted and all(each.public().ready for each in members)
+        if ready and self.routers.running(name) is not None:
             return False
         self._start(name, serving)
         return True
 
     def _start(self, name: str, serving: RevisionRow) -> None:
-        for part in serving.composition.parts:
-            if made_of := self.state.revision(name, part.revision):
-                values = LocalValues.model_validate(dict(made_of.values))
-                values.environment(os.environ)
-                self.fill_pool(values)
+        rows = [self.state.revision(name, part.revision) for part in serving.composition.parts]
+        parts = [LocalValues.model_validate(row.values) for row in rows if row]
+        for values in parts:
+            values.environment(os.environ)
+        self.fill_pool(parts)
         self.changes.start(name, serving)
 
     def back_up(self, file: Path) -> None:
