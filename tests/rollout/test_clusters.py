@@ -30,7 +30,7 @@ from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import ReleaseWriter, writer_of
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
 from vllm_rollout.rollout.model_status import model_status
 from vllm_rollout.settings import Settings, load_settings
 
@@ -101,6 +101,18 @@ def test_a_promotion_before_it_needs_nothing_of_the_other_cluster(
 
     assert promoted.exit_code == ExitCode.OK, promoted.conclusion
     assert AuditLog(world.platform.store).of(MODEL) != []
+
+
+def test_status_reads_a_rollback_where_it_was_decided(world: World, both: ReleaseWriter) -> None:
+    world.platform.deploy(DEVELOPMENT, {"version": 3})
+    gate_and_promote(world.tools(both, source=DEVELOPMENT, target=STAGING))
+    tools = world.tools(both, source=DEVELOPMENT, target=STAGING)
+    back = manual_rollback(tools, to=None, reason="odd answers")
+    assert back.exit_code == ExitCode.OK, back.conclusion
+
+    policy = world.tools(both).run.policy
+    staging = model_status(both, policy, MODEL, world.clock.now()).environments[1]
+    assert back.conclusion in staging.rolled_back
 
 
 def test_a_store_writes_at_home_what_it_read_elsewhere(
