@@ -285,6 +285,12 @@ def environment_after(policy: Policy, environment: str) -> str:
     return policy.order[min(following, len(policy.order) - 1)]
 
 
+def how_to_sign(policy: Policy, source: Deployment, digest: str) -> str:
+    """Return the command by which a person signs evidence of `source` off."""
+    rules = policy.environments[source.environment].sign_off
+    return sign_off_command(source.model, digest, *(rules.words if rules else ()))
+
+
 def sign_off_of(
     store: StoreReader,
     decisions: Sequence[Decision],
@@ -297,8 +303,7 @@ def sign_off_of(
 
     Where none is asked for, both are empty. `decisions` are the model's (`AuditLogReader.whole`).
     """
-    rules = policy.environments[source.environment].sign_off
-    if rules is None:
+    if policy.environments[source.environment].sign_off is None:
         return None, ""
     known = SignOffsReader(store, source.model)
     decided = known.about(source.environment, revision, decisions, policy)
@@ -318,7 +323,7 @@ def sign_off_of(
             unsigned(store, policy.evidence, source.model, asked) or used(run, decisions)
         )
         if not void and not unusable(run, policy, source.environment, revision, now):
-            command = sign_off_command(source.model, asked, *rules.words)
+            command = how_to_sign(policy, source, asked)
             return None, f"its evidence waits for sign-off{of_no_use}: {command}"
     following = environment_after(policy, source.environment)
     return None, (
