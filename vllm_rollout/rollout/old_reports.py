@@ -7,12 +7,11 @@ from pathlib import Path
 from vllm_rollout.model.deployment import newest_served
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import AuditLogReader, DecisionKind
+from vllm_rollout.rollout.audit_log import BY_A_PERSON, AuditLogReader
 from vllm_rollout.rollout.journal import last_entry
 
 _RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 """Name of a run's folder, as `new_run_id` makes it: by name they are in the order of time."""
-_BY_A_PERSON = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
 
 
 def remove_old_reports(
@@ -53,6 +52,6 @@ def _cited(platform: ReleaseReader, policy: Policy, model: str) -> set[str]:
         if (entry := last_entry(each.store, model)) and entry.unfinished:
             cited.add(entry.run_id)
         for decision in AuditLogReader(each.store).whole(model):
-            if decision.kind in _BY_A_PERSON or decision.build in serving:
+            if decision.kind in BY_A_PERSON or decision.build in serving:
                 cited.add(decision.run_id)
     return cited

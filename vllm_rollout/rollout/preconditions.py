@@ -26,7 +26,7 @@ from vllm_rollout.next_command import promote_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind
+from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind, who_of
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, check_key_of_run
 from vllm_rollout.rollout.gates import Gates, check_room
 from vllm_rollout.rollout.identity import unproved
@@ -320,7 +320,7 @@ def record_override(run: Run, log: RunLog, revision: Revision, evidence_digest: 
     log.append_audit(
         DecisionKind.OVERRIDE,
         f"{emergency.reason}; passed over: {over}",
-        who=f"{emergency.by} (as {run.who})",
+        who=who_of(emergency.by, run.who),
         build=revision.build.digest,
         evidence=evidence_digest,
     )

@@ -17,14 +17,17 @@ from vllm_rollout.platform.reader import StoreReader
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import (
+    BY_A_PERSON,
     AuditLog,
     Decision,
     DecisionKind,
+    name_and_account,
     promotion_since,
     standing_rollback,
+    who_of,
 )
 from vllm_rollout.rollout.evidence_store import stored_evidence, unsigned
-from vllm_rollout.rollout.identity import AS, Proof, proofs
+from vllm_rollout.rollout.identity import Proof, proofs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ class SignOff:
             model=model,
             environment=self.environment,
             at=self.at,
-            who=f"{self.by}{AS}{self.user})",
+            who=who_of(self.by, self.user),
             why=self.note,
             build=self.build,
             evidence=self.evidence,
@@ -77,7 +80,6 @@ class SignOff:
 _SIGNED_IMAGES = "signed-images"
 """The chart rollout-roles has this key too (`admission.signed`)."""
 _MOST_IMAGES = 1000
-_DECIDES = (DecisionKind.SIGN_OFF, DecisionKind.REJECTION)
 
 
 class SignOffsReader:
@@ -100,7 +102,7 @@ class SignOffsReader:
         here = [
             each
             for each in decisions
-            if each.kind in _DECIDES
+            if each.kind in BY_A_PERSON
             and (each.environment, each.build) == (environment, revision.build.digest)
         ]
         proved, last = proofs(here, policy), dict[str, Decision]()
@@ -141,12 +143,12 @@ class SignOffsReader:
             )
         if proof.problem:
             void = f"{decision} is not proved: {proof.problem}"
-        by, _, user = decision.who.rpartition(AS)
+        by, user = name_and_account(decision.who)
         return SignOff(
             evidence=decision.evidence,
             approved=decision.kind is DecisionKind.SIGN_OFF,
             by=by,
-            user=user.removesuffix(")"),
+            user=user,
             at=decision.at,
             note=decision.why,
             environment=decision.environment,
