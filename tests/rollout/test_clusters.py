@@ -1,11 +1,13 @@
 """Production in another cluster: read there, changed here, and kept where it is changed."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support import signing
 from support.simulated import WEDNESDAY, MemoryStore, SimulatedPlatform
 from support.world import (
     DEVELOPMENT,
@@ -29,8 +31,8 @@ from vllm_rollout.platform.clusters import Clusters, JoinedStore, as_writer
 from vllm_rollout.platform.reader import at_home
 from vllm_rollout.platform.writer import ReleaseWriter, writer_of
 from vllm_rollout.policy import load_policy
-from vllm_rollout.rollout.audit_log import AuditLog
-from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
 from vllm_rollout.rollout.model_status import model_status
 from vllm_rollout.settings import Settings, load_settings
 
@@ -54,6 +56,17 @@ def both(world: World, far: SimulatedPlatform) -> ReleaseWriter:
     )
     world.gates.platform = both
     return as_writer(both)
+
+
+def commands_read(world: World, both: ReleaseWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of the command line are about both clusters, by the world's policy."""
+    settings = Settings(
+        policy=world.tools(both).run.policy,
+        platform=both,
+        base_url=None,
+        report_dir=world.tmp_path,
+    )
+    monkeypatch.setattr(options.Choice, "settings", lambda _self: settings)
 
 
 def test_a_promotion_reads_there_and_changes_and_keeps_here(
@@ -101,6 +114,38 @@ def test_a_promotion_before_it_needs_nothing_of_the_other_cluster(
 
     assert promoted.exit_code == ExitCode.OK, promoted.conclusion
     assert AuditLog(world.platform.store).of(MODEL) != []
+
+
+def test_status_reads_a_rollback_where_it_was_decided(world: World, both: ReleaseWriter) -> None:
+    world.platform.deploy(DEVELOPMENT, {"version": 3})
+    gate_and_promote(world.tools(both, source=DEVELOPMENT, target=STAGING))
+    tools = world.tools(both, source=DEVELOPMENT, target=STAGING)
+    back = manual_rollback(tools, to=None, reason="odd answers")
+    assert back.exit_code == ExitCode.OK, back.conclusion
+
+    policy = world.tools(both).run.policy
+    staging = model_status(both, policy, MODEL, world.clock.now()).environments[1]
+    assert back.conclusion in staging.rolled_back
+
+
+def test_history_asks_for_the_proof_of_a_word_in_its_own_chain(
+    world: World, far: SimulatedPlatform, both: ReleaseWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.overrides["environments.development.sign_off"] = {
+        "valid": "48h", "identity": "key", "keys": {"Grace of QA": signing.public_line("grace")},
+    }  # fmt: skip
+    for store, kind, environment in (
+        (world.platform.store, DecisionKind.SIGN_OFF, "development"),
+        (far.store, DecisionKind.ROLLED_BACK, "production"),
+        (far.store, DecisionKind.PROMOTION, "production"),
+    ):
+        AuditLog(store).append(
+            kind, model=MODEL, environment=environment, at=world.clock.now(), who="Ada", why=""
+        )
+    commands_read(world, both, monkeypatch)
+    told = json.loads(CliRunner().invoke(app, ["history", MODEL, "--json"]).output)
+    (line,) = told["not_counted"]
+    assert line.startswith("entry 1 (sign-off by Ada, ")
 
 
 def test_a_store_writes_at_home_what_it_read_elsewhere(
@@ -178,13 +223,7 @@ def test_a_sign_off_goes_by_the_chain_that_it_is_added_to(
         return gate_and_promote(world.tools(both, source=DEVELOPMENT, target=STAGING))
 
     digest = to_staging().digest
-    settings = Settings(
-        policy=world.tools(both).run.policy,
-        platform=both,
-        base_url=None,
-        report_dir=world.tmp_path,
-    )
-    monkeypatch.setattr(options.Choice, "settings", lambda _self: settings)
+    commands_read(world, both, monkeypatch)
     words = ["sign-off", MODEL, "--evidence", digest, "--as", "Ada"]
     signed = CliRunner().invoke(app, words)
     assert signed.exit_code == ExitCode.OK, signed.output

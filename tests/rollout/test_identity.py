@@ -10,7 +10,17 @@ from typing import Any
 import jwt
 import pytest
 from support import signing
-from support.world import DEVELOPMENT, MODEL, RAMP, SIGN_OFF, STAGING, World, decide, sign_evidence
+from support.world import (
+    DEVELOPMENT,
+    MODEL,
+    RAMP,
+    SIGN_OFF,
+    STAGING,
+    World,
+    decide,
+    sign_evidence,
+    word_of_qa,
+)
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import canonical_digest
@@ -258,15 +268,9 @@ def test_a_policy_that_lets_anybody_sign_is_refused(
     assert "PRIVATE" not in str(refused.value)
 
 
-def signed(world: World, evidence: Evidence, **changes: Any) -> SignOff:
+def signed(world: World, evidence: Evidence, *, approved: bool = True) -> SignOff:
     """Grace's word about the evidence of what staging runs now, signed by her key."""
-    revision = world.platform.releases[STAGING.release][-1]
-    sign_off = SignOff(
-        evidence=evidence.digest, approved=True, by="Grace of QA", user=FINGERPRINT,
-        at=world.clock.now(), note="", environment="staging", revision=revision.number,
-        build=revision.build.digest,
-    )  # fmt: skip
-    sign_off = replace(sign_off, **changes)
+    sign_off = word_of_qa(world, evidence, approved=approved, user=FINGERPRINT)
     text = statement(sign_off.as_decision(MODEL))
     return replace(sign_off, signature=sign(signing.private_file(GRACE), text, PURPOSE))
 

@@ -8,6 +8,7 @@ from support.world import BY_TRAFFIC, MODEL, PRODUCTION, STAGING, Killed, World
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import RevisionStatus
+from vllm_rollout.platform.base import Entry
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.model_status import (
     EnvironmentStatus,
@@ -75,6 +76,21 @@ def test_after_a_rollback_production_says_why_and_what_is_next(world: World) -> 
     assert production.rolled_back.startswith(f"revision {production.revision} (build ")
     assert "--again --reason TEXT" in production.rolled_back
     assert staging(world).rolled_back == ""
+
+
+def test_a_status_reads_each_decision_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate_and_promote(world.tools())
+    world.platform.deploy(STAGING, {"version": 3})
+    read, store = list[str](), world.platform.store
+    known = store.read
+
+    def noted(key: str) -> Entry | None:
+        read.append(key)
+        return known(key)
+
+    monkeypatch.setattr(store, "read", noted)
+    status_of(world)
+    assert read.count(f"decisions/{MODEL}/00000001") == 1
 
 
 def test_evidence_is_of_the_build_that_serves(world: World) -> None:

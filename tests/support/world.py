@@ -313,22 +313,29 @@ def kinds(world: World) -> list[str]:
     return [str(decision.kind) for decision in decisions.of(MODEL)]
 
 
-def decide(
-    world: World, evidence: Evidence, *, approved: bool = True, store: Store | None = None
-) -> None:
-    """A person of QA signs the evidence off, or rejects it; `store` is not the world's own."""
+def word_of_qa(
+    world: World, evidence: Evidence, *, approved: bool = True, user: str = "grace"
+) -> SignOff:
+    """The word of a person of QA about the evidence of what staging runs now, not written yet."""
     revision = world.platform.releases[STAGING.release][-1]
-    sign_off = SignOff(
+    return SignOff(
         evidence=evidence.digest,
         approved=approved,
         by="Grace of QA",
-        user="grace",
+        user=user,
         at=world.clock.now(),
         note="",
         environment="staging",
         revision=revision.number,
         build=revision.build.digest,
     )
+
+
+def decide(
+    world: World, evidence: Evidence, *, approved: bool = True, store: Store | None = None
+) -> None:
+    """A person of QA signs the evidence off, or rejects it; `store` is not the world's own."""
+    sign_off = word_of_qa(world, evidence, approved=approved)
     SignOffs(store or world.platform.store, MODEL).add(sign_off, evidence.run_id)
 
 

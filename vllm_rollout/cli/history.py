@@ -40,13 +40,16 @@ def history_command(
     settings.deployment(model, environment or order[0])  # refuses what is no name
     chains = [AuditLogReader(each.store) for each in homes(where, order)]
     wrong = list(dict.fromkeys(line for chain in chains for line in chain.verify(model)))
-    known = {d.digest: d for chain in chains for d in chain.of(model)}
+    read = [chain.of(model) for chain in chains]
     # Each chain has its own order; several are merged by time.
-    every = list(known.values())
+    every = list({d.digest: d for chain in read for d in chain}.values())
     if len(chains) > 1:
         every.sort(key=lambda decision: decision.at)
-    decisions = [d for d in every if environment in (None, d.environment)]
-    doubtful = _doubtful(decisions, settings.policy.for_model(model))
+    decisions, *shown = (
+        [d for d in each if environment in (None, d.environment)] for each in (every, *read)
+    )
+    # Not of the merged ones: a number is a decision's own in its chain alone.
+    doubtful = _doubtful(shown, settings.policy.for_model(model))
     revisions = (
         list(where.history(settings.deployment(model, environment))) if environment else None
     )
@@ -66,10 +69,10 @@ def history_command(
         raise typer.Exit(int(ExitCode.GATE_FAILED))
 
 
-def _doubtful(decisions: list[Decision], policy: Policy) -> list[str]:
+def _doubtful(chains: list[list[Decision]], policy: Policy) -> list[str]:
     """Return which sign-offs do not count, for want of the proof that the policy asks for."""
     try:
-        return unproved(decisions, policy)
+        return list(dict.fromkeys(line for chain in chains for line in unproved(chain, policy)))
     except UnreachableError as error:
         return [f"what a token proves is not known: {error}"]
 

@@ -8,7 +8,7 @@ from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
-from vllm_rollout.next_command import release_command, sign_off_command
+from vllm_rollout.next_command import release_command
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
@@ -20,6 +20,7 @@ from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.notifier import Notifier
 from vllm_rollout.rollout.old_reports import remove_old_reports
 from vllm_rollout.rollout.run import Clock, Emergency, Run, SystemClock
+from vllm_rollout.rollout.sign_offs import how_to_sign
 from vllm_rollout.settings import Settings
 
 
@@ -112,9 +113,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
         )
     options.say(evidence.conclusion)
     if tools.log.result and tools.log.result.awaits_sign_off:
-        rules = run.policy.environments[run.source.environment].sign_off
-        words = rules.words if rules else ()
-        options.say(f"sign it off: {sign_off_command(target.model, evidence.digest, *words)}")
+        options.say(f"sign it off: {how_to_sign(run.policy, run.source, evidence.digest)}")
 
 
 def say_removed(folder: Path, platform: ReleaseReader, policy: Policy, model: str) -> None:

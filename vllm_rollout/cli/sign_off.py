@@ -28,7 +28,7 @@ from vllm_rollout.rollout.sign_offs import (
     unusable,
     used,
 )
-from vllm_rollout.rollout.ssh_signature import read_key, sign
+from vllm_rollout.rollout.ssh_signature import sign
 from vllm_rollout.settings import Settings
 
 _LONGEST = 65_536
@@ -151,7 +151,7 @@ def _signed(sign_off: SignOff, model: str, given: _Given) -> SignOff:
     """Return the word with a key's signature, made here or by ssh-keygen."""
     if given.key is not None:
         text = statement_of(sign_off.as_decision(model))
-        return replace(sign_off, signature=sign(read_key(given.key), text, PURPOSE))
+        return replace(sign_off, signature=sign(_read(given.key, "the key "), text, PURPOSE))
     if given.signed is None:
         raise UsageError(
             "the policy asks for the signature of a key",
@@ -168,12 +168,12 @@ def _signed(sign_off: SignOff, model: str, given: _Given) -> SignOff:
     return sign_off
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str = "") -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(_LONGEST)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{what}{path} cannot be read: {error.strerror}") from error
 
 
 def _pending(settings: Settings, model: str, prefix: str, note: str, *, approved: bool) -> _Pending:

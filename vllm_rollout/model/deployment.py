@@ -35,7 +35,7 @@ def checked_name(kind: str, name: str, *, longest: int = _HELM_RELEASE_MAX) -> s
     Raises:
         UsageError: it is not; the message says which character or length is wrong.
     """
-    if not _DNS_1123.fullmatch(name) or len(name) > longest:
+    if not is_label(name, longest=longest):
         raise UsageError(
             f"{kind} {name!r} is not a DNS-1123 label",
             remedy=f"Use lower-case letters, digits and inner '-', {longest} characters at most, "
@@ -44,9 +44,9 @@ def checked_name(kind: str, name: str, *, longest: int = _HELM_RELEASE_MAX) -> s
     return name
 
 
-def is_label(name: str) -> bool:
-    """Return True if `name` is a DNS-1123 label that can be part of a release's name."""
-    return bool(_DNS_1123.fullmatch(name)) and len(name) <= _HELM_RELEASE_MAX
+def is_label(name: str, *, longest: int = _HELM_RELEASE_MAX) -> bool:
+    """Return True if `name` is a DNS-1123 label of at most `longest` characters."""
+    return bool(_DNS_1123.fullmatch(name)) and len(name) <= longest
 
 
 def checked_served_name(name: str) -> str:

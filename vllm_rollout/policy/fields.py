@@ -5,8 +5,9 @@ A field is given as text (`15m`, `0.1%`, `10/s`) and holds SI units and fraction
 
 import re
 import string
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import UTC, timedelta, tzinfo
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -172,25 +173,23 @@ Switch = Annotated[bool, Field(strict=True), WithJsonSchema({"enum": _ON_OR_OFF}
 Text = Annotated[str, Field(min_length=1)]
 
 
-def _name(value: str) -> str:
-    try:
-        return checked_name("name", value)
-    except UsageError as error:
-        raise broken_rule(f"{error}: {error.remedy}") from None
+def _as_rule(check: Callable[[str], str]) -> Callable[[str], str]:
+    """The check of a name as a rule of the policy, whose message says what to do."""
+
+    def checked(value: str) -> str:
+        try:
+            return check(value)
+        except UsageError as error:
+            raise broken_rule(f"{error}: {error.remedy}") from None
+
+    return checked
 
 
+_name = _as_rule(partial(checked_name, "name"))
 Name = Annotated[str, AfterValidator(_name)]
 """A DNS-1123 label: a namespace, an environment or a model."""
 
-
-def _served_name(value: str) -> str:
-    try:
-        return checked_served_name(value)
-    except UsageError as error:
-        raise broken_rule(f"{error}: {error.remedy}") from None
-
-
-ServedName = Annotated[str, AfterValidator(_served_name)]
+ServedName = Annotated[str, AfterValidator(_as_rule(checked_served_name))]
 """A name that a server gives a model, such as Qwen/Qwen3-8B."""
 
 

@@ -102,6 +102,20 @@ class Decision(Kept):
         return f"entry {self.number} ({self.kind} by {self.who}, {self.at:%Y-%m-%d %H:%M:%S %Z})"
 
 
+_AS = " (as "
+
+
+def who_of(name: str, account: str) -> str:
+    """Return `who` of a decision: a name, and the account, key or subject that it came from."""
+    return f"{name}{_AS}{account})"
+
+
+def name_and_account(who: str) -> tuple[str, str]:
+    """Return the two that `who_of` has joined."""
+    name, _, account = who.rpartition(_AS)
+    return name, account.removesuffix(")")
+
+
 _ADAPTER: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 
@@ -319,7 +333,7 @@ class AuditLog(AuditLogReader):
 
 
 _BACK = (DecisionKind.ROLLBACK, DecisionKind.ROLLED_BACK)
-_CHANGED = (DecisionKind.PROMOTION, DecisionKind.PROMOTED, DecisionKind.ROLLBACK_FAILED)
+_PROMOTES = (DecisionKind.PROMOTION, DecisionKind.PROMOTED)
 
 
 def standing_rollback(
@@ -343,12 +357,14 @@ def standing_rollback(
 def why_it_is_back(decisions: Iterable[Decision], environment: str) -> Decision | None:
     """Return the decision by which a rollback ended in `environment`, or did not restore it; None
     where something was promoted there since, or nothing was rolled back."""
-    about = [
-        each
-        for each in decisions
-        if each.environment == environment and each.kind in (*_BACK, *_CHANGED)
-    ]
-    return about[-1] if about and about[-1].kind not in _CHANGED[:2] else None
+    last = None
+    for each in decisions:
+        if each.environment == environment:
+            if each.kind in _PROMOTES:
+                last = None
+            elif each.kind in (*_BACK, DecisionKind.ROLLBACK_FAILED):
+                last = each
+    return last
 
 
 def promotion_since(decisions: Iterable[Decision], run: GateRun) -> Decision | None:

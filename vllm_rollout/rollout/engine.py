@@ -12,7 +12,7 @@ from vllm_rollout.platform.base import ConflictError, ForeignChangeError, withou
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
+from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind, who_of
 from vllm_rollout.rollout.evidence_store import (
     PassedRevisions,
     PassedRevisionsReader,
@@ -129,7 +129,7 @@ def _gate_then_promote(tools: RunTools, started: datetime, *, plan_only: bool) -
     log.append_audit(
         DecisionKind.PROMOTION,
         run.reason,
-        who=f"{run.again} (as {run.who})" if run.again else "",
+        who=who_of(run.again, run.who) if run.again else "",
         build=build.digest,
         evidence=digest,
     )

@@ -15,7 +15,7 @@ from functools import cache
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.policy import Policy, SignOff
 from vllm_rollout.policy.signing import Oidc
-from vllm_rollout.rollout.audit_log import Decision, DecisionKind
+from vllm_rollout.rollout.audit_log import Decision, DecisionKind, who_of
 from vllm_rollout.rollout.ci_token import ReadKeys, read_keys, verified_claims
 from vllm_rollout.rollout.ssh_signature import (
     UnprovedError,
@@ -27,8 +27,6 @@ from vllm_rollout.variables import secret_from
 
 PURPOSE = "vllm-rollout-sign-off"
 """The namespace of a sign-off's signature: `ssh-keygen -Y sign -n vllm-rollout-sign-off`."""
-AS = " (as "
-"""Stands between a name and the account, key or subject that it came from."""
 _WORDS = {DecisionKind.SIGN_OFF: "approve", DecisionKind.REJECTION: "reject"}
 
 
@@ -117,9 +115,9 @@ def proofs(decisions: Iterable[Decision], policy: Policy) -> dict[int, Proof]:
         except UnprovedError as error:
             found[each.number] = Proof(problem=str(error))
             continue
-        earlier = last.get(about)
-        if each.who != f"{name}{AS}{account})":
-            problem = f"it is signed by {name}{AS}{account}), and not by {each.who}"
+        earlier, signer = last.get(about), who_of(name, account)
+        if each.who != signer:
+            problem = f"it is signed by {signer}, and not by {each.who}"
         elif earlier is not None and at <= earlier[0]:
             problem = f"it is a replay: {earlier[1]} was signed then or later"
         else:

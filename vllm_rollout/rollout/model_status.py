@@ -1,8 +1,10 @@
 """Status of a model: its build in each environment, the evidence for it, and what blocks it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache, partial
+from itertools import cycle
 
 from vllm_rollout.model.deployment import (
     Build,
@@ -18,7 +20,7 @@ from vllm_rollout.next_command import promote_command, release_command
 from vllm_rollout.platform.base import without_router
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
 from vllm_rollout.policy import Policy
-from vllm_rollout.rollout.audit_log import AuditLogReader, DecisionKind, why_it_is_back
+from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind, why_it_is_back
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.journal import JournalEntry, last_entry
 from vllm_rollout.rollout.lost_history import ensure_history
@@ -27,6 +29,9 @@ from vllm_rollout.rollout.notifier import messages_missed
 from vllm_rollout.rollout.promotion_blockers import reasons_to_wait
 from vllm_rollout.rollout.sign_offs import rolled_back_before, sign_off_of
 from vllm_rollout.rollout.soak_samples import soak_of
+
+_Decisions = Mapping[str, Callable[[], Sequence[Decision]]]
+"""By environment how to read, once, what was decided where it is changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +105,16 @@ def model_status(platform: ReleaseReader, policy: Policy, model: str, now: datet
     stores = [each.store for each in homes(platform, policy.order[::-1])]
     entries = [entry for store in stores if (entry := last_entry(store, model))]
     under_way = next((entry for entry in entries if entry.unfinished), None)
+    chains = [cache(partial(AuditLogReader(store).whole, model)) for store in stores]
+    # One store is that of all environments; several are one for each.
+    decisions = dict(zip(reversed(policy.order), cycle(chains), strict=False))
     found: list[EnvironmentStatus] = []
     after: EnvironmentStatus | None = None
     for environment in reversed(policy.order):
         deployment = policy.deployment(model, environment)
         # What blocks a promotion is kept where it goes to.
         where = at_home(platform, after.environment if after else environment)
-        after = _environment(where, policy, deployment, after, under_way, now)
+        after = _environment(where, policy, deployment, after, under_way, decisions, now)
         found.append(after)
     return ModelStatus(
         model=model,
@@ -122,6 +130,7 @@ def _environment(
     deployment: Deployment,
     after: EnvironmentStatus | None,
     under_way: JournalEntry | None,
+    decisions: _Decisions,
     now: datetime,
 ) -> EnvironmentStatus:
     environment = deployment.environment
@@ -142,7 +151,9 @@ def _environment(
     soaked, left = _soak(platform, policy, deployment, newest, now)
     sign_off, blocks = "", list[str]()
     if after is not None:
-        sign_off, on_the_way = _on_the_way(platform, policy, deployment, newest, after, now)
+        sign_off, on_the_way = _on_the_way(
+            platform, policy, deployment, newest, after, decisions, now
+        )
         blocks = [*_blocks_here(newest, replicas, under_way, deployment), *on_the_way]
     return EnvironmentStatus(
         environment=environment,
@@ -163,16 +174,15 @@ def _environment(
         else None,
         blocks=(*_not_the_newest(newest, history[-1]), *without_router(replicas), *blocks),
         sign_off=sign_off,
-        rolled_back=_rolled_back(platform, deployment, newest),
+        rolled_back=_rolled_back(decisions, deployment, newest),
     )
 
 
-def _rolled_back(platform: ReleaseReader, deployment: Deployment, serving: Revision) -> str:
+def _rolled_back(decisions: _Decisions, deployment: Deployment, serving: Revision) -> str:
     try:
-        decisions = AuditLogReader(platform.store).whole(deployment.model)
+        last = why_it_is_back(decisions[deployment.environment](), deployment.environment)
     except RolloutError:
         return ""  # what depends on the log names what is wrong with it
-    last = why_it_is_back(decisions, deployment.environment)
     if last is None:
         return ""
     build, when = short_digest(last.build), f"{last.at:%Y-%m-%d %H:%M:%S %Z}"
@@ -283,6 +293,7 @@ def _on_the_way(
     source: Deployment,
     newest: Revision,
     after: EnvironmentStatus,
+    decisions: _Decisions,
     now: datetime,
 ) -> tuple[str, list[str]]:
     """Return by whose sign-off a build goes on, and what blocks it."""
@@ -298,11 +309,11 @@ def _on_the_way(
     signed, blocks = "", list[str]()
     target = policy.deployment(source.model, after.environment)
     try:
-        decisions = AuditLogReader(platform.store).whole(source.model)
-        if rolled_back := rolled_back_before(decisions, target, newest.build):
+        decided = decisions[after.environment]()
+        if rolled_back := rolled_back_before(decided, target, newest.build):
             blocks.append(rolled_back)
         blocks += reasons_to_wait(platform, policy, source, target, newest, now)
-        by, lacks = sign_off_of(platform.store, decisions, policy, source, newest, now)
+        by, lacks = sign_off_of(platform.store, decided, policy, source, newest, now)
         signed = str(by or "")
         blocks += [lacks] if lacks else []
     except RolloutError as error:

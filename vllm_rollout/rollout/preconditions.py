@@ -22,11 +22,11 @@ from vllm_rollout.model.errors import (
     UsageError,
 )
 from vllm_rollout.model.evidence import Evidence, GateRun
-from vllm_rollout.next_command import promote_command, sign_off_command
+from vllm_rollout.next_command import promote_command
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy.notifications import MessageKind
-from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind
+from vllm_rollout.rollout.audit_log import AuditLogReader, Decision, DecisionKind, who_of
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, check_key_of_run
 from vllm_rollout.rollout.gates import Gates, check_room
 from vllm_rollout.rollout.identity import unproved
@@ -37,6 +37,7 @@ from vllm_rollout.rollout.sign_offs import (
     SignOff,
     SignOffs,
     SignOffsReader,
+    how_to_sign,
     rolled_back_before,
     unusable,
 )
@@ -294,10 +295,10 @@ def still_to_wait_for(
     rules = run.policy.environments[run.source.environment]
     unsigned = bool(rules.sign_off) and not signed
     awaits_sign_off = unsigned and not log.waive("the evidence is not signed off")
-    if awaits_sign_off and rules.sign_off:
+    if awaits_sign_off:
         reasons.append(
             "the evidence waits for sign-off: read the report, then "
-            f"{sign_off_command(run.source.model, 'DIGEST', *rules.sign_off.words)} (or --reject)"
+            f"{how_to_sign(run.policy, run.source, 'DIGEST')} (or --reject)"
         )
     if not reasons:
         return None
@@ -319,7 +320,7 @@ def record_override(run: Run, log: RunLog, revision: Revision, evidence_digest: 
     log.append_audit(
         DecisionKind.OVERRIDE,
         f"{emergency.reason}; passed over: {over}",
-        who=f"{emergency.by} (as {run.who})",
+        who=who_of(emergency.by, run.who),
         build=revision.build.digest,
         evidence=evidence_digest,
     )
@@ -342,15 +343,13 @@ def ask_for_sign_off(
     run: Run, platform: ReleaseWriter, log: RunLog, evidence: Evidence, *, notify: bool
 ) -> None:
     """Note that this stored evidence waits for a sign-off; and `notify` the people who sign."""
-    model = run.source.model
     try:
-        SignOffs(platform.store, model).ask(run.source, evidence.digest)
+        SignOffs(platform.store, run.source.model).ask(run.source, evidence.digest)
     except RolloutError as error:
         log.reporter.progress(f"status will not show what waits for sign-off: {error}")
     if not notify:
         return
-    rules = run.policy.environments[run.source.environment].sign_off
-    command = sign_off_command(model, evidence.digest, *(rules.words if rules else ()))
+    command = how_to_sign(run.policy, run.source, evidence.digest)
     log.notify(
         MessageKind.UNSIGNED,
         f"The {run.source.environment} gates passed. Read the report of run {run.id}, "

@@ -21,11 +21,13 @@ from vllm_rollout.rollout.audit_log import (
     AuditLog,
     Decision,
     DecisionKind,
+    name_and_account,
     promotion_since,
     standing_rollback,
+    who_of,
 )
 from vllm_rollout.rollout.evidence_store import stored_evidence, unsigned
-from vllm_rollout.rollout.identity import AS, Proof, proofs
+from vllm_rollout.rollout.identity import Proof, proofs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class SignOff:
             model=model,
             environment=self.environment,
             at=self.at,
-            who=f"{self.by}{AS}{self.user})",
+            who=who_of(self.by, self.user),
             why=self.note,
             build=self.build,
             evidence=self.evidence,
@@ -141,12 +143,12 @@ class SignOffsReader:
             )
         if proof.problem:
             void = f"{decision} is not proved: {proof.problem}"
-        by, _, user = decision.who.rpartition(AS)
+        by, user = name_and_account(decision.who)
         return SignOff(
             evidence=decision.evidence,
             approved=decision.kind is DecisionKind.SIGN_OFF,
             by=by,
-            user=user.removesuffix(")"),
+            user=user,
             at=decision.at,
             note=decision.why,
             environment=decision.environment,
@@ -285,6 +287,12 @@ def environment_after(policy: Policy, environment: str) -> str:
     return policy.order[min(following, len(policy.order) - 1)]
 
 
+def how_to_sign(policy: Policy, source: Deployment, digest: str) -> str:
+    """Return the command by which a person signs evidence of `source` off."""
+    rules = policy.environments[source.environment].sign_off
+    return sign_off_command(source.model, digest, *(rules.words if rules else ()))
+
+
 def sign_off_of(
     store: StoreReader,
     decisions: Sequence[Decision],
@@ -297,8 +305,7 @@ def sign_off_of(
 
     Where none is asked for, both are empty. `decisions` are the model's (`AuditLogReader.whole`).
     """
-    rules = policy.environments[source.environment].sign_off
-    if rules is None:
+    if policy.environments[source.environment].sign_off is None:
         return None, ""
     known = SignOffsReader(store, source.model)
     decided = known.about(source.environment, revision, decisions, policy)
@@ -318,7 +325,7 @@ def sign_off_of(
             unsigned(store, policy.evidence, source.model, asked) or used(run, decisions)
         )
         if not void and not unusable(run, policy, source.environment, revision, now):
-            command = sign_off_command(source.model, asked, *rules.words)
+            command = how_to_sign(policy, source, asked)
             return None, f"its evidence waits for sign-off{of_no_use}: {command}"
     following = environment_after(policy, source.environment)
     return None, (

@@ -3,7 +3,6 @@
 import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from pathlib import Path
 from textwrap import wrap
 
 from vllm_rollout.model.errors import UsageError
@@ -13,7 +12,6 @@ _MAGIC = b"SSHSIG"
 _BEGIN, _END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 _HASHES = (b"sha512", b"sha256")
 _LONGEST = 4096
-_LONGEST_KEY = 65_536
 
 
 class UnprovedError(UsageError):
@@ -99,19 +97,6 @@ def name_of_key(key: bytes, names: Mapping[str, str]) -> str:
     raise UnprovedError(
         f"it is signed by the key {fingerprint(key)}, which the policy does not name"
     )
-
-
-def read_key(path: Path) -> bytes:
-    """Return the content of a private key's file.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(_LONGEST_KEY)
-    except OSError as error:
-        raise UsageError(f"the key {path} cannot be read: {error.strerror}") from error
 
 
 def _parsed(signature: str) -> tuple[bytes, bytes, bytes, bytes]:
