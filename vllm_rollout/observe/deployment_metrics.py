@@ -91,9 +91,8 @@ class DeploymentMetrics(ScrapedDeployment):
 
     def by_servers(self, window: timedelta, *, end: datetime) -> RequestCounts:
         """Requests and failures in the `window` up to `end`, as the servers counted them."""
-        counter = self._rules.requests
-        labels = {**self._fill(counter.labels), **self._labels}
-        return self._counts(SERVERS, counter, labels, *self._scrapes(end - window, end))
+        counter, scrapes = self._rules.requests, self._scrapes(end - window, end)
+        return self._counts(SERVERS, counter, self._counter_labels(), *scrapes)
 
     def latency(
         self, window: timedelta, *, end: datetime, histogram: tuple[str, ...] = E2E_LATENCY
@@ -104,7 +103,9 @@ class DeploymentMetrics(ScrapedDeployment):
         Servers of different versions may have different buckets: only bounds that all have, whose
         process answered a request, are bounds of the whole.
         """
-        scrapes, doubt = self._scrapes(end - window, end)
+        return self._latency(histogram, *self._scrapes(end - window, end))
+
+    def _latency(self, histogram: tuple[str, ...], scrapes: Scrapes, doubt: str) -> LatencyCounts:
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
         found = self._newest(_buckets(histogram), scrapes)
         if unknown := _unknown(scrapes, gaps, doubt or unattributed(found, scrapes)):
@@ -137,10 +138,9 @@ class DeploymentMetrics(ScrapedDeployment):
         from the counter of requests, and how many others were slow from the coarse histogram, which
         has handlers.
         """
-        every = self.latency(window, end=end, histogram=ANSWERS)
-        scrapes, _ = self._scrapes(end - window, end)
-        counter = self._rules.requests
-        labels = {**self._fill(counter.labels), **self._labels}
+        scrapes, mixed = self._scrapes(end - window, end)
+        every = self._latency(ANSWERS, scrapes, mixed)
+        counter, labels = self._rules.requests, self._counter_labels()
         counted = self._series(selector(counter.metric, labels, counter.matching), scrapes)
         by_handler = self._series(selector(_BY_HANDLER, self._labels), scrapes)
         if counter.metric != _OF_ITS_COUNTER or not by_handler:
@@ -216,6 +216,10 @@ class DeploymentMetrics(ScrapedDeployment):
             restarts=tuple(sorted(scrapes.restarts(counters))),
             gaps=scrapes.gaps(longest),
         )
+
+    def _counter_labels(self) -> dict[str, str]:
+        """The labels of the counter of requests, those of the deployment's targets included."""
+        return {**self._fill(self._rules.requests.labels), **self._labels}
 
     def _counts(
         self,
