@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import (
@@ -23,7 +23,7 @@ from vllm_rollout.model.request_counts import (
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
 from vllm_rollout.observe.prometheus import Series, selector
 from vllm_rollout.observe.scraped_deployment import LABELS, ScrapedDeployment
-from vllm_rollout.observe.series import Scrapes, Target, target_of
+from vllm_rollout.observe.series import Scrapes, Target, clock, target_of
 from vllm_rollout.policy.prometheus import RequestCounter
 
 
@@ -293,7 +293,7 @@ def _among_others(
 
 def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:
     if not scrapes.targets and scrapes.up:
-        return f"no scrape since {datetime.fromtimestamp(scrapes.start, UTC):%H:%M:%S %Z}"
+        return f"no scrape since {clock(scrapes.start)}"
     if not scrapes.targets:
         return f"Prometheus knows no target with the deployment's labels (`{LABELS}`)"
     return doubt or "; ".join(str(gap) for gap in gaps)
