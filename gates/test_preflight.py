@@ -9,7 +9,7 @@ from vllm_rollout.judge.preflight_checks import (
 )
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.image_name import parse_image
-from vllm_rollout.model.preflight_facts import Preflight
+from vllm_rollout.model.preflight_facts import Preflight, switch_off
 from vllm_rollout.platform.kubernetes.change_time import too_short
 from vllm_rollout.policy import Policy
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
@@ -125,7 +125,7 @@ def test_model(preflight: Preflight, verdict: VerdictRecorder) -> None:
                 if source.path
                 else "the values name no model.path",
                 remedy="Unset HF_HUB_OFFLINE where the rollout runs, or switch this check off "
-                "with `environments: {development: {preflight: {model: off}}}`.",
+                f"with {switch_off('model')}.",
             )
         )
     access = model_access(source.path, revision=source.revision, token=source.token)

@@ -13,7 +13,6 @@ from typing import Self
 from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.judge.diagnosis import Finding, findings_of
 from vllm_rollout.judge.no_answer import (
-    NAME_THE_ADDRESS,
     answered,
     is_of_another_api,
     is_of_another_model,
@@ -29,7 +28,7 @@ from vllm_rollout.judge.served_model import root_verdict
 from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
-from vllm_rollout.model.observation import ServedModels
+from vllm_rollout.model.observation import NAME_THE_ADDRESS, ServedModels
 from vllm_rollout.model.verdict import NoToken, NoWord
 from vllm_rollout.next_command import release_command
 from vllm_rollout.observe.client import Health as HealthAnswer

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.prometheus import running_prometheus, until
-from support.scraped_pods import Pod, merged, scripted
+from support.scraped_pods import Pod, World, merged, scripted
 from support.scripted_prometheus import NOW, TARGET, T, client, results, samples
 
 from vllm_rollout.judge.live_slo import (
@@ -292,17 +292,25 @@ def test_a_limit_inside_a_bucket_is_decided_by_answer_times(
     )
     rules = load_policy(None, overrides={"prometheus.url": "http://prometheus"}).prometheus
     production = Deployment("llama-2-7b", "production")
-    found = DeploymentMetrics(scripted(lambda _: world), rules, production)
+    asked_for: list[str] = []
+
+    def answer(metric: str) -> World:
+        asked_for.append(metric)
+        return world
+
+    found = DeploymentMetrics(scripted(answer), rules, production)
     window = timedelta(minutes=15)
     counted = found.latency(window, end=NOW)
     asked: dict[str, float] = {"percentile": 95, "confidence": 0.95}
     buckets = latency_verdict(counted, limit_seconds=3, **asked)
     assert buckets.outcome == "inconclusive"
+    asked_for.clear()
     decided = decided_by_answer_times(
         buckets, counted, lambda: found.answer_times(window, end=NOW), **asked
     )
     assert decided.outcome == outcome, decided.reason
     assert "of whole answers over HTTP" in decided.reason
+    assert asked_for.count("up") == 1
 
 
 def test_what_a_stock_vllm_recorded_decides_a_limit_between_its_buckets() -> None:

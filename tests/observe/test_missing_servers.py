@@ -6,10 +6,9 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import pytest
-from support.scraped_pods import Pod, World, four, merged, outage, scripted
+from support.scraped_pods import Pod, World, four, live_gate, merged, outage, scripted
 from support.scripted_prometheus import NOW, T
 
-from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
 from vllm_rollout.model.deployment import Deployment, Replica
 from vllm_rollout.model.observation import Observation, ProbeSample
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
@@ -28,15 +27,7 @@ def of(world: World, replicas: Sequence[Replica] | None) -> DeploymentMetrics:
 def judged(
     world: World, replicas: Sequence[Replica] | None, window: timedelta = WINDOW
 ) -> tuple[str, str, str]:
-    """The outcomes of the gate `live_metrics`, and its reasons."""
-    found = of(world, replicas)
-    (errors,) = error_rate_verdicts(
-        found.error_rates(window, end=NOW).sources, limit=0.01, confidence=0.95
-    )
-    slow = latency_verdict(
-        found.latency(window, end=NOW), percentile=95, limit_seconds=2.5, confidence=0.95
-    )
-    return errors.outcome, slow.outcome, f"{errors.reason}; {slow.reason}"
+    return live_gate(of(world, replicas), window)
 
 
 def scraped(pods: Sequence[Pod]) -> World:

@@ -4,10 +4,19 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support.scraped_pods import LABELS, Pod, World, four, merged, outage, scripted, series_key
+from support.scraped_pods import (
+    LABELS,
+    Pod,
+    World,
+    four,
+    live_gate,
+    merged,
+    outage,
+    scripted,
+    series_key,
+)
 from support.scripted_prometheus import NOW, T
 
-from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.observe.prometheus_window import LiveMetrics
@@ -23,15 +32,7 @@ def of(world: World) -> DeploymentMetrics:
 
 
 def judged(world: World, end: datetime = NOW, window: timedelta = WINDOW) -> tuple[str, str, str]:
-    """The outcomes of the gate `live_metrics`, and its reasons."""
-    found = of(world)
-    (errors,) = error_rate_verdicts(
-        found.error_rates(window, end=end).sources, limit=0.01, confidence=0.95
-    )
-    slow = latency_verdict(
-        found.latency(window, end=end), percentile=95, limit_seconds=2.5, confidence=0.95
-    )
-    return errors.outcome, slow.outcome, f"{errors.reason}; {slow.reason}"
+    return live_gate(of(world), window, end=end)
 
 
 def one(pods: Sequence[Pod], every: float = 15) -> World:

@@ -4,11 +4,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
-from support.scripted_prometheus import client, results
+from support.scripted_prometheus import NOW, client, results
 
+from vllm_rollout.judge.live_slo import error_rate_verdicts, latency_verdict
+from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.observe.prometheus import Prometheus, Series
 
 LABELS = {"namespace": "system", "service": "llama-2-7b-production", "job": "vllm"}
@@ -133,6 +136,19 @@ def four(**options: Any) -> list[Pod]:
 def outage(ago: float) -> float:
     """Nearly all requests of the last fifteen minutes fail."""
     return 0.98 if ago <= 900 else 0.0
+
+
+def live_gate(
+    found: DeploymentMetrics, window: timedelta, *, end: datetime = NOW
+) -> tuple[str, str, str]:
+    """The outcomes of the gate `live_metrics`, and its reasons."""
+    (errors,) = error_rate_verdicts(
+        found.error_rates(window, end=end).sources, limit=0.01, confidence=0.95
+    )
+    slow = latency_verdict(
+        found.latency(window, end=end), percentile=95, limit_seconds=2.5, confidence=0.95
+    )
+    return errors.outcome, slow.outcome, f"{errors.reason}; {slow.reason}"
 
 
 def series_key(metric: str, **labels: str) -> tuple[tuple[str, str], ...]:

@@ -58,24 +58,21 @@ class Failure(StrEnum):
 
 
 class HttpError(Exception):
-    """No answer that can be used; the text is printable. `status` is 0 before the headers came."""
+    """No answer that can be used; the text is printable. `status` is 0 before the headers came.
+
+    `remedy` says what to do, where the failure itself shows it.
+    """
 
     def __init__(self, failure: Failure, reason: str, *, status: int = 0, remedy: str = "") -> None:
         self.failure = failure
-        self._remedy = remedy
         self.reason: Printable = shown(reason)
-        self.status = status
+        self.status, self.remedy = status, remedy
         super().__init__(self.reason)
 
     @property
     def unreachable(self) -> bool:
         """True if no connection was made: nothing is known of the server."""
         return self.failure in (Failure.NOT_SENT, Failure.NO_CONNECTION, Failure.UNTRUSTED)
-
-    @property
-    def remedy(self) -> str:
-        """Return what to do, where the failure itself shows it; else empty."""
-        return self._remedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

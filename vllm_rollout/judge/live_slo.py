@@ -137,7 +137,7 @@ def undecided_limits(
         for name, (percentile, limit) in limits.items()
         if bounds and (inside := limit_inside_a_bucket(bounds, limit))
     ]
-    if live is not None and bounds and live.limit_seconds not in answers:
+    if live is not None and bounds:
         inside = limit_inside_a_bucket({*bounds, *answers}, live.limit_seconds)
         undecided[:0] = [f"live_metrics (P{live.percentile:g}): {inside}"] if inside else []
     return undecided

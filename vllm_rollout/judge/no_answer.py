@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 from vllm_rollout.judge.log_signs import sign_in
 from vllm_rollout.model.load_result import NO_USAGE, WEB_PAGE, RequestOutcome
-from vllm_rollout.model.observation import ServedModels
+from vllm_rollout.model.observation import NAME_THE_ADDRESS, ServedModels
 from vllm_rollout.model.text import shown
-
-NAME_THE_ADDRESS = "Name the server's own address, with --base-url or `service_url`."
 
 _LONGEST_WORDS = 200
 _NO_SUCH_MODEL = re.compile(

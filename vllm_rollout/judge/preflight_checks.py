@@ -13,14 +13,14 @@ from vllm_rollout.model.preflight_facts import (
     Reference,
     Room,
     quota_use,
+    switch_off,
 )
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check
 
 _MAKE_ROOM = (
     "Scale down GPU workloads that can wait, add GPU nodes, or wait for room; a release with "
     "maxSurge 0 and maxUnavailable 1 needs no room beyond its own pods. Where an autoscaler adds "
-    "nodes for pods that wait, switch this check off with "
-    "`environments: {development: {preflight: {gpus: off}}}`."
+    f"nodes for pods that wait, switch this check off with {switch_off('gpus')}."
 )
 _NO_OBJECTS = NewObjects()
 _ONE_BILLIONTH = 1e-9
@@ -77,13 +77,13 @@ def room_verdict(room: Room | GpuRoom) -> Verdict:
             f"{verdict.reason}; no node that is there has what they ask for: an autoscaler may "
             "have scaled that pool to zero, or the resource or the selector is misspelled",
             "Look yourself whether an autoscaler adds such nodes for pods that wait, and switch "
-            "this check off with `environments: {development: {preflight: {gpus: off}}}`.",
+            f"this check off with {switch_off('gpus')}.",
         )
     if fits and ignored:
         return verdict.inconclusive_because(
             f"{verdict.reason}; not considered: {', '.join(ignored)}",
             "Look yourself whether these rules leave room, and switch this check off with "
-            "`environments: {development: {preflight: {gpus: off}}}`.",
+            f"{switch_off('gpus')}.",
         )
     return verdict
 
@@ -130,8 +130,7 @@ def quota_verdict(
         return check(
             None,
             f"cannot decide whether these apply: {', '.join(unknown)}",
-            remedy="Look at them yourself, and switch this check off with "
-            "`environments: {development: {preflight: {quota: off}}}`.",
+            remedy=f"Look at them yourself, and switch this check off with {switch_off('quota')}.",
         )
     return check(True, "; ".join(words) or "no quota counts what these pods use")
 
@@ -153,7 +152,7 @@ def references_verdict(references: Sequence[Reference]) -> Verdict:
             "; ".join(doubts),
             remedy="Use a claim that many nodes can mount (ReadWriteMany, ReadOnlyMany), or one "
             "for each pod. Where the pods are kept on one node, switch this check off with "
-            "`environments: {development: {preflight: {volumes: off}}}`.",
+            f"{switch_off('volumes')}.",
         )
     return check(True, f"there: {names}" if names else "the pods need no claim and no Secret")
 
@@ -178,7 +177,7 @@ def admission_verdict(admission: Admission) -> Verdict:
             f"the API server could not be asked: {unknown}",
             remedy="Ask with the rights of the Role `promote` of this version's chart "
             "rollout-roles, and let webhooks answer dry runs (sideEffects: None); or switch this "
-            "check off with `environments: {development: {preflight: {admission: off}}}`.",
+            f"check off with {switch_off('admission')}.",
         )
     return check(True, f"the API server admits all {admission.asked} objects and pods")
 

@@ -94,7 +94,7 @@ def check_confidence(confidence: float) -> None:
     """
     if not 0.5 < confidence < 1:
         raise ValueError(
-            f"confidence must lie between 0.5 and 1, not {confidence}{as_fraction(confidence)}"
+            f"confidence must lie between 0.5 and 1, not {confidence}{_as_fraction(confidence)}"
         )
 
 
@@ -105,7 +105,7 @@ def check_limit(limit: float) -> None:
         ValueError: not above 0 and at most 1.
     """
     if not 0 < limit <= 1:
-        raise ValueError(f"limit must be above 0 and at most 1, not {limit}{as_fraction(limit)}")
+        raise ValueError(f"limit must be above 0 and at most 1, not {limit}{_as_fraction(limit)}")
 
 
 def check_target(target: float) -> None:
@@ -115,10 +115,10 @@ def check_target(target: float) -> None:
         ValueError: not between 0 and 1, both left out.
     """
     if not 0 < target < 1:
-        raise ValueError(f"target must lie between 0 and 1, not {target}{as_fraction(target)}")
+        raise ValueError(f"target must lie between 0 and 1, not {target}{_as_fraction(target)}")
 
 
-def as_fraction(number: float) -> str:
+def _as_fraction(number: float) -> str:
     """How to write what was given as a percentage; empty for what can be none."""
     return f": write {number / 100:g} for {number:g}%" if 1 < number <= 100 else ""
 

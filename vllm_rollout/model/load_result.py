@@ -136,9 +136,9 @@ class RequestRecord(
     @property
     def longest_itl_seconds(self) -> float | None:
         """Inter-token latency; where a stall hides it, all the time it was under way is counted."""
-        if self.itl_seconds is None and self.stalled_seconds and self.completion_tokens > 1:
-            whole = self.latency_seconds
-            return None if whole is None else whole / (self.completion_tokens - 1)
+        whole = self.latency_seconds
+        if self.stalled_seconds and self.completion_tokens > 1 and whole is not None:
+            return whole / (self.completion_tokens - 1)
         return self.itl_seconds
 
     @property
@@ -307,12 +307,10 @@ class LoadResult:
         kinds = sorted(errors.items(), key=lambda item: -item[1].total())
         return tuple(
             FailureKind(
-                kind=kind,
-                count=found.total(),
-                status=found.most_common(1)[0][0][0],
-                example=found.most_common(1)[0][0][1][:_LONGEST_ERROR],
+                kind=kind, count=found.total(), status=status, example=error[:_LONGEST_ERROR]
             )
             for kind, found in kinds[:_MOST_KINDS]
+            for (status, error), _ in found.most_common(1)
         )
 
     def lag_percentile(self, percentile: float) -> float | None:

@@ -8,6 +8,8 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.text import NOTHING, Printable, shown
 
+NAME_THE_ADDRESS = "Name the server's own address, with --base-url or `service_url`."
+"""What to do where something else answers in the server's place."""
 _NAMES_SHOWN = 10
 
 

@@ -61,6 +61,11 @@ class Room:
     existing: int = 0
 
 
+def switch_off(check: str) -> str:
+    """The policy's line, in backquotes, that leaves out a check of a build that is to come."""
+    return f"`environments: {{development: {{preflight: {{{check}: off}}}}}}`"
+
+
 FREE_A_GPU = (
     "Remove what does not need to serve (vllm-rollout uninstall MODEL -e ENVIRONMENT), ask for "
     "fewer `replicas`, or add GPUs to `local.gpus`."

@@ -7,11 +7,17 @@ tells them apart, and nothing is counted.
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 
 from vllm_rollout.observe.prometheus import Series
-from vllm_rollout.observe.series import SAME_PROCESS_SECONDS, Scrapes, Target, target_of
+from vllm_rollout.observe.series import (
+    SAME_PROCESS_SECONDS,
+    Scrapes,
+    Target,
+    clock,
+    name_of,
+    target_of,
+)
 
 _OF_SCRAPERS = re.compile(
     r"(.*_)?k8s|(.*_)?(.*cluster|replica|prometheus|monitor|receive|tenant|region|location|datacenter|dc"
@@ -68,7 +74,7 @@ def _mixed(
     for target, own in _by_target(up).items():
         if any(later.samples[0][0] <= earlier.samples[-1][0] for earlier, later in pairwise(own)):
             yield (
-                f"{_named(target)} has {len(own)} `up` at once, which differ in "
+                f"{name_of(target)} has {len(own)} `up` at once, which differ in "
                 f"{_differing(own)}: a target has exactly one; set the label that says who scraped "
                 f"in `{key}`, or give each server an instance of its own"
             )
@@ -76,7 +82,7 @@ def _mixed(
         for was, now in pairwise(samples):
             if was[1] - now[1] > SAME_PROCESS_SECONDS:
                 yield (
-                    f"the start of the process of {_named(target)} went back at {_clock(now[0])}: "
+                    f"the start of the process of {name_of(target)} went back at {clock(now[0])}: "
                     "several servers are scraped as one; give each an instance of its own"
                 )
 
@@ -92,10 +98,10 @@ def renamed_targets(up: Iterable[Series], scrapes: Scrapes) -> str:
             first = min((t for t, _ in scrapes.started.get(target, ()) if t > left), default=None)
             good = any(value == 1 for _, value in later.samples)
             if good and first not in scrapes.changes(target):
-                since = _clock(later.samples[0][0])
+                since = clock(later.samples[0][0])
                 differing = _differing([earlier, later])
                 return (
-                    f"{_named(target)} has other labels since {since} ({differing}), {_RELABELLED}"
+                    f"{name_of(target)} has other labels since {since} ({differing}), {_RELABELLED}"
                 )
     return ""
 
@@ -105,7 +111,7 @@ def unattributed(found: Iterable[Series], scrapes: Scrapes) -> str:
     for target, own in _by_target([s for s in found if s.samples]).items():
         if foreign := _foreign(target, own, scrapes):
             return (
-                f"{_named(target)} has samples from {foreign:,} times at which it has no `up`: "
+                f"{name_of(target)} has samples from {foreign:,} times at which it has no `up`: "
                 "several Prometheis answer as one, or a rule has made them; ask a single one, for "
                 "what it has scraped (`prometheus.url`, `prometheus.requests.metric`), or set the "
                 "label that tells them apart (replica, prometheus) in `prometheus.labels`"
@@ -136,7 +142,7 @@ def _relabelled(target: Target, own: Sequence[Series], scrapes: Scrapes) -> str:
         if ended and came:
             differing = min((_differing([a, b]) for a in ended for b in came), key=len)
             return (
-                f"series of {_named(target)} have other labels since {_clock(later)} "
+                f"series of {name_of(target)} have other labels since {clock(later)} "
                 f"({differing}), {_RELABELLED}"
             )
     return ""
@@ -153,11 +159,3 @@ def _by_target(found: Iterable[Series]) -> dict[Target, list[Series]]:
 def _differing(found: Sequence[Series]) -> str:
     names = sorted({name for series in found for name in series.labels})
     return ", ".join(n for n in names if len({s.labels.get(n) for s in found}) > 1) or "no label"
-
-
-def _named(target: Target) -> str:
-    return target[1] or "a target"
-
-
-def _clock(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S %Z}"

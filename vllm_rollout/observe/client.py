@@ -139,8 +139,7 @@ class InferenceClient:
             seconds = monotonic() - started
             return Health(status=0, seconds=seconds, outcome=outcome, error=error.reason)
         page = page_in(answer.body) if answer.status == HTTPStatus.OK else ""
-        to = answer.redirects_to
-        words = f"{answer.status}, a redirect to {to}" if to else page
+        words = str(_refusal(answer)) if answer.redirects_to else page
         return Health(
             status=answer.status, seconds=answer.seconds, error=shown(words), cached=_cached(answer)
         )

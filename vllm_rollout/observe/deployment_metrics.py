@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.request_counts import (
@@ -23,7 +23,7 @@ from vllm_rollout.model.request_counts import (
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
 from vllm_rollout.observe.prometheus import Series, selector
 from vllm_rollout.observe.scraped_deployment import LABELS, ScrapedDeployment
-from vllm_rollout.observe.series import Scrapes, Target, target_of
+from vllm_rollout.observe.series import Scrapes, Target, clock, target_of
 from vllm_rollout.policy.prometheus import RequestCounter
 
 
@@ -91,9 +91,8 @@ class DeploymentMetrics(ScrapedDeployment):
 
     def by_servers(self, window: timedelta, *, end: datetime) -> RequestCounts:
         """Requests and failures in the `window` up to `end`, as the servers counted them."""
-        counter = self._rules.requests
-        labels = {**self._fill(counter.labels), **self._labels}
-        return self._counts(SERVERS, counter, labels, *self._scrapes(end - window, end))
+        counter, scrapes = self._rules.requests, self._scrapes(end - window, end)
+        return self._counts(SERVERS, counter, self._counter_labels(), *scrapes)
 
     def latency(
         self, window: timedelta, *, end: datetime, histogram: tuple[str, ...] = E2E_LATENCY
@@ -104,7 +103,9 @@ class DeploymentMetrics(ScrapedDeployment):
         Servers of different versions may have different buckets: only bounds that all have, whose
         process answered a request, are bounds of the whole.
         """
-        scrapes, doubt = self._scrapes(end - window, end)
+        return self._latency(histogram, *self._scrapes(end - window, end))
+
+    def _latency(self, histogram: tuple[str, ...], scrapes: Scrapes, doubt: str) -> LatencyCounts:
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
         found = self._newest(_buckets(histogram), scrapes)
         if unknown := _unknown(scrapes, gaps, doubt or unattributed(found, scrapes)):
@@ -137,10 +138,9 @@ class DeploymentMetrics(ScrapedDeployment):
         from the counter of requests, and how many others were slow from the coarse histogram, which
         has handlers.
         """
-        every = self.latency(window, end=end, histogram=ANSWERS)
-        scrapes, _ = self._scrapes(end - window, end)
-        counter = self._rules.requests
-        labels = {**self._fill(counter.labels), **self._labels}
+        scrapes, mixed = self._scrapes(end - window, end)
+        every = self._latency(ANSWERS, scrapes, mixed)
+        counter, labels = self._rules.requests, self._counter_labels()
         counted = self._series(selector(counter.metric, labels, counter.matching), scrapes)
         by_handler = self._series(selector(_BY_HANDLER, self._labels), scrapes)
         if counter.metric != _OF_ITS_COUNTER or not by_handler:
@@ -217,6 +217,10 @@ class DeploymentMetrics(ScrapedDeployment):
             gaps=scrapes.gaps(longest),
         )
 
+    def _counter_labels(self) -> dict[str, str]:
+        """The labels of the counter of requests, those of the deployment's targets included."""
+        return {**self._fill(self._rules.requests.labels), **self._labels}
+
     def _counts(
         self,
         source: str,
@@ -289,7 +293,7 @@ def _among_others(
 
 def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:
     if not scrapes.targets and scrapes.up:
-        return f"no scrape since {datetime.fromtimestamp(scrapes.start, UTC):%H:%M:%S %Z}"
+        return f"no scrape since {clock(scrapes.start)}"
     if not scrapes.targets:
         return f"Prometheus knows no target with the deployment's labels (`{LABELS}`)"
     return doubt or "; ".join(str(gap) for gap in gaps)

@@ -9,6 +9,7 @@ import msgspec
 
 from vllm_rollout.http_client import HttpAnswer, HttpClient, HttpError
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.preflight_facts import switch_off
 from vllm_rollout.model.text import shown
 
 _ENDPOINT = "https://huggingface.co"
@@ -97,5 +98,5 @@ def _unreachable(address: str, reason: str) -> UnreachableError:
         f"Hugging Face cannot be asked at {address}: {reason}",
         address=address,
         remedy="Check the network, or name a mirror in HF_ENDPOINT; without either, switch the "
-        "check off with `environments: {development: {preflight: {model: off}}}` in the policy.",
+        f"check off with {switch_off('model')} in the policy.",
     )

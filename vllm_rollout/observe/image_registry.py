@@ -18,6 +18,7 @@ import msgspec
 from vllm_rollout.http_client import HttpAnswer, HttpClient, HttpError
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.image_name import ImageName
+from vllm_rollout.model.preflight_facts import switch_off
 from vllm_rollout.model.text import shown
 
 _TIMEOUT_SECONDS = 15.0
@@ -162,5 +163,5 @@ def _unreachable(host: str, reason: str) -> UnreachableError:
         f"the image registry {host} cannot be asked: {reason}",
         address=host,
         remedy="Check the network from here to the registry; or leave the check to the cluster "
-        "with `environments: {development: {preflight: {image: off}}}` in the policy.",
+        f"with {switch_off('image')} in the policy.",
     )

@@ -8,12 +8,11 @@ Without a platform there is only the number of targets, which a rolling update l
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.units import format_value
 from vllm_rollout.observe.prometheus import Series
-from vllm_rollout.observe.series import Target, target_of
+from vllm_rollout.observe.series import Target, clock, name_of, target_of
 
 LONGEST_LAG_SECONDS = 300.0
 """Newer samples than these are missing, and not late."""
@@ -88,7 +87,7 @@ def newest_common(
         lost = _there(seen, current, replicas, start, ready_by=newest - longest)
     late = {t: at for t, at in lost.ended.items() if end - at <= LONGEST_LAG_SECONDS}
     missing = [
-        f"{_named(target)} has no samples since {_clock(at)}"
+        f"{name_of(target)} has no samples since {clock(at)}"
         for target, at in lost.ended.items()
         if target not in late
     ]
@@ -97,7 +96,7 @@ def newest_common(
     if all(end - at <= slack[target] for target, at in common.items()):
         return Newest(at=end, missing=words)
     lags = {"Prometheus": end - newest} if end - newest > max(slack.values()) else {}
-    lags |= {_named(target): end - at for target, at in sorted(late.items())}
+    lags |= {name_of(target): end - at for target, at in sorted(late.items())}
     texts = [f"{name} by {format_value(round(s), 's')}" for name, s in lags.items()]
     lag = _listed(texts, ", ").replace(" by ", " lags by ", 1)
     return Newest(
@@ -199,14 +198,6 @@ def _host(target: Target) -> str:
 
 def _ready_since(replica: Replica) -> float:
     return replica.ready_since.timestamp() if replica.ready_since else 0.0
-
-
-def _named(target: Target) -> str:
-    return target[1] or "a target"
-
-
-def _clock(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S %Z}"
 
 
 def _listed(texts: Sequence[str], between: str) -> str:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import TypeVar
 
 from vllm_rollout.model.errors import UnreachableError
-from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.model.observation import NAME_THE_ADDRESS, ProbeSample
 from vllm_rollout.observe.client import Health, Inference, InferenceClient
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def not_of_the_build(client: InferenceClient, status: int, error: str) -> tuple[
     if status in _REDIRECTS:
         return (
             f"{client.base_url} answers {error or status}: is this vLLM's address?",
-            "Name the server's own address, with --base-url or `service_url`.",
+            NAME_THE_ADDRESS,
         )
     return None
 

@@ -97,7 +97,7 @@ class ScrapedDeployment:
         begin = now - lag - window - _TO_KNOW_INTERVALS
         up = self._samples(selector("up", self._labels), begin, now)
         self._known_up = (begin, now, up)
-        return self._newest_common(up, scrape_intervals(up), now - lag, now, self._replicas())
+        return self._newest_common(up, _window(up, now - lag, now), self._replicas())
 
     def _scrapes(self, start: datetime, end: datetime) -> tuple[Scrapes, str]:
         """The servers' scrapes, and why it is not known whose they are (or nothing)."""
@@ -132,42 +132,35 @@ class ScrapedDeployment:
         They reach back before `start` by as much as a target may go without a scrape.
         """
         up = ask("up", start - _TO_KNOW_INTERVALS, end)
-        intervals = scrape_intervals(up)
-        newest = self._newest_common(up, intervals, start, end, replicas)
+        window = _window(up, start, end)
+        newest = self._newest_common(up, window, replicas)
         missing = newest.missing
         if newest.at > start.timestamp():
             end = datetime.fromtimestamp(newest.at, UTC)
         elif newest.partly:
             missing = missing or f"no sample of every server in this time: {newest.lag}"
-        known = scrapes_of([], start, end)
-        known = replace(known, intervals=intervals, lag=newest.lag, missing=missing)
-        begin = self._begin(known)
-        since = datetime.fromtimestamp(begin, UTC)
+        since = self._begin(window)
         up = [series for each in up if (series := _between(each, since, end)).samples]
-        started = ask(_STARTED, datetime.fromtimestamp(begin, UTC), end)
-        found = scrapes_of(up, start, end, started)
-        return up, started, replace(known, up=found.up, started=found.started)
+        started = ask(_STARTED, since, end)
+        scrapes = scrapes_of(up, start, end, started)
+        lag, intervals = newest.lag, window.intervals
+        return up, started, replace(scrapes, intervals=intervals, lag=lag, missing=missing)
 
     def _newest_common(
-        self,
-        up: list[Series],
-        intervals: Mapping[Target, float],
-        start: datetime,
-        end: datetime,
-        replicas: Sequence[Replica] | None,
+        self, up: list[Series], window: Scrapes, replicas: Sequence[Replica] | None
     ) -> Newest:
-        known = replace(scrapes_of([], start, end), intervals=intervals)
         return newest_common(
             up,
-            intervals,
-            start.timestamp(),
-            end.timestamp(),
+            window.intervals,
+            window.start,
+            window.end,
             replicas=replicas,
-            longest=known.lookback(self._rules.max_gap_seconds),
+            longest=window.lookback(self._rules.max_gap_seconds),
         )
 
-    def _begin(self, scrapes: Scrapes) -> float:
-        return scrapes.start - scrapes.lookback(self._rules.max_gap_seconds)
+    def _begin(self, scrapes: Scrapes) -> datetime:
+        longest = scrapes.lookback(self._rules.max_gap_seconds)
+        return datetime.fromtimestamp(scrapes.start - longest, UTC)
 
     def _newest(self, names: Iterable[str], scrapes: Scrapes) -> list[Series]:
         """The series of the first of `names` that each server has."""
@@ -183,8 +176,7 @@ class ScrapedDeployment:
 
     def _series(self, promql: str, scrapes: Scrapes) -> list[Series]:
         """All samples from a little before the start, where increases begin, to the end."""
-        begin = datetime.fromtimestamp(self._begin(scrapes), UTC)
-        return self._samples(promql, begin, datetime.fromtimestamp(scrapes.end, UTC))
+        return self._samples(promql, self._begin(scrapes), datetime.fromtimestamp(scrapes.end, UTC))
 
     def _samples(self, promql: str, begin: datetime, end: datetime) -> list[Series]:
         pieces: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
@@ -198,6 +190,11 @@ class ScrapedDeployment:
 
     def _fill(self, labels: Mapping[str, str | None]) -> dict[str, str]:
         return {name: value.format_map(self._filled) for name, value in labels.items() if value}
+
+
+def _window(up: Iterable[Series], start: datetime, end: datetime) -> Scrapes:
+    """Return the window with the scrape intervals that `up` shows, and no scrape yet."""
+    return replace(scrapes_of([], start, end), intervals=scrape_intervals(up))
 
 
 def _between(series: Series, begin: datetime, end: datetime) -> Series:

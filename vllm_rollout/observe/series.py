@@ -95,8 +95,7 @@ class Scrapes:
             if good and good[0] > first and self._begins_in_window(target, good[0]):
                 first = good[0]
             longest = self.longest(target, longest_seconds)
-            what = target[1] or "a target"
-            for gap in self._between(what, good, first, times[-1], longest):
+            for gap in self._between(name_of(target), good, first, times[-1], longest):
                 found += self._without_loading(target, gap, longest)
         return tuple(sorted(found, key=lambda gap: gap.start))
 
@@ -206,6 +205,16 @@ class Scrapes:
 def target_of(series: Series) -> Target:
     """The scraped target that a series is of."""
     return series.labels.get("job", ""), series.labels.get("instance", "")
+
+
+def name_of(target: Target) -> str:
+    """The instance of a target, as messages have it."""
+    return target[1] or "a target"
+
+
+def clock(at: float) -> str:
+    """The time of day of a sample, as messages have it."""
+    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S %Z}"
 
 
 def scrapes_of(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.live_slo import undecided_limits
@@ -65,9 +66,8 @@ class DeploymentObserver:
         Raises:
             UnreachableError: it does not answer.
         """
-        metrics = DeploymentMetrics.of(
-            self.run.policy, deployment, lambda: self._platform.replicas(deployment)
-        )
+        replicas = cache(lambda: self._platform.replicas(deployment))  # of one moment
+        metrics = DeploymentMetrics.of(self.run.policy, deployment, replicas)
         if metrics is None:
             return []
         with closing(metrics):

@@ -14,6 +14,7 @@ from vllm_rollout.model.errors import (
     UnreachableError,
     UsageError,
 )
+from vllm_rollout.model.preflight_facts import switch_off
 from vllm_rollout.model.text import own_secret, shown
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.kubernetes.command import webhook_away, webhook_remedy
@@ -196,8 +197,8 @@ def _role_for(verb: str, resource: str, message: str) -> str:
     if resource.startswith(_BEYOND_NAMESPACES):
         return (
             f"{asked}the chart rollout-roles has with `seesNodes: true`; or leave out the check "
-            "that takes it: `environments: {development: {preflight: {gpus: off}}}` in the policy; "
-            "for claims it is `volumes: off` there."
+            f"that takes it: {switch_off('gpus')} in the policy; for claims it is `volumes: off` "
+            "there."
         )
     return f"{asked}those of this version's chart rollout-roles do."
 
