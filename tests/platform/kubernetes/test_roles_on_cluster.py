@@ -1,16 +1,16 @@
 """The Roles of the chart rollout-roles, on a real API server with RBAC: enough, and no more."""
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from cluster.behaviour import HEALTHY
 from cluster.fixtures import Namespace, eventually
 from cluster.gateway import GROUP, running_gateway
@@ -24,7 +24,6 @@ from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.store import KEY_ANNOTATION, object_name
 from vllm_rollout.policy import load_policy
-from vllm_rollout.resources import CHARTS
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.model_status import model_status, models_known
 from vllm_rollout.rollout.sign_offs import SignOff, SignOffs
@@ -45,33 +44,21 @@ def production(namespace: Namespace) -> Deployment:
 
 
 @pytest.fixture
-def acting_as(namespace: Namespace, helm_binary: str, monkeypatch: pytest.MonkeyPatch) -> As:
+def acting_as(
+    namespace: Namespace, helm_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> As:
     """The platform with the rights of one purpose; "admin" has all."""
     namespace.create("serviceaccounts", {"metadata": {"name": QA}})
-    qa = {"enabled": True, "subjects": [{"kind": "ServiceAccount", "name": QA}]}
-    subprocess.run(
-        [
-            *(helm_binary, "install", "roles", str(CHARTS / "rollout-roles")),
-            *(
-                "-n",
-                namespace.name,
-                "--set",
-                "seesNodes=true",
-                "--set-json",
-                f"qa={json.dumps(qa)}",
-            ),
-            *(
-                "--set",
-                f"models={{{MODEL}}}",
-                "--set",
-                "admission.images={vllm/vllm-openai:,vllm/vllm-openai@}",
-            ),
-            *("--set", "admission.signed={staging}"),
-        ],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "KUBECONFIG": str(namespace.kubeconfig)},
-    )
+    images = ["vllm/vllm-openai:", "vllm/vllm-openai@"]
+    values = {
+        "qa": {"enabled": True, "subjects": [{"kind": "ServiceAccount", "name": QA}]},
+        "seesNodes": True,
+        "models": [MODEL],
+        "admission": {"enabled": True, "images": images, "signed": ["staging"]},
+    }
+    file = tmp_path / "roles.yaml"
+    file.write_text(yaml.safe_dump(values))
+    namespace.install(helm_binary, "roles", "rollout-roles", "--values", str(file))
 
     def acting_as(purpose: str) -> KubernetesPlatform:
         kubeconfig = namespace.kubeconfig
