@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,15 @@ class Namespace:
             "service_url": "http://{model}-{environment}.{namespace}.svc.cluster.local:8000",
         }
         return KubernetesPlatform(helm=helm, **(usual | changes))
+
+    def install(self, helm: str, release: str, chart: str, *options: str) -> None:
+        """Install one of the suite's charts here by that Helm, as the administrator."""
+        subprocess.run(
+            [helm, "install", release, str(CHARTS / chart), "-n", self.name, *options],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig)},
+        )
 
     def behave(self, choose: Choose | Behaviour) -> None:
         """How the pods of this namespace behave."""

@@ -25,7 +25,6 @@ from support.short_policy import short_policy
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.store import object_name
-from vllm_rollout.resources import CHARTS
 from vllm_rollout.settings import Settings, load_settings
 
 # Some forty processes one after the other: minutes, more of them beside other tests.
@@ -147,8 +146,7 @@ def site(tmp_path: Path, namespace: Namespace, helm_binary: str) -> Iterator[Sit
         policy["service_url"] = url
     (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(policy))
     namespace.behave(HEALTHY.serving(ttft_seconds="0.01", inter_token_seconds="0.001"))
-    roles = [helm_binary, "install", "roles", str(CHARTS / "rollout-roles"), "-n", namespace.name]
-    subprocess.run([*roles, "--set", "seesNodes=true"], check=True, capture_output=True)
+    namespace.install(helm_binary, "roles", "rollout-roles", "--set", "seesNodes=true")
     with running_registry(tmp_path) as registry:
         registry.push("vllm", "v1")
         site = Site(tmp_path, namespace, helm_binary, registry)

@@ -15,26 +15,16 @@ from support.short_policy import short_policy
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode
 from vllm_rollout.policy import load_policy
-from vllm_rollout.resources import CHARTS
 
 pytestmark = pytest.mark.timeout(600)
 
 MODEL = "llama-2-7b"
 
 
-def helm(helm_binary: str, namespace: Namespace, *words: str) -> None:
-    subprocess.run(
-        [helm_binary, *words, "-n", namespace.name],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "KUBECONFIG": str(namespace.kubeconfig)},
-    )
-
-
 @pytest.fixture
 def account(namespace: Namespace, helm_binary: str) -> str:
     """The watch's account, with its Role."""
-    helm(helm_binary, namespace, "install", "roles", str(CHARTS / "rollout-roles"))
+    namespace.install(helm_binary, "roles", "rollout-roles")
     return "vllm-rollout-watch"
 
 
@@ -98,7 +88,7 @@ def test_the_watch_rolls_back_with_its_own_role(
 def test_the_api_server_takes_the_charts_objects(namespace: Namespace, helm_binary: str) -> None:
     image = "registry/vllm-rollout-watch@sha256:" + "5" * 64
     chosen = ["--set", f"model={MODEL},image={image}"]
-    helm(helm_binary, namespace, "install", "watch", str(CHARTS / "rollout-watch"), *chosen)
+    namespace.install(helm_binary, "watch", "rollout-watch", *chosen)
 
     def runs() -> bool:
         pods = namespace.list("pods")

@@ -3,8 +3,6 @@
 The pods' commands really run, as processes; the server they load is a simulator.
 """
 
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +26,6 @@ from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.helm import Helm
 from vllm_rollout.platform.kubernetes.load_generator import KubernetesLoadPods
 from vllm_rollout.platform.kubernetes.load_values import LoadSettings, generator_name
-from vllm_rollout.resources import CHARTS
 from vllm_rollout.simulator.running import RunningSimulator
 
 MODEL = "llama-2-7b"
@@ -195,13 +192,7 @@ def test_the_role_for_it_allows_this_and_no_more(
     roles = site.folder / "roles.yaml"
     purposes = {"gate": off, "promote": off, "watch": off, "load": off | {"enabled": True}}
     roles.write_text(yaml.safe_dump(purposes | {"seesNodes": False}))
-    install = [helm_binary, "install", "roles", str(CHARTS / "rollout-roles")]
-    subprocess.run(
-        [*install, "--namespace", namespace.name, "--values", str(roles)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "KUBECONFIG": str(namespace.kubeconfig)},
-    )
+    namespace.install(helm_binary, "roles", "rollout-roles", "--values", str(roles))
     token = namespace.token("vllm-rollout-load")
     control = namespace.cluster.control_plane
     kubeconfig = control.kubeconfig(f"{namespace.name}-load", token=token, namespace=namespace.name)

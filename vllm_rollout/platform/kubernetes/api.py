@@ -109,11 +109,8 @@ class KubernetesApi:
         """Each `group/version`, without a kind, and each of its kinds with its description."""
         kinds = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
         for path in ("/api", "/apis"):
-            with self.doing("get", "the API server's discovery"):
-                status, text = self.ask("GET", path, header_params={"Accept": kinds})
-                if status >= HTTPStatus.BAD_REQUEST:
-                    raise self.refusal(status, text, "get", path)
-            yield from _apis(json.loads(text))
+            found = self.request("get", path, "GET", path, header_params={"Accept": kinds})
+            yield from _apis(found)
 
     def ask(self, method: str, path: str, **request: Any) -> tuple[int, str]:
         """The status and text of the answer to what the client has no method for.

@@ -31,12 +31,15 @@ class ForeignFields:
     def of_revision(self, deployment: Deployment, revision: int | None) -> Sequence[str]:
         """Return the fields of `revision` that somebody else has set; of the newest (None) without
         those of autoscalers, which set them all the time."""
-        entries = self.releases.entries(deployment) if revision is None else []
-        number = entries[-1].revision if entries else revision
-        if number is None:
+        if revision is not None:
+            where = deployment.namespace
+            manifest: Sequence[Json] = self.helm.manifest(
+                deployment.release, revision, namespace=where
+            )
+        elif entries := self.releases.entries(deployment):
+            manifest = self.releases.manifest(deployment, entries[-1])
+        else:
             return []
-        where = deployment.namespace
-        manifest = self.helm.manifest(deployment.release, number, namespace=where)
         found = [*self.conflicts(deployment, manifest), *paused_objects(self.live(deployment))]
         if revision is not None:
             return found

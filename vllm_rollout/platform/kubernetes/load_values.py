@@ -55,11 +55,14 @@ def generator_values(api: KubernetesApi, settings: LoadSettings, task: LoadTask)
     own = read_mapping(settings.values) if settings.values else {}
     trusted = _certificates(settings.ca_file)
     if (size := len(task.plan.encode()) + len(trusted.encode())) > _LARGEST_PLAN:
+        takes, fewer = (
+            ("the load plan and `ca_file` take", "a shorter trace, only your own authorities")
+            if trusted
+            else ("the load plan takes", "a shorter trace")
+        )
         raise UsageError(
-            f"the load plan{' and `ca_file`' if trusted else ''} take{'s'[bool(trusted) :]} "
-            f"{size:,} bytes, and a ConfigMap has room for {_LARGEST_PLAN:,}",
-            remedy="Take fewer prompts or a shorter trace"
-            f"{', only your own authorities' if trusted else ''}, or make the load here.",
+            f"{takes} {size:,} bytes, and a ConfigMap has room for {_LARGEST_PLAN:,}",
+            remedy=f"Take fewer prompts or {fewer}, or make the load here.",
         )
     if settings.has_key and not (own.get("apiKeySecret") or {}).get("name"):
         raise UsageError(

@@ -305,9 +305,7 @@ class KubernetesPlatform:
         rollout = self._releases.rollout(deployment, entry) if entry else None
         if entry is None or rollout is None or not is_ours(rollout):
             return []
-        applied = self._helm.manifest(
-            deployment.release, entry.revision, namespace=deployment.namespace
-        )
+        applied = self._releases.manifest(deployment, entry)
         found = self._builds.unlike_applied(deployment, rollout, applied)
         return found + unlike_running(
             self._api, deployment, applied, owned=self._builds.owned, build=rollout.digest

@@ -215,7 +215,7 @@ def _problem(pod: Pod) -> tuple[str, str]:
         waiting, terminated = container.state.waiting, container.state.terminated
         ended = _ended(container)
         if waiting:
-            return waiting.reason, "; ".join(filter(None, [_clean(waiting.message), ended]))
+            return waiting.reason, "; ".join(filter(None, [redact(waiting.message), ended]))
         return terminated.reason if terminated else "Restarted", ended
     for condition in status.conditions:
         if condition.status != "True" and condition.type in ("PodScheduled", "Ready"):
@@ -228,12 +228,7 @@ def _ended(container: Container) -> str:
         return ""
     reason = end.reason or "no reason given"
     text = f"{container.name} ended with {reason}, exit code {end.exit_code}"
-    return f"{text}: {_clean(end.message)}" if end.message else text
-
-
-def _clean(message: str) -> str:
-    """A container's message, which may have lines of its log."""
-    return redact(message)
+    return f"{text}: {redact(end.message)}" if end.message else text
 
 
 def serving(pods: Sequence[Pod]) -> list[Pod]:
