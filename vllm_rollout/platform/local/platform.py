@@ -346,12 +346,7 @@ class LocalPlatform:
     ) -> str:
         """Withdraw a revision whose client was killed and restart a router that was.
 
-        Returns what was found in words, "" when nothing was. It waits for the replicas up to the
-        startup timeout and says so when they are not ready by then.
-
-        Raises:
-            ConflictError: the pending revision's client still runs, and no guard is set.
-            UnreachableError: the state file cannot be used.
+        Returns what was found in words; `Upkeep.recover` says more.
         """
         return self.upkeep.recover(deployment)
 

@@ -52,7 +52,15 @@ class Upkeep:
         return True
 
     def recover(self, deployment: Deployment) -> str:
-        """As `LocalPlatform.recover`, which is this."""
+        """Withdraw a revision whose client was killed and restart a router that was.
+
+        Returns what was found in words, "" when nothing was. It waits for the replicas up to the
+        startup timeout and says so when they are not ready by then.
+
+        Raises:
+            ConflictError: the pending revision's client still runs, and no guard is set.
+            UnreachableError: the state file cannot be used.
+        """
         name = name_of(deployment)
         found: list[str] = []
         if (pending := self.changes.withdraw_pending(name)) is not None:
