@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.simulated import WEDNESDAY, FakeClock, MemoryStore, SimulatedPlatform
 
-from vllm_rollout.cli.run_tools import say_removed
+from vllm_rollout.cli.run_tools import tidy_reports
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.policy import Override, load_policy
@@ -24,11 +24,12 @@ def platform() -> SimulatedPlatform:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "m"
     for name in (*RUNS, "my-notes"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "evidence.json").write_text("{}")
-    (tmp_path / "20261101-120000-00aa").write_text("a file")
-    return tmp_path
+        (folder / name).mkdir(parents=True)
+        (folder / name / "evidence.json").write_text("{}")
+    (folder / "20261101-120000-00aa").write_text("a file")
+    return folder
 
 
 def decide(platform: SimulatedPlatform, kind: DecisionKind, run_id: str, **about: Any) -> None:
@@ -47,14 +48,16 @@ def test_the_oldest_go_but_none_that_is_signed_or_serves(
     decide(platform, DecisionKind.PROMOTED, RUNS[2], build=serves.digest)
     policy = load_policy(None, overrides={"keep_reports": Override(3, "--set")})
 
-    say_removed(folder, platform, policy, "m")
+    tidy_reports(folder, platform, policy, "m")
 
     left = {each.name for each in folder.iterdir()}
     assert left == {RUNS[0], RUNS[2], *RUNS[-3:], "my-notes", "20261101-120000-00aa"}
     said = " ".join(capsys.readouterr().out.split())
     assert f"removed the reports of 3 old runs from {folder}, {RUNS[1]} to {RUNS[4]}" in said
     assert "`keep_reports` is 3" in said
-    say_removed(folder, platform, load_policy(None), "m")
+    listed = (folder.parent / "index.html").read_text(encoding="utf-8")
+    assert (RUNS[1] in listed, RUNS[2] in listed) == (False, True)
+    tidy_reports(folder, platform, load_policy(None), "m")
     off = load_policy(None, overrides={"keep_reports": Override(False, "--set")})
     assert remove_old_reports(folder, platform, off, "m") == []
     assert capsys.readouterr().out == ""
@@ -71,7 +74,7 @@ def test_nothing_goes_where_the_decisions_are_not_whole(
 
     with pytest.raises(RolloutError, match="not whole"):
         remove_old_reports(folder, platform, policy, "m")
-    say_removed(folder, platform, policy, "m")
+    tidy_reports(folder, platform, policy, "m")
 
     assert set(RUNS) <= {each.name for each in folder.iterdir()}
     assert "old reports stay" in capsys.readouterr().out

@@ -42,6 +42,7 @@ from vllm_rollout.model.units import format_value, parse_rate, parse_share
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
+from vllm_rollout.report.render import update_index
 from vllm_rollout.report.terminal import progress_line
 from vllm_rollout.rollout.lease import hold
 from vllm_rollout.rollout.run import SystemClock
@@ -142,10 +143,11 @@ def capacity_command(
     console = make_console(stderr=True) if as_json_text else options.console
     report = _Run(settings, policy, deployment, goal, console).run_under_lease()
     page = write_capacity(report, settings.report_dir / model / report.run_id)
+    unlisted = update_index(settings.report_dir)
     if as_json_text:
         options.say_json(as_json(report))
     show_table(console, probes_table(report))
-    for line in (f"report: {page}", report.verdict.reason, report.verdict.remedy):
+    for line in (f"report: {page}", report.verdict.reason, report.verdict.remedy, unlisted):
         if line:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     raise typer.Exit(report.exit_code)

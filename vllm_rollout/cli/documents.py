@@ -1,4 +1,4 @@
-"""`vllm-rollout policy`, `vllm-rollout report` and `vllm-rollout explain`."""
+"""`vllm-rollout policy` and `vllm-rollout explain`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,6 @@ from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.model.text import printable, public_address
 from vllm_rollout.policy import Policy, dump_policy, load_policy
 from vllm_rollout.report.explain import explain_evidence
-from vllm_rollout.report.render import write_reports
 from vllm_rollout.resources import POLICY_SCHEMA
 
 policy_app = typer.Typer(
@@ -43,18 +42,6 @@ def _printed(policy: Policy) -> str:
 def schema() -> None:
     """Print the JSON Schema of rollout.yaml, for editors."""
     typer.echo(POLICY_SCHEMA.read_text(encoding="utf-8"))
-
-
-def report_command(
-    evidence: Annotated[Path, typer.Argument(help="an evidence.json")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="folder to write to (default: the file's own)")
-    ] = None,
-) -> None:
-    """Render the HTML and JUnit reports of an evidence file again."""
-    with options.errors_shown():
-        paths = write_reports(read_evidence(evidence), out or evidence.parent)
-        options.console.print(f"{paths.html}\n{paths.junit}", soft_wrap=True, highlight=False)
 
 
 def explain_command(

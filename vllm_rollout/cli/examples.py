@@ -26,7 +26,11 @@ EXAMPLES = {
     "restart": ("vllm-rollout restart llama-2-7b -e production",),
     "backup": ("vllm-rollout backup state.db",),
     "uninstall": ("vllm-rollout uninstall llama-2-7b -e staging",),
-    "report": ("vllm-rollout report reports/llama-2-7b/RUN/evidence.json --out again",),
+    "report": (
+        "vllm-rollout report llama-2-7b --open",
+        "vllm-rollout report --index --open",
+        "vllm-rollout report reports/llama-2-7b/RUN/evidence.json --out again",
+    ),
     "explain": ("vllm-rollout explain reports/llama-2-7b/RUN/evidence.json",),
     "simulate": ('vllm-rollout simulate --ttft-seconds "lognormal(median=0.2, sigma=0.5)"',),
     "policy show": ("vllm-rollout policy show --set watch.duration=30m",),

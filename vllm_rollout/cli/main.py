@@ -116,9 +116,10 @@ _COMMANDS = {
         "Remove MODEL's release from --environment (default: all but the last, if you agree).",
     ),
     "report": _Lazy(
-        "vllm_rollout.cli.documents",
+        "vllm_rollout.cli.reports",
         "report_command",
-        "Render the HTML and JUnit reports of an evidence file again.",
+        "Show where the newest report of MODEL is, or of RUN; open it, or write the list of all "
+        "runs.",
     ),
     "explain": _Lazy(
         "vllm_rollout.cli.documents",

@@ -10,7 +10,7 @@ import typer
 from vllm_rollout import __version__
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter
-from vllm_rollout.cli.run_tools import say_removed
+from vllm_rollout.cli.run_tools import tidy_reports
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, new_run_id
@@ -93,7 +93,7 @@ def checked_before(
     )
     options.say(f"report: {write_reports(evidence, folder).html}")
     policy = settings.policy.for_model(deployment.model)
-    say_removed(folder.parent, settings.reader(), policy, deployment.model)
+    tidy_reports(folder.parent, settings.reader(), policy, deployment.model)
     if refusal := refusal_of(run):
         options.say(refusal.conclusion)
         raise typer.Exit(int(refusal.code))

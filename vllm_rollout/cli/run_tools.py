@@ -13,7 +13,7 @@ from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.deployment_record import write_record
-from vllm_rollout.report.render import write_reports
+from vllm_rollout.report.render import update_index, write_reports
 from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.rollout.gates import GateRunner
 from vllm_rollout.rollout.leased_run import RunTools, assemble
@@ -106,7 +106,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
             )
             options.say(f"record: {record}")
         options.say(f"report: {paths.html}")
-        say_removed(run.folder.parent, releases.platform, run.policy, target.model)
+        tidy_reports(run.folder.parent, releases.platform, run.policy, target.model)
     except (RolloutError, OSError) as error:
         options.say(
             f"the report could not be written, the evidence is in the platform's store: {error}"
@@ -116,8 +116,11 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
         options.say(f"sign it off: {how_to_sign(run.policy, run.source, evidence.digest)}")
 
 
-def say_removed(folder: Path, platform: ReleaseReader, policy: Policy, model: str) -> None:
-    """Remove old reports of `model`, and say so; where they cannot be, they stay, and why."""
+def tidy_reports(folder: Path, platform: ReleaseReader, policy: Policy, model: str) -> None:
+    """Remove old reports of `model` from its folder, and list the runs that are left.
+
+    Where reports cannot be removed they stay, and it is said why.
+    """
     try:
         if gone := remove_old_reports(folder, platform, policy, model):
             options.say(
@@ -126,6 +129,8 @@ def say_removed(folder: Path, platform: ReleaseReader, policy: Policy, model: st
             )
     except (RolloutError, OSError) as error:
         options.say(f"old reports stay in {folder}: {error}")
+    if problem := update_index(folder.parent):
+        options.say(problem)
 
 
 def _rollback_command(target: Deployment, before: int | None) -> str:

@@ -44,7 +44,7 @@ from vllm_rollout.pytest_plugin.gate_selection import (
     title_of,
 )
 from vllm_rollout.pytest_plugin.load_progress_line import emit
-from vllm_rollout.report.render import write_reports
+from vllm_rollout.report.render import update_index, write_reports
 from vllm_rollout.report.terminal import verdict_line
 
 USAGE_ERROR = "vllm_rollout_usage_error"
@@ -160,6 +160,7 @@ class SessionResults:
                 paths = write_reports(evidence, folder)
                 self._keep_requests(evidence.model, folder)
                 self._lines.append(f"{words}  {paths.html}")
+                self._lines += filter(None, [update_index(self._settings.report_dir)])
         except (RolloutError, OSError) as error:
             self._lines.append(
                 f"{evidence.model}: the report could not be written ({error}); the gates: "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, write_evidence
+from vllm_rollout.model.text import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,21 @@ def write_reports(evidence: Evidence, folder: Path) -> ReportPaths:
             remedy=f"The results are safe in {paths.evidence}; read them there.",
         ) from error
     return paths
+
+
+def update_index(reports: Path) -> str:
+    """List the runs of a reports folder in its page; return what kept it from that, or "".
+
+    A run has ended by then: what is in its neighbours' folders changes nothing about it.
+    """
+    try:
+        from vllm_rollout.report.index_page import write_index
+        from vllm_rollout.report.run_index import AFTER_A_RUN
+
+        write_index(reports, AFTER_A_RUN)
+    except Exception as error:  # noqa: BLE001
+        return f"the list of runs could not be written: {shown(f'{type(error).__name__}: {error}')}"
+    return ""
 
 
 def _write(path: Path, content: bytes) -> None:
