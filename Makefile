@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest $(TESTS) -n auto -W error --timeout 600 -rs
 # Tests that measure what a server can do: others beside them would be measured too. 5: there are none.
 ALONE := VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -n 0 -m alone || test $$? = 5
 
-.PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint audit format lock schema docs wheel clean
+.PHONY: help demo demo-rollback demo-clean test test-all test-exhaustive parts lint audit format lock schema docs picture wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -79,6 +79,9 @@ schema: .venv/installed ## generate the JSON Schema of rollout.yaml again
 
 docs: schema ## generate the reference parts of the documentation, and the schema, again
 	$(BIN)/python docs/generate.py
+
+picture: .venv/installed ## make the picture of a report that README shows again (needs chromium)
+	VLLM_ROLLOUT_REQUIRE=all VLLM_ROLLOUT_PICTURE=write $(BIN)/python -m pytest tests/report/test_picture.py -q -m browser -W error
 
 wheel: .venv/installed ## build the wheel into dist/
 	$(UV) build --quiet --wheel --python $(BIN)/python --no-build-isolation --out-dir dist

@@ -214,6 +214,7 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     assert read_evidence(record.parent / link[2]).digest == link[1]
     folder = site.folder / "reports" / MODEL / evidence.run_id
     assert "ROLLED BACK" in (folder / "report.html").read_text()
+    assert "ROLLED BACK" in (site.folder / "reports" / "index.html").read_text(encoding="utf-8")
 
     status = site.run("vllm-rollout", "status", MODEL)
     assert status.returncode == 0

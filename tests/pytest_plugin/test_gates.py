@@ -53,6 +53,8 @@ def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
     assert not_printed(shown, run.stdout) == []
     folder = tmp_path / "reports" / MODEL / evidence.run_id
     assert "test_p95_latency[staging-llama-2-7b]" in (folder / "report.html").read_text()
+    listed = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    assert f'href="{MODEL}/{evidence.run_id}/report.html"' in listed
     assert ET.parse(folder / "junit.xml").getroot() is not None
 
 

@@ -38,6 +38,7 @@ COMMANDS = [
     ["preflight", MODEL, "-f", "values.yaml"], ["deploy", MODEL, "--values", "values.yaml"],
     ["rollback", MODEL, "--reason", HOSTILE], ["soak", MODEL, "-e", "staging", "--once"],
     ["capacity", MODEL, "--json"], ["watch", MODEL, "--for", "10ms"],
+    ["report", MODEL, "--json"], ["report", MODEL, HOSTILE], ["report", "--index"],
     ["uninstall", MODEL, "-e", "staging"], ["up", MODEL], ["restart", MODEL, "-e", "staging"],
     ["backup", HOSTILE], ["init", "--yes", "--namespace", HOSTILE], ["check", HOSTILE],
 ]  # fmt: skip

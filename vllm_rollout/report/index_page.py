@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from vllm_rollout.model.deployment import short_digest
 from vllm_rollout.model.text import all_printable, one_line
+from vllm_rollout.model.units import counted
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report import formatting as words
 from vllm_rollout.report.html import environment
@@ -26,7 +27,7 @@ from vllm_rollout.report.run_index import (
 from vllm_rollout.report.trends import trend_svg, trends
 
 NAME = "index.html"
-_TRENDS_SHOWN = 6
+_TRENDS_SHOWN = 8
 """Plots beyond that are behind a click."""
 
 
@@ -72,6 +73,7 @@ def index_html(index: RunIndex) -> str:
             link=quote,
             deciding=words.deciding_bound_text,
             short=short_digest,
+            counted=counted,
             data=_script_data([_compared(row) for row in index.runs]),
         )
     )

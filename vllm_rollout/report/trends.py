@@ -129,7 +129,8 @@ def _point(x: float, point: Point, y: Axis) -> str:
         point.value if bound is None or math.isnan(bound) else max(bound, y.low)
         for bound in (verdict.lower, verdict.upper)
     )
-    whisker = f"M{x:.1f} {y.at(lower):.1f}V{y.at(upper):.1f}"
+    is_bound = point.value == verdict.upper
+    whisker = "" if is_bound else f"M{x:.1f} {y.at(lower):.1f}V{y.at(upper):.1f}"
     mark = {
         Outcome.PASS: f'<circle cx="{x:.1f}" cy="{at:.1f}" r="3.5"/>',
         Outcome.FAIL: f'<path d="M{x - 4:.1f} {at - 4:.1f}l8 8m0 -8l-8 8"/>',

@@ -4,6 +4,7 @@
   const form = document.getElementById("filter");
   const boxes = [...document.querySelectorAll(".pick input")];
   const KEYS = ["model", "environment", "verdict", "text"];
+  const OWN = ["Started", "Finished", "Evidence"]; // no two runs share them
   let chosen = [];
 
   const make = (tag, text, attributes = {}) => {
@@ -50,7 +51,7 @@
       row.append(make("th", title, { scope: "row" }));
       for (const cell of cells) row.insertCell().append(cell);
       const [one, other] = cells.map((cell) => cell.textContent ?? cell);
-      if (one !== other) {
+      if (one !== other && !OWN.includes(title)) {
         row.className = "differs";
         row.cells[0].append(" ≠");
       }
@@ -69,16 +70,16 @@
     for (const [measured, bound, limit, reason] of verdicts) {
       const figures = [];
       if (measured !== "–") figures.push(measured);
-      if (bound !== "–") figures.push(`(${bound})`);
+      if (bound !== "–") figures.push(bound);
       if (limit !== "–") figures.push(`limit ${limit}`);
-      if (figures.length) cell.append(make("div", figures.join(" ")));
+      if (figures.length) cell.append(make("div", figures.join(", ")));
       if (reason) cell.append(make("div", reason, { class: "quiet" }));
     }
     return cell;
   };
 
   const compare = () => {
-    const pair = chosen.map((name) => runs.get(name)).filter(Boolean);
+    const pair = [...runs.values()].filter((run) => chosen.includes(run.name)).reverse(); // the older one first
     const place = document.getElementById("compared");
     place.replaceChildren();
     document.getElementById("compare").hidden = pair.length !== 2;
