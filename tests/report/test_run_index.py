@@ -165,12 +165,16 @@ def test_what_is_not_to_be_believed_is_listed_and_breaks_nothing(
 
 def test_hostile_text_stays_text_in_the_page(hostile: Evidence) -> None:
     """Also in the data of its script."""
-    row = replace(evidence_row(hostile, page="x"), model="</script>", run="<img src=x>")
+    row = replace(evidence_row(hostile, page="x"), model="</script>\x1b[2J", run="<img src=x>")
+    (environment,) = row.environments
+    row = replace(
+        row, environments=(replace(environment, latency=replace(ERRORS, unit="s", measured=1.0)),)
+    )
     page = index_html(RunIndex(runs=(row, row), unreadable=(Unreadable(name="<u>", reason="<i>"),)))
     assert page.count("<script") == page.count("</script>") == 2
-    for tag in ("<img", "<u>", "<i>"):
-        assert tag not in page
-    assert page_data(page)[0]["name"] == "</script>/<img src=x>"
+    for text in ("<img", "<u>", "<i>", "\x1b", "\\u001b"):
+        assert text not in page
+    assert page_data(page)[0]["name"] == "</script>�[2J/<img src=x>"
 
 
 def test_more_runs_than_are_read_are_counted(reports: Path) -> None:

@@ -119,7 +119,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
 def tidy_reports(folder: Path, platform: ReleaseReader, policy: Policy, model: str) -> None:
     """Remove old reports of `model` from its folder, and list the runs that are left.
 
-    Where reports cannot be removed they stay, and it is said why.
+    Where reports cannot be removed they stay, and the reason is printed.
     """
     try:
         if gone := remove_old_reports(folder, platform, policy, model):

@@ -1,7 +1,7 @@
 """The page over all runs of a reports folder: filter, compare two, trends. One file."""
 
 import json
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,7 +9,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from vllm_rollout.model.deployment import short_digest
-from vllm_rollout.model.text import all_printable, one_line
+from vllm_rollout.model.text import one_line, printable
 from vllm_rollout.model.units import counted
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report import formatting as words
@@ -37,18 +37,17 @@ def write_index(reports: Path, bounds: Bounds = ALL) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    page = reports / NAME
-    for _ in range(3):  # a run that ended meanwhile may have written it, and is in it then
-        folders = run_folders(reports)
-        html = index_html(read_index(reports, bounds=bounds))
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=reports, suffix=".partial", delete=False
-        ) as partial:
-            partial.write(html)
-        Path(partial.name).chmod(0o644)
-        Path(partial.name).replace(page)
-        if run_folders(reports) == folders:
-            break
+    page, partial = reports / NAME, reports / f"index.{secrets.token_hex(4)}.partial"
+    try:
+        for _ in range(3):  # a run that ended meanwhile may have written it, and is in it then
+            folders = run_folders(reports)
+            html = index_html(read_index(reports, bounds=bounds))
+            partial.write_text(html, encoding="utf-8")
+            partial.replace(page)
+            if run_folders(reports) == folders:
+                break
+    finally:
+        partial.unlink(missing_ok=True)
     return page.resolve()
 
 
@@ -81,16 +80,16 @@ def index_html(index: RunIndex) -> str:
 
 def _script_data(data: Any) -> Markup:
     """JSON for a script element: nothing in it ends the element."""
-    text = json.dumps(all_printable(data), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704 - escaped above
 
 
 def _compared(row: RunRow) -> dict[str, Any]:
-    """The part of a run that two are compared by, in the words of the reports."""
+    """The part of a run that two are compared by, in the words of the reports, made printable."""
     return {
-        "name": row.name,
+        "name": printable(row.name),
         "page": quote(row.page),
         "facts": {
             "Verdict": row.verdict,
@@ -119,7 +118,7 @@ def _numbered(rows: tuple[EnvironmentRow, ...]) -> list[tuple[str, EnvironmentRo
 
 def _build_facts(each: EnvironmentRow) -> dict[str, str]:
     parts = {
-        key.removesuffix("_digest").replace("_", " ").capitalize(): short_digest(value)
+        key.removesuffix("_digest").replace("_", " ").capitalize(): one_line(short_digest(value))
         for key, value in each.build_parts.items()
         if value
     }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
+from vllm_rollout.model.text import printable
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.axis import Axis
@@ -89,7 +90,7 @@ def trend_svg(trend: Trend) -> str:
     label = f"{trend.title} of {trend.environment}/{trend.model}: {trend.summary}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'font-family="sans-serif" font-size="12" aria-label="{escape(label)}">'
+        f'font-family="sans-serif" font-size="12" aria-label="{escape(printable(label))}">'
         f"{''.join(parts)}</svg>"
     )
 
