@@ -14,6 +14,7 @@ from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.capacity.report import CapacityReport, probe_line, write_capacity
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.verdict import Outcome
+from vllm_rollout.report.run_index import RunRow, read_run
 
 HOSTILE = "<script>alert(1)</script>"
 HELD = Probe(
@@ -73,6 +74,18 @@ def test_the_page_shows_the_interval_and_hostile_text_is_only_text(tmp_path: Pat
     written = json.loads((tmp_path / "capacity.json").read_text(encoding="utf-8"))
     assert written["capacity"]["lower"] == 38.0
     assert written["probes"][1]["p95_seconds"] is None  # JSON has no infinity
+
+
+def test_a_search_is_in_the_list_of_runs(tmp_path: Path) -> None:
+    found = report(HELD)
+    folder = tmp_path / found.deployment.model / found.run_id
+    write_capacity(found, folder)
+    row = read_run(folder)
+    assert isinstance(row, RunRow)
+    assert (row.kind, row.outcome, row.page) == (
+        "capacity", Outcome.PASS, f"llama-2-7b/{found.run_id}/capacity.html",
+    )  # fmt: skip
+    assert row.environments[0].capacity == found.verdict
 
 
 def test_plots_are_whole_and_draw_every_probe_and_the_limit() -> None:

@@ -16,7 +16,6 @@ from support.browser import picture
 
 from vllm_rollout.model.evidence import read_evidence
 from vllm_rollout.report import formatting
-from vllm_rollout.report.html import page_html
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.rows import report_items
 
@@ -50,7 +49,13 @@ class Headings(HTMLParser):
             self.found[-1] = " ".join(f"{self.found[-1]} {data}".split())
 
 
-def facts() -> dict[str, Any]:
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """The report that is pictured."""
+    return write_reports(read_evidence(EXAMPLE), tmp_path / "report").html
+
+
+def facts(page: Path) -> dict[str, Any]:
     """What the picture shows: of the evidence, and how the page is divided."""
     evidence = read_evidence(EXAMPLE)
     end = formatting.headline(evidence)
@@ -58,7 +63,7 @@ def facts() -> dict[str, Any]:
         "evidence": evidence.digest,
         "title": formatting.report_title(evidence),
         "conclusion": [end.word, end.sentence],
-        "headings": Headings(page_html(evidence)).found,
+        "headings": Headings(page.read_text(encoding="utf-8")).found,
         "gates": [
             [item.title, item.outcome, *map(formatting.verdict_text, item.verdicts)]
             for item in report_items(evidence)
@@ -77,28 +82,27 @@ def chunks(png: bytes) -> list[bytes]:
     return found
 
 
-def with_facts(png: bytes) -> bytes:
-    """The picture with `facts` in a chunk of text, which no viewer shows."""
-    body = b"tEXt" + _KEY + json.dumps(facts()).encode()
+def with_text(png: bytes, text: str) -> bytes:
+    """The picture with a chunk of text, which no viewer shows."""
+    body = b"tEXt" + _KEY + text.encode("ascii")
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     *first, end = chunks(png)
     return png[:8] + b"".join((*first, chunk, end))
 
 
-def test_the_picture_in_the_readme_is_of_the_report_as_it_is() -> None:
+def test_the_picture_in_the_readme_is_of_the_report_as_it_is(page: Path) -> None:
     content = PICTURE.read_bytes()
     (kept,) = (each[8:-4] for each in chunks(content) if each[4:].startswith(b"tEXt" + _KEY))
-    assert json.loads(kept.removeprefix(_KEY)) == facts(), "it is stale: make picture"
+    assert json.loads(kept.removeprefix(_KEY)) == facts(page), "it is stale: make picture"
     assert len(content) < MOST_BYTES
     assert "(docs/report.png)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.browser
-def test_a_browser_makes_the_picture_again(tmp_path: Path) -> None:
-    page = write_reports(read_evidence(EXAMPLE), tmp_path / "report").html
+def test_a_browser_makes_the_picture_again(page: Path, tmp_path: Path) -> None:
     made = tmp_path / "report.png"
     picture(page.as_uri(), tmp_path / "profile", made, width=WIDTH, height=HEIGHT)
-    content = with_facts(made.read_bytes())
+    content = with_text(made.read_bytes(), json.dumps(facts(page)))
     assert struct.unpack_from(">II", content, 16) == (WIDTH, HEIGHT)
     assert MOST_BYTES / 10 < len(content) < MOST_BYTES
     if os.environ.get("VLLM_ROLLOUT_PICTURE") == "write":

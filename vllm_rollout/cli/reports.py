@@ -12,7 +12,7 @@ import typer
 from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import is_label
 from vllm_rollout.model.errors import UsageError
-from vllm_rollout.model.evidence import read_evidence
+from vllm_rollout.model.evidence import RUN_ID, read_evidence
 from vllm_rollout.report.formatting import time_text
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.run_index import RunIndex, document, find_run, read_index
@@ -54,6 +54,8 @@ def report_command(
     after it was written is refused.
     """
     with options.errors_shown():
+        if model and not run and RUN_ID.fullmatch(model):
+            model, run = None, model
         is_file = model is not None and not is_label(model)
         _check(is_file=is_file, run=run, out=out, index=index, as_json=as_json, open_it=open_it)
         reports = Path(option_or_environment("report-dir", report_dir) or "reports")

@@ -125,6 +125,8 @@ class SessionResults:
         refused = session.exitstatus == pytest.ExitCode.USAGE_ERROR
         found = [] if refused or self._config.getoption("collectonly") else self._evidence()
         code = max([self._finish(each) for each in found], default=pytest.ExitCode.OK)
+        if found and not option(self._config, "--evidence"):
+            self._lines += filter(None, [update_index(self._settings.report_dir)])
         session.exitstatus = session.exitstatus or code
         self._config.stash[EXIT_CODE] = session.exitstatus
         yield
@@ -160,7 +162,6 @@ class SessionResults:
                 paths = write_reports(evidence, folder)
                 self._keep_requests(evidence.model, folder)
                 self._lines.append(f"{words}  {paths.html}")
-                self._lines += filter(None, [update_index(self._settings.report_dir)])
         except (RolloutError, OSError) as error:
             self._lines.append(
                 f"{evidence.model}: the report could not be written ({error}); the gates: "

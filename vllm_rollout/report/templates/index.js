@@ -31,7 +31,8 @@
       count += !row.hidden;
     }
     for (const plot of document.querySelectorAll("figure")) plot.hidden = !matches(plot);
-    document.getElementById("shown").textContent = `${count} of ${runs.size} runs`;
+    const lone = chosen.length === 1 ? "; one is chosen, choose another to compare" : "";
+    document.getElementById("shown").textContent = `${count} of ${runs.size} runs${lone}`;
     const none = document.getElementById("none");
     if (none) none.hidden = count > 0;
   };
@@ -131,12 +132,15 @@
     box.addEventListener("change", () => {
       chosen = chosen.filter((name) => name !== box.value);
       if (box.checked) chosen = [...chosen.slice(-1), box.value];
+      filter();
       compare();
       save();
+      if (chosen.length === 2) document.getElementById("compare").scrollIntoView();
     });
   }
   document.getElementById("clear").addEventListener("click", () => {
     chosen = [];
+    filter();
     compare();
     save();
   });
