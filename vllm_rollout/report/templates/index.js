@@ -87,15 +87,15 @@
     for (const box of boxes) box.checked = chosen.includes(box.value);
     if (pair.length !== 2) return;
     const keys = (part) => [...new Set(pair.flatMap((run) => Object.keys(run[part])))];
-    const head = () => [
-      "",
+    const head = (first) => [
+      first,
       ...pair.map((run) => (run.page ? make("a", run.name, { href: run.page }) : document.createTextNode(run.name))),
     ];
     place.append(
-      table("Run and build", head(), keys("facts").map((key) => [key, ...pair.map((run) => run.facts[key] || "–")])),
+      table("Run and build", head("Fact"), keys("facts").map((key) => [key, ...pair.map((run) => run.facts[key] || "–")])),
       table(
         "Gate by gate",
-        head(),
+        head("Gate"),
         keys("gates").map((key) => {
           const [environment, title] = pair.map((run) => run.gates[key]).find(Boolean);
           const variant = /\[.*?-(\w+)\]$/.exec(key);
@@ -110,7 +110,7 @@
     const state = new URLSearchParams();
     for (const key of KEYS) if (form.elements[key].value) state.set(key, form.elements[key].value);
     if (chosen.length) state.set("compare", chosen.join(","));
-    history.replaceState(null, "", `#${state}`);
+    history.replaceState(null, "", `#${String(state).replaceAll("%2F", "/").replaceAll("%2C", ",")}`);
   };
 
   const load = () => {
