@@ -15,12 +15,13 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import write_reports
 from vllm_rollout.report.terminal import gates_table
+from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.gates import GateRunner
 from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.notifier import Notifier
 from vllm_rollout.rollout.old_reports import remove_old_reports
 from vllm_rollout.rollout.run import Clock, Emergency, Run, SystemClock
-from vllm_rollout.rollout.sign_offs import how_to_sign
+from vllm_rollout.rollout.sign_offs import how_to_sign, sign_off_words
 from vllm_rollout.settings import Settings
 
 
@@ -88,7 +89,14 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
     run, releases = tools.run, tools.releases
     target = run.target
     try:
-        paths = write_reports(evidence, run.folder)
+        paths = write_reports(
+            evidence,
+            run.folder,
+            kept=lambda deployment: PassedRevisionsReader(
+                at_home(releases.platform, deployment.environment).store
+            ).passing_evidence(deployment, run.policy.evidence),
+            sign_off_words=sign_off_words(run.policy, run.source),
+        )
         if releases.touched and run.serves_users:
             entry = releases.journal.last
             before = entry.before if entry else None

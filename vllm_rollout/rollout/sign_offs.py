@@ -289,8 +289,13 @@ def environment_after(policy: Policy, environment: str) -> str:
 
 def how_to_sign(policy: Policy, source: Deployment, digest: str) -> str:
     """Return the command by which a person signs evidence of `source` off."""
+    return sign_off_command(source.model, digest, *sign_off_words(policy, source))
+
+
+def sign_off_words(policy: Policy, source: Deployment) -> tuple[str, ...]:
+    """Return the options of that command that say whose word it is."""
     rules = policy.environments[source.environment].sign_off
-    return sign_off_command(source.model, digest, *(rules.words if rules else ()))
+    return rules.words if rules else ()
 
 
 def sign_off_of(
