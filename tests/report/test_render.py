@@ -275,6 +275,17 @@ def test_a_report_is_rendered_in_this_process(
     assert write_reports(hostile, tmp_path).html.stat().st_size > 50_000
 
 
+@pytest.mark.parametrize(
+    "name", ["reports/example/evidence.json", "tests/data/evidence-of-schema-1.json"]
+)
+def test_evidence_of_an_earlier_version_outlives_its_report_made_again(
+    name: str, tmp_path: Path
+) -> None:
+    before = read_evidence(Path(__file__).parents[2] / name)
+    after = read_evidence(write_reports(before, tmp_path).evidence)
+    assert (after, after.digest) == (before, before.digest)
+
+
 def test_a_renderer_that_fails_loses_nothing(
     make_gate: Callable[..., GateResult],
     make_evidence: Callable[..., Evidence],

@@ -157,7 +157,7 @@ def _figures(before: GateRun, now: GateRun) -> Iterator[Change]:
         if old.outcome is not row.outcome:
             yield Change(subject=row.title, before=old.outcome.upper(), now=row.outcome.upper())
         if len(old.verdicts) != len(row.verdicts):
-            # What would be compared cannot be told.
+            # Which of them belong together is not known.
             pairs = [(old.telling, row.telling)]
         else:
             pairs = list(zip(old.verdicts, row.verdicts, strict=True))
