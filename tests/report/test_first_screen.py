@@ -110,7 +110,7 @@ def test_steps_lie_on_one_axis_of_time_and_the_end_has_a_word(
     ("words", "form"),
     [
         (None, "--as NAME"),
-        (("--as", "YOUR-NAME"), "--as YOUR-NAME"),
+        (("--as", "YOUR-NAME"), "--as NAME"),
         (("--key", "FILE"), "--key FILE"),
         ((), ""),
     ],

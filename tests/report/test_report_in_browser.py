@@ -140,8 +140,10 @@ def test_gates_are_filtered_and_a_link_opens_one(
 
 def test_a_hostile_script_does_not_run(page: Page, hostile: Evidence, tmp_path: Path) -> None:
     """Every field holds a script that would rename the page; the page keeps its name."""
+    page.size(390)
     page.open(written(hostile, tmp_path))
     page.evaluate(OPEN_ALL)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("document.title") != "hacked"
     assert page.evaluate("document.querySelectorAll('img[onerror]').length") == 0
     assert page.evaluate("document.querySelectorAll('#results-table .col-result').length") >= 3

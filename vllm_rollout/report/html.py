@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 LONGEST_ATTACHMENT = 2_000
 """Characters shown of a model's answer or a log; the evidence holds all of it."""
 
+_BY_NAME = ("--as", "NAME")
+"""The options of a sign-off on a form to be filled in, where nothing proves the name."""
+
 # pytest-html's script filters and sorts by these words of its own.
 _GROUPS = {Outcome.PASS: "Passed", Outcome.FAIL: "Failed", Outcome.INCONCLUSIVE: "Error"}
 # Worst first; the script needs a filter for each of the others.
@@ -214,6 +217,7 @@ def summary_html(
     deciding = first_screen.deciding_run(evidence)
     first = next((each for each in sections if each.run is deciding), None)
     counts = Counter(row.outcome for each in sections for row in each.rows)
+    by_name = sign_off_words is None or tuple(sign_off_words[:1]) == _BY_NAME[:1]
     return (
         environment()
         .get_template("page.html.jinja")
@@ -233,7 +237,7 @@ def summary_html(
             sign_off=sign_off_command(
                 evidence.model,
                 evidence.digest,
-                *(("--as", "NAME") if sign_off_words is None else sign_off_words),
+                *(_BY_NAME if by_name else sign_off_words or ()),
             ),
             policy_known=sign_off_words is not None,
             outputs=first_screen.outputs(evidence),
