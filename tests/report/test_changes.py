@@ -65,6 +65,20 @@ def test_values_bounds_limits_and_build_are_compared_with_the_last_pass(
     assert "r6" in page
 
 
+def test_a_run_is_compared_by_its_gates_and_not_by_its_preflight_checks(
+    make_gate: Make, make_evidence: MakeEvidence, passing: Verdict, tmp_path: Path
+) -> None:
+    evidence = make_evidence(make_gate("latency", passing), make_gate("pods", passing))
+    checked = make_evidence(make_gate("preflight", passing))
+    whole = days_before(evidence, 2, "20260125-093000-0a1b")
+    alone = days_before(checked, 1, "20260126-093000-0a1b")
+    both = replace(evidence, runs=(*checked.runs, *evidence.runs, *checked.runs))
+
+    (found,) = compare_runs(both, tmp_path / NOW, lambda _: [alone, whole])
+
+    assert (found.run, found.evidence) == (evidence.runs[0], whole)
+
+
 def test_without_an_earlier_pass_the_page_says_so(
     make_gate: Make, make_evidence: MakeEvidence, passing: Verdict, tmp_path: Path
 ) -> None:
@@ -79,7 +93,7 @@ def test_without_an_earlier_pass_the_page_says_so(
     assert found.evidence is None
     page = summary_html(evidence, [found])
     assert "No earlier passing run of staging is known here" in page
-    assert "1 of the earlier reports cannot be read" in page
+    assert "the evidence of run 20260125-093000-0a1b cannot be read" in page
 
 
 def test_the_store_is_asked_as_well_and_one_that_is_silent_is_named(

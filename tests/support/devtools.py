@@ -26,7 +26,7 @@ class Page:
         self._number = 0
         self._rest = b""
         self._loaded: set[str] = set()
-        self._deadline = time.monotonic() + _DEADLINE_SECONDS
+        self._deadline = 0.0
         self.requested: list[str] = []
         """Every address that the page has asked for."""
         target = self("Target.createTarget", url="about:blank")["targetId"]
@@ -39,6 +39,7 @@ class Page:
     def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send one command and return its result."""
         self._number += 1
+        self._deadline = time.monotonic() + _DEADLINE_SECONDS
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vllm_rollout.model.deployment import Deployment, short_digest
-from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.errors import RolloutError, UsageError
 from vllm_rollout.model.evidence import RUN_ID, Evidence, GateRun, read_evidence
 from vllm_rollout.model.text import one_line, shown
 from vllm_rollout.model.units import format_value
@@ -72,35 +72,54 @@ def compare_runs(evidence: Evidence, folder: Path | None, kept: Kept) -> list[Co
 
     Earlier evidence is looked for in the reports beside `folder` and in what is `kept`.
     """
-    fullest = sorted(evidence.runs, key=lambda run: len(run.gates))
-    latest = {run.deployment: run for run in fullest}
+    latest = {run.deployment: run for run in evidence.runs}
+    latest |= {run.deployment: run for run in sorted(evidence.runs, key=lambda r: len(r.gates))}
+    found: dict[Deployment, _Pass] = {}
     problems: list[str] = []
-    reports = list(_reports_beside(folder, evidence, problems)) if folder and latest else []
-    return [_compared(run, evidence, reports, kept, problems) for run in latest.values()]
+    if folder is not None:
+        for earlier in _reports_beside(folder, evidence, problems):
+            for deployment, run in latest.items():
+                if deployment not in found and (known := _pass_in(earlier, evidence, run)):
+                    found[deployment] = known
+            if found.keys() == latest.keys():
+                break
+    return [
+        _compared(run, evidence, found.get(deployment), kept, problems)
+        for deployment, run in latest.items()
+    ]
 
 
-def _compared(
-    run: GateRun, evidence: Evidence, reports: list[Evidence], kept: Kept, problems: list[str]
-) -> Comparison:
-    unread = list(problems)
-    known = [*reports]
-    try:
-        known += kept(run.deployment)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the report is about this run
-        unread.append(f"the evidence store cannot be read: {shown(str(error))}")
+_Pass = tuple[Evidence, GateRun]
+
+
+def _pass_in(earlier: Evidence, evidence: Evidence, run: GateRun) -> _Pass | None:
+    """The last pass of the run's environment in `earlier` evidence, which is not of this run."""
     passed = [
-        (earlier, each)
-        for earlier in known
-        if earlier.run_id != evidence.run_id
+        each
         for each in earlier.runs
         if each.deployment == run.deployment
         and each.outcome is Outcome.PASS
-        and each.finished <= run.started
+        and each.finished.timestamp() <= run.started.timestamp()
         and _alike(each, run)
     ]
-    if not passed:
+    return (earlier, passed[-1]) if passed and earlier.run_id != evidence.run_id else None
+
+
+def _compared(
+    run: GateRun, evidence: Evidence, reported: _Pass | None, kept: Kept, problems: list[str]
+) -> Comparison:
+    unread = list(problems)
+    stored = None
+    try:
+        stored = next(
+            filter(None, (_pass_in(each, evidence, run) for each in kept(run.deployment))), None
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, the report is about this run
+        unread.append(f"the evidence store cannot be read: {shown(str(error))}")
+    known = [each for each in (reported, stored) if each is not None]
+    if not known:
         return Comparison(run=run, unread="; ".join(unread))
-    earlier, before = max(passed, key=lambda pair: pair[1].finished)
+    earlier, before = max(known, key=lambda each: each[1].finished.timestamp())
     return Comparison(
         run=run,
         before=before,
@@ -125,24 +144,21 @@ def _reports_beside(folder: Path, evidence: Evidence, problems: list[str]) -> It
     except OSError as error:
         problems.append(f"{folder.parent.name} cannot be read: {error.strerror}")
         return
-    earlier = sorted((name for name in names if name < evidence.run_id), reverse=True)
-    unread = 0
-    for name in earlier[:_MOST_RUNS]:
+    for name in sorted((name for name in names if name < evidence.run_id), reverse=True)[
+        :_MOST_RUNS
+    ]:
         file = folder.parent / name / "evidence.json"
         try:
             if not file.is_file():
                 continue
             if file.stat().st_size > _LARGEST_FILE:
-                unread += 1
-                continue
+                raise UsageError("it is too large")
             found = read_evidence(file)
         except (RolloutError, OSError):
-            unread += 1
-            continue
-        if found.model == evidence.model:
-            yield found
-    if unread:
-        problems.append(f"{unread} of the earlier reports cannot be read")
+            problems.append(f"the evidence of run {name} cannot be read")
+        else:
+            if found.model == evidence.model:
+                yield found
 
 
 def _figures(before: GateRun, now: GateRun) -> Iterator[Change]:
