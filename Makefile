@@ -48,7 +48,8 @@ test-exhaustive: parts ## these, every crash cell on real processes, and both He
 	VLLM_ROLLOUT_REQUIRE=all $(PYTEST) -m "not alone"
 	$(ALONE)
 
-parts: .venv/installed ## build that control plane and both Helms with Go, once, in some 15 minutes
+parts: .venv/installed ## build that control plane and both Helms with Go, once, in some 15 minutes; fetch axe-core
+	$(BIN)/python tests/support/axe/__init__.py
 	$(BIN)/python tests/cluster/build_tools.py
 
 lint: .venv/installed ## style, types, the layers of the house and its plain words

@@ -349,7 +349,7 @@ def test_a_mistake_is_said_once_in_terminal_junit_and_report(tmp_path: Path) -> 
     (report,) = tmp_path.glob("reports/*/*/report.html")
     suite = ET.parse(report.with_name("junit.xml"))
     messages = [each.get("message", "") for each in suite.iter("error")]
-    page = report.read_text().partition("<h2>What was gated</h2>")[0]
+    page = report.read_text().partition('id="gates"')[0]
     for told in (run.stdout.partition("= gates =")[2], "\n".join(messages), page):
         assert told.count("asks for a bearer key") == told.count(f"and {KEY} is not set") == 1
     assert all(gate.outcome is UNKNOWN for gate in evidence_in(tmp_path).runs[0].gates)

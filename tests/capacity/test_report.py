@@ -7,6 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+from support.axe import question
+from support.devtools import page_in_browser
+
 from vllm_rollout.capacity.headroom import capacity_found
 from vllm_rollout.capacity.model import Capacity, Probe, Purpose, StopReason
 from vllm_rollout.capacity.plot import capacity_plot
@@ -119,3 +123,16 @@ def test_a_line_says_how_a_load_ended_and_what_an_undecided_one_leans_to() -> No
     assert probe_line(looked).startswith("HELD")
     assert probe_line(replace(looked, holds=False)).startswith("DOUBTFUL")
     assert probe_line(replace(looked, generator_limited="late")).startswith("INCONCLUSIVE")
+
+
+@pytest.mark.browser
+def test_the_page_fits_every_screen_and_breaks_no_rule_of_wcag_aa(tmp_path: Path) -> None:
+    url = write_capacity(report(HELD, BROKEN), tmp_path).as_uri()
+    with page_in_browser(tmp_path / "profile") as page:
+        page.open(url)
+        for width in (390, 1900):
+            page.size(width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for colours in ("light", "dark"):
+            page.colours(colours)
+            assert page.evaluate(question()) == []

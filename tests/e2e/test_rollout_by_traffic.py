@@ -48,7 +48,9 @@ def test_a_canary_as_good_takes_the_place_of_the_release_and_a_slower_one_does_n
     evidence = site.evidence()
     assert "canary against baseline (fail): P50 is 0.5" in evidence.conclusion
     report = site.folder / "reports" / MODEL / evidence.run_id / "report.html"
-    assert "canary against baseline, P50 latency: fail" in report.read_text()
+    page = report.read_text()
+    assert "canary against baseline, P50 latency: fail" in page
+    assert "The last passing run before this: " in page, "compared with the run before"
     assert site.serving() == "two"
     assert [replica.ready for replica in site.production()] == [True, True]
     assert site.platform.weights(PRODUCTION) == Weights(stable=1)

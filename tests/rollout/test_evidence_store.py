@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.crashing import Killed
+from support.signing import public_line
 from support.simulated import MemoryStore
 from support.world import MODEL, PRODUCTION, World, builds, failing_when, healthy
 
@@ -16,6 +17,7 @@ from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.evidence import Evidence, documents, read_evidence, write_evidence
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.platform.base import Entry
+from vllm_rollout.policy.signing import EvidenceSigning
 from vllm_rollout.rollout.audit_log import AuditLog, Decision
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.evidence_store import (
@@ -165,6 +167,19 @@ def test_a_promotion_that_ends_on_other_evidence_is_named(world: World) -> None:
     )  # fmt: skip
     (wrong,) = log.verify(MODEL)
     assert f"has not grown from {begun.evidence}" in wrong
+
+
+def test_passing_evidence_is_what_is_kept_whole_and_signed_as_the_policy_asks(
+    world: World,
+) -> None:
+    evidence, store = gate_and_promote(world.tools()), world.platform.store
+    passed = PassedRevisions(store)
+    assert list(passed.passing_evidence(PRODUCTION, EvidenceSigning())) == [evidence]
+    signed = EvidenceSigning(signed_by={"ci": public_line("ci")})
+    assert list(passed.passing_evidence(PRODUCTION, signed)) == []
+    (key,) = store.keys(f"evidence/{MODEL}/{evidence.digest.removeprefix('sha256:')}")
+    store.entries.pop(key)
+    assert list(passed.passing_evidence(PRODUCTION, EvidenceSigning())) == []
 
 
 def test_evidence_of_schema_1_is_read_where_it_is_kept(world: World) -> None:

@@ -1,12 +1,12 @@
 """Tools of the commands that change releases, and the output when a run ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.next_command import release_command
 from vllm_rollout.platform.reader import ReleaseReader, at_home
@@ -15,6 +15,7 @@ from vllm_rollout.policy import Policy
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import update_index, write_reports
 from vllm_rollout.report.terminal import gates_table
+from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.gates import GateRunner
 from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.notifier import Notifier
@@ -88,7 +89,12 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
     run, releases = tools.run, tools.releases
     target = run.target
     try:
-        paths = write_reports(evidence, run.folder)
+        paths = write_reports(
+            evidence,
+            run.folder,
+            kept=lambda deployment: _kept(evidence, tools, deployment),
+            sign_off_words=run.policy.sign_off_words(run.source.environment),
+        )
         if releases.touched and run.serves_users:
             entry = releases.journal.last
             before = entry.before if entry else None
@@ -114,6 +120,14 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
     options.say(evidence.conclusion)
     if tools.log.result and tools.log.result.awaits_sign_off:
         options.say(f"sign it off: {how_to_sign(run.policy, run.source, evidence.digest)}")
+
+
+def _kept(evidence: Evidence, tools: RunTools, deployment: Deployment) -> Iterator[Evidence]:
+    """Yield the evidence by which revisions of `deployment` passed, from its store."""
+    if evidence.exit_code != ExitCode.UNREACHABLE:  # after which nobody waits for it once more
+        home = at_home(tools.releases.platform, deployment.environment)
+        passed = PassedRevisionsReader(home.store)
+        yield from passed.passing_evidence(deployment, tools.run.policy.evidence)
 
 
 def tidy_reports(folder: Path, platform: ReleaseReader, policy: Policy, model: str) -> None:

@@ -184,9 +184,9 @@ class Override:
 
 
 class Kept:
-    """The digest of the document that something was read from. `replace` does not take it on."""
+    """The document that something was read from, and its digest. `replace` takes on neither."""
 
-    __slots__ = ("kept_as",)
+    __slots__ = ("kept", "kept_as")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +318,7 @@ def verified(
             remedy="Run the gates again; they write new evidence.",
         ) from error
     object.__setattr__(evidence, "kept_as", digest)
+    object.__setattr__(evidence, "kept", whole)
     return evidence
 
 
@@ -337,8 +338,12 @@ def _check_digest(document: Any, digest: str, name: str) -> None:
 
 
 def write_evidence(evidence: Evidence, path: Path) -> None:
-    """Write `evidence` with its digest to `path`, whole or not at all."""
-    document = {"digest": evidence.digest, "evidence": as_json(evidence)}
+    """Write `evidence` with its digest to `path`, whole or not at all.
+
+    What was read is written as it was: another version may have put it in other words.
+    """
+    content = getattr(evidence, "kept", None) or as_json(evidence)
+    document = {"digest": evidence.digest, "evidence": content}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(

@@ -261,6 +261,11 @@ class Policy(Rules):
         rules = {name: getattr(own, name) for name in Rules.model_fields}
         return self.model_copy(update={**rules, "models": {model: own}})
 
+    def sign_off_words(self, environment: str) -> tuple[str, ...]:
+        """The options by which a person signs evidence of `environment` off."""
+        rules = self.environments[environment].sign_off
+        return rules.words if rules else ("--as", "YOUR-NAME")
+
     def served_name(self, model: str) -> str:
         """The name that requests for `model` carry."""
         own = self.models.get(model)

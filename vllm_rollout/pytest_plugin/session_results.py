@@ -159,7 +159,9 @@ class SessionResults:
                 self._keep_requests(evidence.model, Path(target).parent)
                 self._lines.append(words)
             else:
-                paths = write_reports(evidence, folder)
+                last, policy = evidence.runs[-1].deployment, self._settings.policy
+                signed_by = policy.for_model(last.model).sign_off_words(last.environment)
+                paths = write_reports(evidence, folder, sign_off_words=signed_by)
                 self._keep_requests(evidence.model, folder)
                 self._lines.append(f"{words}  {paths.html}")
         except (RolloutError, OSError) as error:

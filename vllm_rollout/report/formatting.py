@@ -105,6 +105,11 @@ def outcome_counts(evidence: Evidence) -> str:
     """Return how many gates ended how: `9 gates: 7 pass, 1 fail, 1 inconclusive`."""
     counts = Counter(gate.outcome for run in evidence.runs for gate in run.gates)
     counts[Outcome.INCONCLUSIVE] += sum(len(run.missing) for run in evidence.runs)
+    return counts_text(counts)
+
+
+def counts_text(counts: Counter[Outcome]) -> str:
+    """`9 gates: 7 pass, 1 fail, 1 inconclusive`."""
     total = counts.total()
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in Outcome if counts[kind])
     noun = "gate" if total == 1 else "gates"

@@ -1,15 +1,17 @@
-"""The HTML report: pytest-html's page, filled with evidence.
+"""The HTML report: our own page in pytest-html's, filled with evidence.
 
-Its template, style and script are used as they are; its plugin is not, for nothing is run here.
-Everything goes through Jinja2 with autoescape on, and control characters are made visible first,
-so text from a model, a log or an address is only ever text.
+pytest-html's template is the frame: title, list of results for its script, its script. Its plugin
+is not used, for nothing is run here. Everything goes through Jinja2 with autoescape on, and control
+characters are made visible first, so text from a model, a log or an address is only ever text.
 """
 
 import json
 import platform
 import sys
 from collections import Counter
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cache
 from importlib import metadata
 from importlib.resources import files
@@ -17,14 +19,28 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from vllm_rollout.model.evidence import Attachment, Evidence, GateRun
+from vllm_rollout.model.evidence import Evidence, GateRun
+from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.text import one_line, printable
-from vllm_rollout.model.units import format_value
-from vllm_rollout.model.verdict import Outcome
+from vllm_rollout.model.units import format_duration, format_value
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.next_command import sign_off_command
+from vllm_rollout.report import first_screen
 from vllm_rollout.report import formatting as words
+from vllm_rollout.report.changes import Comparison, compare_runs, nothing_kept, rise_text
+from vllm_rollout.report.derivation import working
 from vllm_rollout.report.plots import latency_plot, over_time_plot
-from vllm_rollout.report.rows import CONCLUSION, ReportItem, report_items
+from vllm_rollout.report.rows import (
+    CONCLUSION,
+    ROLLOUT,
+    GateRow,
+    ReportItem,
+    gate_rows,
+    latency_verdict,
+    report_items,
+    run_names,
+)
+from vllm_rollout.report.timeline import rollout_moments
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -32,25 +48,46 @@ if TYPE_CHECKING:
 LONGEST_ATTACHMENT = 2_000
 """Characters shown of a model's answer or a log; the evidence holds all of it."""
 
-# pytest-html's script filters, colours and sorts rows by these words of its own.
+_BY_NAME = ("--as", "NAME")
+"""The options of a sign-off on a form to be filled in, where nothing proves the name."""
+
+# pytest-html's script filters and sorts by these words of its own.
 _GROUPS = {Outcome.PASS: "Passed", Outcome.FAIL: "Failed", Outcome.INCONCLUSIVE: "Error"}
-# Worst first; the script needs a filter for each of the others, and the style hides those.
+# Worst first; the script needs a filter for each of the others.
 _FILTERS = {"failed": Outcome.FAIL, "error": Outcome.INCONCLUSIVE, "passed": Outcome.PASS}
 _UNUSED = ("skipped", "xfailed", "xpassed", "rerun", "retried")
-
-_COLUMNS = (
-    ("outcome", "Result", True),
-    ("gate", "Gate", True),
-    ("environment", "Environment", True),
-    ("measured", "Measured", False),
-    ("bound", "Bound", False),
-    ("limit", "Limit", False),
-    ("n", "n", False),
-    ("why", "Why", False),
-    ("remedy", "What to do", False),
-    ("took", "Took", False),
+_COLUMNS = (("result", "Result"), ("gate", "Gate"), ("environment", "Environment"))
+# What pytest-html's head lacks: its page is of English, fits a phone, and asks nobody for anything.
+_CHARSET = '<meta charset="utf-8"/>'
+_FITS = '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+_FETCHES_NOTHING = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'\"/>"
 )
-_SORTED_BY = {"outcome": "result"}
+_HEAD = (
+    ("<html>", '<html lang="en">'),
+    (_CHARSET, f"{_CHARSET}\n    {_FITS}\n    {_FETCHES_NOTHING}"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadCharts:
+    """A load of a gate run with what is drawn of it."""
+
+    name: str
+    run: str
+    load: LoadSummary
+    plots: tuple[Markup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSection:
+    """A gate run as the page shows it; `name` is its environment, numbered if that came before."""
+
+    name: str
+    run: GateRun
+    rows: tuple[GateRow, ...]
+    loads: tuple[LoadCharts, ...]
 
 
 @cache
@@ -68,56 +105,76 @@ def environment() -> "Environment":
     )
     made.filters.update(
         cut=lambda text: words.cut(text, LONGEST_ATTACHMENT),
+        line=one_line,
         time=words.time_text,
         value=format_value,
         measured=words.measured_text,
         bound=words.bound_text,
+        deciding=words.deciding_bound_text,
         limit=words.limit_text,
         count=words.count_text,
+        risk=words.risk_text,
+        rise=rise_text,
+        gauge=first_screen.gauge,
+        working=working,
+        took=lambda seconds: format_value(seconds, "s") if seconds else words.NONE,
     )
     return made
 
 
 @cache
-def _page() -> tuple["Template", str]:
-    """pytest-html's page, and its style."""
+def _frame() -> "Template":
+    """pytest-html's page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
         loader=PackageLoader("pytest_html", "resources"), autoescape=True, undefined=StrictUndefined
     )
-    style = files("pytest_html").joinpath("resources", "style.css").read_text(encoding="utf-8")
-    return made.get_template("index.jinja2"), style
+    return made.get_template("index.jinja2")
 
 
-def page_html(evidence: Evidence) -> str:
-    """The whole report, one page that fetches nothing."""
-    template, _ = _page()
-    return template.render(page_fields(evidence))
+def page_html(
+    evidence: Evidence,
+    comparisons: Sequence[Comparison] | None = None,
+    sign_off_words: Sequence[str] | None = None,
+) -> str:
+    """The whole report, one page that fetches nothing.
+
+    `sign_off_words` are the options by which the policy has a person sign off; None where the
+    policy is not known.
+    """
+    inside = summary_html(evidence, comparisons, sign_off_words)
+    page = _frame().render(page_fields(evidence, inside))
+    for theirs, ours in _HEAD:
+        page = page.replace(theirs, ours, 1)
+    return page
 
 
-def page_fields(evidence: Evidence) -> dict[str, Any]:
-    """The variables of pytest-html's page."""
+def page_fields(evidence: Evidence, inside: str = "") -> dict[str, Any]:
+    """The variables of pytest-html's page, with ours `inside` it."""
     items = report_items(evidence)
     counts = Counter(item.outcome for item in items)
     outcomes = {
         name: {"label": outcome.value, "value": counts[outcome]}
         for name, outcome in _FILTERS.items()
     }
-    _, style = _page()
     now, title = datetime.now(), words.report_title(evidence)  # noqa: DTZ005 - as a clock shows it
+    style = files("vllm_rollout.report").joinpath("templates", "report.css")
     return {
         "title": title,
         "date": f"{now:%d-%b-%Y}",
         "time": f"{now:%H:%M:%S}",
         "version": metadata.version("pytest-html"),
-        "styles": style,
+        "styles": style.read_text(encoding="utf-8"),
         "run_count": words.outcome_counts(evidence),
         "running_state": "finished",
         "self_contained": True,
         "outcomes": {**outcomes, **{name: {"label": name, "value": 0} for name in _UNUSED}},
-        "table_head": table_header(),
-        "additional_summary": {"prefix": [summary_html(evidence)], "summary": [], "postfix": []},
+        "table_head": [
+            f'<th class="sortable" data-column-type="{name}">{title}</th>'
+            for name, title in _COLUMNS
+        ],
+        "additional_summary": {"prefix": [inside], "summary": [], "postfix": []},
         "test_data": json.dumps(
             {
                 "title": title,
@@ -135,109 +192,98 @@ def page_fields(evidence: Evidence) -> dict[str, Any]:
 
 
 def _row_data(item: ReportItem) -> dict[str, Any]:
-    """A row as the script takes it: its cells, its details, and what it is sorted by."""
+    """A row as pytest-html's script takes it: its cells, and what it is sorted by."""
+    cells = (_GROUPS[item.outcome], item.node_id, item.environment)
     return {
         "result": _GROUPS[item.outcome],
-        "gate": str(_gate(item)),
+        "gate": str(escape(item.node_id)),
         "environment": str(escape(item.environment)),
-        "resultsTableRow": table_row(item),
-        "extras": [{"name": None, "format_type": "html", "content": details_html(item)}],
+        "resultsTableRow": [
+            f'<td class="col-{name}">{escape(text)}</td>'
+            for (name, _), text in zip(_COLUMNS, cells, strict=True)
+        ],
+        "extras": [],
         "log": "",
     }
 
 
-def summary_html(evidence: Evidence) -> str:
-    """The top of the report: banner, what needs attention, gate runs, timeline, sign-off."""
-    items = report_items(evidence)
+def summary_html(
+    evidence: Evidence,
+    comparisons: Sequence[Comparison] | None = None,
+    sign_off_words: Sequence[str] | None = None,
+) -> str:
+    """The page inside pytest-html's. `comparisons` and `sign_off_words`: as `page_html`."""
+    sections = list(_sections(evidence))
+    deciding = first_screen.deciding_run(evidence)
+    first = next((each for each in sections if each.run is deciding), None)
+    counts = Counter(row.outcome for each in sections for row in each.rows)
+    by_name = sign_off_words is None or tuple(sign_off_words[:1]) == _BY_NAME[:1]
     return (
         environment()
-        .get_template("summary.html.jinja")
+        .get_template("page.html.jinja")
         .render(
             evidence=evidence,
             headline=words.headline(evidence),
-            counts=words.outcome_counts(evidence),
-            attention=[
-                item
-                for item in items
-                if not (item.outcome is Outcome.PASS or item.node_id == CONCLUSION)
+            decision=first_screen.decision(evidence),
+            sections=sections,
+            first=first,
+            counts_text=words.counts_text(counts),
+            attention=list(_attention(evidence, sections)),
+            counts=[(kind.value, counts[kind]) for kind in _FILTERS.values()],
+            total=counts.total(),
+            comparisons=compare_runs(evidence, None, nothing_kept)
+            if comparisons is None
+            else comparisons,
+            sign_off=sign_off_command(
+                evidence.model,
+                evidence.digest,
+                *(_BY_NAME if by_name else sign_off_words or ()),
+            ),
+            policy_known=sign_off_words is not None,
+            outputs=first_screen.outputs(evidence),
+            soaks=[
+                (each.name, row)
+                for each in sections
+                for row in each.rows
+                if row.items[0].gate == "soak"
             ],
-            sign_off=sign_off_command(evidence.model, evidence.digest, "--as", "NAME"),
-            to_read=_to_read(evidence) if evidence.awaits_sign_off else [],
-            run_counts=_run_counts,
-            risk=words.risk_text,
-            duration=f"{(evidence.finished - evidence.started).total_seconds():,.0f} s",
+            moments=rollout_moments(evidence),
+            duration=format_duration(
+                timedelta(seconds=round((evidence.finished - evidence.started).total_seconds()))
+            ),
         )
     )
 
 
-def _to_read(evidence: Evidence) -> list[Attachment]:
-    """The model's outputs that a person reads before signing."""
-    gates = (gate for run in evidence.runs for gate in run.gates if gate.gate == "outputs")
-    return [attachment for gate in gates for attachment in gate.attachments]
-
-
-def table_header() -> list[str]:
-    """The header cells of the results table; sorting is pytest-html's, by column type."""
-    return [
-        f'<th class="sortable" data-column-type="{_SORTED_BY.get(name, name)}">{title}</th>'
-        if sortable
-        else f"<th>{title}</th>"
-        for name, title, sortable in _COLUMNS
-    ]
-
-
-def table_row(item: ReportItem) -> list[str]:
-    """The cells of an item's row, one line per verdict in each.
-
-    pytest-html takes a row's group from the text of its first cell; that cell is hidden and rides
-    with the one that shows the outcome in our words.
-    """
-    reasons = dict.fromkeys(one_line(v.reason) for v in item.verdicts)
-    remedies = dict.fromkeys(one_line(v.remedy) for v in item.verdicts if v.remedy)
-    cells = {
-        "outcome": escape(item.outcome.upper()),
-        "gate": _gate(item),
-        "environment": escape(item.environment),
-        "measured": _lines([words.measured_text(v) for v in item.verdicts]),
-        "bound": _lines([words.bound_text(v) for v in item.verdicts]),
-        "limit": _lines([words.limit_text(v) for v in item.verdicts]),
-        "n": _lines([words.count_text(v) for v in item.verdicts]),
-        "why": _lines(list(reasons)),
-        "remedy": _lines(list(remedies)),
-        "took": escape(
-            format_value(item.duration_seconds, "s") if item.duration_seconds else words.NONE
-        ),
-    }
-    row = [f'<td class="col-{name}">{cells[name]}</td>' for name, _, _ in _COLUMNS]
-    return [f'<td class="col-result" hidden>{_GROUPS[item.outcome]}</td>{row[0]}', *row[1:]]
-
-
-def details_html(item: ReportItem) -> str:
-    """Return the content of an opened row: verdicts, its load run's plots, attachments."""
-    plots = []
-    if item.load is not None:
-        made = (
-            latency_plot(item.load, item.load_verdict),
-            over_time_plot(item.load, item.load_verdict),
+def _sections(evidence: Evidence) -> Iterator[RunSection]:
+    for name, run in zip(run_names(evidence.runs), evidence.runs, strict=True):
+        yield RunSection(
+            name=name,
+            run=run,
+            rows=tuple(gate_rows(run, name)),
+            loads=tuple(_charts(run, name, each) for each in run.loads),
         )
-        plots = [Markup(plot) for plot in made if plot]  # noqa: S704 - escaped where it is drawn
-    context: dict[str, Any] = {"item": item, "plots": plots}
-    return environment().get_template("details.html.jinja").render(context)
 
 
-def _gate(item: ReportItem) -> Markup:
-    """Title and pytest id."""
-    title = escape(item.title)
-    if not item.item:
-        return title
-    return title + Markup("<br><small>{}</small>").format(one_line(item.item))
+def _attention(
+    evidence: Evidence, sections: Sequence[RunSection]
+) -> Iterator[tuple[str, str, str, Verdict]]:
+    """Yield what did not pass: its anchor on the page, where it was, its title, the verdict."""
+    for section in sections:
+        for row in section.rows:
+            for verdict in row.verdicts:
+                if not verdict.passed:
+                    yield row.anchor, section.name, row.title, verdict
+    for item in report_items(evidence):
+        if item.environment == ROLLOUT and item.node_id != CONCLUSION:
+            for verdict in item.verdicts:
+                if not verdict.passed:
+                    yield "rollout", ROLLOUT, item.title, verdict
 
 
-def _lines(texts: list[str]) -> Markup:
-    return Markup("<br>").join(one_line(text) for text in texts)
-
-
-def _run_counts(run: GateRun) -> str:
-    counts = Counter(gate.outcome for gate in run.gates)
-    counts[Outcome.INCONCLUSIVE] += len(run.missing)
-    return ", ".join(f"{counts[kind]} {kind}" for kind in Outcome if counts[kind]) or "none ran"
+def _charts(run: GateRun, run_name: str, name: str) -> LoadCharts:
+    """The load's charts: once, whichever gates were judged on it."""
+    load, verdict = run.loads[name], latency_verdict(run, name)
+    drawn = filter(None, (latency_plot(load, verdict), over_time_plot(load, verdict)))
+    plots = tuple(Markup(plot) for plot in drawn)  # noqa: S704 - escaped where it is drawn
+    return LoadCharts(name=name, run=run_name, load=load, plots=plots)

@@ -1,11 +1,13 @@
 """Writes a run's report folder: evidence first, then what is rendered from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, write_evidence
 from vllm_rollout.model.text import shown
+from vllm_rollout.report.changes import Kept, compare_runs, nothing_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +19,19 @@ class ReportPaths:
     evidence: Path
 
 
-def write_reports(evidence: Evidence, folder: Path) -> ReportPaths:
+def write_reports(
+    evidence: Evidence,
+    folder: Path,
+    *,
+    kept: Kept = nothing_kept,
+    sign_off_words: Sequence[str] | None = None,
+) -> ReportPaths:
     """Write `evidence.json`, `report.html` and `junit.xml` into `folder`.
 
-    The evidence is written first, so nothing is lost when rendering fails.
+    The evidence is written first, so nothing is lost when rendering fails. It is compared with the
+    last passing run of each environment, in the reports beside `folder` and in what is `kept`.
+    `sign_off_words` are the options by which the policy has a person sign off, None where the
+    policy is not known.
 
     Raises:
         RolloutError: the others could not be rendered or written.
@@ -34,7 +45,8 @@ def write_reports(evidence: Evidence, folder: Path) -> ReportPaths:
         from vllm_rollout.report.html import page_html
         from vllm_rollout.report.junit import junit_xml
 
-        _write(paths.html, page_html(evidence).encode())
+        comparisons = compare_runs(evidence, folder, kept)
+        _write(paths.html, page_html(evidence, comparisons, sign_off_words).encode())
         _write(paths.junit, junit_xml(evidence))
     except Exception as error:  # whatever it is, the run that it is about has ended
         raise RolloutError(

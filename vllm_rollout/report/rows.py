@@ -1,7 +1,7 @@
 """Rows of a report, drawn from evidence: gates, gates that never ran, steps, the end."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRun, Step
@@ -17,6 +17,7 @@ CONCLUSION = f"{ROLLOUT}::conclusion"
 """Node id of the row that says how the rollout ended, as the banner does."""
 
 _NOT_IN_NODE_ID = re.compile(r"[^A-Za-z0-9_.,:=\[\]-]+")
+_NOT_IN_ANCHOR = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +36,52 @@ class ReportItem:
     """The latency verdict reached on `load`, whichever gate reached it."""
     missing: bool = False
     """Whether it stands for a gate that the policy asks for and that did not run."""
+    gate: str = ""
+    """The gate that it is a result of; empty for a row about a run, a step or the end."""
 
     @property
     def outcome(self) -> Outcome:
         """The worst of the verdicts."""
         return worst([verdict.outcome for verdict in self.verdicts])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRow:
+    """All results of one gate in one run. `anchor` is the page's address of it."""
+
+    anchor: str
+    items: tuple[ReportItem, ...]
+
+    @property
+    def title(self) -> str:
+        """The gate's name."""
+        return self.items[0].title
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst of its results."""
+        return worst([item.outcome for item in self.items])
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All of its verdicts, in order."""
+        return tuple(verdict for item in self.items for verdict in item.verdicts)
+
+    @property
+    def duration_seconds(self) -> float:
+        """How long its results took together."""
+        return sum(item.duration_seconds for item in self.items)
+
+    @property
+    def telling(self) -> Verdict:
+        """The verdict that stands for the row: the first that did not pass, else the one with most
+        figures."""
+        lost = [v for v in self.verdicts if v.outcome is self.outcome and not v.passed]
+        return lost[0] if lost else max(self.verdicts, key=_figures)
+
+
+def _figures(verdict: Verdict) -> int:
+    return sum(figure is not None for figure in (verdict.measured, verdict.limit, verdict.upper))
 
 
 def findings(result: GateResult) -> tuple[Verdict, ...]:
@@ -66,12 +108,7 @@ def findings(result: GateResult) -> tuple[Verdict, ...]:
 def report_items(evidence: Evidence) -> list[ReportItem]:
     """All rows, in order of the runs. They pass together only if the evidence passes."""
     items: list[ReportItem] = []
-    for number, run in enumerate(evidence.runs, start=1):
-        # The same environment may be gated twice in one rollout.
-        earlier = [r.deployment.environment for r in evidence.runs[: number - 1]]
-        group = run.deployment.environment
-        if group in earlier:
-            group += f"-{earlier.count(group) + 1}"
+    for group, run in zip(run_names(evidence.runs), evidence.runs, strict=True):
         items += _run_items(run, group)
     items += [
         _step_item(number, step, step.outcome)
@@ -92,6 +129,27 @@ def report_items(evidence: Evidence) -> list[ReportItem]:
     return items
 
 
+def run_names(runs: Sequence[GateRun]) -> list[str]:
+    """A name for each run: its environment, with a number where that is gated again."""
+    environments = [run.deployment.environment for run in runs]
+    before = [environments[:number].count(each) for number, each in enumerate(environments)]
+    return [f"{each}-{n + 1}" if n else each for each, n in zip(environments, before, strict=True)]
+
+
+def gate_rows(run: GateRun, group: str) -> list[GateRow]:
+    """One row for each gate of the run, and for what else keeps it from passing."""
+    found: dict[str, list[ReportItem]] = {}
+    for item in _run_items(run, group):
+        found.setdefault(item.gate or item.node_id.partition("::")[2], []).append(item)
+    rows: list[GateRow] = []
+    for name, items in found.items():
+        anchor = _NOT_IN_ANCHOR.sub("-", f"gate-{group}-{name}")
+        while any(row.anchor == anchor for row in rows):
+            anchor += "-"
+        rows.append(GateRow(anchor=anchor, items=tuple(items)))
+    return rows
+
+
 def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:
     environment = run.deployment.environment
     names: set[str] = set()
@@ -102,6 +160,7 @@ def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:
         names.add(name)
         yield ReportItem(
             node_id=f"{group}::{name}",
+            gate=gate.gate,
             title=short_title(gate.title),
             item=gate.item,
             environment=environment,
@@ -109,12 +168,12 @@ def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:
             duration_seconds=gate.duration_seconds,
             attachments=_attachments(gate),
             load=run.loads.get(gate.load),
-            load_verdict=_latency_verdict(run, gate.load),
+            load_verdict=latency_verdict(run, gate.load),
         )
     for gate_name in run.missing:
         verdict = _unknown("the policy asks for this gate and it did not run", "Run it, too.")
         row = _run_item(run, group, f"missing-{gate_name}", gate_name, verdict)
-        yield replace(row, missing=True)
+        yield replace(row, missing=True, gate=gate_name)
     if not run.gates and not run.missing:
         verdict = _unknown("no gate ran, so nothing is known", "Select gates and run them.")
         yield _run_item(run, group, "gates", "Gates", verdict)
@@ -152,7 +211,8 @@ def _attachments(gate: GateResult) -> tuple[Attachment, ...]:
     return gate.attachments
 
 
-def _latency_verdict(run: GateRun, load: str) -> Verdict | None:
+def latency_verdict(run: GateRun, load: str) -> Verdict | None:
+    """The verdict on latency that was reached on that load of the run, if any was."""
     verdicts = (v for gate in run.gates if gate.load == load for v in gate.verdicts)
     return next((v for v in verdicts if _is_of_latency(v)), None)
 

@@ -11,10 +11,11 @@ from itertools import groupby
 from vllm_rollout.model.units import format_value
 from vllm_rollout.report.axis import Axis
 
-WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 704, 34, 214
-BLUE, RED = "#3b82c4", "#d0453b"
-_LABEL_ROOM = 34
+WIDTH, HEIGHT = 560, 270
+LEFT, RIGHT, TOP, BOTTOM = 64, 548, 44, 218
+# The page's own colours, which differ on light and dark pages.
+BLUE, RED = "var(--plot, #2f6fb0)", "var(--fail, #b8281e)"
+_LABEL_ROOM = 48
 
 
 def line(points: Sequence[tuple[float, float | None]], y: Axis, paint: str) -> list[str]:
@@ -37,7 +38,7 @@ def x_axis(x: Axis, title: str) -> list[str]:
         at = x.at(tick)
         parts.append(path(f"M{at:.1f} {BOTTOM}v5", "currentColor"))
         parts.append(text(at, BOTTOM + 18, f"{tick:.6g}", "middle"))
-    return [*parts, text((LEFT + RIGHT) / 2, BOTTOM + 38, title, "middle")]
+    return [*parts, text((LEFT + RIGHT) / 2, BOTTOM + 42, title, "middle")]
 
 
 def _apart(x: Axis) -> list[float]:
@@ -56,7 +57,7 @@ def y_axis(y: Axis, title: str, unit: str, about: int = 4) -> list[str]:
         at = y.at(tick)
         parts.append(f'<path d="M{LEFT} {at:.1f}H{RIGHT}" stroke="currentColor" opacity="0.15"/>')
         parts.append(text(LEFT - 6, at + 4, format_value(tick, unit), "end"))
-    return [*parts, text(4, TOP - 12, title)]
+    return [*parts, text(4, TOP - 30, title)]
 
 
 def upright(at: float, label: str, colour: str, dashes: str, label_y: float) -> list[str]:
@@ -87,7 +88,7 @@ def text(x: float, y: float, text: str, anchor: str = "start", colour: str = "cu
     return (
         # The halo in the page's colour keeps a label readable where a line crosses it.
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" '
-        'stroke="Canvas" stroke-width="3" paint-order="stroke">'
+        'stroke="var(--page, Canvas)" stroke-width="3" paint-order="stroke">'
         f"{escape(text)}</text>"
     )
 
@@ -96,7 +97,7 @@ def svg(title: str, description: str, parts: list[str]) -> str:
     """The whole plot, with what it shows in words for those who do not see it."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" role="img" font-family="sans-serif" font-size="12" '
+        f'width="{WIDTH}" height="{HEIGHT}" role="img" font-family="sans-serif" font-size="14" '
         f'aria-label="{escape(f"{title}. {description}")}">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
         f"{''.join(parts)}</svg>"

@@ -5,6 +5,7 @@ run that makes evidence signs it, and what none of them has signed is no evidenc
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +22,8 @@ from vllm_rollout.rollout.ssh_signature import UnprovedError, name_of_key, sign,
 from vllm_rollout.variables import secret_from
 
 _SHORTEST_PREFIX = 6
+_MOST_PASSED = 5
+"""Of so many revisions, the newest, the evidence is read to compare a run with."""
 
 
 PURPOSE = "vllm-rollout-evidence"
@@ -220,6 +223,18 @@ class PassedRevisionsReader:
             and run.outcome is Outcome.PASS
             for run in runs
         )
+
+    def passing_evidence(
+        self, deployment: Deployment, rules: EvidenceSigning
+    ) -> Iterator[Evidence]:
+        """Yield the evidence by which the newest revisions of `deployment` passed, the newest
+        first; what is gone, was changed, or is not signed as `rules` ask is none."""
+        keys = self._store.keys(f"passed/{deployment.release}/")
+        entries = filter(None, map(self._store.read, keys[: -_MOST_PASSED - 1 : -1]))
+        for digest in dict.fromkeys(str(entry.value["evidence"]) for entry in entries):
+            if not unsigned(self._store, rules, deployment.model, digest):
+                with suppress(UsageError):
+                    yield stored_evidence(self._store, deployment.model, digest)
 
     def good_revision(
         self, deployment: Deployment, history: Sequence[Revision], *, also_withdrawn: bool = False

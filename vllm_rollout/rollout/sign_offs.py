@@ -289,8 +289,8 @@ def environment_after(policy: Policy, environment: str) -> str:
 
 def how_to_sign(policy: Policy, source: Deployment, digest: str) -> str:
     """Return the command by which a person signs evidence of `source` off."""
-    rules = policy.environments[source.environment].sign_off
-    return sign_off_command(source.model, digest, *(rules.words if rules else ()))
+    words = policy.sign_off_words(source.environment)
+    return sign_off_command(source.model, digest, *words)
 
 
 def sign_off_of(
