@@ -6,7 +6,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from support.axe import question
 from support.browser import dom
+from support.devtools import page_in_browser
 
 from vllm_rollout.model.evidence import Evidence, GateResult, write_evidence
 from vllm_rollout.model.verdict import Verdict
@@ -46,3 +48,34 @@ def test_the_address_filters_and_compares(
     assert "differs" in compared
     assert "<title>Runs of vllm-rollout</title>" in shown
     assert "<img" not in shown
+
+
+def test_the_list_is_readable_for_everybody_on_a_phone_and_a_wide_screen(
+    make_gate: Callable[..., GateResult],
+    make_evidence: Callable[..., Evidence],
+    passing: Verdict,
+    failing: Verdict,
+    tmp_path: Path,
+) -> None:
+    """axe-core finds nothing, nothing is off the screen, and nothing is asked of the network."""
+    for run, verdict in zip("0123", (passing, failing, passing, failing), strict=True):
+        name = f"2026012{run}-093000-0a1b"
+        evidence = make_evidence(make_gate("latency", verdict, load="load"), run_id=name)
+        write_evidence(evidence, tmp_path / "llama-2-7b" / name / "evidence.json")
+    (tmp_path / "llama-2-7b" / "20260201-093000-0a1b").mkdir()
+    address = write_index(tmp_path).as_uri()
+    choose_two = (
+        "document.querySelectorAll('.pick input').forEach((each, n) => n % 2 && each.click())"
+    )
+    with page_in_browser(tmp_path / "profile") as page:
+        for width, scheme in ((390, "dark"), (768, "light"), (1280, "dark"), (1900, "light")):
+            page.size(width)
+            page.colours(scheme)
+            page.open(address)
+            page.evaluate(choose_two)
+            assert page.evaluate("document.querySelectorAll('#compared table').length") == 2
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(question()) == []
+        assert {
+            each for each in page.requested if not each.startswith(("file:", "about:", "data:"))
+        } == set()
