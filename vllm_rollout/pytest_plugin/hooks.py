@@ -14,6 +14,7 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.policy import Override
 from vllm_rollout.pytest_plugin import fixtures, marker_line
+from vllm_rollout.pytest_plugin.ci import tell_ci_of_refusal
 from vllm_rollout.pytest_plugin.fixtures import (
     LOADS,
     NO_TOKEN,
@@ -98,6 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except RolloutError as error:
         problem = f"{error}\n{error.remedy}".rstrip()
         if models_given(config):
+            tell_ci_of_refusal(config, problem)
             raise pytest.UsageError(problem) from error
         # Tests that are no gates must not mind a broken policy file; a gate will say it.
         config.stash[_PROBLEM] = problem
@@ -180,6 +182,7 @@ def pytest_collection_modifyitems(
         config.workeroutput[USAGE_ERROR] = problem
         items.clear()
     else:
+        tell_ci_of_refusal(config, problem)
         raise pytest.UsageError(problem)
 
 

@@ -1,0 +1,85 @@
+"""What the commands tell the CI system that they run in; see `report/ci.py`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.next_command import next_command, release_command
+from vllm_rollout.variables import option_or_environment
+
+if TYPE_CHECKING:
+    from vllm_rollout.model.evidence import Evidence
+    from vllm_rollout.rollout.leased_run import RunTools
+
+
+@contextmanager
+def errors_told_to_ci(
+    model: str, environment: str | None, report_dir: str | None
+) -> Iterator[None]:
+    """Tell the CI system of an error that ends a command before there is evidence."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        from vllm_rollout.report.ci import tell_ci
+        from vllm_rollout.report.ci_summary import CiResult
+
+        known = isinstance(error, RolloutError)
+        code = error.exit_code if isinstance(error, RolloutError) else _code_of(error)
+        what = str(error) if known else f"{type(error).__name__}: {error}"
+        remedy = error.remedy if isinstance(error, RolloutError) else ""
+        result = CiResult(
+            model=model,
+            environment=environment or "",
+            exit_code=int(code),
+            problem=f"{what}. {remedy}".rstrip(),
+        )
+        folder = option_or_environment("report-dir", report_dir) or "reports"
+        tell_ci([result], Path(folder), typer.echo)
+        raise
+
+
+def _code_of(error: BaseException) -> int:
+    """The exit code of an error that is not the suite's own: as `errors_shown` has it, else 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return ExitCode.UNREACHABLE if isinstance(error, OSError) else 1
+
+
+def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
+    """Tell the CI system how a rollout or a rollback ended."""
+    from vllm_rollout.report.ci import tell_ci
+    from vllm_rollout.report.ci_summary import CiResult
+
+    run = tools.run
+    page = run.folder / "report.html"
+    result = CiResult(
+        model=evidence.model,
+        environment=run.target.environment,
+        exit_code=evidence.exit_code or 0,
+        evidence=evidence,
+        report=page if page.exists() else None,
+        next_command=_next_command(evidence, tools),
+    )
+    tell_ci([result], run.folder.parent.parent, typer.echo)
+
+
+def _next_command(evidence: "Evidence", tools: "RunTools") -> str:
+    """The command by which somebody goes on from there."""
+    from vllm_rollout.rollout.sign_offs import how_to_sign
+
+    run = tools.run
+    if tools.log.result and tools.log.result.awaits_sign_off:
+        return how_to_sign(run.policy, run.source, evidence.digest)
+    if evidence.exit_code in (ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE, ExitCode.INTERRUPTED):
+        return run.command
+    if evidence.exit_code == ExitCode.NEEDS_PERSON:
+        return release_command("diagnose", run.target)
+    if evidence.exit_code in (ExitCode.GATE_FAILED, ExitCode.ROLLED_BACK):
+        return next_command("vllm-rollout", "history", run.target.model)
+    return next_command("vllm-rollout", "status", run.target.model)
