@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from support.ci_jobs import commands, github_job, given_outputs, told
 from support.world import passing_evidence
 from typer.testing import CliRunner
 
@@ -41,6 +42,32 @@ def test_what_cannot_be_done_is_refused_with_a_remedy(
     assert refused.exit_code == ExitCode.USAGE, refused.output
     printed = " ".join(refused.output.split())
     assert [text for text in says if text not in printed] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gate-and-promote", "m", "--set", "confidence=200%"],
+        ["gate-and-promote", "m", "--to", "nowhere"],
+        ["gate-and-promote", "m"],  # nothing is deployed
+        ["rollback", "m", "--to", "7"],
+    ],
+)
+def test_a_ci_is_told_of_a_refusal_before_any_gate(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    github_job(monkeypatch, tmp_path)
+
+    refused = CliRunner().invoke(app, [*words, "--platform", "local"])
+
+    assert refused.exit_code == ExitCode.USAGE, refused.output
+    (_, end) = told(tmp_path)
+    assert "(exit code 2): " in end
+    assert given_outputs(tmp_path / "outputs")["exit-code"] == "2"
+    ((kind, _, text),) = commands(refused.output)
+    assert kind == "error"
+    assert text
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

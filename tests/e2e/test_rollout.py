@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from support.ci_jobs import commands, github_job, given_outputs, told
 from support.interruptible import interruptible
 from support.samples import DOCS, not_printed, sample
 from support.seeded import passed, staged
@@ -179,7 +180,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
-def test_promote_then_break_production_and_get_the_old_build_back(site: Site) -> None:
+def test_promote_then_break_production_and_get_the_old_build_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github_job(monkeypatch, site.folder)
     site.in_production("one")
     (site.folder / "two.yaml").write_text(yaml.safe_dump(site.values("two")))
     lines = []
@@ -214,6 +218,17 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     assert read_evidence(record.parent / link[2]).digest == link[1]
     folder = site.folder / "reports" / MODEL / evidence.run_id
     assert "ROLLED BACK" in (folder / "report.html").read_text()
+    # By the two rollouts alone, and not by the gates that they ran.
+    passed, _, failed, end = told(site.folder)
+    assert (passed, failed) == (f"### {MODEL}: rollout PASS", f"### {MODEL}: rollout ROLLED BACK")
+    assert end.startswith("**ROLLED BACK** (exit code 5): ")
+    given = given_outputs(site.folder / "outputs")
+    assert (given["verdict"], given["environment"]) == ("fail", "production")
+    assert given["evidence-digest"] == evidence.digest
+    assert given["report-path"] == f"reports/{MODEL}/{evidence.run_id}/report.html"
+    (first, *_) = commands("".join(lines))
+    assert (first[0], first[1]["file"]) == ("error", "rollout.yaml")
+    assert "error rate" in first[2]
 
     status = site.run("vllm-rollout", "status", MODEL)
     assert status.returncode == 0

@@ -1,4 +1,4 @@
-"""What the commands tell the CI system that they run in; see `report/ci.py`."""
+"""Tells the CI system how a command ended; see `report/ci.py`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def errors_told_to_ci(
+def errors_reported_to_ci(
     model: str, environment: str | None, report_dir: str | None
 ) -> Iterator[None]:
     """Tell the CI system of an error that ends a command before there is evidence."""

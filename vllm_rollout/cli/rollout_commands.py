@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vllm_rollout.cli import options
-from vllm_rollout.cli.ci import errors_told_to_ci
+from vllm_rollout.cli.ci import errors_reported_to_ci
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, UsageError
@@ -93,7 +93,7 @@ def promote_command(
     all of it was seen: a person is needed, 5 promoted and rolled back, 6 rollback did not restore
     service, 130 interrupted.
     """
-    with errors_told_to_ci(model, to, report_dir):
+    with errors_reported_to_ci(model, to, report_dir):
         from vllm_rollout.rollout.engine import gate_and_promote
 
         override = _emergency(emergency, name, reason, again=again)
@@ -166,7 +166,7 @@ def rollback_command(
     report_dir: options.ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
-    with errors_told_to_ci(model, environment, report_dir):
+    with errors_reported_to_ci(model, environment, report_dir):
         from vllm_rollout.rollout.engine import manual_rollback
 
         settings = choice.settings(report_dir=report_dir)

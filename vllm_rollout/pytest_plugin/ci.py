@@ -1,10 +1,11 @@
-"""What a session of gates tells the CI system that it runs in; see `report/ci.py`.
+"""Tells the CI system how a session of gates ended; see `report/ci.py`.
 
 Nothing from an xdist worker, and nothing from the gates of a rollout: the rollout tells of them.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def tell_ci_of(
 ) -> None:
     """Tell the CI system of each model's gates; of the problem where there is no evidence."""
     if not found:
-        tell_ci_of_refusal(config, problem, exit_code)
+        _tell_of_refusal(config, problem, exit_code)
         return
     results = []
     for evidence in found:
@@ -49,10 +50,17 @@ def tell_ci_of(
     _tell(config, results, settings.report_dir)
 
 
-def tell_ci_of_refusal(
-    config: pytest.Config, problem: str, exit_code: int = pytest.ExitCode.USAGE_ERROR
-) -> None:
-    """Tell the CI system that no gate was run, and why."""
+@contextmanager
+def refusals_reported_to_ci(config: pytest.Config) -> Iterator[None]:
+    """Tell the CI system of a usage error, for which no gate is run."""
+    try:
+        yield
+    except pytest.UsageError as error:
+        _tell_of_refusal(config, str(error), pytest.ExitCode.USAGE_ERROR)
+        raise
+
+
+def _tell_of_refusal(config: pytest.Config, problem: str, exit_code: int) -> None:
     result = CiResult(
         model=",".join(models_given(config)),
         environment=",".join(sorted(marker_words(config))),

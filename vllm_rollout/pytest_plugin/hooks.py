@@ -14,7 +14,7 @@ from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.policy import Override
 from vllm_rollout.pytest_plugin import fixtures, marker_line
-from vllm_rollout.pytest_plugin.ci import tell_ci_of_refusal
+from vllm_rollout.pytest_plugin.ci import refusals_reported_to_ci
 from vllm_rollout.pytest_plugin.fixtures import (
     LOADS,
     NO_TOKEN,
@@ -84,6 +84,11 @@ _PROBLEM = pytest.StashKey[str]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings and declare the environments' markers."""
+    with refusals_reported_to_ci(config):
+        _configure(config)
+
+
+def _configure(config: pytest.Config) -> None:
     config.stash[LOADS] = {}
     config.stash[OUTCOMES] = {}
     config.stash[NO_TOKEN] = {}
@@ -99,7 +104,6 @@ def pytest_configure(config: pytest.Config) -> None:
     except RolloutError as error:
         problem = f"{error}\n{error.remedy}".rstrip()
         if models_given(config):
-            tell_ci_of_refusal(config, problem)
             raise pytest.UsageError(problem) from error
         # Tests that are no gates must not mind a broken policy file; a gate will say it.
         config.stash[_PROBLEM] = problem
@@ -166,24 +170,24 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None]:
     """Add the suite's gates, order all, and refuse what names no environment, model or gate."""
-    collected = 0
-    if asks_for_suites_gates(config) and not only_team_gates_named(config, items):
-        found = collect_gates(session)
-        items += found
-        collected = len(found)
-    yield
-    if SETTINGS not in config.stash:
-        problem = config.stash[_PROBLEM] if not items and marker_words(config) else ""
-    else:
-        problem = select(config, items, collected)
-    if not problem or config.getoption("collectonly"):
-        return
-    if hasattr(config, "workeroutput"):
-        config.workeroutput[USAGE_ERROR] = problem
-        items.clear()
-    else:
-        tell_ci_of_refusal(config, problem)
-        raise pytest.UsageError(problem)
+    with refusals_reported_to_ci(config):
+        collected = 0
+        if asks_for_suites_gates(config) and not only_team_gates_named(config, items):
+            found = collect_gates(session)
+            items += found
+            collected = len(found)
+        yield
+        if SETTINGS not in config.stash:
+            problem = config.stash[_PROBLEM] if not items and marker_words(config) else ""
+        else:
+            problem = select(config, items, collected)
+        if not problem or config.getoption("collectonly"):
+            return
+        if hasattr(config, "workeroutput"):
+            config.workeroutput[USAGE_ERROR] = problem
+            items.clear()
+        else:
+            raise pytest.UsageError(problem)
 
 
 @pytest.hookimpl(tryfirst=True)

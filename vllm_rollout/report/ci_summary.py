@@ -1,4 +1,4 @@
-"""What a CI system shows of runs: a summary in Markdown, annotations, job outputs.
+"""Texts about runs for a CI system: a summary in Markdown, annotations, job outputs.
 
 Pure text. Names and sentences from outside become plain text in it: no link, no mention, no markup,
 no command to the CI system. `ci.py` writes it where the CI's variables say.
@@ -28,8 +28,8 @@ from vllm_rollout.report.rows import CONCLUSION, ROLLOUT, ReportItem, findings, 
 LONGEST = 60
 """Lines of a summary, of all runs that it is about."""
 _LONGEST_TEXT = 500
-_MOST_ANNOTATIONS = 9
-"""Beside the conclusion's: GitHub shows ten of each kind in a step."""
+_MOST_ANNOTATIONS = 10
+"""Of a kind: GitHub shows no more of a step."""
 _FEWEST_LINES = 14
 """Below that a run has one line of the summary."""
 _JOINER = "\u2060"
@@ -39,7 +39,7 @@ _REFERENCE = re.compile(r"(?<=[@#!~%$&])(?=[\w\"'])|(?<=:)(?=//)|(?<=\bwww)(?=\.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CiResult:
-    """One model's run as a CI system is told of it.
+    """One model's run, for a CI system.
 
     `evidence` is None where the run ended before there was any: `problem` says why. `before` is the
     evidence of the environment's last passing run, where it is known; `link` leads to the report.
@@ -103,19 +103,18 @@ def outputs(results: Sequence[CiResult]) -> dict[str, str]:
 
 
 def annotations(results: Sequence[CiResult]) -> list[str]:
-    """GitHub's workflow commands, a line each: an error or a warning for all that did not pass."""
+    """GitHub's workflow commands, a line each: errors and warnings for all that did not pass."""
     found: dict[str, list[str]] = {"error": [], "warning": []}
-    ends = []
-    for result in results:
-        if result.outcome is not Outcome.PASS or result.exit_code:
-            kind = "error" if result.outcome is Outcome.FAIL or not result.evidence else "warning"
-            ends.append(_annotation(kind, result, result.title, result.sentence))
-        for item in _problems(result):
-            kind = "error" if item.outcome is Outcome.FAIL else "warning"
-            title = f"{result.model} {item.environment}: {item.title}"
-            text = "; ".join(_texts(item))
-            found[kind].append(_annotation(kind, result, title, text))
-    return ends[:1] + [line for lines in found.values() for line in lines[:_MOST_ANNOTATIONS]]
+    bad = [result for result in results if result.outcome is not Outcome.PASS]
+    for result in bad:
+        failed = result.outcome is Outcome.FAIL or not result.evidence
+        kind = "error" if failed else "warning"
+        found[kind].append(_annotation(kind, result, result.title, result.sentence))
+    for result, item in ((result, item) for result in bad for item in _problems(result)):
+        kind = "error" if item.outcome is Outcome.FAIL else "warning"
+        title = f"{result.model} {item.environment}: {item.title}"
+        found[kind].append(_annotation(kind, result, title, "; ".join(_texts(item))))
+    return [line for lines in found.values() for line in lines[:_MOST_ANNOTATIONS]]
 
 
 def _annotation(kind: str, result: CiResult, title: str, text: str) -> str:
@@ -180,7 +179,7 @@ def _section(result: CiResult, room: int) -> list[str]:
 
 
 def _problems(result: CiResult) -> list[ReportItem]:
-    """The rows of the report that are no pass, fails first; the conclusion is told apart."""
+    """The rows of the report that are no pass, fails first; without the conclusion."""
     items = report_items(result.evidence) if result.evidence else []
     found = [i for i in items if i.outcome is not Outcome.PASS and i.node_id != CONCLUSION]
     return sorted(found, key=lambda item: item.outcome is not Outcome.FAIL)
