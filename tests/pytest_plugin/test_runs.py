@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.ci_jobs import github_job, given_outputs, told
+from support.ci_jobs import commands, github_job, given_outputs, told
 from support.gate_runs import MODEL, evidence_in, run_gates, staging, started_gates
 
 from vllm_rollout.judge import Outcome
@@ -92,6 +92,11 @@ def test_only_staging(deployment):
 def test_judges_nothing(deployment, verdict):
     pass
 
+@pytest.mark.development
+def test_fails(deployment, verdict):
+    print("::error::stolen\\n ::add-mask::a")
+    assert not "a model's words"
+
 def test_breaks(deployment, verdict):
     raise ValueError("no idea")
 
@@ -122,6 +127,8 @@ def test_a_teams_own_gates_use_the_same_fixtures_and_fail_closed(tmp_path: Path)
     assert found["test_judges_nothing"].outcome is Outcome.INCONCLUSIVE
     assert found["test_breaks"].outcome is Outcome.INCONCLUSIVE
     assert "no idea" in found["test_breaks"].error
+    assert "stolen" in run.stdout
+    assert commands(run.stdout) == []
     assert "test_only_staging" not in {g.item.partition("[")[0] for g in runs["development"].gates}
     assert runs["staging"].outcome is Outcome.INCONCLUSIVE  # the policy's own gates did not run
 

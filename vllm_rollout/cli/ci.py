@@ -1,7 +1,7 @@
 """Tells the CI system how a command ended; see `report/ci.py`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,7 @@ def _code_of(error: BaseException) -> int:
 
 def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
     """Tell the CI system how a rollout or a rollback ended."""
-    from vllm_rollout.report.ci import tell_ci
+    from vllm_rollout.report.ci import in_ci, tell_ci
     from vllm_rollout.report.ci_summary import CiResult
 
     run = tools.run
@@ -65,8 +65,26 @@ def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
         evidence=evidence,
         report=page if page.exists() else None,
         next_command=_next_command(evidence, tools),
+        before=_last_passing(evidence, tools) if in_ci() else None,
     )
     tell_ci([result], run.folder.parent.parent, typer.echo)
+
+
+def _last_passing(evidence: "Evidence", tools: "RunTools") -> "Evidence | None":
+    """The evidence by which the target's newest revision of an earlier run passed, if kept."""
+    from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, stored_evidence
+
+    platform, target = tools.releases.platform, tools.run.target
+    if evidence.exit_code == ExitCode.UNREACHABLE:
+        return None
+    with suppress(RolloutError):
+        known = PassedRevisionsReader(platform.store)
+        for revision in reversed(platform.history(target)):
+            if digest := known.evidence_of(target, revision):
+                found = stored_evidence(platform.store, target.model, digest)
+                if found.run_id != evidence.run_id:
+                    return found
+    return None
 
 
 def _next_command(evidence: "Evidence", tools: "RunTools") -> str:

@@ -11,6 +11,7 @@ from vllm_rollout.gate_runs import identity, identity_and_differences
 from vllm_rollout.judge import Outcome, Verdict, check, worst
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.text import printable
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.policy import Override
 from vllm_rollout.pytest_plugin import fixtures, marker_line
@@ -256,6 +257,8 @@ def pytest_runtest_makereport(
     if deployment is None:
         return report
     record_result(item, deployment, call, report)
+    # What a gate printed may be a model's words, and a CI system reads what pytest prints.
+    report.sections = [(name, printable(text)) for name, text in report.sections]
     record = record_of(report)
     if record is not None and not record.result.skipped:
         result = record.result

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -58,7 +59,8 @@ def tell_ci(results: Sequence[CiResult], report_dir: Path, say: Callable[[str], 
         try:
             write()
         except Exception as error:  # noqa: BLE001 - whatever it is, the run has ended
-            say(one_line(f"warning: the {what} could not be written: {error}"))
+            with suppress(OSError, UnicodeError):  # of standard output, as it may be
+                say(one_line(f"warning: the {what} could not be written: {error}"))
 
 
 def _print(lines: Sequence[str], say: Callable[[str], None]) -> None:
@@ -79,7 +81,7 @@ def _completed(result: CiResult, report_dir: Path) -> CiResult:
         report=report,
         link=_link(report) if report else "",
         policy_file=str(_relative(file)) if file.exists() else "",
-        before=result.evidence and _last_passing(report_dir, result.evidence),
+        before=result.before or (result.evidence and _last_passing(report_dir, result.evidence)),
     )
 
 

@@ -110,10 +110,11 @@ def annotations(results: Sequence[CiResult]) -> list[str]:
         failed = result.outcome is Outcome.FAIL or not result.evidence
         kind = "error" if failed else "warning"
         found[kind].append(_annotation(kind, result, result.title, result.sentence))
-    for result, item in ((result, item) for result in bad for item in _problems(result)):
-        kind = "error" if item.outcome is Outcome.FAIL else "warning"
-        title = f"{result.model} {item.environment}: {item.title}"
-        found[kind].append(_annotation(kind, result, title, "; ".join(_texts(item))))
+    for result in bad:
+        for item in _problems(result):
+            kind = "error" if item.outcome is Outcome.FAIL else "warning"
+            title = f"{result.model} {item.environment}: {item.title}"
+            found[kind].append(_annotation(kind, result, title, "; ".join(_texts(item))))
     return [line for lines in found.values() for line in lines[:_MOST_ANNOTATIONS]]
 
 
