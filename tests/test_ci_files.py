@@ -13,9 +13,9 @@ import check_jsonschema.builtin_schemas as schemas
 import pytest
 import yaml
 from jsonschema.validators import validator_for
+from support.ci_jobs import ACTION, action, step_of_action
 
 ROOT = Path(__file__).parents[1]
-ACTION = ROOT / "ci" / "github" / "action.yml"
 COMPONENT = ROOT / "ci" / "gitlab" / "templates" / "gate-and-promote.yml"
 PAGE = ROOT / "docs" / "how-to" / "ci.md"
 _VENDORED = Path(schemas.__file__).parent / "vendor"
@@ -31,11 +31,6 @@ def errors_by(schema: str, document: Any) -> list[str]:
         f"{'/'.join(map(str, error.path))}: {error.message}"
         for error in validator_for(found)(found).iter_errors(json.loads(text))
     ]
-
-
-@pytest.fixture(scope="module")
-def action() -> dict[str, Any]:
-    return dict(yaml.safe_load(ACTION.read_text(encoding="utf-8")))
 
 
 def component(**inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -58,9 +53,9 @@ def interpolated(node: Any, values: dict[str, Any]) -> Any:
     return re.sub(r"\$\[\[ inputs\.([\w-]+) \]\]", lambda found: str(values[found[1]]), node)
 
 
-def test_the_action_keeps_to_the_published_schema(action: dict[str, Any]) -> None:
-    assert errors_by("github-actions", action) == []
-    assert errors_by("github-actions", {**action, "runs": {"using": "composite"}}) != []
+def test_the_action_keeps_to_the_published_schema() -> None:
+    assert errors_by("github-actions", action()) == []
+    assert errors_by("github-actions", {**action(), "runs": {"using": "composite"}}) != []
 
 
 def test_the_component_keeps_to_the_published_schema() -> None:
@@ -70,9 +65,7 @@ def test_the_component_keeps_to_the_published_schema() -> None:
     assert errors_by("gitlab-ci", {"job": {"script": 3}}) != []
 
 
-def test_the_pages_pipelines_keep_to_the_schemas_and_name_inputs_that_are(
-    action: dict[str, Any],
-) -> None:
+def test_the_pages_pipelines_keep_to_the_schemas_and_name_inputs_that_are() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     documents = [yaml.safe_load(block) for block in blocks]
     workflows = [each for each in documents if "jobs" in each]
@@ -85,26 +78,26 @@ def test_the_pages_pipelines_keep_to_the_schemas_and_name_inputs_that_are(
     steps = [s for each in workflows for job in each["jobs"].values() for s in job["steps"]]
     used = {name for s in steps if "/ci/github@" in s.get("uses", "") for name in s["with"]}
     assert used
-    assert used <= action["inputs"].keys()
+    assert used <= action()["inputs"].keys()
     named = {n for each in pipelines for one in each["include"] for n in one["inputs"]}
     assert named <= component()[0]["spec"]["inputs"].keys()
 
 
-def test_no_input_is_part_of_a_script_and_each_output_is_given(action: dict[str, Any]) -> None:
-    steps = action["runs"]["steps"]
+def test_no_input_is_part_of_a_script_and_each_output_is_given() -> None:
+    steps = action()["runs"]["steps"]
     assert [each["run"] for each in steps if "${{" in each.get("run", "")] == []
     _, jobs = yaml.safe_load_all(COMPONENT.read_text(encoding="utf-8"))
     (job,) = jobs.values()
     assert "$[[" not in "".join(job["script"])
-    assert action["outputs"].keys() == {
+    assert action()["outputs"].keys() == {
         *("verdict", "exit-code", "evidence-digest", "run-id", "report-path"),
         *("model", "environment", "build"),
     }
 
 
-def test_both_have_one_script(action: dict[str, Any]) -> None:
+def test_both_have_one_script() -> None:
     (job,) = component()[1].values()
-    assert job["script"][1] == action["runs"]["steps"][1]["run"]
+    assert job["script"][1] == action()["runs"]["steps"][1]["run"]
 
 
 @pytest.fixture
@@ -174,15 +167,10 @@ CASES: list[tuple[dict[str, str], list[list[str]]]] = [
 
 @pytest.mark.parametrize(("inputs", "expected"), CASES)
 def test_the_script_starts_what_the_inputs_say_and_nothing_in_them(
-    shell: Path, action: dict[str, Any], inputs: dict[str, str], expected: list[list[str]]
+    shell: Path, inputs: dict[str, str], expected: list[list[str]]
 ) -> None:
-    step = action["runs"]["steps"][1]
-    given = {name: about.get("default", "") for name, about in action["inputs"].items()} | inputs
-    variables = {
-        name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: given[found[1]], value)
-        for name, value in step["env"].items()
-    }
-    assert ran(shell, step["run"], variables, shell="bash -e -o pipefail") == expected
+    script, variables = step_of_action(1, inputs)
+    assert ran(shell, script, variables, shell="bash -e -o pipefail") == expected
 
     (job,) = component(**{"reason": "", **inputs})[1].values()
     script = "\n".join(job["script"])
@@ -190,16 +178,13 @@ def test_the_script_starts_what_the_inputs_say_and_nothing_in_them(
     assert words == expected
 
 
-def test_the_suite_is_installed_from_the_action_or_as_asked(
-    shell: Path, action: dict[str, Any]
-) -> None:
-    step = action["runs"]["steps"][0]
+def test_the_suite_is_installed_from_the_action_or_as_asked(shell: Path) -> None:
     there = {"RUNNER_TEMP": str(shell / "t"), "GITHUB_PATH": str(shell / "path")}
     there["GITHUB_ACTION_PATH"] = str(ACTION.parent)
 
     def installed(package: str) -> list[list[str]]:
-        given = {**there, "INPUT_PACKAGE": package}
-        return [w[2:] for w in ran(shell, step["run"], given, shell="bash -e -o pipefail")]
+        script, given = step_of_action(0, {"package": package})
+        return [w[2:] for w in ran(shell, script, there | given, shell="bash -e -o pipefail")]
 
     root = f"{ACTION.parent}/../.."
     made = ["-m", "venv", f"{shell}/t/vllm-rollout"]

@@ -248,8 +248,13 @@ def test_junit_has_build_evidence_environment_and_bounds(
     assert build is not None
     assert suite[0].tag == "properties"  # before the cases, as the format has it
     of_suite = properties(suite)
-    assert of_suite["evidence"] == evidence.digest
-    assert (of_suite["model"], of_suite["run"]) == (MODEL, evidence.run_id)
+    assert of_suite == {
+        "model": MODEL,
+        "environment": "staging",
+        "build": build.digest,
+        "evidence_digest": evidence.digest,
+        "run_id": evidence.run_id,
+    }
     of_case = properties(suite.findall("testcase")[0])
     assert (of_case["environment"], of_case["build"]) == ("staging", build.digest)
     assert (of_case["lower"], of_case["upper"], of_case["limit"]) == ("1.13", "1.3", "3.0")

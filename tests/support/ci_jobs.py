@@ -1,9 +1,14 @@
 """A job of GitHub Actions: its variables and files, and what its runner reads of them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+ACTION = Path(__file__).parents[2] / "ci" / "github" / "action.yml"
 
 _COMMAND = re.compile(r"^\s*::([\w-]+)(?: (.*?))?::(.*)$", re.MULTILINE)
 
@@ -52,3 +57,20 @@ def told(folder: Path) -> list[str]:
     lines = (folder / "summary").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 60 * len([line for line in lines if line.startswith("### ")])
     return [line for line in lines if line.startswith(("### ", "**")) and "Next" not in line]
+
+
+def action() -> dict[str, Any]:
+    """The GitHub action."""
+    return dict(yaml.safe_load(ACTION.read_text(encoding="utf-8")))
+
+
+def step_of_action(number: int, inputs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The script of a step, and the variables that a runner gives it."""
+    found = action()
+    step = found["runs"]["steps"][number]
+    given = {name: about.get("default", "") for name, about in found["inputs"].items()} | inputs
+    variables = {
+        name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda named: given[named[1]], value)
+        for name, value in step["env"].items()
+    }
+    return step["run"], variables

@@ -37,11 +37,17 @@ def junit_xml(evidence: Evidence) -> bytes:
         timestamp=evidence.started.isoformat(),
         hostname="localhost",
     )
-    about = {"model": evidence.model, "run": evidence.run_id, "evidence": evidence.digest}
-    if evidence.exit_code is not None:
-        about["exit_code"] = str(evidence.exit_code)
-    _add_properties(ET.SubElement(suite, "properties"), about)
     builds = {run.deployment.environment: run.build for run in evidence.runs}
+    digests = dict.fromkeys(build.digest for build in builds.values() if build)
+    about = {
+        "model": evidence.model,
+        "environment": ",".join(builds),
+        "build": ",".join(digests) or None,
+        "evidence_digest": evidence.digest,
+        "run_id": evidence.run_id,
+        "exit_code": evidence.exit_code,
+    }
+    _add_properties(ET.SubElement(suite, "properties"), about)
     for item in items:
         _add_case(suite, item, elements[item.node_id], builds.get(item.environment))
     document: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
