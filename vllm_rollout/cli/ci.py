@@ -40,7 +40,7 @@ def errors_reported_to_ci(
             problem=f"{what}. {remedy}".rstrip(),
         )
         folder = option_or_environment("report-dir", report_dir) or "reports"
-        tell_ci([result], Path(folder), typer.echo)
+        tell_ci(lambda: [result], Path(folder), typer.echo)
         raise
 
 
@@ -53,21 +53,25 @@ def _code_of(error: BaseException) -> int:
 
 def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
     """Tell the CI system how a rollout or a rollback ended."""
-    from vllm_rollout.report.ci import in_ci, tell_ci
+    from vllm_rollout.report.ci import tell_ci
     from vllm_rollout.report.ci_summary import CiResult
 
     run = tools.run
-    page = run.folder / "report.html"
-    result = CiResult(
-        model=evidence.model,
-        environment=run.target.environment,
-        exit_code=evidence.exit_code or 0,
-        evidence=evidence,
-        report=page if page.exists() else None,
-        next_command=_next_command(evidence, tools),
-        before=_last_passing(evidence, tools) if in_ci() else None,
-    )
-    tell_ci([result], run.folder.parent.parent, typer.echo)
+
+    def result() -> list[CiResult]:
+        page = run.folder / "report.html"
+        ended = CiResult(
+            model=evidence.model,
+            environment=run.target.environment,
+            exit_code=evidence.exit_code or 0,
+            evidence=evidence,
+            report=page if page.exists() else None,
+            next_command=_next_command(evidence, tools),
+            before=_last_passing(evidence, tools),
+        )
+        return [ended]
+
+    tell_ci(result, run.folder.parent.parent, typer.echo)
 
 
 def _last_passing(evidence: "Evidence", tools: "RunTools") -> "Evidence | None":

@@ -75,7 +75,7 @@ def _tell(config: pytest.Config, results: Sequence[CiResult], folder: Path) -> N
     if hasattr(config, "workerinput") or EVENTS_VARIABLE in os.environ:
         return
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    tell_ci(results, folder, reporter.write_line if reporter else print)
+    tell_ci(lambda: results, folder, reporter.write_line if reporter else print)
 
 
 def _next_command(settings: Settings, evidence: Evidence) -> str:

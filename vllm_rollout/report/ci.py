@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from vllm_rollout.model.errors import RolloutError
@@ -20,6 +21,8 @@ from vllm_rollout.report.ci_summary import CiResult, annotations, outputs, summa
 from vllm_rollout.report.gitlab_note import post_note
 from vllm_rollout.variables import option_or_environment
 
+T = TypeVar("T")
+
 DOTENV = "rollout.env"
 """File in the report folder with the outputs, for GitLab's `artifacts:reports:dotenv`."""
 _MOST_RUNS = 50
@@ -29,43 +32,44 @@ _POLICY = Path("rollout.yaml")
 _DOTENV_VALUE = re.compile(r"[\w.,:/@+=~-]*", re.ASCII)
 
 
-def in_ci() -> bool:
-    """True if the variables of GitHub Actions or of GitLab are there."""
-    return _in("GITHUB_ACTIONS") or _in("GITLAB_CI")
-
-
-def tell_ci(results: Sequence[CiResult], report_dir: Path, say: Callable[[str], None]) -> None:
-    """Tell the CI system how runs ended; `say` prints a line on standard output as it is.
+def tell_ci(
+    runs: Callable[[], Sequence[CiResult]], report_dir: Path, say: Callable[[str], None]
+) -> None:
+    """Tell the CI system how `runs` ended; `say` prints a line on standard output as it is.
 
     Outside of a CI it does nothing.
     """
-    if not results or not in_ci():
+    if not (_in("GITHUB_ACTIONS") or _in("GITLAB_CI")):
         return
-    results = [_completed(result, report_dir) for result in results]
-    about = " ".join(f"{result.model}/{result.environment}" for result in results)
-    surfaces: dict[str, Callable[[], None]] = {}
+    results = _tried("run", lambda: [_completed(run, report_dir) for run in runs()], say)
+    if not results:
+        return
     if _in("GITHUB_ACTIONS"):
-        surfaces |= {
-            "annotations": lambda: _print(annotations(results), say),
-            "job summary": lambda: _append("GITHUB_STEP_SUMMARY", summary(results)),
-            "job outputs": lambda: _append("GITHUB_OUTPUT", _github_outputs(outputs(results))),
-        }
+        _tried("annotations", lambda: _print(annotations(results), say), say)
+        _tried("job summary", lambda: _append("GITHUB_STEP_SUMMARY", summary(results)), say)
+        _tried("job outputs", lambda: _append("GITHUB_OUTPUT", _github_outputs(results)), say)
     if _in("GITLAB_CI"):
-        surfaces |= {
-            "dotenv file": lambda: _write_dotenv(report_dir / DOTENV, outputs(results)),
-            "merge-request note": lambda: post_note(about, summary(results)),
-        }
-    for what, write in surfaces.items():
-        try:
-            write()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run has ended
-            with suppress(OSError, UnicodeError):  # of standard output, as it may be
-                say(one_line(f"warning: the {what} could not be written: {error}"))
+        _tried("dotenv file", lambda: _write_dotenv(report_dir / DOTENV, results), say)
+        _tried("merge-request note", lambda: post_note(_named(results), summary(results)), say)
+
+
+def _tried(what: str, act: Callable[[], T], say: Callable[[str], None]) -> T | None:
+    """What `act` returns; where it fails, a warning: the run has ended."""
+    try:
+        return act()
+    except Exception as error:  # noqa: BLE001 - whatever it is, verdict and exit code stand
+        with suppress(OSError, UnicodeError):  # of standard output, as it may be
+            say(one_line(f"warning: the {what} could not be written: {error}"))
+        return None
 
 
 def _print(lines: Sequence[str], say: Callable[[str], None]) -> None:
     for line in lines:
         say(line)
+
+
+def _named(results: Sequence[CiResult]) -> str:
+    return " ".join(f"{result.model}/{result.environment}" for result in results)
 
 
 def _in(system: str) -> bool:
@@ -122,17 +126,17 @@ def _last_passing(report_dir: Path, evidence: Evidence) -> Evidence | None:
     return None
 
 
-def _github_outputs(values: dict[str, str]) -> str:
+def _github_outputs(results: Sequence[CiResult]) -> str:
     """Job outputs, each between delimiters that no value can hold."""
     end = f"end-{secrets.token_hex(16)}"
-    return "".join(f"{name}<<{end}\n{value}\n{end}\n" for name, value in values.items())
+    return "".join(f"{name}<<{end}\n{value}\n{end}\n" for name, value in outputs(results).items())
 
 
-def _write_dotenv(file: Path, values: dict[str, str]) -> None:
+def _write_dotenv(file: Path, results: Sequence[CiResult]) -> None:
     """The outputs as `ROLLOUT_NAME=value`: no option of the suite reads such a variable."""
     lines = [
         f"ROLLOUT_{name.upper().replace('-', '_')}={value}\n"
-        for name, value in values.items()
+        for name, value in outputs(results).items()
         if _DOTENV_VALUE.fullmatch(value)
     ]
     file.parent.mkdir(parents=True, exist_ok=True)

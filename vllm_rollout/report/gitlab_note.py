@@ -15,14 +15,14 @@ from vllm_rollout.model.text import public_address
 from vllm_rollout.variables import secret_from
 
 TOKEN = "VLLM_ROLLOUT_GITLAB_TOKEN"  # noqa: S105 - the name of a variable
-_DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 10.0
 _MOST_BYTES = 8_000_000
 _ON_A_PAGE = 100
 _MOST_PAGES = 20
 _REFUSED = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 
 
-def post_note(about: str, text: str, *, deadline_seconds: float = _DEADLINE_SECONDS) -> None:
+def post_note(about: str, text: str) -> None:
     """Post `text` on the pipeline's merge request, or update the note that is `about` the same.
 
     Without a token, or outside of a merge request, there is nothing to do.
@@ -33,7 +33,7 @@ def post_note(about: str, text: str, *, deadline_seconds: float = _DEADLINE_SECO
     where = _merge_request()
     if not where or not os.environ.get(TOKEN):
         return
-    notes = _Notes(where, secret_from(TOKEN, None, "the token"), deadline_seconds)
+    notes = _Notes(where, secret_from(TOKEN, None, "the token"))
     # Two jobs of a pipeline have a note each.
     marker = f"<!-- vllm-rollout {quote(os.environ.get('CI_JOB_NAME', ''))} {quote(about)} -->"
     body = f"{marker}\n{text}"
@@ -58,8 +58,8 @@ def _merge_request() -> str:
 class _Notes:
     """The notes of one merge request, asked within one deadline."""
 
-    def __init__(self, url: str, token: str, deadline_seconds: float) -> None:
-        self._url, self._until = url, monotonic() + deadline_seconds
+    def __init__(self, url: str, token: str) -> None:
+        self._url, self._until = url, monotonic() + DEADLINE_SECONDS
         self.client = HttpClient(
             max_bytes=_MOST_BYTES, headers={"PRIVATE-TOKEN": token}, proxy=True
         )
