@@ -54,7 +54,7 @@ def tell_ci(
 
 
 def _tried(what: str, act: Callable[[], T], say: Callable[[str], None]) -> T | None:
-    """What `act` returns; where it fails, a warning: the run has ended."""
+    """Return what `act` returns; where it fails, say a warning: the run has ended."""
     try:
         return act()
     except Exception as error:  # noqa: BLE001 - whatever it is, verdict and exit code stand
