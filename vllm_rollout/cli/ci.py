@@ -29,15 +29,14 @@ def errors_reported_to_ci(
         from vllm_rollout.report.ci import tell_ci
         from vllm_rollout.report.ci_summary import CiResult
 
-        known = isinstance(error, RolloutError)
-        code = error.exit_code if isinstance(error, RolloutError) else _code_of(error)
-        what = str(error) if known else f"{type(error).__name__}: {error}"
-        remedy = error.remedy if isinstance(error, RolloutError) else ""
+        problem = f"{type(error).__name__}: {error}"
+        if isinstance(error, RolloutError):
+            problem = f"{error}. {error.remedy}".rstrip()
         result = CiResult(
             model=model,
             environment=environment or "",
-            exit_code=int(code),
-            problem=f"{what}. {remedy}".rstrip(),
+            exit_code=int(_code_of(error)),
+            problem=problem,
         )
         folder = option_or_environment("report-dir", report_dir) or "reports"
         tell_ci(lambda: [result], Path(folder), typer.echo)
@@ -45,10 +44,28 @@ def errors_reported_to_ci(
 
 
 def _code_of(error: BaseException) -> int:
-    """The exit code of an error that is not the suite's own: as `errors_shown` has it, else 1."""
+    """The exit code that an error ends in, as `errors_shown` has it."""
+    if isinstance(error, RolloutError):
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     return ExitCode.UNREACHABLE if isinstance(error, OSError) else 1
+
+
+def tell_ci_of_checks(evidence: "Evidence", exit_code: int, folder: Path) -> None:
+    """Tell the CI system of pre-deployment checks that did not pass, reported in `folder`."""
+    from vllm_rollout.report.ci import tell_ci
+    from vllm_rollout.report.ci_summary import CiResult
+
+    (run,) = evidence.runs
+    result = CiResult(
+        model=evidence.model,
+        environment=run.deployment.environment,
+        exit_code=exit_code,
+        evidence=evidence,
+        report=folder / "report.html",
+    )
+    tell_ci(lambda: [result], folder.parent.parent, typer.echo)
 
 
 def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
