@@ -12,6 +12,9 @@ __all__ = ["cluster", "helm_binary", "namespace", "wire"]
 
 # Workers get 80 from xdist; what commands print is as wide as without a terminal.
 os.environ.pop("COLUMNS", None)
+# What the tests run is not told to the CI that they may run in.
+for _system in ("GITHUB_ACTIONS", "GITLAB_CI"):
+    os.environ.pop(_system, None)
 
 _BUILT = {"cluster": "cluster", "helm_binary": "helm", "registry": "registry"}
 """Fixtures that give a real part, and the mark of the tests that use it."""

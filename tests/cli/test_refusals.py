@@ -3,15 +3,17 @@
 import errno
 import os
 import signal
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import typer
+from support.ci_jobs import commands, github_job, given_outputs, told
 from support.world import passing_evidence
 from typer.testing import CliRunner
 
-from vllm_rollout.cli import options
+from vllm_rollout.cli import options, preflight
 from vllm_rollout.cli.main import app
 from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import ExitCode
@@ -41,6 +43,53 @@ def test_what_cannot_be_done_is_refused_with_a_remedy(
     assert refused.exit_code == ExitCode.USAGE, refused.output
     printed = " ".join(refused.output.split())
     assert [text for text in says if text not in printed] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gate-and-promote", "m", "--set", "confidence=200%"],
+        ["gate-and-promote", "m", "--to", "nowhere"],
+        ["gate-and-promote", "m"],  # nothing is deployed
+        ["rollback", "m", "--to", "7"],
+        ["deploy", "m", "--values", "none.yaml"],
+    ],
+)
+def test_a_ci_is_told_of_a_refusal_before_any_gate(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    github_job(monkeypatch, tmp_path)
+
+    refused = CliRunner().invoke(app, [*words, "--platform", "local"])
+
+    assert refused.exit_code == ExitCode.USAGE, refused.output
+    (_, end) = told(tmp_path)
+    assert "(exit code 2): " in end
+    assert given_outputs(tmp_path / "outputs")["exit-code"] == "2"
+    ((kind, _, text),) = commands(refused.output)
+    assert kind == "error"
+    assert text
+
+
+def test_a_ci_is_told_of_checks_before_a_deployment_that_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    github_job(monkeypatch, tmp_path)
+    (run,) = gated(ExitCode.OK).runs
+    unasked = replace(run, expected=("preflight-image",), gates=())
+    monkeypatch.setattr(preflight, "run_preflight", lambda *_: unasked)
+
+    with pytest.raises(typer.Exit):
+        preflight.checked_before(
+            load_settings(platform="local"), run.deployment, {}, gate_options=[]
+        )
+
+    title, end = told(tmp_path)
+    assert (title, end[:17]) == ("### m: staging gates INCONCLUSIVE", "**INCONCLUSIVE** ")
+    given = given_outputs(tmp_path / "outputs")
+    assert (given["verdict"], given["exit-code"]) == ("inconclusive", "3")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from support.ci_jobs import commands, github_job, given_outputs, step_of_action, told
 from support.interruptible import interruptible
 from support.samples import DOCS, not_printed, sample
 from support.seeded import passed, staged
@@ -64,6 +65,20 @@ class Site:
             self.command(*words),
             cwd=self.folder,
             env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    def act(self, **inputs: str) -> "subprocess.CompletedProcess[str]":
+        """The GitHub action's step, as its runner does it."""
+        script, variables = step_of_action(1, inputs)
+        (self.folder / "step.sh").write_text(script)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "step.sh"],
+            cwd=self.folder,
+            env={**self.environment, **variables, "PATH": path},
             capture_output=True,
             text=True,
             timeout=400,
@@ -179,17 +194,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
-def test_promote_then_break_production_and_get_the_old_build_back(site: Site) -> None:
+def test_promote_then_break_production_and_get_the_old_build_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github_job(monkeypatch, site.folder)
     site.in_production("one")
     (site.folder / "two.yaml").write_text(yaml.safe_dump(site.values("two")))
     lines = []
-    for words in (
-        ("vllm-rollout", "deploy", MODEL, "--values", "two.yaml"),
-        ("gate-and-promote", MODEL, "--to", "staging"),
-    ):
-        done = site.run(*words)
-        assert done.returncode == ExitCode.OK, done.stdout + done.stderr
-        lines.append(done.stdout)
+    done = site.act(model=MODEL, values="two.yaml", to="staging")
+    assert done.returncode == ExitCode.OK, done.stdout + done.stderr
+    lines.append(done.stdout)
     with site.start("gate-and-promote", MODEL) as rollout:
         for line in rollout.stdout or ():
             lines.append(line)
@@ -215,6 +229,18 @@ def test_promote_then_break_production_and_get_the_old_build_back(site: Site) ->
     folder = site.folder / "reports" / MODEL / evidence.run_id
     assert "ROLLED BACK" in (folder / "report.html").read_text()
     assert "ROLLED BACK" in (site.folder / "reports" / "index.html").read_text(encoding="utf-8")
+    # By the two rollouts alone, and not by the gates that they ran.
+    passed, _, failed, end = told(site.folder)
+    assert (passed, failed) == (f"### {MODEL}: rollout PASS", f"### {MODEL}: rollout ROLLED BACK")
+    assert end.startswith("**ROLLED BACK** (exit code 5): ")
+    given = given_outputs(site.folder / "outputs")
+    assert (given["verdict"], given["environment"]) == ("fail", "production")
+    assert given["evidence-digest"] == evidence.digest
+    assert given["report-path"] == f"reports/{MODEL}/{evidence.run_id}/report.html"
+    assert "Changed since `" in (site.folder / "summary").read_text(encoding="utf-8")
+    (first, *_) = commands("".join(lines))
+    assert (first[0], first[1]["file"]) == ("error", "rollout.yaml")
+    assert "error rate" in first[2]
 
     status = site.run("vllm-rollout", "status", MODEL)
     assert status.returncode == 0

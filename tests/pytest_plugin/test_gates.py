@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from support.ci_jobs import commands, github_job, given_outputs, told
 from support.gate_runs import (
     FAST,
     MODEL,
@@ -337,7 +338,10 @@ def test_nothing_listening_is_named_and_never_passes(tmp_path: Path) -> None:
     assert "http://127.0.0.1:9" in run.stdout
 
 
-def test_two_models_side_by_side_leave_a_report_each(tmp_path: Path) -> None:
+def test_two_models_side_by_side_leave_a_report_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github_job(monkeypatch, tmp_path)
     with RunningSimulator(model=MODEL, **FAST) as server:
         run = started_gates(
             tmp_path,
@@ -358,6 +362,13 @@ def test_two_models_side_by_side_leave_a_report_each(tmp_path: Path) -> None:
     assert outcomes(evidence_in(tmp_path))["latency"] is Outcome.PASS, run.stdout + run.stderr
     assert outcomes(evidence_in(tmp_path, "other"))["health"] is Outcome.FAIL  # not served there
     assert run.returncode == 1
+    titles = [line for line in told(tmp_path) if line[0] == "#"]
+    assert len(titles) == 2  # of the session, and not of each worker
+    assert "### other: staging gates FAIL" in titles
+    given = given_outputs(tmp_path / "outputs")
+    assert (given["verdict"], given["exit-code"], given["model"]) == ("fail", "1", f"{MODEL},other")
+    named = {about["title"].partition(":")[0] for _, about, _ in commands(run.stdout)}
+    assert named >= {"other", "other staging"}
 
 
 @pytest.mark.parametrize("words", ["-n 2 --dist load", "-n auto --dist worksteal", "-n 0"])

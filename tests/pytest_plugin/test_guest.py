@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.ci_jobs import github_job
 from support.forked import pytest_in
 
 from vllm_rollout.model.evidence import read_evidence
@@ -136,8 +137,9 @@ def test_a_word_no_policy_names_asks_for_no_gates(tmp_path: Path, policy: str) -
 
 @pytest.mark.parametrize(("left", "asked"), [("MODEL", ()), ("API_KEY", ("-m", "staging"))])
 def test_what_is_left_in_the_shell_asks_for_no_gates(
-    tmp_path: Path, left: str, asked: tuple[str, ...]
+    tmp_path: Path, left: str, asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    github_job(monkeypatch, tmp_path)
     (tmp_path / "test_own.py").write_text(
         "import pytest\n@pytest.fixture(params=['staging-m'])\n"
         "def deployment(request): return request.param\n"
@@ -151,6 +153,7 @@ def test_what_is_left_in_the_shell_asks_for_no_gates(
         text=True,
     )
     assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
+    assert not (tmp_path / "summary").exists()
 
 
 @pytest.mark.parametrize("word", ["soak", "production"])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.ci_jobs import commands, github_job, given_outputs, told
 from support.gate_runs import MODEL, evidence_in, run_gates, staging, started_gates
 
 from vllm_rollout.judge import Outcome
@@ -28,21 +29,29 @@ from vllm_rollout.resources import GATES
     ],
 )
 def test_a_run_that_names_too_little_is_a_usage_error_that_teaches(
-    tmp_path: Path, arguments: tuple[str, ...], words: str
+    tmp_path: Path, arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    github_job(monkeypatch, tmp_path)
     run = run_gates(tmp_path, str(GATES), *arguments, changes=())
 
     assert run.returncode == pytest.ExitCode.USAGE_ERROR, run.stdout + run.stderr
     assert words in run.stdout + run.stderr
     assert not (tmp_path / "reports").exists()
+    (_, end) = told(tmp_path)
+    assert end.startswith("**NOT RUN** (exit code 4): ")
+    assert given_outputs(tmp_path / "outputs")["verdict"] == "inconclusive"
 
 
-def test_an_xdist_worker_hands_a_usage_error_to_the_controller(tmp_path: Path) -> None:
+def test_an_xdist_worker_hands_a_usage_error_to_the_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github_job(monkeypatch, tmp_path)
     run = started_gates(tmp_path, str(GATES), "-n", "1", changes=())
 
     assert run.returncode == pytest.ExitCode.USAGE_ERROR, run.stdout + run.stderr
     assert "no environment selected" in run.stdout + run.stderr
     assert not (tmp_path / "reports").exists()
+    assert [line[:13] for line in told(tmp_path)] == ["### gates: no", "**NOT RUN** ("]
 
 
 def test_collect_only_lists_the_gates_of_each_environment(tmp_path: Path) -> None:
@@ -83,6 +92,11 @@ def test_only_staging(deployment):
 def test_judges_nothing(deployment, verdict):
     pass
 
+@pytest.mark.development
+def test_fails(deployment, verdict):
+    print("::error::stolen\\n ::add-mask::a")
+    assert not "a model's words"
+
 def test_breaks(deployment, verdict):
     raise ValueError("no idea")
 
@@ -113,6 +127,8 @@ def test_a_teams_own_gates_use_the_same_fixtures_and_fail_closed(tmp_path: Path)
     assert found["test_judges_nothing"].outcome is Outcome.INCONCLUSIVE
     assert found["test_breaks"].outcome is Outcome.INCONCLUSIVE
     assert "no idea" in found["test_breaks"].error
+    assert "stolen" in run.stdout
+    assert commands(run.stdout) == []
     assert "test_only_staging" not in {g.item.partition("[")[0] for g in runs["development"].gates}
     assert runs["staging"].outcome is Outcome.INCONCLUSIVE  # the policy's own gates did not run
 

@@ -9,6 +9,7 @@ import typer
 
 from vllm_rollout import __version__
 from vllm_rollout.cli import options
+from vllm_rollout.cli.ci import tell_ci_of_checks
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.cli.run_tools import tidy_reports
 from vllm_rollout.model.deployment import Deployment, newest_served
@@ -96,6 +97,7 @@ def checked_before(
     tidy_reports(folder.parent, settings.reader(), policy, deployment.model)
     if refusal := refusal_of(run):
         options.say(refusal.conclusion)
+        tell_ci_of_checks(evidence, int(refusal.code), folder)
         raise typer.Exit(int(refusal.code))
     return True
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vllm_rollout.cli import options
+from vllm_rollout.cli.ci import errors_reported_to_ci
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.cli.diagnose import show_findings
 from vllm_rollout.cli.preflight import checked_before
@@ -50,6 +51,17 @@ def deploy_command(
 
     Every later environment is reached through gates: gate-and-promote MODEL --to ENVIRONMENT.
     """
+    with errors_reported_to_ci(model, environment, report_dir):
+        _deploy(model, values, environment, choice, report_dir)
+
+
+def _deploy(
+    model: str,
+    values: Path,
+    environment: str | None,
+    choice: options.Choice,
+    report_dir: str | None,
+) -> None:
     settings = choice.settings(report_dir=report_dir)
     order = settings.policy.order
     settings = settings.at_home(order[0])

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vllm_rollout.cli import options
+from vllm_rollout.cli.ci import tell_ci_of_end
 from vllm_rollout.cli.console import LiveReporter
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
@@ -120,6 +121,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
     options.say(evidence.conclusion)
     if tools.log.result and tools.log.result.awaits_sign_off:
         options.say(f"sign it off: {how_to_sign(run.policy, run.source, evidence.digest)}")
+    tell_ci_of_end(evidence, tools)
 
 
 def _kept(evidence: Evidence, tools: RunTools, deployment: Deployment) -> Iterator[Evidence]:

@@ -18,6 +18,7 @@ from vllm_rollout.model.deployment import Deployment, strict_json
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.evidence import GateResult
 from vllm_rollout.model.load_figures import LoadSummary
+from vllm_rollout.model.text import printable
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.pytest_plugin.fixtures import LOADS, RECORDER, SETTINGS
 from vllm_rollout.pytest_plugin.gate_selection import (
@@ -207,7 +208,7 @@ def record_result(
         duration_seconds=call.duration if report.when == "teardown" else call.stop - began,
     )
     if isinstance(raised, RolloutError):
-        report.longrepr = f"{raised}\n{raised.remedy}".rstrip()
+        report.longrepr = printable(f"{raised}\n{raised.remedy}".rstrip())
     record = GateRecord(
         node_id=item.nodeid,
         phase=report.when,

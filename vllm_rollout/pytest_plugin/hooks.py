@@ -11,9 +11,11 @@ from vllm_rollout.gate_runs import identity, identity_and_differences
 from vllm_rollout.judge import Outcome, Verdict, check, worst
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
+from vllm_rollout.model.text import printable
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.policy import Override
 from vllm_rollout.pytest_plugin import fixtures, marker_line
+from vllm_rollout.pytest_plugin.ci import refusals_reported_to_ci
 from vllm_rollout.pytest_plugin.fixtures import (
     LOADS,
     NO_TOKEN,
@@ -83,6 +85,11 @@ _PROBLEM = pytest.StashKey[str]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings and declare the environments' markers."""
+    with refusals_reported_to_ci(config):
+        _configure(config)
+
+
+def _configure(config: pytest.Config) -> None:
     config.stash[LOADS] = {}
     config.stash[OUTCOMES] = {}
     config.stash[NO_TOKEN] = {}
@@ -164,23 +171,24 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None]:
     """Add the suite's gates, order all, and refuse what names no environment, model or gate."""
-    collected = 0
-    if asks_for_suites_gates(config) and not only_team_gates_named(config, items):
-        found = collect_gates(session)
-        items += found
-        collected = len(found)
-    yield
-    if SETTINGS not in config.stash:
-        problem = config.stash[_PROBLEM] if not items and marker_words(config) else ""
-    else:
-        problem = select(config, items, collected)
-    if not problem or config.getoption("collectonly"):
-        return
-    if hasattr(config, "workeroutput"):
-        config.workeroutput[USAGE_ERROR] = problem
-        items.clear()
-    else:
-        raise pytest.UsageError(problem)
+    with refusals_reported_to_ci(config):
+        collected = 0
+        if asks_for_suites_gates(config) and not only_team_gates_named(config, items):
+            found = collect_gates(session)
+            items += found
+            collected = len(found)
+        yield
+        if SETTINGS not in config.stash:
+            problem = config.stash[_PROBLEM] if not items and marker_words(config) else ""
+        else:
+            problem = select(config, items, collected)
+        if not problem or config.getoption("collectonly"):
+            return
+        if hasattr(config, "workeroutput"):
+            config.workeroutput[USAGE_ERROR] = problem
+            items.clear()
+        else:
+            raise pytest.UsageError(problem)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -249,6 +257,8 @@ def pytest_runtest_makereport(
     if deployment is None:
         return report
     record_result(item, deployment, call, report)
+    # What a gate printed may be a model's words, and a CI system reads what pytest prints.
+    report.sections = [(name, printable(text)) for name, text in report.sections]
     record = record_of(report)
     if record is not None and not record.result.skipped:
         result = record.result

@@ -26,6 +26,7 @@ from vllm_rollout.model.evidence import (
     write_evidence,
 )
 from vllm_rollout.pytest_plugin import EXIT_CODE
+from vllm_rollout.pytest_plugin.ci import tell_ci_of
 from vllm_rollout.pytest_plugin.fixtures import SETTINGS
 from vllm_rollout.pytest_plugin.gate_options import option
 from vllm_rollout.pytest_plugin.gate_results import (
@@ -131,6 +132,9 @@ class SessionResults:
         self._config.stash[EXIT_CODE] = session.exitstatus
         yield
         session.exitstatus = session.exitstatus or code
+        if found or self._usage or (self._not_collected and self._planned):
+            problem = self._usage or "errors of collection: no gate was run"
+            tell_ci_of(self._config, self._settings, found, session.exitstatus, problem)
 
     def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         if self._usage:

@@ -6,7 +6,9 @@ with `inconclusive: `. Where a part of the gates was run alone, the others are s
 
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Mapping
 
+from vllm_rollout.model.deployment import Build
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict
@@ -35,8 +37,19 @@ def junit_xml(evidence: Evidence) -> bytes:
         timestamp=evidence.started.isoformat(),
         hostname="localhost",
     )
+    builds = {run.deployment.environment: run.build for run in evidence.runs}
+    digests = dict.fromkeys(build.digest for build in builds.values() if build)
+    about = {
+        "model": evidence.model,
+        "environment": ",".join(builds),
+        "build": ",".join(digests) or None,
+        "evidence_digest": evidence.digest,
+        "run_id": evidence.run_id,
+        "exit_code": evidence.exit_code,
+    }
+    _add_properties(ET.SubElement(suite, "properties"), about)
     for item in items:
-        _add_case(suite, item, elements[item.node_id])
+        _add_case(suite, item, elements[item.node_id], builds.get(item.environment))
     document: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
     return document
 
@@ -47,20 +60,28 @@ def _element(item: ReportItem, *, part: bool) -> str:
     return _ELEMENTS.get(item.outcome, "")
 
 
-def _add_case(suite: ET.Element, item: ReportItem, element: str) -> None:
+def _add_case(suite: ET.Element, item: ReportItem, element: str, build: Build | None) -> None:
     group, _, name = item.node_id.partition("::")
     case = ET.SubElement(
         suite, "testcase", classname=one_line(group), name=name, time=f"{item.duration_seconds:.3f}"
     )
     properties = ET.SubElement(case, "properties")
+    of = {"environment": item.environment, "build": build.digest if build else None}
+    _add_properties(properties, of)
     for number, verdict in enumerate(item.verdicts, start=1):
         suffix = f".{number}" if len(item.verdicts) > 1 else ""
-        for figure, value in _figures(verdict).items():
-            if value is not None:
-                ET.SubElement(properties, "property", name=figure + suffix, value=str(value))
+        _add_properties(properties, _figures(verdict), suffix)
     if element:
         text = _explanation(item)
         ET.SubElement(case, element, message=text[0]).text = "\n".join(text)
+
+
+def _add_properties(properties: ET.Element, values: Mapping[str, object], suffix: str = "") -> None:
+    """Add a property for each value that is known."""
+    for name, value in values.items():
+        if value is not None:
+            text = one_line(str(value))
+            ET.SubElement(properties, "property", name=name + suffix, value=text)
 
 
 def _explanation(item: ReportItem) -> list[str]:

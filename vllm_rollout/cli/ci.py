@@ -1,0 +1,124 @@
+"""Tells the CI system how a command ended; see `report/ci.py`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from vllm_rollout.model.errors import ExitCode, RolloutError
+from vllm_rollout.next_command import next_command, release_command
+from vllm_rollout.variables import option_or_environment
+
+if TYPE_CHECKING:
+    from vllm_rollout.model.evidence import Evidence
+    from vllm_rollout.rollout.leased_run import RunTools
+
+
+@contextmanager
+def errors_reported_to_ci(
+    model: str, environment: str | None, report_dir: str | None
+) -> Iterator[None]:
+    """Tell the CI system of an error that ends a command before there is evidence."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        from vllm_rollout.report.ci import tell_ci
+        from vllm_rollout.report.ci_summary import CiResult
+
+        problem = f"{type(error).__name__}: {error}"
+        if isinstance(error, RolloutError):
+            problem = f"{error}. {error.remedy}".rstrip()
+        result = CiResult(
+            model=model,
+            environment=environment or "",
+            exit_code=int(_code_of(error)),
+            problem=problem,
+        )
+        folder = option_or_environment("report-dir", report_dir) or "reports"
+        tell_ci(lambda: [result], Path(folder), typer.echo)
+        raise
+
+
+def _code_of(error: BaseException) -> int:
+    """The exit code that an error ends in, as `errors_shown` has it."""
+    if isinstance(error, RolloutError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return ExitCode.UNREACHABLE if isinstance(error, OSError) else 1
+
+
+def tell_ci_of_checks(evidence: "Evidence", exit_code: int, folder: Path) -> None:
+    """Tell the CI system of pre-deployment checks that did not pass, reported in `folder`."""
+    from vllm_rollout.report.ci import tell_ci
+    from vllm_rollout.report.ci_summary import CiResult
+
+    (run,) = evidence.runs
+    result = CiResult(
+        model=evidence.model,
+        environment=run.deployment.environment,
+        exit_code=exit_code,
+        evidence=evidence,
+        report=folder / "report.html",
+    )
+    tell_ci(lambda: [result], folder.parent.parent, typer.echo)
+
+
+def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
+    """Tell the CI system how a rollout or a rollback ended."""
+    from vllm_rollout.report.ci import tell_ci
+    from vllm_rollout.report.ci_summary import CiResult
+
+    run = tools.run
+
+    def result() -> list[CiResult]:
+        page = run.folder / "report.html"
+        ended = CiResult(
+            model=evidence.model,
+            environment=run.target.environment,
+            exit_code=evidence.exit_code or 0,
+            evidence=evidence,
+            report=page if page.exists() else None,
+            next_command=_next_command(evidence, tools),
+            before=_last_passing(evidence, tools),
+        )
+        return [ended]
+
+    tell_ci(result, run.folder.parent.parent, typer.echo)
+
+
+def _last_passing(evidence: "Evidence", tools: "RunTools") -> "Evidence | None":
+    """The evidence by which the target's newest revision of an earlier run passed, if kept."""
+    from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, stored_evidence
+
+    platform, target = tools.releases.platform, tools.run.target
+    if evidence.exit_code == ExitCode.UNREACHABLE:
+        return None
+    with suppress(RolloutError):
+        known = PassedRevisionsReader(platform.store)
+        for revision in reversed(platform.history(target)):
+            if digest := known.evidence_of(target, revision):
+                found = stored_evidence(platform.store, target.model, digest)
+                if found.run_id != evidence.run_id:
+                    return found
+    return None
+
+
+def _next_command(evidence: "Evidence", tools: "RunTools") -> str:
+    """The command by which somebody goes on from there."""
+    from vllm_rollout.rollout.sign_offs import how_to_sign
+
+    run = tools.run
+    if tools.log.result and tools.log.result.awaits_sign_off:
+        return how_to_sign(run.policy, run.source, evidence.digest)
+    if evidence.exit_code in (ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE, ExitCode.INTERRUPTED):
+        return run.command
+    if evidence.exit_code == ExitCode.NEEDS_PERSON:
+        return release_command("diagnose", run.target)
+    if evidence.exit_code in (ExitCode.GATE_FAILED, ExitCode.ROLLED_BACK):
+        return next_command("vllm-rollout", "history", run.target.model)
+    return next_command("vllm-rollout", "status", run.target.model)

@@ -1,0 +1,298 @@
+"""Texts about runs for a CI system: a summary in Markdown, annotations, job outputs.
+
+Pure text. Names and sentences from outside become plain text in it: no link, no mention, no markup,
+no command to the CI system. `ci.py` writes it where the CI's variables say.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_rollout.model.evidence import Evidence, GateRun
+from vllm_rollout.model.text import one_line
+from vllm_rollout.model.verdict import Outcome, Verdict, worst
+from vllm_rollout.report.deployment_record import markdown_text
+from vllm_rollout.report.formatting import (
+    bound_text,
+    count_text,
+    headline,
+    limit_text,
+    measured_text,
+    report_title,
+    short_title,
+    verdict_text,
+)
+from vllm_rollout.report.rows import CONCLUSION, ROLLOUT, ReportItem, findings, report_items
+
+LONGEST = 60
+"""Lines of a summary, of all runs that it is about."""
+_LONGEST_TEXT = 500
+_MOST_ANNOTATIONS = 10
+"""Of a kind: GitHub shows no more of a step."""
+_FEWEST_LINES = 14
+"""Below that a run has one line of the summary."""
+_JOINER = "\u2060"
+# What GitHub or GitLab makes a link, a mention or a reference of: `@name`, `#12`, `!12`, addresses.
+_REFERENCE = re.compile(r"(?<=[@#!~%$&])(?=[\w\"'])|(?<=:)(?=//)|(?<=\bwww)(?=\.)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CiResult:
+    """One model's run, for a CI system.
+
+    `evidence` is None where the run ended before there was any: `problem` says why. `before` is the
+    evidence of the environment's last passing run, where it is known; `link` leads to the report.
+    """
+
+    model: str
+    environment: str
+    exit_code: int
+    evidence: Evidence | None = None
+    problem: str = ""
+    report: Path | None = None
+    link: str = ""
+    policy_file: str = ""
+    next_command: str = ""
+    before: Evidence | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The banner's; inconclusive where nothing was judged."""
+        return headline(self.evidence).outcome if self.evidence else Outcome.INCONCLUSIVE
+
+    @property
+    def title(self) -> str:
+        """One line that names the run and its end."""
+        if self.evidence:
+            return report_title(self.evidence)
+        return f"{one_line(self.model) or 'gates'}: not run"
+
+    @property
+    def sentence(self) -> str:
+        """How it ended."""
+        return headline(self.evidence).sentence if self.evidence else one_line(self.problem)
+
+    @property
+    def builds(self) -> tuple[str, ...]:
+        """Digests of the builds that were gated."""
+        runs = self.evidence.runs if self.evidence else ()
+        return tuple(dict.fromkeys(run.build.digest for run in runs if run.build))
+
+
+def outputs(results: Sequence[CiResult]) -> dict[str, str]:
+    """Job outputs by name; of several models the values are separated by commas.
+
+    The verdict is the worst. What is not known is empty.
+    """
+
+    def each(values: Sequence[str]) -> str:
+        return ",".join(dict.fromkeys(one_line(value) for value in values if value))
+
+    evidence = [result.evidence for result in results if result.evidence]
+    return {
+        "verdict": worst([result.outcome for result in results]).value,
+        "exit-code": str(max((result.exit_code for result in results), default=0)),
+        "evidence-digest": each([one.digest for one in evidence]),
+        "run-id": each([one.run_id for one in evidence]),
+        "report-path": each([str(result.report or "") for result in results]),
+        "model": each([result.model for result in results]),
+        "environment": each([result.environment for result in results]),
+        "build": each([build for result in results for build in result.builds]),
+    }
+
+
+def annotations(results: Sequence[CiResult]) -> list[str]:
+    """GitHub's workflow commands, a line each: errors and warnings for all that did not pass."""
+    found: dict[str, list[str]] = {"error": [], "warning": []}
+    bad = [result for result in results if result.outcome is not Outcome.PASS]
+    for result in bad:
+        failed = result.outcome is Outcome.FAIL or not result.evidence
+        kind = "error" if failed else "warning"
+        found[kind].append(_annotation(kind, result, result.title, result.sentence))
+    for result in bad:
+        for item in _problems(result):
+            kind = "error" if item.outcome is Outcome.FAIL else "warning"
+            title = f"{result.model} {item.environment}: {item.title}"
+            found[kind].append(_annotation(kind, result, title, "; ".join(_texts(item))))
+    return [line for lines in found.values() for line in lines[:_MOST_ANNOTATIONS]]
+
+
+def _annotation(kind: str, result: CiResult, title: str, text: str) -> str:
+    file = result.policy_file or str(result.report or "")
+    properties = {"file": file, "title": title}
+    named = ",".join(f"{name}={_escaped(v, ':,')}" for name, v in properties.items() if v)
+    return f"::{kind} {named}::{_escaped(_cut(text))}"
+
+
+def _escaped(text: str, more: str = "") -> str:
+    """The text as data of a workflow command."""
+    for char in "%\r\n" + more:
+        text = text.replace(char, f"%{ord(char):02X}")
+    return text
+
+
+def summary(results: Sequence[CiResult]) -> str:
+    """The summary in Markdown, of at most `LONGEST` lines: what needs somebody comes first."""
+    ordered = sorted(results, key=lambda one: one.outcome is Outcome.PASS)
+    room = LONGEST // max(len(ordered), 1)
+    if room >= _FEWEST_LINES:
+        lines = [line for one in ordered for line in _section(one, room)]
+    else:
+        lines = [f"- {_text(one.title)}: {_text(one.sentence)}" for one in ordered]
+        lines = _first(lines, LONGEST, "runs")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _section(result: CiResult, room: int) -> list[str]:
+    """At most `room` lines about one run."""
+    end = result.evidence and headline(result.evidence).word
+    lines = [
+        f"### {_text(result.title)}",
+        "",
+        f"**{end or 'NOT RUN'}** (exit code {result.exit_code}): {_text(result.sentence)}",
+        "",
+    ]
+    problems = [
+        f"- **{item.outcome.upper()}** {_text(f'{item.environment}: {item.title}: {words}')}"
+        for item in _problems(result)
+        for words in _texts(item)
+    ]
+    if problems:
+        lines += [*_first(problems, room // 4, "findings"), ""]
+    if result.next_command:
+        lines += [f"**Next:** {_code(result.next_command)}", ""]
+    tail = _evidence_lines(result)
+    if result.evidence and result.before:
+        changes = [f"- {_text(line)}" for line in changes_since(result.before, result.evidence)]
+        since = f"Changed since {_code(result.before.run_id)}, the last run that passed:"
+        lines += [since, *_first(changes or ["- nothing"], room // 5, "changes"), ""]
+    rows = [_row(item, verdict) for item, verdict in _figures(result)]
+    left = room - len(lines) - len(tail) - 3
+    if rows and left > 0:
+        lines += [
+            "| | Gate | Measured | Bound | Limit | n |",
+            "|---|---|---|---|---|---|",
+            *_first(rows, left, "gates", cells=True),
+            "",
+        ]
+    return (lines + tail)[:room]
+
+
+def _problems(result: CiResult) -> list[ReportItem]:
+    """The rows of the report that are no pass, fails first; without the conclusion."""
+    items = report_items(result.evidence) if result.evidence else []
+    found = [i for i in items if i.outcome is not Outcome.PASS and i.node_id != CONCLUSION]
+    return sorted(found, key=lambda item: item.outcome is not Outcome.FAIL)
+
+
+def _texts(item: ReportItem) -> Iterator[str]:
+    """Figures, reason and remedy of what did not pass, a line each."""
+    for verdict in item.verdicts:
+        if not verdict.passed:
+            yield " ".join(verdict_text(verdict).split())
+
+
+def _figures(result: CiResult) -> list[tuple[ReportItem, Verdict]]:
+    """Each gate with the verdict that decides it or has a value; first those that did not pass."""
+    items = report_items(result.evidence) if result.evidence else []
+    found = [
+        (
+            item,
+            min(item.verdicts, key=lambda v: (v.outcome is not item.outcome, v.measured is None)),
+        )
+        for item in items
+        if item.environment != ROLLOUT
+    ]
+    return sorted(found, key=lambda pair: pair[1].passed)
+
+
+def _row(item: ReportItem, verdict: Verdict) -> str:
+    figures = (measured_text(verdict), bound_text(verdict), limit_text(verdict))
+    where = f"{item.environment}: {item.title}"
+    cells = [verdict.outcome.upper(), where, *figures, count_text(verdict)]
+    return f"| {' | '.join(_text(cell) for cell in cells)} |"
+
+
+def _evidence_lines(result: CiResult) -> list[str]:
+    parts = []
+    if result.evidence:
+        parts = [
+            f"Evidence {_code(result.evidence.digest)}",
+            f"run {_code(result.evidence.run_id)}",
+        ]
+        parts += [f"build {_code(build)}" for build in result.builds]
+    lines = [", ".join(parts)] if parts else []
+    if result.report:
+        path = _code(str(result.report))
+        lines += [f"[Report]({result.link}): {path}" if result.link else f"Report: {path}"]
+    # A line break of Markdown between the two.
+    return [f"{lines[0]}  ", *lines[1:]] if lines[1:] else lines
+
+
+def changes_since(before: Evidence, evidence: Evidence) -> list[str]:
+    """Lines on what differs from an earlier run of the same environments: verdicts, values, limits,
+    build, policy."""
+    lines = []
+    earlier = {run.deployment.environment: run for run in before.runs}
+    for run in evidence.runs:
+        then = earlier.get(run.deployment.environment)
+        if then is not None:
+            lines += [f"{run.deployment.environment}: {line}" for line in _differences(then, run)]
+    return lines
+
+
+def _differences(before: GateRun, run: GateRun) -> Iterator[str]:
+    was = {(gate.gate, gate.item): gate for gate in before.gates}
+    for gate in run.gates:
+        title = short_title(gate.title)
+        earlier = was.pop((gate.gate, gate.item), None)
+        if earlier is None:
+            yield f"{title}: {gate.outcome}, was not asked"
+            continue
+        pairs = zip(findings(earlier), findings(gate), strict=False)
+        for then, now in pairs:
+            parts = [
+                f"{name}{old} → {new}"
+                for name, old, new in (
+                    ("", then.outcome, now.outcome),
+                    ("", measured_text(then), measured_text(now)),
+                    ("limit ", limit_text(then), limit_text(now)),
+                )
+                if old != new
+            ]
+            if parts:
+                yield f"{title}: {', '.join(parts)}"
+    yield from (f"{short_title(gate.title)}: no longer asked" for gate in was.values())
+    if before.build and run.build and before.build != run.build:
+        yield f"build {before.build.short} → {run.build.short}"
+        yield from before.build.differences(run.build)
+    if before.policy_digest != run.policy_digest:
+        yield "the policy is another"
+
+
+def _first(lines: list[str], most: int, what: str, *, cells: bool = False) -> list[str]:
+    """The first lines, and how many more there are."""
+    if len(lines) <= most:
+        return lines
+    kept = max(most - 1, 0)
+    more = f"… {len(lines) - kept} more {what}: see the report"
+    return [*lines[:kept], f"| | {more} | | | | |" if cells else f"- {more}"]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 2]} …"
+
+
+def _text(text: str) -> str:
+    """Text from outside as plain text of Markdown, on one line."""
+    plain = markdown_text(_REFERENCE.sub(_JOINER, _cut(one_line(text))))
+    return plain.replace("_", "\\_").replace("#", "\\#")
+
+
+def _code(text: str) -> str:
+    """The text as it is, as code."""
+    line = one_line(text)
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
