@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.crashing import Calls, Killed, When, Wrapped
+from support.recorder import Statuspage
 from support.simulated import ALL_STABLE
 from support.world import (
     BY_TRAFFIC,
@@ -27,8 +28,12 @@ from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.policy.notifications import Channel, MessageKind
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
+from vllm_rollout.rollout.leased_run import RunTools
+from vllm_rollout.rollout.notification_format import Message
+from vllm_rollout.rollout.status_page import OpenedStore, show
 
 
 def promoted(world: World) -> None:
@@ -108,11 +113,36 @@ def second(world: World) -> str:
     return world.platform.build(STAGING, {"version": 2}).digest
 
 
-def run(world: World, scenario: str, platform: Any = None) -> Evidence:
+def run(
+    world: World, scenario: str, platform: Any = None, page: Statuspage | None = None
+) -> Evidence:
+    source = PRODUCTION if scenario == "by hand" else STAGING
+    tools = world.tools(platform, source=source)
+    if page is not None:
+        shown_on(page, tools, world)
     if scenario == "by hand":
-        tools = world.tools(platform, source=PRODUCTION)
         return manual_rollback(tools, to=1, reason="customers complain")
-    return gate_and_promote(world.tools(platform))
+    return gate_and_promote(tools)
+
+
+def shown_on(page: Statuspage, tools: RunTools, world: World) -> None:
+    """Have each message of the run on the page at once, while the run goes on."""
+    channel = Channel(name="page", kind="statuspage", page_id="abc", key_env="PAGE_KEY")
+    store = world.platform.store
+    opened = OpenedStore(store, model=MODEL, environment="production", channel="page")
+    left = opened.read()
+
+    def tell(kind: str, text: str, *, rollout: str = "", **_: str) -> None:
+        message = Message(
+            kind=MessageKind(kind), model=MODEL, environment="production", text=text,
+            run_id=tools.run.id, who="ada", reason="", build="", at=world.clock.now(),
+            rollout=rollout,
+        )  # fmt: skip
+        show(message, channel, opened, page.ask, template=None, message_id="")
+
+    tools.log.send = tools.log.announce = tell
+    if left is not None:
+        tools.log.close_left = lambda: tell(MessageKind.ENDED, "", rollout=left.run_id)
 
 
 def serving(world: World) -> str:
@@ -165,12 +195,17 @@ def fresh(new_world: Callable[[], World]) -> Callable[[str], World]:
 
 
 def stopped(
-    world: World, scenario: str, stop: Callable[[], None], at: int, when: When
+    world: World,
+    scenario: str,
+    stop: Callable[[], None],
+    at: int,
+    when: When,
+    page: Statuspage | None = None,
 ) -> Evidence | None:
     """What the run says that is stopped at that call; None if it says nothing any more."""
     calls = Calls(stop, at=at, when=when)
     try:
-        return run(world, scenario, Wrapped(world.platform, calls))
+        return run(world, scenario, Wrapped(world.platform, calls), page)
     except Killed:
         return None
 
@@ -215,6 +250,11 @@ def each_cell(fresh: Callable[[str], World], scenario: str) -> Iterator[tuple[Wo
             yield fresh(scenario), at, when
 
 
+@pytest.fixture(autouse=True)
+def page_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGE_KEY", "the key of the page")
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_after_a_kill_at_any_call_the_next_run_ends_as_an_uninterrupted_one(
     fresh: Callable[[str], World], scenario: str
@@ -224,12 +264,16 @@ def test_after_a_kill_at_any_call_the_next_run_ends_as_an_uninterrupted_one(
     assert serving(uninterrupted) == SCENARIOS[scenario][1]
     at_rest(uninterrupted)
     for world, at, when in each_cell(fresh, scenario):
-        assert stopped(world, scenario, kill, at, when) is None
-        evidence = run(world, scenario)
+        page = Statuspage()
+        assert stopped(world, scenario, kill, at, when, page) is None
+        evidence = run(world, scenario, page=page)
         assert serving(world) == SCENARIOS[scenario][1], (at, when, evidence.conclusion)
         held = "was rolled back from production" in evidence.conclusion
         assert held or evidence.exit_code in (code, ExitCode.OK), (at, when, evidence.conclusion)
         at_rest(world)
+        assert {each["status"] for each in page.incidents} <= {"completed"}, (at, when)
+        of = [each["metadata"]["vllm_rollout"]["run_id"] for each in page.incidents]
+        assert len(of) == len(set(of)), (at, when)
 
 
 @pytest.mark.parametrize("scenario", ["promoted", "rolled back", "by traffic", "traffic back"])

@@ -52,6 +52,8 @@ def new_run_tools(
         reason="" if reason == options.NO_REASON else reason,
         now=clock.now,
         store=writer_of(at_home(settings.reader(), target.environment)).store,
+        serves_users=target.environment == policy.order[-1],
+        expected=sum((step.hold for step in policy.ramp), policy.watch.duration),
     )
     return assemble(
         Run(
@@ -77,6 +79,8 @@ def new_run_tools(
         ),
         notify=messages.tell,
         undelivered=messages.undelivered,
+        announce=messages.tell,
+        close_left=messages.close_left,
     )
 
 

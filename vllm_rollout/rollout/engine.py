@@ -242,6 +242,7 @@ def _resume(tools: RunTools) -> RolloutResult | None:
     log, releases, target = tools.log, tools.releases, tools.run.target
     entry = releases.journal.read()
     if entry is None or not entry.unfinished:
+        log.close_left()
         return None
     log.log_step(
         f"run {entry.run_id} was under way and did not finish",
@@ -275,6 +276,7 @@ def _resume(tools: RunTools) -> RolloutResult | None:
         note = f"{target} no longer runs build {entry.build.short}: changed by somebody else"
         log.log_step("nothing to watch any more", note)
         releases.close(entry, event, note)
+        log.announce_end(note)
     else:
         stopped = f"stopped in the {entry.phase} phase"
         why = "rolled back, not verified" if entry.unverified else stopped
@@ -286,7 +288,7 @@ def _resume(tools: RunTools) -> RolloutResult | None:
             return end
         log.notify(DecisionKind.ROLLED_BACK, end.conclusion)
         log.append_audit(DecisionKind.ROLLED_BACK, end.conclusion, build=entry.build.digest)
-    releases.under_way = False
+    releases.under_way, log.rollout = False, ""
     return None
 
 
@@ -313,6 +315,8 @@ def manual_rollback(tools: RunTools, *, to: int | None, reason: str) -> Evidence
             left = None
         if left is not None:
             releases.take_over(left)
+        else:
+            tools.log.close_left()
         releases.recover()
         ensure_history(releases.platform, target)
         history = releases.platform.history(target)
@@ -363,6 +367,7 @@ def watch_rollback(tools: RunTools, *, reason: str, revision: int) -> Evidence:
             return RolloutResult(
                 code=ExitCode.OK, conclusion=f"Nothing done: {last.run_id} is under way"
             )
+        tools.log.close_left()
         history = releases.platform.history(target)
         serving = newest_served(history)
         if serving is None or serving.number != revision:

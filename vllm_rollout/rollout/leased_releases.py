@@ -29,6 +29,8 @@ from vllm_rollout.rollout.journal import (
 from vllm_rollout.rollout.lease import TTL, HeldLease, hold
 from vllm_rollout.rollout.run import Run, RunLog
 
+_FORWARD = (Event.STEP, Event.SCALED, Event.GATES_PASSED, Event.GATES_UNSEEN)
+
 
 @dataclass(slots=True, kw_only=True)
 class LeasedReleases:
@@ -124,6 +126,7 @@ class LeasedReleases:
             )
             self.log.notify(MessageKind.SETTLED, f"{text}: {note}")
             kept = None
+        self.log.rollout = ""
         self._change_begins(before, build)
         self._newest = self._newest_now()
         now = self.log.now()
@@ -153,6 +156,7 @@ class LeasedReleases:
         Raises: as `ensure_lease`, and ConflictError where somebody wrote it meanwhile.
         """
         self.ensure_lease()
+        self.log.rollout = entry.run_id
         self._change_begins(entry.before, entry.build)
         holder = self.lease.holder if self.lease else ""
         return self.journal.write(replace(entry, holder=holder, updated=self.log.now()))
@@ -167,7 +171,10 @@ class LeasedReleases:
         beside = event is Event.ROLLBACK and entry.traffic is not None
         if not beside and event not in (Event.RESTORED, Event.UNVERIFIED):
             self.ensure_own(fields=event is not Event.ROLLBACK)
-        return self.close(replace(entry, revision=self._newest), event, note)
+        entry = self.close(replace(entry, revision=self._newest), event, note)
+        if event in _FORWARD:
+            self.log.announce_step(note)
+        return entry
 
     def ensure_not_paused(self) -> None:
         """Return if the target can be changed at all.

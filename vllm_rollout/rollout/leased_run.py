@@ -13,6 +13,7 @@ from vllm_rollout.model.evidence import Evidence, GateRun
 from vllm_rollout.model.units import format_share
 from vllm_rollout.platform.progress import progress_shown
 from vllm_rollout.platform.writer import Store, writer_of
+from vllm_rollout.policy.notifications import ENDINGS, MessageKind
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.blindness import Blindness
 from vllm_rollout.rollout.evidence_store import PassedRevisions, store_evidence
@@ -51,11 +52,14 @@ def assemble(
     verifier: Callable[[Deployment], GateRun] | None = None,
     notify: Callable[..., None] = lambda *_, **__: None,
     undelivered: Callable[..., list[str]] = lambda **_: [],
+    announce: Callable[..., None] = lambda *_, **__: None,
+    close_left: Callable[[], None] = lambda: None,
     lease_ttl: timedelta = TTL,
 ) -> RunTools:
     """Return the collaborators of `run` on the platform of `settings`.
 
-    `notify` is `RunLog.send`, `undelivered` as there; `verifier` is `verify` by default.
+    `notify` is `RunLog.send`, `undelivered`, `announce` and `close_left` as there; `verifier` is
+    `verify` by default.
     """
     settings = settings.at_home(run.target.environment)
     platform = writer_of(settings.reader())
@@ -66,6 +70,8 @@ def assemble(
         audit=AuditLog(platform.store),
         send=notify,
         undelivered=undelivered,
+        announce=announce,
+        close_left=close_left,
     )
     observer = DeploymentObserver(run=run, settings=settings, log=log, blindness=Blindness(log))
     return RunTools(
@@ -90,6 +96,8 @@ def assemble(
     )
 
 
+_SAID = ENDINGS | {MessageKind.ROLLBACK_FAILED}
+"""Messages that say how a run ended; after a failed rollback a status page stays open."""
 _PAUSE = timedelta(seconds=5)
 _TRIES = 6
 
@@ -115,6 +123,8 @@ def run_under_lease(
         log.log_result(result)
         if kind is not None:
             notify_of_end(log, kind, result)
+        if done is not None and (kind is None or MessageKind(kind) not in _SAID):
+            log.announce_end(result.conclusion)
         log.log_undelivered(wait=False)
         evidence = log.evidence(started, result)
         persist_evidence(store, log, evidence, kind)

@@ -194,11 +194,13 @@ class Monitor:
                 continue
             log.build = serving.build.digest
             left = None if until is None else timedelta(seconds=until - self.clock.monotonic())
-            self._log_once(
+            begins = self._log_once(
                 log,
                 f"watching {target}, revision {serving.number}",
                 f"for {format_about(left)}" if left else "until stopped",
             )
+            if begins and entry is not None and not entry.unfinished:
+                log.announce_end(entry.note, rollout=entry.run_id)
             sample = observer.soak_sampler(target, serving)
 
             def observed(

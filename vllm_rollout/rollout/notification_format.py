@@ -1,15 +1,19 @@
-"""Content of a notification, and its format for Slack, Teams and webhooks."""
+"""Content of a notification, its text, and its format for Slack, Teams and webhooks."""
 
 import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.policy.notifications import MessageKind
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _HEADLINES = {
     MessageKind.PROMOTION: "Promotion of {model} to {environment} begins",
@@ -28,6 +32,8 @@ _HEADLINES = {
     MessageKind.OVERRIDE: "Conditions of {model}'s promotion to {environment} are passed over",
     MessageKind.SIGN_OFF: "The evidence of {model} for {environment} is signed off",
     MessageKind.REJECTION: "The evidence of {model} for {environment} is rejected",
+    MessageKind.STEP: "The rollout of {model} to {environment} goes on",
+    MessageKind.ENDED: "The rollout of {model} to {environment} is over",
 }
 _LONGEST_TEXT = 2500
 """Slack takes 3,000 characters in a section."""
@@ -35,6 +41,8 @@ _LONGEST_NAME = 150
 _LONGEST_EVENT = 1400
 """Of these the text is made: its end, with the command to type, must not be cut for the others."""
 _CUT = " […] "
+_NOT_SENT = ("subject", "rollout", "expected")
+_TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +50,9 @@ class Message:
     """One message.
 
     `text` is the event; `build` the build's short digest or ""; `missed` are earlier messages that
-    did not arrive, a line for each. `subject` takes the place of the kind's own headline.
+    did not arrive, a line for each. `subject` takes the place of the kind's own headline. `rollout`
+    is the run that began what `run_id` goes on with; empty for itself. `expected` is how long a
+    rollout holds its steps and watches.
     """
 
     kind: MessageKind
@@ -56,6 +66,8 @@ class Message:
     at: datetime
     missed: tuple[str, ...] = ()
     subject: str = ""
+    rollout: str = ""
+    expected: timedelta = timedelta()
 
     @property
     def headline(self) -> str:
@@ -66,13 +78,10 @@ class Message:
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON-ready data."""
         data = {**asdict(self), "at": self.at.isoformat(), "headline": self.headline}
-        del data["subject"]
-        return data
+        return {name: data[name] for name in data if name not in _NOT_SENT}
 
 
-def rendered(
-    message: Message, *, template: Path | None, kind: Literal["slack", "teams", "webhook"]
-) -> bytes:
+def rendered(message: Message, *, template: Path | None, kind: str) -> bytes:
     """Return the body to post. `template` makes the text; None for the suite's own.
 
     Values in a template for Slack are escaped, so that no output of a model or a pod becomes a link
@@ -81,57 +90,95 @@ def rendered(
     Raises:
         UsageError: the template cannot be read or used.
     """
-    text = _text(message, template, _slack_text if kind == "slack" else str)
+    text = text_of(message, template, _slack_text if kind == "slack" else str)
     if kind == "slack":
-        return _json(
+        return json_body(
             {
                 "text": _slack_text(message.headline),
                 "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": text}}],
             }
         )
     if kind == "teams":
-        return _json(_card(text))
-    return _json({**message.as_json(), "message": text})
+        return json_body(_card(text))
+    return json_body({**message.as_json(), "message": text})
 
 
-def _text(message: Message, template: Path | None, escape: Callable[[str], str]) -> str:
-    from jinja2 import PackageLoader, StrictUndefined, TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def text_of(message: Message, template: Path | None, escape: Callable[[str], str] = str) -> str:
+    """Return its text, with the messages that did not arrive before.
 
-    environment = ImmutableSandboxedEnvironment(
-        loader=PackageLoader("vllm_rollout.rollout"),
-        autoescape=False,
-        finalize=lambda value: escape(value) if isinstance(value, str) else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    try:
-        made = (
-            environment.from_string(template.read_text(encoding="utf-8"))
-            if template
-            else environment.get_template("message.txt.jinja")
-        )
-        text = made.render(
-            {
-                **{
-                    name: shortened(value, _LONGEST_EVENT if name == "text" else _LONGEST_NAME)
-                    for name, value in message.as_json().items()
-                    if isinstance(value, str)
-                },
-                "kind": message.kind.value,
-                "missed": list(message.missed),
-            }
-        )
-    except (OSError, UnicodeDecodeError, TemplateError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"the message template {template} cannot be used: {error}",
-            remedy="Filled in are kind, headline, text, model, environment, run_id, who, reason, "
-            "build, at and missed.",
-        ) from error
+    Raises:
+        UsageError: the template cannot be read or used.
+    """
+    text = _filled_in(message, template, "message.txt.jinja", escape)
     # Whatever the template is: nobody may have heard of them.
     missed = "".join(f"\nNot delivered before: {line}" for line in message.missed)
     after = shortened(escape(missed), _LONGEST_TEXT // 4)
-    return shortened(text.strip(), _LONGEST_TEXT - len(after)) + after
+    return shortened(text, _LONGEST_TEXT - len(after)) + after
+
+
+def page_text(message: Message, template: Path | None) -> str:
+    """Return its text for a status page: by default nothing but what everybody may read.
+
+    Raises: as `text_of`.
+    """
+    return shortened(_filled_in(message, template, "page.txt.jinja", str), _LONGEST_TEXT)
+
+
+def _filled_in(
+    message: Message, template: Path | None, default: str, escape: Callable[[str], str]
+) -> str:
+    try:
+        source = (template or _TEMPLATES / default).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(f"the message template {template}", error) from error
+    return filled(source, message, escape, what=f"the message template {template}").strip()
+
+
+def filled(
+    source: str, message: Message, escape: Callable[[str], str], /, *, what: str, **more: str
+) -> str:
+    """Return the Jinja template `source` with the message and `more` filled in, each value escaped.
+
+    Raises:
+        UsageError: it cannot be used; `what` names it.
+    """
+    from jinja2 import TemplateError
+
+    values = {
+        name: shortened(value, _LONGEST_EVENT if name == "text" else _LONGEST_NAME)
+        for name, value in message.as_json().items()
+        if isinstance(value, str)
+    }
+    about = {"kind": message.kind.value, "missed": list(message.missed)}
+    try:
+        return str(_compiled(source, escape).render({**values, **about, **more}))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise _unusable(what, error) from error
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str, escape: Callable[[str], str]) -> "Template":
+    """Compiled once: it takes a hundred times as long as filling it in."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from markupsafe import Markup
+
+    def escaped(value: object) -> object:
+        # What a filter such as tojson has escaped is escaped.
+        plain = isinstance(value, str) and not isinstance(value, Markup)
+        return escape(str(value)) if plain else value
+
+    return ImmutableSandboxedEnvironment(
+        autoescape=False, finalize=escaped, undefined=StrictUndefined, trim_blocks=True
+    ).from_string(source)
+
+
+def _unusable(what: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"{what} cannot be used: {error}",
+        remedy="Filled in are kind, headline, text, model, environment, run_id, who, reason, "
+        "build, at and missed.",
+    )
 
 
 def shortened(text: str, longest: int) -> str:
@@ -169,5 +216,6 @@ def _card(text: str) -> dict[str, Any]:
     }
 
 
-def _json(data: dict[str, Any]) -> bytes:
+def json_body(data: Any) -> bytes:
+    """Return the body of a request."""
     return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from vllm_rollout.model.deployment import short_digest
@@ -21,6 +21,7 @@ from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy.notifications import Channel, MessageKind, Notifications
 from vllm_rollout.rollout.delivery import Pause, deliver
 from vllm_rollout.rollout.notification_format import Message, shortened
+from vllm_rollout.rollout.status_page import OpenedStore
 
 _MOST_MISSED = 20
 _LONGEST_MISSED = 200
@@ -66,7 +67,9 @@ class Notifier:
     """Messages of one run. Each channel has a thread and its messages arrive in order.
 
     `tell` returns at once; `undelivered` returns what did not arrive, and waits for messages under
-    way only where it is asked to. `store` keeps what did not arrive, for later runs and `status`.
+    way only where it is asked to. `store` keeps what did not arrive, for later runs and `status`,
+    and what is open on status pages. `serves_users` is whether the environment is the last one;
+    `expected` is how long a rollout holds its steps and watches.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class Notifier:
         now: Callable[[], datetime],
         store: Store | None = None,
         pause: Pause | None = None,
+        serves_users: bool = True,
+        expected: timedelta = timedelta(),
     ) -> None:
         self._rules, self._now, self._store, self._model = rules, now, store, model
         self._message = partial(
@@ -90,21 +95,33 @@ class Notifier:
             run_id=run_id,
             who=printable(who),
             reason=printable(reason),
+            expected=expected,
         )
         missed: Mapping[str, Sequence[str]] = {}
         if store is not None and rules.channels:
             with suppress(RolloutError):  # the run itself finds out, if it needs the store
                 missed = messages_missed([store], model)
+        where = {"model": model, "environment": environment}
         self._channels = [
-            _Queue(channel, rules, missed.get(channel.name, ()), pause)
+            _Queue(
+                channel,
+                rules,
+                missed.get(channel.name, ()),
+                pause,
+                OpenedStore(store, channel=channel.name, **where),
+            )
             for channel in rules.channels
+            if channel.hears_of(environment, serves_users=serves_users)
         ]
 
-    def tell(self, kind: str, text: str, *, build: str = "", headline: str = "") -> None:
+    def tell(
+        self, kind: str, text: str, *, build: str = "", headline: str = "", rollout: str = ""
+    ) -> None:
         """Send a message to every channel that wants its kind; does not wait and does not raise.
 
         `kind` is one of `MessageKind`; `build` the digest of the build it is about; `headline`
-        takes the place of the kind's own.
+        takes the place of the kind's own; `rollout` is the run that began the rollout, where it is
+        another.
         """
         message = self._message(
             kind=MessageKind(kind),
@@ -112,9 +129,21 @@ class Notifier:
             build=short_digest(build),
             at=self._now(),
             subject=printable(headline),
+            rollout=rollout,
         )
         for channel in self._channels:
             channel.put(message)
+
+    def close_left(self) -> None:
+        """Have status pages close what an earlier run has left open there, as it is over.
+
+        What is open was read when this run began: no later one's is closed.
+        """
+        text = "The run that began it is over."
+        message = self._message(kind=MessageKind.ENDED, text=text, build="", at=self._now())
+        for channel in self._channels:
+            if channel.left:
+                channel.put(replace(message, rollout=channel.left))
 
     def undelivered(self, *, wait: bool) -> list[str]:
         """Return a line for each message that is not known to have arrived, each line once.
@@ -136,15 +165,25 @@ class Notifier:
 class _Queue:
     """One channel's messages, sent one after the other by a thread of its own.
 
-    A message that did not arrive at once is given up for a newer one, which names it.
+    A message that did not arrive at once is given up for a newer one, which names it; an alert is
+    not, as the newer one may page nobody. `left` is the run that has left something open there.
     """
 
     def __init__(
-        self, channel: Channel, rules: Notifications, missed: Sequence[str], pause: Pause | None
+        self,
+        channel: Channel,
+        rules: Notifications,
+        missed: Sequence[str],
+        pause: Pause | None,
+        opened: OpenedStore,
     ) -> None:
-        self.name = channel.name
-        self._channel, self._rules = channel, rules
-        self._pause = pause or self._newer_within
+        self.name, self.left = channel.name, ""
+        self._channel, self._rules, self._opened = channel, rules, opened
+        if channel.is_page:
+            with suppress(RolloutError):  # the run itself finds out, if it needs the store
+                found = opened.read()
+                self.left = found.run_id if found else ""
+        self._pause = pause or (_wait if channel.is_on_call else self._newer_within)
         self._lock = threading.Condition()
         self._open: list[Message] = []
         self._late: dict[Message, str] = {}
@@ -200,6 +239,7 @@ class _Queue:
                     self._channel,
                     self._rules,
                     pause=self._pause,
+                    opened=self._opened,
                 )
             except RolloutError as error:
                 problem = str(error)
@@ -227,3 +267,8 @@ class _Queue:
     def _newer_within(self, seconds: float) -> bool:
         with self._lock:
             return self._lock.wait_for(lambda: len(self._open) > 1, seconds)
+
+
+def _wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False

@@ -17,6 +17,7 @@ from vllm_rollout.next_command import promote_command
 from vllm_rollout.platform.base import NotReadyError
 from vllm_rollout.platform.writer import Store
 from vllm_rollout.policy import Policy
+from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.evidence_store import key_of_run, store_evidence
 from vllm_rollout.rollout.journal import JournalEntry
@@ -221,6 +222,10 @@ class RunLog:
     """Sends a message to the policy's channels, as `Notifier.tell`. It does not raise."""
     undelivered: Callable[..., list[str]]
     """Returns a line for each message that did not arrive, as `Notifier.undelivered`."""
+    announce: Callable[..., None] = lambda *_, **__: None
+    """Sends a message that is for status pages first, as `Notifier.tell`."""
+    close_left: Callable[[], None] = lambda: None
+    """Closes what an earlier run has left open there, as `Notifier.close_left`."""
     steps: list[Step] = field(default_factory=list)
     gate_runs: list[GateRun] = field(default_factory=list)
     waived: list[str] = field(default_factory=list)
@@ -238,6 +243,8 @@ class RunLog:
     """Whose sign-off the promotion rests on, and what proves it; empty for nobody's."""
     told: tuple[str, str] = ("", "")
     """Kind and text of the last message."""
+    rollout: str = ""
+    """Id of the run that began the rollout, where this one goes on with it; else empty."""
 
     def now(self) -> datetime:
         """Wall-clock time, with its zone."""
@@ -252,8 +259,21 @@ class RunLog:
     def notify(self, kind: str, text: str, *, headline: str = "") -> None:
         """Send a message to the policy's channels: its kind and its text. It does not raise."""
         self.told = (kind, text)
-        about = {"build": self.build, "headline": headline}
-        self.send(kind, text, **{name: value for name, value in about.items() if value})
+        self.send(kind, text, **self._about(headline=headline))
+
+    def announce_step(self, text: str) -> None:
+        """Send that the rollout goes on, and how far. It does not raise."""
+        self.announce(MessageKind.STEP, text, **self._about())
+
+    def announce_end(self, text: str, *, rollout: str = "") -> None:
+        """Send that a rollout is over, where no message of its own says so. It does not raise."""
+        self.announce(
+            MessageKind.ENDED, text, **{**self._about(), "rollout": rollout or self.rollout}
+        )
+
+    def _about(self, headline: str = "") -> dict[str, str]:
+        about = {"build": self.build, "headline": headline, "rollout": self.rollout}
+        return {name: value for name, value in about.items() if value}
 
     def log_undelivered(self, *, wait: bool) -> None:
         """Log each message that did not arrive; `wait` for those under way, for their deadline."""
