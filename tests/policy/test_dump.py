@@ -31,6 +31,13 @@ notifications:
     - {name: team, kind: slack, url_env: SLACK_WEBHOOK_URL}
     - {name: page, kind: command, command: [./page.sh], messages: [blind]}
     - {name: bus, kind: webhook, url_file: /run/url, secret_env: KEY}
+    - {name: status, kind: statuspage, page_id: abc, key_env: KEY, components: [c1]}
+    - name: other
+      kind: http
+      url_env: URL
+      headers_env: {X-Token: KEY}
+      open: {path: /incidents, body: "{}", id_from: data.id}
+      close: {method: PATCH, path: "/incidents/{{ id }}"}
 prometheus:
   gateway: {metric: istio_requests_total, labels: {le: off}, status_label: code, failed: "5.."}
 ramp: [{share: 12.5%, hold: 90s}, {share: 100%, hold: 0s}]

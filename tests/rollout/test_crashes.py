@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.crashing import Calls, Killed, When, Wrapped
-from support.recorder import Statuspage
+from support.recorder import Statuspage, shown_on
 from support.simulated import ALL_STABLE
 from support.world import (
     BY_TRAFFIC,
@@ -28,12 +28,8 @@ from vllm_rollout.model.deployment import RevisionStatus
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
-from vllm_rollout.policy.notifications import Channel, MessageKind
 from vllm_rollout.rollout.audit_log import AuditLog
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
-from vllm_rollout.rollout.leased_run import RunTools
-from vllm_rollout.rollout.notification_format import Message
-from vllm_rollout.rollout.status_page import OpenedStore, show
 
 
 def promoted(world: World) -> None:
@@ -123,26 +119,6 @@ def run(
     if scenario == "by hand":
         return manual_rollback(tools, to=1, reason="customers complain")
     return gate_and_promote(tools)
-
-
-def shown_on(page: Statuspage, tools: RunTools, world: World) -> None:
-    """Have each message of the run on the page at once, while the run goes on."""
-    channel = Channel(name="page", kind="statuspage", page_id="abc", key_env="PAGE_KEY")
-    store = world.platform.store
-    opened = OpenedStore(store, model=MODEL, environment="production", channel="page")
-    left = opened.read()
-
-    def tell(kind: str, text: str, *, rollout: str = "", **_: str) -> None:
-        message = Message(
-            kind=MessageKind(kind), model=MODEL, environment="production", text=text,
-            run_id=tools.run.id, who="ada", reason="", build="", at=world.clock.now(),
-            rollout=rollout,
-        )  # fmt: skip
-        show(message, channel, opened, page.ask, template=None, message_id="")
-
-    tools.log.send = tools.log.announce = tell
-    if left is not None:
-        tools.log.close_left = lambda: tell(MessageKind.ENDED, "", rollout=left.run_id)
 
 
 def serving(world: World) -> str:

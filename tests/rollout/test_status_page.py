@@ -1,17 +1,25 @@
 """A rollout is one incident on a status page: opened before, updated, closed, after a crash too."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
-from support.recorder import LOST, Recorder, Sent, Statuspage, recorder
+from support.recorder import LOST, Recorder, Sent, Statuspage, recorder, shown_on
 from support.simulated import FakeClock, MemoryStore
+from support.world import MODEL, PRODUCTION, QUICK, World, builds
 
-from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.judge import Outcome
+from vllm_rollout.model.errors import ExitCode, UnreachableError, UsageError
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.policy import load_policy
+from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.leased_run import RunTools
+from vllm_rollout.rollout.monitor import Monitor, StoppableClock
 from vllm_rollout.rollout.notifier import Notifier, messages_missed
+from vllm_rollout.rollout.run import Clock
 
 KEY = "the-key-of-the-page"
 HOSTILE = 'P95 "7 s"\n<script> \\ {{ 7 * 7 }}'
@@ -393,3 +401,125 @@ def test_a_channel_that_could_not_work_is_refused(
     }
     with pytest.raises(Exception, match=said):
         load_policy(None, overrides={"notifications.channels": [channel]})
+
+
+@pytest.fixture
+def quick(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setenv("PAGE_KEY", KEY)
+    world.overrides.update(QUICK)
+    return world
+
+
+def rolled_out(world: World, page: Statuspage, **more: Any) -> Evidence:
+    tools = world.tools()
+    shown_on(page, tools, world)
+    return gate_and_promote(tools, **more)
+
+
+def test_a_promotion_is_shown_before_it_changes_anything_and_at_each_step(quick: World) -> None:
+    page, changed = Statuspage(), []
+    page.on_said = lambda: changed.append(len(quick.platform.calls))
+
+    assert rolled_out(quick, page).exit_code == ExitCode.OK
+
+    (incident,) = page.incidents
+    assert changed == [0, 0, 1, 2, 2, 2]
+    (begins, *steps, end) = incident["updates"]
+    assert begins == "Promotion of llama-2-7b to production begins"
+    shown = [each.partition("\n")[2].partition(" on build")[0] for each in steps]
+    assert shown[:2] == ["1 of 4 replicas", "4 of 4 replicas"]
+    assert [each.rpartition(" ")[0] for each in shown[2:]] == [
+        "gating revision",
+        "watching revision",
+    ]
+    assert (incident["status"], end) == ("completed", "llama-2-7b is promoted to production")
+
+
+def fails_to_roll_back(world: World) -> None:
+    world.gates.outcomes["production"] = Outcome.FAIL
+    world.platform.fail_rollback = True
+
+
+def is_interrupted(world: World) -> None:
+    def interrupt(_call: str) -> None:
+        raise KeyboardInterrupt
+
+    world.platform.in_change = interrupt
+
+
+@pytest.mark.parametrize(
+    ("happens", "status", "words"),
+    [
+        (
+            lambda world: world.gates.outcomes.update(production=Outcome.FAIL),
+            "completed",
+            "is rolled back",
+        ),
+        (
+            lambda world: world.platform.never_ready.add(builds(world)[1]),
+            "completed",
+            "is rolled back",
+        ),
+        (fails_to_roll_back, "in_progress", "A PERSON IS NEEDED"),
+        (is_interrupted, "completed", "is unfinished"),
+    ],
+    ids=["gates fail", "never ready", "rollback fails", "interrupted"],
+)
+def test_each_end_of_a_promotion_is_shown(
+    quick: World, happens: Callable[[World], None], status: str, words: str
+) -> None:
+    page = Statuspage()
+    happens(quick)
+
+    rolled_out(quick, page)
+
+    (incident,) = page.incidents
+    assert incident["status"] == status
+    assert words in incident["updates"][-1]
+
+
+def test_a_promotion_that_stops_before_its_first_change_is_closed(
+    quick: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def promote(*_: Any) -> None:
+        raise UsageError("the policy has a mistake")
+
+    monkeypatch.setattr("vllm_rollout.rollout.engine.promote", promote)
+    page = Statuspage()
+
+    assert rolled_out(quick, page).exit_code == ExitCode.USAGE
+
+    (incident,) = page.incidents
+    assert incident["status"] == "completed"
+    assert incident["updates"][-1] == "The rollout of llama-2-7b to production is over"
+
+
+def test_who_changes_nothing_shows_nothing(quick: World) -> None:
+    page = Statuspage()
+    assert rolled_out(quick, page, plan_only=True).exit_code == ExitCode.OK
+    quick.gates.outcomes["staging"] = Outcome.FAIL
+    assert rolled_out(quick, page).exit_code == ExitCode.GATE_FAILED
+    assert page.incidents == []
+
+
+def test_a_standing_watch_closes_what_a_killed_run_left_open(quick: World) -> None:
+    page = Statuspage()
+    assert rolled_out(quick, page).exit_code == ExitCode.OK
+    (incident,) = page.incidents
+    key = f"status-page/{MODEL}/production/page"
+    store = quick.platform.store
+    run_id = incident["metadata"]["vllm_rollout"]["run_id"]
+    store.write(key, {"run_id": run_id, "id": "inc1"}, expect=store.entries[key].version)
+    incident["status"] = "in_progress"  # as if killed before the end was shown
+
+    def new_tools(given: Clock) -> RunTools:
+        tools = quick.tools(source=PRODUCTION, target=PRODUCTION, clock=given)
+        shown_on(page, tools, quick)
+        return tools
+
+    clock = StoppableClock(
+        quick.clock, Event(), lambda seconds: quick.clock.sleep(timedelta(seconds=seconds))
+    )
+    watch = Monitor(new_tools=new_tools, on_end=lambda *_: None, clock=clock)
+    assert watch.run(timedelta(minutes=1)) is ExitCode.OK
+    assert incident["status"] == "completed"

@@ -9,8 +9,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from support.world import MODEL, World
+
 from vllm_rollout.http_client import HttpAnswer
+from vllm_rollout.policy.notifications import Channel, MessageKind
 from vllm_rollout.rollout.http_delivery import Request
+from vllm_rollout.rollout.leased_run import RunTools
+from vllm_rollout.rollout.notification_format import Message
+from vllm_rollout.rollout.status_page import OpenedStore, show
 
 LOST = 0
 """In a script: the request is taken, and its answer is lost."""
@@ -89,11 +95,13 @@ class Statuspage:
     """What Atlassian's API keeps, as its documentation has it."""
 
     incidents: list[dict[str, Any]] = field(default_factory=list)
+    on_said: Callable[[], None] = lambda: None
 
     def __call__(self, sent: Sent) -> Any:
         path = sent.path.partition("?")[0].removeprefix("/v1/pages/abc/incidents")
         if sent.method == "GET":
             return self.incidents[::-1]
+        self.on_said()
         if sent.method == "POST":
             said = sent.body["incident"]
             self.incidents.append({"id": f"inc{len(self.incidents) + 1}", "updates": [], **said})
@@ -111,3 +119,23 @@ class Statuspage:
     def at(self, number: str) -> dict[str, Any]:
         (found,) = (each for each in self.incidents if each["id"] == number)
         return found
+
+
+def shown_on(page: Statuspage, tools: RunTools, world: World) -> None:
+    """Have each message of the run on the page at once, while the run goes on."""
+    channel = Channel(name="page", kind="statuspage", page_id="abc", key_env="PAGE_KEY")
+    store = world.platform.store
+    opened = OpenedStore(store, model=MODEL, environment="production", channel="page")
+    left = opened.read()
+
+    def tell(kind: str, text: str, *, rollout: str = "", **_: str) -> None:
+        message = Message(
+            kind=MessageKind(kind), model=MODEL, environment="production", text=text,
+            run_id=tools.run.id, who="ada", reason="", build="", at=world.clock.now(),
+            rollout=rollout,
+        )  # fmt: skip
+        show(message, channel, opened, page.ask, template=None, message_id="")
+
+    tools.log.send = tools.log.announce = tell
+    if left is not None:
+        tools.log.close_left = lambda: tell(MessageKind.ENDED, "", rollout=left.run_id)

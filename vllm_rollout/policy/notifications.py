@@ -137,26 +137,26 @@ class Channel(Block):
     """Environment variable with the key of the API: of statuspage, pagerduty or opsgenie."""
     key_file: Text | None = None
     """File that holds it instead."""
-    headers_env: Mapping[str, VariableName] = Field(default_factory=dict)
+    headers_env: Mapping[str, VariableName] | None = None
     """Headers of http, each with the environment variable that holds its value."""
-    headers_file: Mapping[str, Text] = Field(default_factory=dict)
+    headers_file: Mapping[str, Text] | None = None
     """Headers of http, each with the file that holds its value."""
     command: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     """A command, word by word, without a shell; it reads the message as JSON from its input."""
     messages: Annotated[tuple[Kind, ...], Field(min_length=1), AfterValidator(once_each)] | None = (
         None
     )
-    """Messages it receives; by default all but `step` and `ended`, and of on-call those that it is
-    told or paged by. A status page has no choice."""
+    """Messages it receives; by default all but `step` and `ended`; of on-call, changes of production
+    and what needs a person. A status page has no choice."""
     environments: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Environments that it hears about; by default all, and of a status page the last."""
     template: Text | None = None
     """File with a Jinja template of the message's text, instead of the suite's own."""
     page_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
     """Page of statuspage."""
-    opens: Literal["maintenance", "incident"] = "maintenance"
-    """What a rollout is on a statuspage."""
-    components: tuple[Text, ...] = ()
+    opens: Literal["maintenance", "incident"] | None = None
+    """What a rollout is on a statuspage; by default a maintenance."""
+    components: tuple[Text, ...] | None = None
     """Ids of the components of a statuspage that a rollout is about."""
     open: PageRequest | None = None
     """Request of http that opens an incident or a maintenance."""
@@ -217,7 +217,7 @@ class Channel(Block):
     def _own_keys(self) -> None:
         """Refuse what the kind cannot use, and what it lacks."""
         for key, kinds in _ONLY_OF.items():
-            if getattr(self, key) and key in self.model_fields_set and self.kind not in kinds:
+            if getattr(self, key) is not None and self.kind not in kinds:
                 raise broken_rule(f"{self.kind} has no {key}: it is of {' and '.join(kinds)}", key)
         if self.kind in _SERVICES:
             if sum(map(bool, (self.url, self.url_env, self.url_file))) > 1:
@@ -232,7 +232,7 @@ class Channel(Block):
             raise broken_rule("find needs id_from", "find.id_from")
         if any(request and request.id_from for request in (self.update, self.close)):
             raise broken_rule("only open and find have an id_from", "kind")
-        if twice := self.headers_env.keys() & self.headers_file.keys():
+        if twice := {*(self.headers_env or ())} & {*(self.headers_file or ())}:
             raise broken_rule(f"{', '.join(sorted(twice))} has two values", "headers_env")
         if self.messages and self.is_page:
             raise broken_rule(

@@ -1,6 +1,6 @@
-"""Alerts for people on call: PagerDuty's Events API v2 and Opsgenie's alerts.
+"""Alerts of PagerDuty (Events API v2) and Opsgenie.
 
-What changes production is told before it happens, as a change event (PagerDuty) or an alert of the
+A change of production is announced before it happens, as a change event (PagerDuty) or an alert of the
 lowest priority, closed at the end (Opsgenie). What needs a person is an alert that pages, closed by
 its end. Each alert has a name of its own, by model, environment and message: sent twice, it is one.
 """
@@ -26,7 +26,7 @@ _LONGEST_SUMMARY = {"pagerduty": 1024, "opsgenie": 130}
 
 
 def alerts(message: Message, channel: Channel, template: Path | None) -> Iterator[Request]:
-    """Yield the requests by which the people on call are told `message`, in order.
+    """Yield the requests that alert by `message`, in order.
 
     Raises:
         UsageError: the key is missing, or the template cannot be used.

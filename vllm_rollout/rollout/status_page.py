@@ -39,7 +39,7 @@ _LONGEST_ID = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """What was opened for rollout `run_id`, or was about to be: it has no `id` then.
+    """An incident or maintenance of rollout `run_id`; without `id` it may not be opened yet.
 
     `closed` is an end that is none yet: a run left its rollout unfinished. `lost` is why its id
     will never be known. `by` is the message that was to open it.
@@ -56,7 +56,7 @@ _ADAPTER: TypeAdapter[Opened] = TypeAdapter(Opened)
 
 
 class OpenedStore:
-    """What is open on one channel for one deployment, in the store or, without one, in memory."""
+    """Record of the one that is open on a channel for a deployment; in memory without a store."""
 
     def __init__(self, store: Store | None, *, model: str, environment: str, channel: str) -> None:
         self._store, self._key = store, f"status-page/{model}/{environment}/{channel}"
@@ -221,7 +221,7 @@ class _Statuspage:
     can_find: bool = True
 
     def opening(self, rollout: str) -> Request:
-        message, maintenance = self.message, self.channel.opens == "maintenance"
+        message, maintenance = self.message, self.channel.opens != "incident"
         incident: dict[str, Any] = {
             "name": f"Rollout of {message.model} to {message.environment}",
             **self._said(ends=False),
@@ -265,11 +265,11 @@ class _Statuspage:
     def _said(self, *, ends: bool) -> dict[str, Any]:
         # Subscribers hear of beginning, end and failure, and not of each step.
         heard = self.message.kind is not MessageKind.STEP
-        status = _STATUS[self.channel.opens][ends]
+        status = _STATUS[self.channel.opens or "maintenance"][ends]
         return {"status": status, "body": self.text, "deliver_notifications": heard}
 
     def _components(self, status: str) -> dict[str, Any]:
-        ids = list(self.channel.components)
+        ids = list(self.channel.components or ())
         return {"component_ids": ids, "components": dict.fromkeys(ids, status)} if ids else {}
 
     def _request(self, method: str, path: str, incident: dict[str, Any] | None) -> Request:
@@ -345,7 +345,7 @@ class _Templated:
         )
 
     def _headers(self) -> dict[str, str]:
-        by_variable, by_file = self.channel.headers_env, self.channel.headers_file
+        by_variable, by_file = self.channel.headers_env or {}, self.channel.headers_file or {}
         return {
             **{
                 name: secret_from(each, None, f"header {name}")
