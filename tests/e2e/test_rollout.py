@@ -22,6 +22,7 @@ import pytest
 import yaml
 from support.ci_jobs import commands, github_job, given_outputs, step_of_action, told
 from support.interruptible import interruptible
+from support.recorder import Statuspage, recorder
 from support.samples import DOCS, not_printed, sample
 from support.seeded import passed, staged
 from support.short_policy import short_policy
@@ -194,8 +195,24 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
+@pytest.fixture
+def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Statuspage]:
+    """The status page of the site."""
+    monkeypatch.setenv("STATUSPAGE_KEY", KEY)
+    page = Statuspage()
+    with recorder() as server:
+        server.answer = page
+        channel = {
+            "name": "status", "kind": "statuspage", "page_id": "abc", "url": server.url,
+            "key_env": "STATUSPAGE_KEY",
+        }  # fmt: skip
+        policy = {**POLICY, "notifications": {"channels": [channel]}}
+        (site.folder / "rollout.yaml").write_text(yaml.safe_dump(policy))
+        yield page
+
+
 def test_promote_then_break_production_and_get_the_old_build_back(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, page: Statuspage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     github_job(monkeypatch, site.folder)
     site.in_production("one")
@@ -219,6 +236,10 @@ def test_promote_then_break_production_and_get_the_old_build_back(
     evidence = site.evidence()
     assert evidence.outcome is Outcome.FAIL
     assert "error rate" in evidence.conclusion
+    (incident,) = page.incidents
+    assert incident["status"] == "completed"
+    assert incident["updates"][0] == f"Promotion of {MODEL} to production begins"
+    assert incident["updates"][-1] == f"{MODEL} in production is rolled back"
     record = site.record()
     assert "error rate" in record.read_text()
     undo = f"vllm-rollout rollback {MODEL} -e production --to 1"
