@@ -30,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     monkeypatch.setenv("PAGE_KEY", KEY)
     with recorder() as found:
         found.answer = Statuspage()
-        monkeypatch.setenv("PAGE_URL", f"{found.url}/of/a/secret-path")
+        monkeypatch.setenv("PAGE_URL", f"{found.url}/of/a/secret-path/?token=t0ken-of-the-url")
         yield found
 
 
@@ -309,12 +309,12 @@ def test_any_other_page_gets_the_requests_of_its_templates(
     assert tell(messages, "promotion", "step", "promoted", text=HOSTILE) == []
 
     lost, opening, update, end = server.sent
-    root = "/of/a/secret-path/incidents"
-    assert (lost.path, opening.path) == (root, root)
+    root, token = "/of/a/secret-path/incidents", "?token=t0ken-of-the-url"
+    assert (lost.path, opening.path) == (root + token, root + token)
     assert opening.body == {"name": "llama-2-7b", "text": HOSTILE, "same": HOSTILE}
-    assert (update.method, update.path) == ("PUT", f"{root}/7")
+    assert (update.method, update.path) == ("PUT", f"{root}/7{token}")
     assert update.body.startswith("The rollout of llama-2-7b to production goes on\nP95")
-    assert (end.method, end.path) == ("PATCH", f"{root}/7?by=ada")
+    assert (end.method, end.path) == ("PATCH", f"{root}/7{token}&by=ada")
     for each in server.sent:
         assert (each.headers["x-token"], each.headers["x-tenant"]) == (KEY, "of-the-file")
     keys = [each.headers["idempotency-key"] for each in server.sent]
@@ -332,7 +332,7 @@ def test_a_page_without_ids_is_asked_by_the_key_it_was_sent(
     assert tell(run(channel, store), "promotion", "step", "promoted") == []
 
     key = "vllm-rollout-llama-2-7b-production-run-1"
-    assert [each.path.rpartition("/")[2] for each in server.sent] == [key, f"{key}?by=ada"]
+    assert [each.path.rpartition("/")[2].partition("?")[0] for each in server.sent] == [key, key]
 
 
 def test_a_page_that_can_be_searched_is_searched_before_it_is_asked_again(
@@ -344,7 +344,7 @@ def test_a_page_that_can_be_searched_is_searched_before_it_is_asked_again(
     assert tell(run(any_page(tmp_path, find=find), store), "promotion", "promoted") == []
 
     assert [each.method for each in server.sent] == ["POST", "GET", "PATCH"]
-    assert server.sent[-1].path.endswith("/incidents/x%2F..%2Fy?by=ada")
+    assert server.sent[-1].path.endswith("/incidents/x%2F..%2Fy?token=t0ken-of-the-url&by=ada")
 
 
 def test_an_opening_without_an_id_is_never_sent_again(
@@ -377,6 +377,7 @@ def test_a_template_that_cannot_be_used_sends_nothing(
 
     assert said in failure
     assert "secret-path" not in failure
+    assert "t0ken" not in failure
     assert server.sent == []
 
 

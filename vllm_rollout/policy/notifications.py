@@ -146,8 +146,8 @@ class Channel(Block):
     messages: Annotated[tuple[Kind, ...], Field(min_length=1), AfterValidator(once_each)] | None = (
         None
     )
-    """Messages it receives; by default all but `step` and `ended`; of on-call, changes of production
-    and what needs a person. A status page has no choice."""
+    """Messages it receives; by default all but `step` and `ended`; of on-call changes, and what
+    needs a person. A status page has no choice."""
     environments: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Environments that it hears about; by default all, and of a status page the last."""
     template: Text | None = None

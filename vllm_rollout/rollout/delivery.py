@@ -79,11 +79,11 @@ def _attempt(
     if channel.is_page:
         where = {"model": message.model, "environment": message.environment}
         kept = opened or OpenedStore(None, channel=channel.name, **where)
-        sent = partial(ask, channel=channel, rules=rules, read=True)
+        sent = partial(ask, channel=channel, rules=rules)
         show(message, channel, kept, sent, template=template, message_id=message_id)
     elif channel.is_on_call:
         for request in alerts(message, channel, template):
-            ask(request, channel, rules, read=False)
+            ask(request, channel, rules)
     elif channel.kind == "command":
         _run(message, channel, rules, template)
     else:
@@ -115,7 +115,7 @@ def _post(
     if channel.secret_env or channel.secret_file:
         secret = secret_from(channel.secret_env, channel.secret_file, "its key")
         headers = _signature(body, secret, message_id, datetime.now(UTC))
-    ask(Request(body=body, headers=headers), channel, rules, read=False)
+    ask(Request(body=body, headers=headers), channel, rules)
 
 
 def _signature(body: bytes, secret: str, message_id: str, at: datetime) -> dict[str, str]:

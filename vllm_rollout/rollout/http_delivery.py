@@ -13,7 +13,8 @@ from vllm_rollout.variables import secret_from
 
 _MOST_BYTES = 8_000_000
 """A hundred incidents with their updates."""
-_TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+_TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, 420)
+"""420 is what Statuspage calls too many."""
 _ROOTS = {
     "statuspage": "https://api.statuspage.io",
     "pagerduty": "https://events.pagerduty.com",
@@ -41,6 +42,8 @@ class Request:
     path: str = ""
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    reads: bool = False
+    """True if the body of its answer is asked for."""
     may_be_gone: bool = False
     """True if a 404 says that what is to be closed is."""
 
@@ -50,8 +53,8 @@ def key_of(channel: Channel) -> str:
     return secret_from(channel.key_env, channel.key_file, "its key")
 
 
-def ask(request: Request, channel: Channel, rules: Notifications, *, read: bool) -> HttpAnswer:
-    """Send the request and return its answer, which took it; `read` its body.
+def ask(request: Request, channel: Channel, rules: Notifications) -> HttpAnswer:
+    """Send the request and return the answer that took it.
 
     No error's text holds a URL or a key.
 
@@ -60,7 +63,7 @@ def ask(request: Request, channel: Channel, rules: Notifications, *, read: bool)
         RefusedError: it does not take it.
         UsageError: it could not be sent.
     """
-    url = _url(channel) + request.path
+    url = _joined(_url(channel), request.path)
     headers = {"Content-Type": "application/json", **request.headers}
     try:
         with HttpClient(max_bytes=_MOST_BYTES, ca_file=rules.ca_file, proxy=True) as client:
@@ -70,7 +73,7 @@ def ask(request: Request, channel: Channel, rules: Notifications, *, read: bool)
                 content=request.body or None,
                 headers=headers,
                 timeout_seconds=rules.timeout_seconds,
-                read=read,
+                read=request.reads,
             )
     except OSError as error:
         raise UsageError(f"notifications.ca_file {rules.ca_file}: {error}") from error
@@ -95,7 +98,16 @@ def _url(channel: Channel) -> str:
     url = secret_from(channel.url_env, channel.url_file, "its URL")
     if not url.startswith(("http://", "https://")):
         raise UsageError("its URL does not begin with http:// or https://")
-    return url if channel.kind in ("slack", "teams", "webhook") else url.rstrip("/")
+    return url
+
+
+def _joined(url: str, path: str) -> str:
+    """Return `url` with a path below its own; the queries of both stay."""
+    if not path:
+        return url
+    (root, _, own), (below, _, more) = url.partition("?"), path.partition("?")
+    query = "&".join(filter(None, (own, more)))
+    return root.rstrip("/") + below + (f"?{query}" if query else "")
 
 
 def _retry_after_seconds(answer: HttpAnswer) -> float:

@@ -1,8 +1,9 @@
 """Alerts of PagerDuty (Events API v2) and Opsgenie.
 
-A change of production is announced before it happens, as a change event (PagerDuty) or an alert of the
-lowest priority, closed at the end (Opsgenie). What needs a person is an alert that pages, closed by
-its end. Each alert has a name of its own, by model, environment and message: sent twice, it is one.
+A change of production is announced before it happens, as a change event (PagerDuty) or an alert of
+the lowest priority, closed at the end (Opsgenie). What needs a person is an alert that pages,
+closed by its end. Each alert has a name of its own, by model, environment and message: sent twice,
+it is one.
 """
 
 from collections.abc import Iterable, Iterator

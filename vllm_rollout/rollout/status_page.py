@@ -6,35 +6,24 @@ message makes the page what it says, whatever did not arrive before: an update o
 open yet, so that none overtakes the opening.
 """
 
-import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_rollout.http_client import HttpAnswer, HttpError
-from vllm_rollout.model.errors import RolloutError, UsageError
+from vllm_rollout.http_client import HttpAnswer
+from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.platform.base import ConflictError
 from vllm_rollout.platform.writer import Store
-from vllm_rollout.policy.notifications import ENDINGS, Channel, MessageKind, PageRequest
-from vllm_rollout.rollout.http_delivery import (
-    NotDeliveredError,
-    RefusedError,
-    Request,
-    key_of,
-)
-from vllm_rollout.rollout.notification_format import Message, filled, json_body, page_text
-from vllm_rollout.variables import secret_from
+from vllm_rollout.policy.notifications import ENDINGS, Channel, MessageKind
+from vllm_rollout.rollout.http_delivery import NotDeliveredError, RefusedError, Request
+from vllm_rollout.rollout.notification_format import Message
+from vllm_rollout.rollout.page_requests import Page, page_of
 
 Ask = Callable[[Request], HttpAnswer]
 """Sends a request and returns its answer, as `http_delivery.ask`."""
-_LONGEST_ID = 200
+_BEGIN = (MessageKind.PROMOTION, MessageKind.ROLLBACK, MessageKind.ROLLBACK_FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,32 +81,6 @@ class OpenedStore:
         self._unsaved = False
 
 
-class Page(Protocol):
-    """The requests of one kind of status page for one message."""
-
-    @property
-    def can_find(self) -> bool:
-        """False where a lost opening is sent again, as the page takes it for the same."""
-
-    def opening(self, rollout: str) -> Request:
-        """Return the request that opens it; `rollout` is the run that began the rollout."""
-
-    def opened_id(self, answer: HttpAnswer, rollout: str) -> str:
-        """Return the id in its answer, or ""."""
-
-    def finding(self, rollout: str) -> Request:
-        """Return the request that finds it."""
-
-    def found_id(self, answer: HttpAnswer, rollout: str) -> str:
-        """Return the id in that answer, or ""."""
-
-    def update(self, opened: Opened) -> Request | None:
-        """Return the request that updates it, if there is one."""
-
-    def close(self, opened: Opened) -> Request:
-        """Return the request that closes it."""
-
-
 def show(
     message: Message,
     channel: Channel,
@@ -134,12 +97,7 @@ def show(
     Raises:
         RolloutError: it is not known to show it; as `http_delivery.ask`.
     """
-    text = page_text(message, template)
-    page: Page = (
-        _Statuspage(message, channel, text)
-        if channel.kind == "statuspage"
-        else _Templated(message, channel, text, message_id)
-    )
+    page = page_of(channel, message, template, message_id=message_id)
     rollout, opened = message.rollout or message.run_id, kept.read()
     begins, ends = message.kind in _BEGIN, message.kind in ENDINGS
     if not begins and (opened is None or opened.run_id != rollout):
@@ -162,21 +120,18 @@ def show(
         kept.write(opened)
     if ends:
         if not (opened.closed and message.kind is MessageKind.ENDED):
-            ask(page.close(opened))
+            ask(page.close(opened.run_id, opened.id))
         # What a run left unfinished is gone on with: the next one opens no second.
         left_open = message.kind is MessageKind.LEFT
         kept.write(replace(opened, closed=True) if left_open else None)
     else:
-        request = None if shown else page.update(opened)
+        request = None if shown else page.update(opened.run_id, opened.id)
         if request is not None:
             ask(request)
         if opened.closed:
             kept.write(replace(opened, closed=False))
     if left:
         raise RefusedError(left)
-
-
-_BEGIN = (MessageKind.PROMOTION, MessageKind.ROLLBACK, MessageKind.ROLLBACK_FAILED)
 
 
 def _open(opened: Opened, page: Page, kept: OpenedStore, ask: Ask) -> Opened:
@@ -205,174 +160,7 @@ def _close_left(opened: Opened, page: Page, ask: Ask) -> str:
     try:
         opened = opened if opened.id else _found(opened, page, ask)
         if opened.id:
-            ask(page.close(opened))
+            ask(page.close(opened.run_id, opened.id))
     except RefusedError as error:
         return f"what run {opened.run_id} left open there cannot be closed: {error}"
     return ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Statuspage:
-    """Atlassian Statuspage. What is opened has the run in its metadata, by which it is found."""
-
-    message: Message
-    channel: Channel
-    text: str
-    can_find: bool = True
-
-    def opening(self, rollout: str) -> Request:
-        message, maintenance = self.message, self.channel.opens != "incident"
-        incident: dict[str, Any] = {
-            "name": f"Rollout of {message.model} to {message.environment}",
-            **self._said(ends=False),
-            **self._components("under_maintenance" if maintenance else "degraded_performance"),
-            "metadata": {_METADATA: {"run_id": rollout}},
-        }
-        if maintenance:
-            until = message.at + max(message.expected, _SHORTEST)
-            incident |= {
-                "scheduled_for": message.at.isoformat(),
-                "scheduled_until": until.isoformat(),
-                "scheduled_auto_in_progress": False,
-                "scheduled_auto_completed": False,
-            }
-        return self._request("POST", "", incident)
-
-    def opened_id(self, answer: HttpAnswer, rollout: str) -> str:  # noqa: ARG002 - of others
-        return _id_at(answer, "id")
-
-    def finding(self, rollout: str) -> Request:  # noqa: ARG002 - all are listed
-        return self._request("GET", "?limit=100", None)
-
-    def found_id(self, answer: HttpAnswer, rollout: str) -> str:
-        try:
-            incidents = answer.json(list[dict[str, Any]])
-        except HttpError:
-            raise NotDeliveredError("its list of incidents cannot be read") from None
-        for number, each in enumerate(incidents):
-            with suppress(KeyError, TypeError):
-                if each["metadata"][_METADATA]["run_id"] == rollout:
-                    return _id_at(answer, f"{number}.id")
-        return ""
-
-    def update(self, opened: Opened) -> Request | None:
-        return self._request("PATCH", f"/{quote(opened.id, safe='')}", self._said(ends=False))
-
-    def close(self, opened: Opened) -> Request:
-        closed = {**self._said(ends=True), **self._components("operational")}
-        return self._request("PATCH", f"/{quote(opened.id, safe='')}", closed)
-
-    def _said(self, *, ends: bool) -> dict[str, Any]:
-        # Subscribers hear of beginning, end and failure, and not of each step.
-        heard = self.message.kind is not MessageKind.STEP
-        status = _STATUS[self.channel.opens or "maintenance"][ends]
-        return {"status": status, "body": self.text, "deliver_notifications": heard}
-
-    def _components(self, status: str) -> dict[str, Any]:
-        ids = list(self.channel.components or ())
-        return {"component_ids": ids, "components": dict.fromkeys(ids, status)} if ids else {}
-
-    def _request(self, method: str, path: str, incident: dict[str, Any] | None) -> Request:
-        return Request(
-            method=method,
-            path=f"/v1/pages/{self.channel.page_id}/incidents{path}",
-            body=b"" if incident is None else json_body({"incident": incident}),
-            headers={"Authorization": f"OAuth {key_of(self.channel)}"},
-        )
-
-
-_METADATA = "vllm_rollout"
-_SHORTEST = timedelta(minutes=1)
-_STATUS = {"maintenance": ("in_progress", "completed"), "incident": ("identified", "resolved")}
-"""While it is open, and closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Templated:
-    """Any other page, by the channel's own requests."""
-
-    message: Message
-    channel: Channel
-    text: str
-    message_id: str
-
-    @property
-    def can_find(self) -> bool:
-        return self.channel.find is not None
-
-    def opening(self, rollout: str) -> Request:
-        sent = self._key(rollout)
-        return self._request(self.channel.open or PageRequest(), rollout, sent=sent)
-
-    def opened_id(self, answer: HttpAnswer, rollout: str) -> str:
-        where = self.channel.open.id_from if self.channel.open else None
-        return _id_at(answer, where) if where else self._key(rollout)
-
-    def finding(self, rollout: str) -> Request:
-        return self._request(self.channel.find or PageRequest(), rollout)
-
-    def found_id(self, answer: HttpAnswer, rollout: str) -> str:  # noqa: ARG002 - it was asked for
-        where = self.channel.find.id_from if self.channel.find else None
-        return _id_at(answer, where or "")
-
-    def update(self, opened: Opened) -> Request | None:
-        if self.channel.update is None:
-            return None
-        return self._request(self.channel.update, opened.run_id, opened.id, sent=self.message_id)
-
-    def close(self, opened: Opened) -> Request:
-        request = self.channel.close or PageRequest()
-        return self._request(request, opened.run_id, opened.id, sent=self.message_id)
-
-    def _key(self, rollout: str) -> str:
-        return f"vllm-rollout-{self.message.model}-{self.message.environment}-{rollout}"
-
-    def _request(
-        self, request: PageRequest, rollout: str, opened_id: str = "", *, sent: str = ""
-    ) -> Request:
-        more = {"id": opened_id, "key": self._key(rollout), "message": self.text}
-        what = f"a template of channel {self.channel.name}"
-        body = filled(request.body or "", self.message, _within_json, what=what, **more)
-        try:
-            sent_body = json_body(json.loads(body)) if body else b""
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{what} makes no JSON: {error}") from None
-        return Request(
-            method=request.method,
-            path=filled(request.path, self.message, _within_url, what=what, **more),
-            body=sent_body,
-            headers={**self._headers(), **({"Idempotency-Key": sent} if sent else {})},
-        )
-
-    def _headers(self) -> dict[str, str]:
-        by_variable, by_file = self.channel.headers_env or {}, self.channel.headers_file or {}
-        return {
-            **{
-                name: secret_from(each, None, f"header {name}")
-                for name, each in by_variable.items()
-            },
-            **{name: secret_from(None, each, f"header {name}") for name, each in by_file.items()},
-        }
-
-
-def _within_json(text: str) -> str:
-    return json.dumps(text)[1:-1]
-
-
-_within_url = partial(quote, safe="")
-
-
-def _id_at(answer: HttpAnswer, where: str) -> str:
-    """Return what the answer has at a path such as `data.0.id`; "" where it has no id there."""
-    try:
-        found = answer.json(object)
-    except HttpError:
-        return ""
-    for part in where.split("."):
-        try:
-            found = found[int(part)] if isinstance(found, list) else found[part]  # type: ignore[index]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return ""
-    usable = isinstance(found, str | int) and not isinstance(found, bool)
-    text = str(found) if usable else ""
-    return text if len(text) <= _LONGEST_ID and text.strip(".") else ""
