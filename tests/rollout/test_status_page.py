@@ -1,5 +1,6 @@
 """A rollout is one incident on a status page: opened before, updated, closed, after a crash too."""
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,7 +8,9 @@ from threading import Event
 from typing import Any
 
 import pytest
+import yaml
 from support.recorder import LOST, Recorder, Sent, Statuspage, recorder, shown_on
+from support.samples import DOCS
 from support.simulated import FakeClock, MemoryStore
 from support.world import MODEL, PRODUCTION, QUICK, World, builds
 
@@ -358,6 +361,30 @@ def test_an_opening_without_an_id_is_never_sent_again(
     assert len(server.sent) == 1
     assert len(failed) == 3
     assert all("its answer to the opening has no id" in each for each in failed)
+
+
+def test_the_documented_page_of_your_own_works(
+    server: Recorder, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "how-to" / "notifications.md").read_text(encoding="utf-8")
+    (text,) = (
+        each for each in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "kind: http" in each
+    )
+    (channel,) = yaml.safe_load(text)["notifications"]["channels"]
+    monkeypatch.setenv("PAGE_API", server.url)
+    monkeypatch.setenv("PAGE_AUTHORIZATION", f"Bearer {KEY}")
+    server.script = [LOST]
+    server.answer = lambda sent: {"data": [{"id": 7}] if sent.method == "GET" else {"id": 7}}
+
+    assert tell(run(channel, store), "promotion", "step", "promoted") == []
+
+    assert [(each.method, each.path) for each in server.sent] == [
+        ("POST", "/incidents"),
+        ("GET", "/incidents?search=vllm-rollout-llama-2-7b-production-run-1"),
+        ("POST", "/incidents/7/updates"),
+        ("POST", "/incidents/7/updates"),
+    ]
+    assert server.sent[-1].body["message"] == "llama-2-7b is promoted to production"
 
 
 @pytest.mark.parametrize(

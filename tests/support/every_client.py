@@ -65,10 +65,19 @@ def _on_call(url: str, seconds: float, _folder: Path) -> object:
 
 def _webhook(url: str, seconds: float, folder: Path) -> object:
     (folder / "url").write_text(url)
-    channel = {"name": "team", "kind": "webhook", "url_file": str(folder / "url")}
+    return _told({"kind": "webhook", "url_file": str(folder / "url")}, seconds)
+
+
+def _status_page(url: str, seconds: float, folder: Path) -> object:
+    (folder / "key").write_text("a key of the page")
+    key = str(folder / "key")
+    return _told({"kind": "statuspage", "page_id": "p", "key_file": key, "url": url}, seconds)
+
+
+def _told(channel: dict[str, str], seconds: float) -> object:
     rules = Notifications.model_validate(
         {
-            "channels": [channel],
+            "channels": [{"name": "team", **channel}],
             "attempts": 1,
             "timeout": f"{seconds * 1000:.0f}ms",
             "deadline": "10s",
@@ -76,7 +85,7 @@ def _webhook(url: str, seconds: float, folder: Path) -> object:
         }
     )
     message = Message(
-        kind=MessageKind.BLIND,
+        kind=MessageKind.ROLLBACK_FAILED,
         model="m",
         environment="e",
         text="t",
@@ -103,6 +112,7 @@ CLIENTS: dict[str, Callable[[str, float, Path], object]] = {
     "calendar": _calendar,
     "on call": _on_call,
     "webhook": _webhook,
+    "status page": _status_page,
 }
 
 
