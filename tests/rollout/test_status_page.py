@@ -18,7 +18,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, UnreachableError, UsageError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.policy import load_policy
-from vllm_rollout.rollout.engine import gate_and_promote
+from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.monitor import Monitor, StoppableClock
 from vllm_rollout.rollout.notifier import Notifier, messages_missed
@@ -504,6 +504,21 @@ def test_each_end_of_a_promotion_is_shown(
     (incident,) = page.incidents
     assert incident["status"] == status
     assert words in incident["updates"][-1]
+
+
+def test_a_manual_rollback_after_a_failed_one_goes_on_with_what_is_open(quick: World) -> None:
+    page = Statuspage()
+    fails_to_roll_back(quick)
+    assert rolled_out(quick, page).exit_code == ExitCode.NEEDS_PERSON
+    quick.platform.fail_rollback = False
+
+    tools = quick.tools(source=PRODUCTION)
+    shown_on(page, tools, quick)
+    manual_rollback(tools, to=1, reason="by a person")
+
+    (incident,) = page.incidents
+    assert incident["status"] == "completed"
+    assert incident["updates"][-1] == "llama-2-7b in production is rolled back"
 
 
 def test_a_promotion_that_stops_before_its_first_change_is_closed(

@@ -126,7 +126,6 @@ class LeasedReleases:
             )
             self.log.notify(MessageKind.SETTLED, f"{text}: {note}")
             kept = None
-        self.log.rollout = ""
         self._change_begins(before, build)
         self._newest = self._newest_now()
         now = self.log.now()
