@@ -62,7 +62,7 @@ def run(
     changes = {
         "notifications.channels": [channel],
         "notifications.timeout": "20s",
-        "notifications.deadline": "60s",
+        "notifications.deadline": more.pop("deadline", "60s"),
         "notifications.attempts": 3,
     }
     return Notifier(
@@ -256,6 +256,17 @@ def test_a_page_that_refuses_is_named_once_and_its_key_never(
     (line,) = messages_missed([store], "llama-2-7b")["page"]
     assert "HTTP 401" in line
     assert KEY not in f"{failed}{store.entries}"
+
+
+def test_a_page_that_does_not_answer_holds_no_rollback_up(
+    server: Recorder, store: MemoryStore
+) -> None:
+    server.hold.clear()
+
+    failed = tell(run(statuspage(server), store, deadline="100ms"), "promotion", "rollback")
+
+    late = "to page: not delivered in time; it may still arrive"
+    assert failed == [f"promotion {late}", f"rollback {late}"]
 
 
 def test_a_store_that_fails_opens_no_second(server: Recorder, page: Statuspage) -> None:
