@@ -76,3 +76,32 @@ class SideFigures:
     revision: int | None
     side: str = ""
     figures: Mapping[FigureName, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaUsage:
+    """What one replica uses, as its platform knows it; None where it does not.
+
+    `cpu_seconds` is the CPU time of its processes since they started, `cpu_cores` a use that the
+    platform has measured itself. `gpu_use` is the share of each of its GPUs.
+    """
+
+    at: datetime
+    cpu_seconds: float | None = None
+    cpu_cores: float | None = None
+    memory_bytes: float | None = None
+    gpu_use: tuple[float, ...] = ()
+    gpu_memory_bytes: float | None = None
+    gpu_memory_total_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the replicas of a deployment use, by name, and why nothing is known of some of it."""
+
+    source: str
+    replicas: Mapping[str, ReplicaUsage] = field(default_factory=dict)
+    unknown: str = ""
+    gpu_source: str = ""
+    gpus_unknown: str = ""
+    network_unknown: str = ""
