@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from support.exporters import NAMESPACE, Page, cadvisor, dcgm, exposed, kube_state
 from support.prometheus import running_prometheus, until
@@ -17,9 +18,10 @@ from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, 
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.live_figures import Figure, FigureName, ReplicaUsage, SideFigures, Usage
 from vllm_rollout.observe.live_figures import LiveFigures
+from vllm_rollout.observe.usage_figures import usage_figures
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import load_policy
-from vllm_rollout.simulator.testing import RunningSimulator
+from vllm_rollout.simulator.running import RunningSimulator
 
 RECORDED = Path(__file__).parents[1] / "data" / "vllm-0.32.0" / "noauth"
 BEFORE = (RECORDED / "metrics_1_after.body").read_bytes()
@@ -156,9 +158,10 @@ def test_what_is_no_metrics_makes_every_figure_unknown(pages: list[Any], words: 
 
 def test_a_pod_that_does_not_answer_is_named_and_counts_only_when_ready() -> None:
     away = Page([b"busy"], status=503)
-    assert "llama-1: /metrics answers HTTP 503" in of_pods(Page([BEFORE, LOADED]), away)[
-        FigureName.QUEUE
-    ].unknown
+    assert (
+        "llama-1: /metrics answers HTTP 503"
+        in of_pods(Page([BEFORE, LOADED]), away)[FigureName.QUEUE].unknown
+    )
     found = of_pods(Page([BEFORE, LOADED]), away, ready=False)
     assert found[FigureName.RUNNING].value == 8
     assert found[FigureName.RUNNING].source == "/metrics of 1 of 2 replicas"
@@ -224,3 +227,148 @@ def test_figures_go_by_the_names_of_each_version(file: Path, before: str) -> Non
     assert [name for name in OF_SERVERS if found[name].value is None] == []
     assert found[FigureName.KV_CACHE].value == 0.5
     assert (found[FigureName.ITL_P95].value, found[FigureName.ITL_P95].upper) == (0, 0.5)
+
+
+# ---------------------------------------------------- a real Prometheus, its exporters
+
+
+@pytest.mark.prometheus
+def test_a_real_prometheus_has_every_figure_of_each_side(tmp_path: Path) -> None:
+    pods = ("llama-0", "llama-1", "llama-canary-0")
+    options = {"model": PRODUCTION.model, "ttft_seconds": 0, "inter_token_seconds": 0}
+    pages = [Page([lambda make=make: make(*pods)]) for make in (cadvisor, dcgm, kube_state)]
+    with (
+        RunningSimulator(**options) as one,
+        RunningSimulator(**options) as two,
+        RunningSimulator(**options) as canary,
+        exposed(*pages),
+    ):
+        # The exporter's own pod is not the pod whose GPU it is.
+        own = {"namespace": "gpu-operator", "pod": "dcgm-x"}
+        targets = {
+            server.url: {"namespace": NAMESPACE, "service": service, "pod": pod}
+            for server, service, pod in (
+                (one, PRODUCTION.release, pods[0]),
+                (two, PRODUCTION.release, pods[1]),
+                (canary, PRODUCTION.canary.release, pods[2]),
+            )
+        }
+        with running_prometheus(
+            tmp_path, {**targets, pages[0].url: {}, pages[1].url: own, pages[2].url: own}
+        ) as url:
+            platform = Platform(
+                {
+                    PRODUCTION.release: [replica(pods[0]), replica(pods[1])],
+                    PRODUCTION.canary.release: [replica(pods[2])],
+                }
+            )
+
+            def sides() -> list[SideFigures]:
+                return read(platform, prometheus_url=url)
+
+            def known() -> bool:
+                complete(one, 3, 1)
+                complete(canary, 2, 0)
+                return all(
+                    figure.value is not None for side in sides() for figure in side.figures.values()
+                )
+
+            until(known, what="all figures")
+            baseline, beside = sides()
+            assert [baseline.side, beside.side] == ["baseline", "canary"]
+            ours, theirs = baseline.figures, beside.figures
+            assert 0 < (ours[FigureName.ERROR_RATE].value or 0) < 1
+            assert theirs[FigureName.ERROR_RATE].value == 0
+            assert ours[FigureName.GPU_USE].value == 0.25
+            assert ours[FigureName.GPU_MEMORY].value == 2 * 60 * 2**30
+            assert ours[FigureName.GPU_MEMORY].of == 2 * 80 * 2**30
+            assert ours[FigureName.CPU].value == pytest.approx(1.0, rel=1e-3)
+            assert (ours[FigureName.MEMORY].value, ours[FigureName.MEMORY].of) == (
+                pytest.approx(2 * 3 * 2**30),
+                4 * 2**33,
+            )
+            assert ours[FigureName.NETWORK_IN].value == pytest.approx(2000, rel=1e-3)
+            assert ours[FigureName.NETWORK_IN].source == "cAdvisor by Prometheus, eth0, net1"
+            assert theirs[FigureName.NETWORK_OUT].value == pytest.approx(200, rel=1e-3)
+            assert ours[FigureName.QUEUE].source == "Prometheus"
+            assert ours[FigureName.READY].source == "kubernetes"
+            platform.fails = UnreachableError("the API server is away", address="")
+            (whole,) = sides()
+            assert whole.figures[FigureName.READY] == Figure(
+                value=2.0,
+                of=2.0,
+                source="kube-state-metrics by Prometheus",
+                at=whole.figures[FigureName.READY].at,
+            )
+            assert whole.figures[FigureName.RESTARTS].value == 4
+            assert whole.figures[FigureName.GPU_USE].value == 0.25
+
+
+def unknown(sides: Sequence[SideFigures]) -> list[str]:
+    return [
+        f"{side.side} {name}: {figure.unknown}"
+        for side in sides
+        for name, figure in side.figures.items()
+        if figure.unknown
+    ]
+
+
+def complete(server: RunningSimulator, good: int, bad: int) -> None:
+    """Have so many requests answered, and so many fail."""
+    body = {"model": PRODUCTION.model, "prompt": "Hello " * 40, "max_tokens": 2}
+    with httpx.Client(base_url=server.url) as http:
+        for rate, count in ((0.0, good), (1.0, bad)):
+            http.patch("/simulator/dials", json={"error_rate": rate})
+            for _ in range(count):
+                http.post("/v1/completions", json=body)
+
+
+# -------------------------------------------------------------- sides, platforms
+
+
+def test_a_ramp_by_replicas_has_its_two_sides() -> None:
+    revisions = (revision(6, OLD), revision(7, NEW, replicas=1))
+    with exposed(new := Page([BEFORE, LOADED]), old := Page([BEFORE, BEFORE])):
+        pods = [replica("llama-0", old.url, build=OLD), replica("llama-1", new.url)]
+        baseline, canary = read(Platform({PRODUCTION.release: pods}, revisions))
+    assert (baseline.side, baseline.revision) == ("baseline", 6)
+    assert (canary.side, canary.revision) == ("canary", 7)
+    assert baseline.figures[FigureName.RUNNING].value == 0
+    assert canary.figures[FigureName.RUNNING].value == 8
+    assert canary.figures[FigureName.READY].of == 1
+
+
+def test_without_a_release_there_are_no_figures_and_without_an_answer_reasons() -> None:
+    assert read(Platform({})) == []
+    away = UnreachableError("the API server is away", address="https://cluster", remedy="Wait.")
+    (side,) = read(Platform({}, fails=away))
+    assert {figure.unknown for figure in side.figures.values()} == {"the API server is away. Wait."}
+    (side,) = read(Platform({PRODUCTION.release: []}))
+    assert side.figures[FigureName.READY].value == 0
+    assert "0 of 0 replicas" in side.figures[FigureName.QUEUE].unknown
+
+
+def test_what_processes_use_is_measured_between_two_readings() -> None:
+    began = datetime.now(UTC)
+
+    def usage(seconds: float, passed: float, **more: Any) -> Usage:
+        used = ReplicaUsage(
+            at=began + timedelta(seconds=passed), cpu_seconds=seconds, memory_bytes=3.0, **more
+        )
+        return Usage(source="processes", replicas={"a": used, "b": used}, gpu_source="nvidia-smi")
+
+    gpus = {"gpu_use": (0.5, 0.7), "gpu_memory_bytes": 6.0, "gpu_memory_total_bytes": 8.0}
+    before, after = usage(10, 0), usage(13, 2, **gpus)
+    found = usage_figures(["a", "b", "c"], {"a", "b"}, before, after, began)
+    assert (found[FigureName.CPU].value, found[FigureName.MEMORY].value) == (3.0, 6.0)
+    assert found[FigureName.CPU].source == "processes, 2 of 3 replicas"
+    assert found[FigureName.GPU_USE].value == pytest.approx(0.6)
+    assert (found[FigureName.GPU_MEMORY].value, found[FigureName.GPU_MEMORY].of) == (12.0, 16.0)
+    found = usage_figures(["a", "b", "c"], {"c"}, before, after, began)
+    assert found[FigureName.CPU].unknown == "processes has no CPU time of c"
+    found = usage_figures(["a"], {"a"}, after, before, began)
+    assert found[FigureName.CPU].unknown == "processes has no CPU time of a"
+    found = usage_figures(["a"], {"a"}, before, after, began + timedelta(hours=1))
+    assert "nothing newer than" in found[FigureName.MEMORY].unknown
+    found = usage_figures(["a"], {"a"}, before, replace(after, unknown="no"), began)
+    assert found[FigureName.CPU].unknown == "processes: no"

@@ -5,7 +5,7 @@ The names and labels are those that DCGM's exporter, cAdvisor and kube-state-met
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -45,6 +45,10 @@ def _server(page: Page) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = page.next()
+            with suppress(OSError):  # a client that wants no more
+                self.answer(body)
+
+        def answer(self, body: bytes) -> None:
             self.send_response(page.status)
             self.send_header("Content-Length", str(len(body)))
             for name, value in page.headers.items():

@@ -199,7 +199,7 @@ class LiveFigures:
             try:
                 found |= metrics.servers(window)
             except (NotKnownError, UnreachableError) as error:
-                why = Figure(unknown=f"Prometheus: {_words(error)}")
+                why = Figure(unknown=_words(error))
                 found |= dict.fromkeys(_OF_SERVERS, why)
         return {
             # Times are those of the clock of who asks.

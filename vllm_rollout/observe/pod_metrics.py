@@ -18,7 +18,7 @@ from vllm_rollout.model.live_figures import Figure, FigureName
 from vllm_rollout.observe.answers import page_in
 from vllm_rollout.observe.caches import NO_CACHE, cached_by
 from vllm_rollout.observe.prometheus import Series
-from vllm_rollout.observe.series import Scrapes, name_of
+from vllm_rollout.observe.series import Scrapes, labels_of, name_of, target_of
 from vllm_rollout.observe.server_figures import (
     METRICS,
     NotKnownError,
@@ -196,7 +196,7 @@ def parse(body: bytes, wanted: set[str]) -> dict[Labels, float]:
 
 def _series(name: str, was: Scrape, now: Scrape) -> list[Series]:
     """The series of a server over both scrapes; none of a metric that is no number in one."""
-    own = {"job": "", "instance": name}
+    own = labels_of(("", name))
     pairs = ((was.at, was.samples), (now.at, now.samples))
     broken = {
         dict(labels)["__name__"]
@@ -220,7 +220,7 @@ def _contradiction(scrapes: Scrapes, every: Sequence[Series]) -> str:
     if changed:
         return f"{name_of(changed[0])} was restarted between the two scrapes"
     for series in every:
-        metric, server = series.labels["__name__"], series.labels["instance"]
+        metric, server = series.labels["__name__"], name_of(target_of(series))
         if not metric.endswith(_COUNTS):
             continue
         values = [value for _, value in series.samples]

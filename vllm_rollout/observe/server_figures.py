@@ -27,7 +27,7 @@ from vllm_rollout.observe.deployment_metrics import (
     spelled,
 )
 from vllm_rollout.observe.prometheus import Series
-from vllm_rollout.observe.series import Increase, Scrapes, Target, name_of, target_of
+from vllm_rollout.observe.series import Scrapes, Target, name_of, target_of
 from vllm_rollout.policy.prometheus import RequestCounter
 
 _INPUT_TOKENS = spelled("prompt_tokens_total", "prompt_tokens")
@@ -127,12 +127,11 @@ class _Servers:
 
     def request_rate(self) -> Figure:
         """Requests of users in a second."""
-        counter = self._samples.counter.metric
-        return self._figure(self._per_second(self._sure(self._samples.requests, counter)))
+        return self._figure(self._per_second(self._requests()))
 
     def error_rate(self) -> Figure:
         """The share of requests that failed; `upper` is what cannot be excluded."""
-        found = self._sure(self._samples.requests, self._samples.counter.metric)
+        found = self._requests()
         rejections = self._first(REJECTIONS)
         counts = counted_requests(
             SERVERS, self._samples.counter, self._scrapes, found, (), rejections, ()
@@ -160,7 +159,7 @@ class _Servers:
 
     def rate(self, names: tuple[str, ...]) -> Figure:
         """The increase of a counter in a second, all servers added up."""
-        return self._figure(self._per_second(self._everywhere(names)))
+        return self._figure(self._per_second(self._counters(names)))
 
     def gauge(self, names: tuple[str, ...], combine: Callable[[Iterable[float]], float]) -> Figure:
         """The newest values of a gauge, those of all servers in one."""
@@ -180,7 +179,7 @@ class _Servers:
     def hit_rate(self) -> Figure:
         """The share of tokens looked up in the prefix cache that were in it."""
         hits, queries = (
-            sum(grown.amount for grown in self._increases(self._everywhere(names)))
+            sum(grown.amount for grown in self._scrapes.increases(self._counters(names)))
             for names in (_HITS, _QUERIES)
         )
         if not queries:
@@ -198,8 +197,7 @@ class _Servers:
 
     def _grown(self, histogram: tuple[str, ...]) -> LatencyCounts:
         if histogram not in self._histograms:
-            found = self._everywhere(buckets_of(histogram))
-            self._increases(found)
+            found = self._counters(buckets_of(histogram))
             grown = grown_histogram(histogram[0], self._scrapes, found, (), ())
             if grown.unknown:
                 raise NotKnownError(grown.unknown)
@@ -208,7 +206,7 @@ class _Servers:
 
     def _per_second(self, found: Sequence[Series]) -> float:
         amounts: dict[Target, float] = {}
-        for series, grown in zip(found, self._increases(found), strict=True):
+        for series, grown in zip(found, self._scrapes.increases(found), strict=True):
             target = target_of(series)
             amounts[target] = amounts.get(target, 0.0) + grown.amount
         return sum(amount / self._seconds(target) for target, amount in amounts.items())
@@ -226,10 +224,18 @@ class _Servers:
             raise NotKnownError(f"{name_of(target)} has been scraped only once in this time")
         return end - begin
 
-    def _increases(self, found: Sequence[Series]) -> list[Increase]:
+    def _requests(self) -> list[Series]:
+        """The series of the counter of requests: a server that has had none yet has no series."""
+        self._ensure_rates()
+        return self._sure(self._samples.requests, self._samples.counter.metric, lazy=True)
+
+    def _counters(self, names: Sequence[str]) -> list[Series]:
+        self._ensure_rates()
+        return self._everywhere(names)
+
+    def _ensure_rates(self) -> None:
         if self._samples.no_rates:
             raise NotKnownError(self._samples.no_rates)
-        return self._scrapes.increases(found)
 
     def _everywhere(self, names: Sequence[str]) -> list[Series]:
         """The series of a metric, by the newest of its names that each server has."""
@@ -244,11 +250,12 @@ class _Servers:
             known |= set(map(target_of, own))
         return found
 
-    def _sure(self, found: Sequence[Series], name: str) -> list[Series]:
+    def _sure(self, found: Sequence[Series], name: str, *, lazy: bool = False) -> list[Series]:
         if not found:
             raise NotKnownError(f"no series of {name}")
         having = set(map(target_of, found))
-        if missing := [name_of(each) for each in self._current if each not in having]:
+        missing = [name_of(each) for each in self._current if each not in having]
+        if missing and not lazy:
             raise NotKnownError(f"{missing[0]} has no series of {name}")
         for series in found:
             target, newest = target_of(series), series.samples[-1][0] if series.samples else 0.0

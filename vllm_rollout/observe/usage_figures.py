@@ -48,7 +48,11 @@ def usage_figures(
 
     def gpu_use() -> Figure:
         shares = [use for name in every if (u := now.replicas.get(name)) for use in u.gpu_use]
-        found = summed("GPU use", now.gpu_source, lambda _, usage: sum(usage.gpu_use))
+        found = summed(
+            "GPU use",
+            now.gpu_source,
+            lambda _, usage: sum(usage.gpu_use) if usage.gpu_use else None,
+        )
         return replace(found, value=(found.value or 0.0) / len(shares))
 
     def gpu_memory() -> Figure:
