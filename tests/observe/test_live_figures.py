@@ -292,6 +292,10 @@ def test_a_real_prometheus_has_every_figure_of_each_side(tmp_path: Path) -> None
             assert theirs[FigureName.NETWORK_OUT].value == pytest.approx(200, rel=1e-3)
             assert ours[FigureName.QUEUE].source == "Prometheus"
             assert ours[FigureName.READY].source == "kubernetes"
+            # Where both sides have the same labels, their pods tell them apart.
+            mixed = read(platform, prometheus_url=url, prometheus_labels_service=None)
+            assert [side.figures[FigureName.QUEUE].source for side in mixed] == ["Prometheus"] * 2
+            assert mixed[1].figures[FigureName.ERROR_RATE].value == 0
             platform.fails = UnreachableError("the API server is away", address="")
             (whole,) = sides()
             assert whole.figures[FigureName.READY] == Figure(

@@ -75,6 +75,12 @@ def test_what_is_scraped_twice_is_not_counted_twice(label: str) -> None:
     assert "`prometheus.dcgm.labels`" in found[FigureName.GPU_USE].unknown
 
 
+def test_a_restarted_exporter_goes_on_where_it_ended() -> None:
+    before = series(MEMORY, 5, 5, until=T - 45, instance="10.0.0.1:8080")
+    now = series(MEMORY, 7, instance="10.0.0.2:8080")
+    assert figures([before, now])[FigureName.MEMORY].value == 7
+
+
 def test_stale_samples_are_no_figures() -> None:
     old = series(MEMORY, 5, 5, until=T - 120)
     assert "no new series" in figures([old])[FigureName.MEMORY].unknown

@@ -80,7 +80,7 @@ class SideFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaUsage:
-    """What one replica uses, as its platform knows it; None where it does not.
+    """Resources that one replica uses, as its platform knows it; None where it does not.
 
     `cpu_seconds` is the CPU time of its processes since they started, `cpu_cores` a use that the
     platform has measured itself. `gpu_use` is the share of each of its GPUs.
@@ -97,7 +97,7 @@ class ReplicaUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What the replicas of a deployment use, by name, and why nothing is known of some of it."""
+    """Resources that replicas of a deployment use, by name, and why some are not known."""
 
     source: str
     replicas: Mapping[str, ReplicaUsage] = field(default_factory=dict)

@@ -228,22 +228,11 @@ class _Pods:
     def _once(
         self, exporter: Exporter, found: Iterable[Series], key: Callable[[Series], Hashable]
     ) -> list[Series]:
-        """One series for each key: of a container that was restarted the newest."""
+        """One series for each key: of one that began anew the newest."""
         by_key: dict[Hashable, list[Series]] = {}
         for series in found:
             by_key.setdefault(key(series), []).append(series)
-        for several in by_key.values():
-            names = {name for series in several for name in series.labels} - _OF_ONE_RUN
-            differing = sorted(n for n in names if len({s.labels.get(n) for s in several}) > 1)
-            if differing:
-                values = sorted({s.labels.get(differing[0], "none") for s in several})
-                raise NotKnownError(
-                    f"{exporter.pod(several[0])} has {len(several)} series of "
-                    f"{several[0].labels['__name__']} at once, which differ in "
-                    f"{', '.join(differing)} ({', '.join(values)}): name the right one in "
-                    f"`{exporter.key}.labels`"
-                )
-        return [max(each, key=lambda s: s.samples[0][0]) for each in by_key.values()]
+        return [_newest_of(each, exporter) for each in by_key.values()]
 
     def _per_second(self, series: Series) -> float:
         """A counter's increase in a second, since it was reset last."""
@@ -288,3 +277,23 @@ class _Pods:
 
 def _newest(series: Series) -> float:
     return series.samples[-1][1]
+
+
+def _newest_of(several: Sequence[Series], exporter: Exporter) -> Series:
+    """The newest of some series that follow each other.
+
+    Raises:
+        NotKnownError: there are several at once.
+    """
+    newest = max(several, key=lambda series: series.samples[0][0])
+    at_once = [s for s in several if s.samples[-1][0] >= newest.samples[0][0]]
+    names = {name for series in at_once for name in series.labels} - _OF_ONE_RUN
+    differing = sorted(n for n in names if len({s.labels.get(n) for s in at_once}) > 1)
+    if differing:
+        values = sorted({s.labels.get(differing[0], "none") for s in at_once})
+        raise NotKnownError(
+            f"{exporter.pod(newest)} has {len(at_once)} series of "
+            f"{newest.labels['__name__']} at once, which differ in {', '.join(differing)} "
+            f"({', '.join(values)}): name the right one in `{exporter.key}.labels`"
+        )
+    return newest

@@ -68,7 +68,7 @@ class PodMetrics:
     def __init__(self, counter: RequestCounter) -> None:
         self._counter = counter
         self._wanted = {*METRICS, counter.metric, _STARTED}
-        self._http = HttpClient(max_bytes=_MAX_BYTES)
+        self._http = HttpClient(max_bytes=_MAX_BYTES, fresh=True)
 
     def close(self) -> None:
         """Close the connections."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from vllm_rollout.model.deployment import Replica
@@ -91,8 +92,10 @@ class ScrapedFigures(ScrapedDeployment):
 
         def exporter(name: str, key: str, metrics: Sequence[str]) -> Exporter:
             labels: PodLabels = getattr(rules, key)
-            series = self._of_pods(metrics, labels, pods, namespace, begin, now)
-            return Exporter(name=name, key=f"prometheus.{key}", labels=labels, series=series)
+            every = self._of_pods(metrics, labels, pods, begin, now)
+            found = Exporter(name=name, key=f"prometheus.{key}", labels=labels, series=every)
+            own = [s for s in every if found.label(s, labels.namespace) == namespace]
+            return replace(found, series=own)
 
         return pod_figures(
             PodSamples(
@@ -118,7 +121,6 @@ class ScrapedFigures(ScrapedDeployment):
         metrics: Sequence[str],
         labels: PodLabels,
         pods: Collection[str],
-        namespace: str,
         begin: datetime,
         end: datetime,
     ) -> list[Series]:
@@ -126,8 +128,8 @@ class ScrapedFigures(ScrapedDeployment):
         names = "|".join(metrics)
         own = "|".join(re.escape(pod) for pod in sorted(pods))
         for before in (EXPORTED, ""):
-            exact = {**self._fill(labels.labels), before + labels.namespace: namespace}
-            asked = selector("", exact, {"__name__": names, before + labels.pod: own})
+            pattern = {"__name__": names, before + labels.pod: own}
+            asked = selector("", self._fill(labels.labels), pattern)
             for series in super()._samples(asked, begin, end) if pods else ():
                 found[frozenset(series.labels.items())] = series
         return list(found.values())

@@ -1,4 +1,4 @@
-"""What the replicas' processes use of this machine: by /proc, and of its GPUs by nvidia-smi."""
+"""Resources that replicas' processes use: by /proc, and the GPUs by nvidia-smi."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
