@@ -12,12 +12,16 @@ import httpx
 import pytest
 from support.exporters import NAMESPACE, Page, cadvisor, dcgm, exposed, kube_state
 from support.prometheus import running_prometheus, until
+from support.scraped_pods import Pod, World, four, merged, scripted, series_key
+from support.scripted_prometheus import NOW
 from support.simulated import WEDNESDAY
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision, RevisionStatus
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.live_figures import Figure, FigureName, ReplicaUsage, SideFigures, Usage
 from vllm_rollout.observe.live_figures import LiveFigures
+from vllm_rollout.observe.scraped_figures import ScrapedFigures
+from vllm_rollout.observe.server_figures import NotKnownError
 from vllm_rollout.observe.usage_figures import usage_figures
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import load_policy
@@ -227,6 +231,62 @@ def test_figures_go_by_the_names_of_each_version(file: Path, before: str) -> Non
     assert [name for name in OF_SERVERS if found[name].value is None] == []
     assert found[FigureName.KV_CACHE].value == 0.5
     assert (found[FigureName.ITL_P95].value, found[FigureName.ITL_P95].upper) == (0, 0.5)
+
+
+# ------------------------------------------------------------- servers by Prometheus
+
+
+def by_prometheus(world: World, pods: Sequence[Pod]) -> Mapping[FigureName, Figure]:
+    """The figures of servers in a Prometheus that has these samples."""
+    named = [replica(pod.address, f"http://{pod.address}") for pod in pods if not pod.gone]
+    rules = load_policy(None).prometheus
+    return ScrapedFigures(scripted(lambda _: world), rules, PRODUCTION, lambda: named).servers(
+        timedelta(minutes=5)
+    )
+
+
+def test_servers_counts_are_added_up_and_a_restart_is_named() -> None:
+    pods = four(bad=lambda _: 0.25)
+    world = merged(*(pod.scraped(NOW.timestamp()) for pod in pods))
+    found = by_prometheus(world, pods)
+    assert found[FigureName.REQUEST_RATE].value == pytest.approx(8, rel=0.02)
+    assert found[FigureName.ERROR_RATE].value == pytest.approx(0.25, rel=0.05)
+    assert (found[FigureName.LATENCY_P95].value, found[FigureName.LATENCY_P95].upper) == (1.0, 1.5)
+    assert found[FigureName.KV_CACHE].value == 0.5
+    assert found[FigureName.QUEUE].unknown == "no series of vllm:num_requests_waiting"
+    pods[0].restarted = 120
+    world = merged(*(pod.scraped(NOW.timestamp()) for pod in pods))
+    found = by_prometheus(world, pods)
+    assert found[FigureName.REQUEST_RATE].source == "Prometheus, over 1 restart"
+    assert found[FigureName.REQUEST_RATE].value == pytest.approx(8, rel=0.05)
+
+
+@pytest.mark.parametrize("words", ["replica (a, b)", "has no samples", "no target"])
+def test_samples_of_unknown_servers_make_no_figure(words: str) -> None:
+    pods = four()
+    worlds = {
+        "replica (a, b)": [
+            pod.scraped(NOW.timestamp(), offset=offset, replica=who)
+            for pod in pods
+            for who, offset in (("a", 0.0), ("b", 4.0))
+        ],
+        "has no samples": [pod.scraped(NOW.timestamp()) for pod in pods[1:]],
+        "no target": [],
+    }
+    with pytest.raises(NotKnownError, match=re.escape(words)):
+        by_prometheus(merged(*worlds[words]), pods)
+
+
+def test_a_pod_that_is_gone_is_in_no_gauge() -> None:
+    pods = four()
+    pods[0].gone = 90
+    world = merged(*(pod.scraped(NOW.timestamp()) for pod in pods))
+    for key in [key for key in world if dict(key)["__name__"] == "vllm:kv_cache_usage_perc"]:
+        queue = {**dict(key), "__name__": "vllm:num_requests_waiting"}
+        world[series_key(queue.pop("__name__"), **queue)] = dict.fromkeys(world[key], 3.0)
+    found = by_prometheus(world, pods)
+    assert found[FigureName.QUEUE].value == 9
+    assert found[FigureName.REQUEST_RATE].value == pytest.approx(7.4, rel=0.05)
 
 
 # ---------------------------------------------------- a real Prometheus, its exporters
