@@ -228,7 +228,7 @@ class _Pods:
     def _once(
         self, exporter: Exporter, found: Iterable[Series], key: Callable[[Series], Hashable]
     ) -> list[Series]:
-        """One series for each key: of one that began anew the newest."""
+        """One series for each key: of one that was restarted the newest."""
         by_key: dict[Hashable, list[Series]] = {}
         for series in found:
             by_key.setdefault(key(series), []).append(series)
