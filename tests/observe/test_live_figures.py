@@ -135,7 +135,8 @@ def test_two_scrapes_of_a_recorded_vllm_make_its_figures() -> None:
         at=found[FigureName.RUNNING].at,
     )
     assert found[FigureName.TTFT_P95].value == 0.005
-    assert found[FigureName.READY] == Figure(value=2.0, of=2.0, source="kubernetes")
+    ready = found[FigureName.READY]
+    assert (ready.value, ready.of, ready.source) == (2, 2, "kubernetes")
     assert found[FigureName.RESTARTS].value == 2
     assert "not asked" in found[FigureName.CPU].unknown
 

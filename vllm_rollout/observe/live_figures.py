@@ -9,14 +9,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from vllm_rollout.model.deployment import Deployment, Replica, Revision, newest_served
-from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.deployment import Deployment, Replica
+from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.live_figures import Figure, FigureName, SideFigures, Usage
 from vllm_rollout.model.text import shown
 from vllm_rollout.observe.pod_metrics import PodMetrics, Round
+from vllm_rollout.observe.ramp_sides import Side, figures_of_platform, sides_of, words_of
 from vllm_rollout.observe.scraped_figures import ScrapedFigures
 from vllm_rollout.observe.server_figures import NotKnownError
 from vllm_rollout.observe.usage_figures import usage_figures
@@ -45,29 +46,6 @@ Found = Mapping[FigureName, Figure]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Side:
-    """Some replicas of a release. `replicas` is None where the platform does not say.
-
-    `alone` are those that only their names and addresses tell from `others`: both have the
-    release's labels.
-    """
-
-    deployment: Deployment
-    replicas: Sequence[Replica] | None
-    revision: int | None = None
-    name: str = ""
-    others: Sequence[Replica] = ()
-    alone: bool = False
-    wanted: int = 0
-    unknown: str = ""
-
-    @property
-    def needed(self) -> list[Replica]:
-        """The replicas without which no sum is one."""
-        return [replica for replica in self.replicas or () if replica.ready]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Reading:
     """One scrape of the servers, and what they used then."""
 
@@ -75,12 +53,37 @@ class _Reading:
     metrics: Round
     usage: Usage
 
+    @property
+    def goes_on(self) -> bool:
+        """True if a second reading shows more than this one."""
+        used = self.usage.replicas.values()
+        return bool(self.metrics.names) or any(each.cpu_seconds is not None for each in used)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A side that the platform is asked about and, with `scrape`, its servers."""
+
+    side: Side
+    scrape: bool
+
+    @property
+    def key(self) -> str:
+        """Tells the sides of one platform apart."""
+        deployment = self.side.deployment
+        return f"{deployment.namespace}/{deployment.release}/{self.side.name}"
+
+    @property
+    def servers(self) -> list[Replica]:
+        """The replicas to scrape."""
+        return [r for r in self.side.replicas or () if self.scrape and not r.follower]
+
 
 class LiveFigures:
     """Reads the figures of deployments. Close it in the end, or use it as a context manager.
 
-    Servers are scraped twice, `pause_seconds` apart; who reads again after that long waits for no
-    second scrape: the last one is the first of the next pair.
+    `policy` is the model's own. Servers are scraped twice, `pause_seconds` apart; who reads again
+    later waits for no second scrape: the last one is the first of the next pair.
     """
 
     def __init__(
@@ -108,79 +111,31 @@ class LiveFigures:
 
         Does not raise for a source that does not answer: each figure says why it is unknown.
         """
+        sides = sides_of(deployment, self._policy, self._platform)
+        scraped = [self._by_prometheus(side, window) for side in sides]
+        asked = [_left_to_ask(side, found) for side, found in zip(sides, scraped, strict=True)]
+        readings = self._readings([each for each in asked if each], window)
         return [
             SideFigures(
                 environment=deployment.environment,
                 revision=side.revision,
                 side=side.name,
-                figures=self._figures(side, window, now),
+                figures=_merged(
+                    [
+                        figures_of_platform(side, self._platform.name, now),
+                        by_prometheus,
+                        *(self._by_replicas(own, *readings[own.key], now) if own else ()),
+                    ]
+                ),
             )
-            for side in self._sides(deployment)
+            for side, by_prometheus, own in zip(sides, scraped, asked, strict=True)
         ]
 
-    def _sides(self, deployment: Deployment) -> list[_Side]:
-        try:
-            replicas = self._platform.replicas(deployment)
-            canaries = self._canaries(deployment)
-        except RolloutError as error:
-            return [_Side(deployment=deployment, replicas=None, unknown=_words(error))]
-        history = self._history(deployment)
-        newest = newest_served(history)
-        if not replicas and not history:
-            return []
-        whole = _Side(
-            deployment=deployment,
-            replicas=replicas,
-            revision=newest.number if newest else None,
-            wanted=newest.capacity if newest else 0,
-        )
-        if canaries:
-            beside = newest_served(self._history(deployment.canary))
-            labels = self._policy.for_model(deployment.model).prometheus.labels.values()
-            alone = not any("{release}" in (value or "") for value in labels)
-            return [
-                replace(whole, name="baseline", others=canaries, alone=alone),
-                _Side(
-                    deployment=deployment.canary,
-                    replicas=canaries,
-                    revision=beside.number if beside else None,
-                    name="canary",
-                    others=replicas,
-                    alone=alone,
-                    wanted=beside.capacity if beside else 0,
-                ),
-            ]
-        if newest is None or newest.complete:
-            return [whole]
-        return _ramp_by_replicas(whole, newest, history) or [whole]
-
-    def _canaries(self, deployment: Deployment) -> Sequence[Replica]:
-        try:
-            canary = deployment.canary
-        except UsageError:  # a name that is too long has none
-            return []
-        return self._platform.replicas(canary)
-
-    def _history(self, deployment: Deployment) -> Sequence[Revision]:
-        try:
-            return self._platform.history(deployment)
-        except RolloutError:
-            return []
-
-    def _figures(self, side: _Side, window: timedelta, now: datetime) -> dict[FigureName, Figure]:
-        prometheus = self._by_prometheus(side, window, now)
-        servers = any(prometheus.get(name, _NOTHING).value is not None for name in _OF_SERVERS)
-        pods = all(prometheus.get(name, _NOTHING).value is not None for name in _OF_PODS)
-        sources: list[Found] = [_by_platform(side, self._platform.name), prometheus]
-        if side.replicas is not None and not (servers and pods):
-            sources += self._by_replicas(side, window, now, scrape=not servers)
-        return {name: _first(name, sources) for name in FigureName}
-
-    def _by_prometheus(self, side: _Side, window: timedelta, now: datetime) -> Found:
+    def _by_prometheus(self, side: Side, window: timedelta) -> Found:
         try:
             metrics = ScrapedFigures.of(self._policy, side.deployment, lambda: side.replicas)
         except UnreachableError as error:
-            return dict.fromkeys(FigureName, Figure(unknown=_words(error)))
+            return dict.fromkeys(FigureName, Figure(unknown=words_of(error)))
         if metrics is None:
             return {}
         metrics.only = side.replicas if side.alone else None
@@ -188,108 +143,88 @@ class LiveFigures:
         with ExitStack() as stack:
             stack.callback(metrics.close)
             try:
-                ahead = metrics.now() - now
+                ahead = metrics.now() - datetime.now(UTC)
                 named = side.replicas
                 pods = [r.name for r in named] if named is not None else metrics.pods_scraped()
                 needed = [r.name for r in side.needed] if named is not None else pods
                 namespace = side.deployment.namespace
                 found = metrics.pods(pods, needed, namespace, window)
             except UnreachableError as error:
-                return dict.fromkeys(FigureName, Figure(unknown=_words(error)))
+                return dict.fromkeys(FigureName, Figure(unknown=words_of(error)))
             try:
                 found |= metrics.servers(window)
             except (NotKnownError, UnreachableError) as error:
-                why = Figure(unknown=_words(error))
+                why = Figure(unknown=words_of(error))
                 found |= dict.fromkeys(_OF_SERVERS, why)
         return {
-            # Times are those of the clock of who asks.
+            # Times are those of this machine's clock.
             name: replace(figure, at=figure.at - ahead) if figure.at else figure
             for name, figure in found.items()
         }
 
     def _by_replicas(
-        self, side: _Side, window: timedelta, now: datetime, *, scrape: bool
+        self, asked: _Asked, before: _Reading, newest: _Reading, now: datetime
     ) -> list[Found]:
-        before, newest = self._pair(side, window, scrape=scrape)
+        side = asked.side
         names = [replica.name for replica in side.replicas or ()]
         ready = {replica.name for replica in side.needed}
         found: list[Found] = [usage_figures(names, ready, before.usage, newest.usage, now)]
-        if scrape:
-            servers = [r for r in side.replicas or () if not r.follower]
+        if asked.scrape:
             needed = [replica.name for replica in side.needed if not replica.follower]
             try:
                 found.append(
-                    self._servers.figures(before.metrics, newest.metrics, needed, len(servers))
+                    self._servers.figures(
+                        before.metrics, newest.metrics, needed, len(asked.servers)
+                    )
                 )
             except NotKnownError as error:
                 found.append(dict.fromkeys(_OF_SERVERS, Figure(unknown=str(error))))
         return found
 
-    def _pair(self, side: _Side, window: timedelta, *, scrape: bool) -> tuple[_Reading, _Reading]:
-        deployment = side.deployment
-        replicas = [r for r in side.replicas or () if scrape and not r.follower]
-        key = f"{deployment.namespace}/{deployment.release}/{side.name}"
-
-        def take() -> _Reading:
-            return _Reading(
-                at=time.monotonic(),
-                metrics=self._servers.scrape(
-                    replicas, lambda each: self._platform.replica_url(deployment, each)
-                ),
-                usage=self._platform.usage(deployment),
-            )
-
-        before = self._last.get(key)
-        ago = time.monotonic() - before.at if before else 0.0
-        if (
-            before is None
-            or not _SOON_SECONDS <= ago <= max(window.total_seconds(), self._pause_seconds)
-            or before.metrics.names != {replica.name for replica in replicas}
-        ):
-            before = take()
-            measured = any(u.cpu_seconds is not None for u in before.usage.replicas.values())
-            if not replicas and not measured:
-                return before, before
+    def _readings(
+        self, asked: Sequence[_Asked], window: timedelta
+    ) -> dict[str, tuple[_Reading, _Reading]]:
+        """Two readings of each side; those of a ramp's sides at the same time."""
+        longest = max(window.total_seconds(), self._pause_seconds)
+        last = {each.key: self._last.get(each.key) for each in asked}
+        before = {
+            each.key: reading
+            for each in asked
+            if (reading := last[each.key])
+            and _SOON_SECONDS <= time.monotonic() - reading.at <= longest
+            and reading.metrics.names == {replica.name for replica in each.servers}
+        }
+        if len(before) < len(asked):
+            before = {each.key: self._take(each) for each in asked}
+            if not any(reading.goes_on for reading in before.values()):
+                return {key: (reading, reading) for key, reading in before.items()}
             time.sleep(self._pause_seconds)
-        self._last[key] = newest = take()
-        return before, newest
+        newest = {each.key: self._take(each) for each in asked}
+        self._last |= newest
+        return {key: (before[key], reading) for key, reading in newest.items()}
+
+    def _take(self, asked: _Asked) -> _Reading:
+        deployment = asked.side.deployment
+        return _Reading(
+            at=time.monotonic(),
+            metrics=self._servers.scrape(
+                asked.servers, lambda each: self._platform.replica_url(deployment, each)
+            ),
+            usage=self._platform.usage(deployment),
+        )
 
 
-def _ramp_by_replicas(whole: _Side, newest: Revision, history: Sequence[Revision]) -> list[_Side]:
-    """The two sides of a release some of whose replicas run another build than the others."""
-    replicas = whole.replicas or ()
-    new = [replica for replica in replicas if replica.build == newest.build.digest]
-    old = [replica for replica in replicas if replica not in new]
-    if not new or not old:
-        return []
-    builds = {replica.build for replica in old}
-    before = [r.number for r in history if r.number < newest.number and r.build.digest in builds]
-    return [
-        replace(
-            whole,
-            replicas=old,
-            revision=max(before, default=None),
-            name="baseline",
-            others=new,
-            alone=True,
-            wanted=newest.capacity - newest.replicas,
-        ),
-        replace(whole, replicas=new, name="canary", others=old, alone=True, wanted=newest.replicas),
-    ]
+def _left_to_ask(side: Side, found: Found) -> _Asked | None:
+    """Return what Prometheus has not said of a side whose replicas are known, if anything."""
+    servers = any(found.get(name, _NOTHING).value is not None for name in _OF_SERVERS)
+    pods = all(found.get(name, _NOTHING).value is not None for name in _OF_PODS)
+    if side.replicas is None or (servers and pods):
+        return None
+    return _Asked(side=side, scrape=not servers)
 
 
-def _by_platform(side: _Side, source: str) -> Found:
-    """Readiness and restarts, as the platform has them."""
-    if side.replicas is None:
-        return dict.fromkeys(FigureName, Figure(unknown=side.unknown))
-    serving = [replica for replica in side.replicas if not replica.follower]
-    ready = sum(replica.ready for replica in serving)
-    restarts = sum(replica.restarts for replica in side.replicas)
-    whole = max(len(serving), side.wanted)
-    return {
-        FigureName.READY: Figure(value=float(ready), of=float(whole), source=source),
-        FigureName.RESTARTS: Figure(value=float(restarts), source=source),
-    }
+def _merged(sources: Sequence[Found]) -> dict[FigureName, Figure]:
+    return {name: _first(name, sources) for name in FigureName}
 
 
 def _first(name: FigureName, sources: Sequence[Found]) -> Figure:
@@ -300,8 +235,3 @@ def _first(name: FigureName, sources: Sequence[Found]) -> Figure:
         return replace(known, source=shown(known.source))
     reasons = dict.fromkeys(figure.unknown for figure in found)
     return Figure(unknown=shown("; ".join(reasons) or _NO_PROMETHEUS))
-
-
-def _words(error: Exception) -> str:
-    remedy = getattr(error, "remedy", "")
-    return f"{error}. {remedy}" if remedy else str(error)
