@@ -215,7 +215,7 @@ class LiveFigures:
 
 
 def _left_to_ask(side: Side, found: Found) -> _Asked | None:
-    """Return what Prometheus has not said of a side whose replicas are known, if anything."""
+    """Return the questions that Prometheus left open about a side, None where there are none."""
     servers = any(found.get(name, _NOTHING).value is not None for name in _OF_SERVERS)
     pods = all(found.get(name, _NOTHING).value is not None for name in _OF_PODS)
     if side.replicas is None or (servers and pods):
