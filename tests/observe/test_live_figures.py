@@ -23,6 +23,7 @@ from vllm_rollout.observe.live_figures import LiveFigures
 from vllm_rollout.observe.scraped_figures import ScrapedFigures
 from vllm_rollout.observe.server_figures import NotKnownError
 from vllm_rollout.observe.usage_figures import usage_figures
+from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import load_policy
 from vllm_rollout.simulator.running import RunningSimulator
@@ -72,6 +73,8 @@ class Platform:
     used: Usage = field(default_factory=lambda: Usage(source="the platform", unknown="not asked"))
     fails: RolloutError | None = None
     name: str = "kubernetes"
+    path_error: str = ""
+    asked: int = 0
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         if self.fails:
@@ -80,6 +83,10 @@ class Platform:
 
     def history(self, deployment: Deployment) -> Sequence[Revision]:
         return self.revisions if deployment.release in self.releases else ()
+
+    def path_errors(self, _: Deployment) -> PathErrors:
+        self.asked += bool(self.path_error)
+        return PathErrors(count=self.asked, what=self.path_error)
 
     def replica_url(self, _: Deployment, replica: Replica) -> str:
         return replica.address
@@ -170,6 +177,14 @@ def test_a_pod_that_does_not_answer_is_named_and_counts_only_when_ready() -> Non
     found = of_pods(Page([BEFORE, LOADED]), away, ready=False)
     assert found[FigureName.RUNNING].value == 8
     assert found[FigureName.RUNNING].source == "/metrics of 1 of 2 replicas"
+
+
+def test_a_path_that_is_refused_is_the_reason_with_what_to_grant() -> None:
+    refused = "403. Ask for a Role that allows the verb 'create' on 'pods/portforward'"
+    with exposed(away := Page([b""], status=503)):
+        pods = [replica("llama-0", away.url)]
+        (side,) = read(Platform({PRODUCTION.release: pods}, path_error=refused))
+    assert refused in side.figures[FigureName.QUEUE].unknown
 
 
 def test_a_reset_between_the_scrapes_makes_rates_unknown_and_not_gauges() -> None:

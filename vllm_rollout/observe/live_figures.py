@@ -205,13 +205,16 @@ class LiveFigures:
 
     def _take(self, asked: _Asked) -> _Reading:
         deployment = asked.side.deployment
-        return _Reading(
-            at=time.monotonic(),
-            metrics=self._servers.scrape(
-                asked.servers, lambda each: self._platform.replica_url(deployment, each)
-            ),
-            usage=self._platform.usage(deployment),
+        errors = self._platform.path_errors(deployment)
+        at = time.monotonic()
+        metrics = self._servers.scrape(
+            asked.servers, lambda each: self._platform.replica_url(deployment, each)
         )
+        newest = self._platform.path_errors(deployment)
+        if newest.count != errors.count:
+            # A tunnel that is refused is closed, and only the path knows why.
+            metrics = replace(metrics, failed=dict.fromkeys(metrics.failed, newest.what))
+        return _Reading(at=at, metrics=metrics, usage=self._platform.usage(deployment))
 
 
 def _left_to_ask(side: Side, found: Found) -> _Asked | None:

@@ -18,6 +18,7 @@ from vllm_rollout.model.live_figures import Figure, FigureName
 from vllm_rollout.observe.answers import page_in
 from vllm_rollout.observe.caches import NO_CACHE, cached_by
 from vllm_rollout.observe.prometheus import Series
+from vllm_rollout.observe.ramp_sides import words_of
 from vllm_rollout.observe.series import Scrapes, labels_of, name_of, target_of
 from vllm_rollout.observe.server_figures import (
     METRICS,
@@ -83,7 +84,7 @@ class PodMetrics:
             try:
                 urls[replica.name] = url_of(replica)
             except RolloutError as error:
-                failed[replica.name] = str(error)
+                failed[replica.name] = words_of(error)
 
         def one(name: str, url: str) -> None:
             try:
@@ -97,7 +98,10 @@ class PodMetrics:
 
     def _one(self, url: str) -> Scrape:
         if not url:
-            raise NotKnownError("it has no address of its own that can be reached from here")
+            raise NotKnownError(
+                "it has no address of its own that can be reached from here "
+                "(`kubernetes.reach` in the policy)"
+            )
         headers = {"Cache-Control": NO_CACHE}
         answer = self._http.get(f"{url}/metrics", timeout_seconds=_TIMEOUT_SECONDS, headers=headers)
         at = time.time()
