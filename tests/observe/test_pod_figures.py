@@ -122,7 +122,9 @@ def test_containers_of_a_pod_share_its_network() -> None:
         for interface in ("eth0", "net1")
     ]
     assert figures(shared)[FigureName.NETWORK_IN].value == 20
-    whole = [series(received, 0, 600, container="", interface="eth0")]
+    whole = [
+        series(received, 0, 600, container=container, interface="eth0") for container in ("", "POD")
+    ]
     assert figures([*shared, *whole])[FigureName.NETWORK_IN].value == 20
 
 

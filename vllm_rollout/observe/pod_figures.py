@@ -148,17 +148,17 @@ class _Pods:
         """Bytes in a second over all interfaces of the pods, each counted once."""
         exporter = self._samples.cadvisor
         found = self._fresh(exporter, metric)
-        whole = [s for s in found if exporter.container(s) in _POD_ITSELF]
-        pods = {exporter.pod(series) for series in whole}
-        # The containers of a pod have one network: of one of them is of all.
-        inner = [s for s in found if exporter.pod(s) not in pods]
-        first: dict[str, str] = {}
-        for series in sorted(inner, key=exporter.container):
-            first.setdefault(exporter.pod(series), exporter.container(series))
-        inner = [s for s in inner if exporter.container(s) == first[exporter.pod(s)]]
-        each = self._once(
-            exporter, whole + inner, lambda s: (exporter.pod(s), s.labels.get("interface"))
-        )
+        # The containers of a pod have one network: of the pod itself, or of one of them, is of all.
+        own: dict[str, tuple[bool, str]] = {}
+
+        def container(series: Series) -> tuple[bool, str]:
+            name = exporter.container(series)
+            return name not in _POD_ITSELF, name
+
+        for series in sorted(found, key=container):
+            own.setdefault(exporter.pod(series), container(series))
+        found = [series for series in found if container(series) == own[exporter.pod(series)]]
+        each = self._once(exporter, found, lambda s: (exporter.pod(s), s.labels.get("interface")))
         interfaces = sorted({series.labels.get("interface", "") for series in each} - {""})
         value = sum(map(self._per_second, each))
         return self._figure(exporter, metric, each, value, more=", ".join(interfaces))
