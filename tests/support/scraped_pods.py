@@ -169,16 +169,23 @@ def scripted(world: Callable[[str], World]) -> Prometheus:
 
     def answer(request: httpx.Request) -> httpx.Response:
         form = dict(httpx.QueryParams(request.content.decode()))
-        asked = re.fullmatch(r"([\w:]+)\{(.*)\}\[(\d+)ms\]", form["query"])
+        if form["query"] == "vector(time())":
+            now = Series({}, ((NOW.timestamp(), NOW.timestamp()),))
+            return httpx.Response(200, json=results(now))
+        asked = re.fullmatch(r"([\w:]*)\{(.*)\}\[(\d+)ms\]", form["query"])
         assert asked, form["query"]
         metric, labels, milliseconds = asked.groups()
         exact = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if metric:
+            exact["__name__"] = metric
+        patterns = [(name, re.compile(p)) for name, p in re.findall(r'(\w+)=~"([^"]*)"', labels)]
         end = float(form["time"])
         start = end - int(milliseconds) / 1000
         found = (
             Series(dict(key), tuple(sorted(taken.items())))
             for key, samples in world(metric).items()
-            if {**exact, "__name__": metric}.items() <= dict(key).items()
+            if exact.items() <= dict(key).items()
+            if metric or all(p.fullmatch(dict(key).get(name, "")) for name, p in patterns)
             if (taken := {t: v for t, v in samples.items() if start < t <= end})
         )
         return httpx.Response(200, json=results(*found))

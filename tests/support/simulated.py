@@ -19,6 +19,7 @@ from vllm_rollout.model.deployment import (
     newest_served,
 )
 from vllm_rollout.model.errors import DeployError, RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.live_figures import Usage
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import (
     ConflictError,
@@ -292,6 +293,9 @@ class SimulatedPlatform:
             Replica(name=f"r{i}", phase="Running", ready=i >= unready, restarts=0, image=image)
             for i in range(count)
         ]
+
+    def usage(self, deployment: Deployment) -> Usage:
+        return Usage(source="the simulated platform", unknown="it measures nothing")
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         return ""

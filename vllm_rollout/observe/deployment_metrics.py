@@ -21,24 +21,25 @@ from vllm_rollout.model.request_counts import (
     Uptime,
 )
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
+from vllm_rollout.observe.counts import counted_requests, grown_histogram
 from vllm_rollout.observe.prometheus import Series, selector
 from vllm_rollout.observe.scraped_deployment import LABELS, ScrapedDeployment
 from vllm_rollout.observe.series import Scrapes, Target, clock, target_of
 from vllm_rollout.policy.prometheus import RequestCounter
 
 
-def _spelled(*names: str) -> tuple[str, ...]:
+def spelled(*names: str) -> tuple[str, ...]:
     """The names, newest first, each as vLLM writes it and as OpenTelemetry does."""
     return tuple(each for name in names for each in (f"vllm:{name}", f"vllm_{name}"))
 
 
-E2E_LATENCY = _spelled("e2e_request_latency_seconds")
-TTFT = _spelled("time_to_first_token_seconds")
-INTER_TOKEN = _spelled("inter_token_latency_seconds", "time_per_output_token_seconds")
+E2E_LATENCY = spelled("e2e_request_latency_seconds")
+TTFT = spelled("time_to_first_token_seconds")
+INTER_TOKEN = spelled("inter_token_latency_seconds", "time_per_output_token_seconds")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.16."""
-KV_CACHE_USAGE = _spelled("kv_cache_usage_perc", "gpu_cache_usage_perc")
+KV_CACHE_USAGE = spelled("kv_cache_usage_perc", "gpu_cache_usage_perc")
 """Renamed in vLLM 0.10.2; the old name was dropped in 0.12."""
-WAITING = _spelled("num_requests_waiting")
+WAITING = spelled("num_requests_waiting")
 ANSWERS = ("http_request_duration_highr_seconds",)
 """Of all requests over HTTP: no labels, and bounds at 3, 3.5, 4, 4.5 and 7.5 s, which those of the
 engine lack. vLLM has had it since it counts HTTP requests.
@@ -47,7 +48,7 @@ _BY_HANDLER = "http_request_duration_seconds_bucket"
 _OF_ITS_COUNTER = "http_requests_total"
 SERVERS = "model servers"
 """Name of the source that counts what the servers themselves counted."""
-_REJECTIONS = _spelled("admission_rejections_total")
+REJECTIONS = spelled("admission_rejections_total")
 
 
 class DeploymentMetrics(ScrapedDeployment):
@@ -107,29 +108,11 @@ class DeploymentMetrics(ScrapedDeployment):
 
     def _latency(self, histogram: tuple[str, ...], scrapes: Scrapes, doubt: str) -> LatencyCounts:
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
-        found = self._newest(_buckets(histogram), scrapes)
-        if unknown := _unknown(scrapes, gaps, doubt or unattributed(found, scrapes)):
+        found = self._newest(buckets_of(histogram), scrapes)
+        if unknown := why_unknown(scrapes, gaps, doubt or unattributed(found, scrapes)):
             return LatencyCounts(gaps=gaps, unknown=unknown)
         created = self._newest([f"{name}_created" for name in histogram], scrapes)
-        servers: dict[tuple[Target, int], dict[float, float]] = {}
-        increases = scrapes.increases(found, created)
-        for series, grown in zip(found, increases, strict=True):
-            bound = float(series.labels.get("le", "nan"))
-            for process, amount in grown.by_process.items():
-                counts = servers.setdefault((target_of(series), process), {})
-                counts[bound] = counts.get(bound, 0.0) + amount
-        if not servers or not all(
-            math.inf in counts and not any(map(math.isnan, counts)) for counts in servers.values()
-        ):
-            return LatencyCounts(gaps=gaps, unknown=f"no series of {histogram[0]}")
-        answering = [each for each in servers.values() if each[math.inf]] or [*servers.values()]
-        bounds = sorted(set[float].intersection(*map(set, answering)))
-        return LatencyCounts(
-            cumulative={bound: round(sum(each[bound] for each in answering)) for bound in bounds},
-            resets=max(grown.resets for grown in increases),
-            gaps=gaps,
-            lag=scrapes.lag,
-        )
+        return grown_histogram(histogram[0], scrapes, found, created, gaps)
 
     def answer_times(self, window: timedelta, *, end: datetime) -> AnswerTimes:
         """Return how long the answers to users took over HTTP, in the `window` up to `end`.
@@ -168,7 +151,7 @@ class DeploymentMetrics(ScrapedDeployment):
         """Return the bounds of a histogram's buckets that all servers have; none without data."""
         scrapes, _ = self._scrapes(at - self._rules.max_gap, at)
         servers: dict[Target, set[float]] = {}
-        for series in self._newest(_buckets(histogram), scrapes):
+        for series in self._newest(buckets_of(histogram), scrapes):
             bound = float(series.labels.get("le", "nan"))
             servers.setdefault(target_of(series), set()).add(bound)
         return sorted(set[float].intersection(*servers.values())) if servers else []
@@ -230,43 +213,19 @@ class DeploymentMetrics(ScrapedDeployment):
         doubt: str,
     ) -> RequestCounts:
         gaps = scrapes.gaps(self._rules.max_gap_seconds)
-        status = counter.status_label
         every = self._series(selector(counter.metric, labels, counter.matching), scrapes)
         rejections: list[Series] = []
         if source == SERVERS:
-            rejections = self._newest(_REJECTIONS, scrapes)
+            rejections = self._newest(REJECTIONS, scrapes)
         doubt = doubt or unattributed(every, scrapes) or unattributed(rejections, scrapes)
-        if unknown := _unknown(scrapes, gaps, doubt):
-            return RequestCounts(source=source, gaps=gaps, unknown=unknown)
-        if not every or not all(series.labels.get(status) for series in every):
-            unknown = f"no series of {counter.metric} that all have the label {status}"
+        if unknown := why_unknown(scrapes, gaps, doubt):
             return RequestCounts(source=source, gaps=gaps, unknown=unknown)
         metric = f"{counter.metric.removesuffix('_total')}_created"
         created = self._series(selector(metric, labels, counter.matching), scrapes)
-        increases = scrapes.increases(every, created)
-        failed = re.compile(counter.failed).fullmatch
-        answers = [(s.labels[status], grown) for s, grown in zip(every, increases, strict=True)]
-        bad = [grown for code, grown in answers if failed(code)]
-        refused = [grown for code, grown in answers if code.startswith("4") and not failed(code)]
-        unsure = round(sum(grown.unsure for grown in bad))
-        failures = round(sum(grown.amount for grown in bad))
-        turned_away = scrapes.increases(rejections)
-        rejected = round(sum(grown.amount for grown in turned_away))
-        unsure += round(sum(grown.unsure for grown in turned_away))
-        return RequestCounts(
-            source=source,
-            total=round(sum(grown.amount for grown in increases)) + unsure,
-            refused=round(sum(grown.amount for grown in refused)),
-            failures=max(failures, rejected),
-            failures_at_most=failures + rejected + unsure,
-            resets=max(grown.resets for grown in increases),
-            gaps=gaps,
-            lag=scrapes.lag,
-            interval_seconds=max(scrapes.intervals.values(), default=0.0),
-        )
+        return counted_requests(source, counter, scrapes, every, created, rejections, gaps)
 
 
-def _buckets(histogram: Iterable[str]) -> list[str]:
+def buckets_of(histogram: Iterable[str]) -> list[str]:
     """The names of its buckets, and of the histogram itself where it is a native one."""
     return [f"{name}_bucket" for name in histogram] + [*histogram]
 
@@ -291,7 +250,8 @@ def _among_others(
     )
 
 
-def _unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:
+def why_unknown(scrapes: Scrapes, gaps: Iterable[Gap], doubt: str) -> str:
+    """Return why nothing is known of the servers in this time; empty where it is."""
     if not scrapes.targets and scrapes.up:
         return f"no scrape since {clock(scrapes.start)}"
     if not scrapes.targets:

@@ -130,7 +130,9 @@ def _there(
 ) -> _Lost:
     """Return what is lost of servers that the platform has, ready by `ready_by` or earlier."""
     serve = [replica for replica in replicas if not replica.follower]
-    by_replica = [(each, [t for t in seen.last if _is_of(each, t, seen)]) for each in serve]
+    by_replica = [
+        (each, [t for t in seen.last if is_of(each, t, seen.values[t])]) for each in serve
+    ]
     ready = [r for r in serve if r.ready and _ready_since(r) <= ready_by]
     lost = _Lost()
     if not any(own for _, own in by_replica):
@@ -181,8 +183,9 @@ def _in_no_ones_place(
     return _Lost({target: seen.last[target] for target in ended}, unsure=unsure)
 
 
-def _is_of(replica: Replica, target: Target, seen: _Seen) -> bool:
-    return replica.name in seen.values[target] or _is_at(replica, target)
+def is_of(replica: Replica, target: Target, values: Collection[str]) -> bool:
+    """Return whether the target is the replica's, by the values of its labels or its address."""
+    return replica.name in values or _is_at(replica, target)
 
 
 def _is_at(replica: Replica, target: Target) -> bool:

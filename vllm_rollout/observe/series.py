@@ -207,6 +207,11 @@ def target_of(series: Series) -> Target:
     return series.labels.get("job", ""), series.labels.get("instance", "")
 
 
+def labels_of(target: Target) -> dict[str, str]:
+    """The labels by which series are those of a target."""
+    return dict(zip(("job", "instance"), target, strict=True))
+
+
 def name_of(target: Target) -> str:
     """The instance of a target, as messages have it."""
     return target[1] or "a target"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from vllm_rollout.model.deployment import Build, Deployment, Replica, Revision
+from vllm_rollout.model.live_figures import Usage
 from vllm_rollout.model.preflight_facts import Preflight
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.platform.base import Entry, LiveObjects, PathErrors, Route, Weights
@@ -131,6 +132,12 @@ class ReleaseReader(Protocol):
 
     def replicas(self, deployment: Deployment) -> Sequence[Replica]:
         """The replicas that exist now, with what is known of their health."""
+
+    def usage(self, deployment: Deployment) -> Usage:
+        """Return what each replica uses of CPU, memory and GPUs, as far as the platform knows.
+
+        Does not raise: what is not known says why.
+        """
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each replica, secrets redacted."""

@@ -70,6 +70,19 @@ class RequestCounter(Block):
     """The statuses that are failures, as a regular expression."""
 
 
+class PodLabels(Block):
+    """Labels by which the series of an exporter are those of a pod."""
+
+    pod: LabelName
+    """The label with the pod's name; where there is `exported_` before it, that goes first."""
+    namespace: LabelName
+    """The label with its namespace, likewise."""
+    container: LabelName
+    """The label with the container's name, likewise."""
+    labels: Labels = Field(default_factory=dict)
+    """Labels that its series must have besides; {environment} and others are filled in."""
+
+
 class Prometheus(Block):
     """Where Prometheus is, and by which labels a deployment is found there."""
 
@@ -99,6 +112,12 @@ class Prometheus(Block):
     """Requests as the model servers count them; `labels` above are added."""
     gateway: Annotated[RequestCounter | None, MayBeOff()]
     """Requests as a gateway counts them, judged besides; `labels` above are not added."""
+    cadvisor: PodLabels
+    """CPU, memory and network of pods, as cAdvisor in the kubelet has them (`container_…`)."""
+    dcgm: PodLabels
+    """GPUs of pods, as NVIDIA's DCGM exporter has them (`DCGM_FI_…`)."""
+    kube_state_metrics: PodLabels
+    """Readiness, restarts and limits of pods, as kube-state-metrics has them (`kube_pod_…`)."""
 
     @property
     def timeout_seconds(self) -> float:

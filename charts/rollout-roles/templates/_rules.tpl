@@ -12,6 +12,9 @@
 # Reaching a server from outside the cluster, through the API server.
 - {apiGroups: [""], resources: [services], verbs: [get]}
 - {apiGroups: [""], resources: [pods/portforward], verbs: [get, create]}
+# CPU and memory of pods, where no Prometheus has them. No right to pods/proxy: servers' metrics come
+# by port-forward.
+- {apiGroups: [metrics.k8s.io], resources: [pods], verbs: [list]}
 # Before a deployment: whether what the pods need is there.
 - {apiGroups: [""], resources: [namespaces, persistentvolumeclaims], verbs: [get]}
 # Also the suite's own evidence and journal, for status and history.

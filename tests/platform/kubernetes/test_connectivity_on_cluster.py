@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,11 +16,14 @@ from cluster.fixtures import Namespace, eventually
 
 from vllm_rollout.model.deployment import Deployment, Target
 from vllm_rollout.model.errors import DeployError, UnreachableError
+from vllm_rollout.model.live_figures import FigureName
 from vllm_rollout.observe.client import InferenceClient
+from vllm_rollout.observe.live_figures import LiveFigures
 from vllm_rollout.platform.kubernetes.api import connect
 from vllm_rollout.platform.kubernetes.connectivity import Paths, Reach
 from vllm_rollout.platform.kubernetes.platform import KubernetesPlatform
 from vllm_rollout.platform.kubernetes.release_port_forward import release_port_forward
+from vllm_rollout.policy import load_policy
 
 MODEL = "llama-2-7b"
 SERVICE = "http://{model}-{environment}.{namespace}.svc.cluster.local:8000"
@@ -95,6 +98,11 @@ def test_each_ready_pod_has_a_tunnel_of_its_own(
                 assert client.greet(max_tokens=1, timeout_seconds=20).ok
 
     assert sorted(answered(server.url) for server in servers) == [1, 2]
+    with LiveFigures(load_policy(None), platform, pause_seconds=0.1) as live:
+        (side,) = live.read(production, window=timedelta(minutes=1), now=datetime.now(UTC))
+    assert side.figures[FigureName.QUEUE].source == "/metrics of 2 replicas"
+    assert side.figures[FigureName.REQUEST_RATE].value == 0
+    assert "install metrics-server" in side.figures[FigureName.CPU].unknown
     assert not platform.path_errors(production).count
 
     # A Service's tunnel goes to the pods that it selects, and past none of them.

@@ -63,6 +63,8 @@ def test_gate_reads_and_changes_nothing(acting_as: As, production: Deployment) -
     assert len(platform.history(production)) == 1
     assert len(platform.replicas(production)) == 2
     assert "==>" in platform.logs(production)
+    # The right is there, and this cluster has no metrics-server.
+    assert "install metrics-server" in platform.usage(production).unknown
     assert len(platform.symptoms(production)) == 2
     assert platform.running_differences(production) == []
     preflight = platform.preflight(production, {"model": {"name": MODEL}}, capacity=2)

@@ -119,6 +119,16 @@ def test_models_share_a_box_and_replicas_are_replaced_one_by_one(
     assert not {row.name for row in one.rows} & {row.name for row in other.rows}
     assert len({row.port for row in (*one.rows, *other.rows)}) == 3
 
+    nvidia_smi("0, GPU-a, 25, 1024, 4096\n1, GPU-b, 75, 2048, 4096\n2, GPU-c, [N/A], 0, 9\n")
+    used = one.platform.usage(one.deployment)
+    assert {gpus: r.gpu_memory_bytes for r in used.replicas.values() for gpus in r.gpu_use} == {
+        0.25: 2**30,
+        0.75: 2**31,
+    }
+    assert all(r.memory_bytes and r.cpu_seconds for r in used.replicas.values())
+    assert "no GPU '2', or not its figures" in other.platform.usage(other.deployment).gpus_unknown
+    nvidia_smi(THREE)
+
     before = one.pids()
     with pytest.raises(DeployError, match="no free GPU: 2 replicas need 3 GPUs") as caught:
         one.apply(tiny("b"), 2, 2)

@@ -18,6 +18,7 @@ from vllm_rollout.model.deployment import (
     Target,
 )
 from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.live_figures import Usage
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import LiveObjects, PathErrors, Route, Weights
@@ -48,6 +49,7 @@ from vllm_rollout.platform.kubernetes.release_storage import ReleaseStorage
 from vllm_rollout.platform.kubernetes.releases import Releases, refuse_foreign, revision_of
 from vllm_rollout.platform.kubernetes.served import OWNED_BY_ENVIRONMENT
 from vllm_rollout.platform.kubernetes.store import KubernetesStore
+from vllm_rollout.platform.kubernetes.usage import usage_of
 from vllm_rollout.platform.kubernetes.value_files import StartUpOf, ValueFiles
 from vllm_rollout.platform.writer import Guard
 
@@ -417,6 +419,10 @@ class KubernetesPlatform:
 
     def _pods(self, deployment: Deployment) -> list[Replica]:
         return [replica_of(pod) for pod in list_pods(self._api, deployment)]
+
+    def usage(self, deployment: Deployment) -> Usage:
+        """Return CPU and memory of the pods, by the metrics API. Does not raise."""
+        return usage_of(self._api, deployment)
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each pod, secrets redacted."""

@@ -106,6 +106,7 @@ class PortForward:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # the clients' ends are closed by the loop's next round
         await self._cut()
 
     def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:

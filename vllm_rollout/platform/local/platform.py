@@ -17,7 +17,8 @@ from vllm_rollout.model.deployment import (
     Target,
     canonical_digest,
 )
-from vllm_rollout.model.errors import UnreachableError, UsageError
+from vllm_rollout.model.errors import RolloutError, UnreachableError, UsageError
+from vllm_rollout.model.live_figures import Usage
 from vllm_rollout.model.preflight_facts import GpuRoom, Preflight
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.next_command import next_command, release_command
@@ -43,6 +44,8 @@ from vllm_rollout.platform.local.state import (
 )
 from vllm_rollout.platform.local.store import SqliteStore, utc_now
 from vllm_rollout.platform.local.upkeep import Upkeep
+from vllm_rollout.platform.local.usage import SOURCE as PROCESSES
+from vllm_rollout.platform.local.usage import local_usage
 from vllm_rollout.platform.local.values import LocalValues, parse_values
 from vllm_rollout.platform.writer import Guard
 from vllm_rollout.ports import LOOPBACK
@@ -363,6 +366,16 @@ class LocalPlatform:
                 replace(each, ready=False, reason=ROUTER_GONE, message=gone) for each in members
             ]
         return members
+
+    def usage(self, deployment: Deployment) -> Usage:
+        """Return what the processes of each replica use, and their GPUs. Does not raise."""
+        try:
+            rows = self._state.members(name_of(deployment))
+            gpus = Gpus(self._state)
+            seats = {row.name: gpus.seat(row.id) for row in rows}
+        except RolloutError as error:
+            return Usage(source=PROCESSES, unknown=str(error), gpus_unknown=str(error))
+        return local_usage({row.name: row.id for row in rows}, seats)
 
     def logs(self, deployment: Deployment, *, tail: int = 100) -> str:
         """The last `tail` log lines of each replica, secrets redacted."""
