@@ -29,7 +29,8 @@ ORDERS = "\x1b]52;c;ZXZpbA==\x07\n::error::all is well\n##[error]so it is"
 HOSTILE = f"said {CANARY} and {ORDERS}"
 SAYS_IT = ["sh", "-c", "cat >> got.json; cat said.txt; exit 3"]
 COMMANDS = [
-    ["status", MODEL], ["status", MODEL, "--json"], ["history", MODEL],
+    ["status", MODEL, "--metrics"], ["status", MODEL, "--metrics", "--json"],
+    ["top", MODEL, "--once"], ["top", "--once", "--json"], ["history", MODEL],
     ["history", MODEL, "-e", "staging"], ["history", MODEL, "-e", "staging", "--json"],
     ["diagnose", MODEL, "-e", "production"], ["diagnose", MODEL, "-e", "production", "--json"],
     ["logs", MODEL, "-e", "staging"], ["gate-and-promote", MODEL, "--reason", HOSTILE],
