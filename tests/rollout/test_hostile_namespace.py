@@ -18,6 +18,7 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.evidence import Attachment, Step, write_evidence
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.model.text import own_secret
+from vllm_rollout.observe.live_figures import LiveFigures
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.evidence_store import store_evidence
@@ -127,6 +128,8 @@ def test_no_command_passes_on_a_secret_or_an_order(
     settings = Settings(policy=policy, platform=platform, base_url=None, report_dir=Path("reports"))
     monkeypatch.setattr(options.Choice, "settings", lambda _self, **_: settings)
     monkeypatch.setattr(platform, "logs", lambda *_, **__: HOSTILE)
+    # Between two scrapes, which is time that shows nothing here.
+    monkeypatch.setitem(LiveFigures.__init__.__kwdefaults__ or {}, "pause_seconds", 0)
     symptoms = Symptoms(
         replica=replace(platform.replicas(PRODUCTION)[0], ready=False, phase=HOSTILE)
     )
