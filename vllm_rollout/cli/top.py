@@ -142,7 +142,7 @@ def top_command(
     known says why. Rates and percentiles by Prometheus are those of the policy's triggers.window,
     those by the servers' own /metrics of the time since they were read before.
 
-    Exit codes: 0 the time is over, or Ctrl-C or SIGTERM ended it.
+    Exit codes: 0 the time is over, or Ctrl-C or SIGTERM ended it, 130 before anything was shown.
     """
     pause = None if interval is None else _duration("--interval", interval, "5s")
     lasts = None if for_ == _FOREVER else _duration("--for", for_, "10m, or forever")
