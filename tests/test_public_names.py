@@ -11,6 +11,8 @@ GATES = {
     "Cluster",
     "Deployment",
     "DeploymentMetrics",
+    "FigureName",
+    "FiguresRead",
     "ErrorRateQuestion",
     "Gates",
     "GoodputQuestion",
@@ -46,6 +48,7 @@ GATES = {
     "rate_verdict",
     "rate_verdict_in_order",
     "requests_needed",
+    "resource_verdict",
 }
 OTHER_PROGRAMS = {
     "vllm_rollout.judge": (

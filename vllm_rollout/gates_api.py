@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     )
     from vllm_rollout.judge.percentile import percentile_verdict
     from vllm_rollout.judge.rate import rate_verdict, requests_needed
+    from vllm_rollout.judge.resources import resource_verdict
     from vllm_rollout.judge.response_time import every_sample_within
     from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
     from vllm_rollout.judge.trigger import Trigger
     from vllm_rollout.model.deployment import Deployment, Replica, Revision
     from vllm_rollout.model.errors import UnreachableError, UsageError
+    from vllm_rollout.model.live_figures import FigureName
     from vllm_rollout.model.load_result import LoadResult, RequestRecord
+    from vllm_rollout.model.observation import FiguresRead
     from vllm_rollout.model.preflight_facts import Preflight
     from vllm_rollout.observe.client import InferenceClient
     from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
@@ -48,12 +51,15 @@ _MODULES = {
     "vllm_rollout.judge.ordered_verdicts": ("percentile_verdict_in_order", "rate_verdict_in_order"),
     "vllm_rollout.judge.percentile": ("percentile_verdict",),
     "vllm_rollout.judge.rate": ("rate_verdict", "requests_needed"),
+    "vllm_rollout.judge.resources": ("resource_verdict",),
     "vllm_rollout.judge.response_time": ("every_sample_within",),
     "vllm_rollout.judge.sequential": ("SequentialPercentile", "SequentialRate"),
     "vllm_rollout.judge.trigger": ("Trigger",),
     "vllm_rollout.model.deployment": ("Deployment", "Replica", "Revision"),
     "vllm_rollout.model.errors": ("UnreachableError", "UsageError"),
+    "vllm_rollout.model.live_figures": ("FigureName",),
     "vllm_rollout.model.load_result": ("LoadResult", "RequestRecord"),
+    "vllm_rollout.model.observation": ("FiguresRead",),
     "vllm_rollout.model.preflight_facts": ("Preflight",),
     "vllm_rollout.observe.client": ("InferenceClient",),
     "vllm_rollout.observe.deployment_metrics": ("DeploymentMetrics",),
@@ -77,6 +83,8 @@ __all__ = [
     "Deployment",
     "DeploymentMetrics",
     "ErrorRateQuestion",
+    "FigureName",
+    "FiguresRead",
     "Gates",
     "GoodputQuestion",
     "InferenceClient",
@@ -111,6 +119,7 @@ __all__ = [
     "rate_verdict",
     "rate_verdict_in_order",
     "requests_needed",
+    "resource_verdict",
 ]
 
 

@@ -393,9 +393,17 @@ def test_nothing_reaches_production_unless_staging_passes(site: Site) -> None:
         dials = {"ttft_seconds": "0.8"}
         httpx.patch(f"{replica.address}/simulator/dials", json=dials).raise_for_status()
     strict = "environments.staging.gates.latency.limit=500ms"
-    slow = site.run("gate-and-promote", MODEL, "--set", strict)
+    resources = ["environments.staging.gates.queue.limit=100000"]
+    resources += ["environments.staging.gates.gpu_memory.limit=90%"]
+    sets = [word for change in (strict, *resources) for word in ("--set", change)]
+    slow = site.run("gate-and-promote", MODEL, *sets)
     assert slow.returncode == ExitCode.GATE_FAILED, slow.stdout + slow.stderr
     assert "latency (fail)" in slow.stdout
+    gates = {gate.gate: gate for gate in site.evidence().runs[0].gates}
+    assert gates["queue"].outcome is Outcome.PASS, gates["queue"]
+    (gpus,) = gates["gpu_memory"].verdicts
+    assert gpus.outcome is Outcome.INCONCLUSIVE
+    assert ("local.gpus" in gpus.reason, "DCGM" in gpus.remedy) == (True, True)
 
     assert not site.production()
     assert not (site.folder / "deployments").exists()
@@ -433,6 +441,23 @@ def test_an_interrupted_and_a_killed_ramp_are_undone_by_the_next_run(site: Site)
 
     printed = site.signal_in_the_ramp(signal.SIGINT, expect=ExitCode.INTERRUPTED)
     assert "1 of 2 replicas on build" in printed[-1], "".join(printed)
+    seen = []
+    with site.start("vllm-rollout", "top", MODEL, "--json", "--interval", "1s") as top:
+        for line in top.stdout or ():
+            seen.append(json.loads(line))
+            top.send_signal(signal.SIGINT)
+    assert top.returncode == ExitCode.OK
+    (model,) = seen[0]["models"]
+    sides = {(s["environment"], s["side"]): s for s in model["sides"]}
+    assert {key: side["revision"] for key, side in sides.items() if key[0] == "production"} == {
+        ("production", "baseline"): 1,
+        ("production", "canary"): 2,
+    }
+    figures = sides["production", "canary"]["figures"]
+    assert (figures["ready"]["value"], figures["queue"]["value"]) == (1, 0)
+    assert figures["queue"]["source"].startswith("/metrics of 1 ")
+    assert figures["queue"]["age_seconds"] < 60
+    assert figures["gpu_memory"]["unknown"]
 
     printed = site.signal_in_the_ramp(signal.SIGKILL, expect=-signal.SIGKILL)
     assert any("rolling production/llama-2-7b back to revision" in line for line in printed)

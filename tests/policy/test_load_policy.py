@@ -27,7 +27,8 @@ STAGING = "environments:\n  staging:\n    "
             STAGING + "gates: {latncy: {limit: 4s}}",
             "rollout.yaml:3:13: environments.staging.gates.latncy: unknown key 'latncy'; did you "
             "mean 'latency'? (valid here: pods, health, inference, response_time, outputs, "
-            "latency, error_rate, goodput, load_capacity, smoke, live_metrics)",
+            "latency, error_rate, goodput, load_capacity, smoke, live_metrics, "
+            "gpu_memory, kv_cache, queue)",
             id="unknown gate",
         ),
         pytest.param(

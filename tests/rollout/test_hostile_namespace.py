@@ -18,6 +18,7 @@ from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.evidence import Attachment, Step, write_evidence
 from vllm_rollout.model.symptoms import Symptoms
 from vllm_rollout.model.text import own_secret
+from vllm_rollout.observe.live_figures import LiveFigures
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.audit_log import AuditLog, DecisionKind
 from vllm_rollout.rollout.evidence_store import store_evidence
@@ -29,7 +30,8 @@ ORDERS = "\x1b]52;c;ZXZpbA==\x07\n::error::all is well\n##[error]so it is"
 HOSTILE = f"said {CANARY} and {ORDERS}"
 SAYS_IT = ["sh", "-c", "cat >> got.json; cat said.txt; exit 3"]
 COMMANDS = [
-    ["status", MODEL], ["status", MODEL, "--json"], ["history", MODEL],
+    ["status", MODEL, "--metrics"], ["status", MODEL, "--metrics", "--json"],
+    ["top", MODEL, "--once"], ["top", "--once", "--json"], ["history", MODEL],
     ["history", MODEL, "-e", "staging"], ["history", MODEL, "-e", "staging", "--json"],
     ["diagnose", MODEL, "-e", "production"], ["diagnose", MODEL, "-e", "production", "--json"],
     ["logs", MODEL, "-e", "staging"], ["gate-and-promote", MODEL, "--reason", HOSTILE],
@@ -126,6 +128,8 @@ def test_no_command_passes_on_a_secret_or_an_order(
     settings = Settings(policy=policy, platform=platform, base_url=None, report_dir=Path("reports"))
     monkeypatch.setattr(options.Choice, "settings", lambda _self, **_: settings)
     monkeypatch.setattr(platform, "logs", lambda *_, **__: HOSTILE)
+    # Between two scrapes, which is time that shows nothing here.
+    monkeypatch.setitem(LiveFigures.__init__.__kwdefaults__ or {}, "pause_seconds", 0)
     symptoms = Symptoms(
         replica=replace(platform.replicas(PRODUCTION)[0], ready=False, phase=HOSTILE)
     )

@@ -23,10 +23,10 @@ from vllm_rollout.model.request_counts import (
     RequestCounts,
     nothing_known,
 )
+from vllm_rollout.observe.bounded_question import BoundedQuestion
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.probe import probe
 from vllm_rollout.policy import load_policy
-from vllm_rollout.rollout.observer import BoundedQuestion
 from vllm_rollout.rollout.watcher import WatchEnd, Watcher
 
 GOOD = Replica(name="r", phase="Running", ready=True, restarts=0)

@@ -64,18 +64,19 @@ class _InertConsole(Console):
 def make_console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal or COLUMNS; wide enough for text where there is neither."""
     console = _InertConsole(stderr=stderr)
-    if console.is_terminal or _columns_given():
+    if console.is_terminal or columns_given():
         return console
     return _InertConsole(stderr=stderr, width=_PLAIN_WIDTH)
 
 
-def _columns_given() -> bool:
+def columns_given() -> bool:
+    """Return whether COLUMNS says how wide the output may be."""
     return os.environ.get("COLUMNS", "").isdigit()
 
 
 def show_table(console: Console, table: Table) -> None:
     """Print a table of figures; for a program that reads it, each row is one line."""
-    if console.is_terminal or _columns_given():
+    if console.is_terminal or columns_given():
         console.print(table)
         return
     before, console.width = console.width, console.measure(table, options=_UNBOUNDED).maximum

@@ -79,6 +79,11 @@ _COMMANDS = {
         "status_command",
         "Show where MODEL stands: what runs in each environment, and what blocks its promotion.",
     ),
+    "top": _Lazy(
+        "vllm_rollout.cli.top",
+        "top_command",
+        "Show MODEL's metrics as it runs, per environment, revision and side of a ramp.",
+    ),
     "history": _Lazy(
         "vllm_rollout.cli.history",
         "history_command",

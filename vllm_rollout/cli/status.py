@@ -1,6 +1,7 @@
 """`vllm-rollout status`."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import Annotated
 
 import typer
@@ -10,8 +11,10 @@ from rich.table import Table
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import show_table
+from vllm_rollout.cli.top import FigureView, show_figures
 from vllm_rollout.model.units import format_about, format_duration, format_value
 from vllm_rollout.next_command import next_command
+from vllm_rollout.report.live_figures import ModelFigures, figures_json
 from vllm_rollout.rollout.model_status import (
     CanaryStatus,
     EnvironmentStatus,
@@ -29,6 +32,9 @@ def status_command(
         str | None, typer.Argument(metavar="[MODEL]", help="default: every model known here")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="show the metrics of what runs as well")
+    ] = False,
     *,
     choice: options.Choice,
 ) -> None:
@@ -41,16 +47,26 @@ def status_command(
         model_status(platform, settings.policy.for_model(name), name, datetime.now(UTC))
         for name in ([model] if model is not None else models_known(platform))
     ]
+    models = [status.model for status in found]
+    figures: list[ModelFigures] = []
+    if metrics:
+        with FigureView(settings, models) as view:
+            figures = view.read()
     if as_json:
-        options.say_json(TypeAdapter(list[ModelStatus]).dump_python(found, mode="json"))
+        data = TypeAdapter(list[ModelStatus]).dump_python(found, mode="json")
+        for each, figure in zip(data, figures, strict=False):
+            each["metrics"] = figures_json(figure)
+        options.say_json(data)
         return
     if not found:
         options.say(
             "no rollout is known here: name a model, "
             + next_command("vllm-rollout", "status", "MODEL")
         )
-    for status in found:
+    for status, figure in zip_longest(found, figures):
         _show(status)
+        if figure is not None:
+            show_figures(figure)
 
 
 def _show(status: ModelStatus) -> None:

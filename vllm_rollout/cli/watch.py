@@ -1,9 +1,6 @@
 """`vllm-rollout watch`."""
 
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +51,7 @@ def watch_command(
     except UnitError as error:
         raise UsageError(f"--for {for_}: {error}", remedy="Write 24h, or forever.") from error
     stop = threading.Event()
-    with LiveReporter(options.console) as reporter, _ended_by_signals(stop):
+    with LiveReporter(options.console) as reporter, options.ended_by_signals(stop):
         watch = Monitor(
             new_tools=lambda clock: new_run_tools(
                 settings,
@@ -71,17 +68,3 @@ def watch_command(
         )
         code = watch.run(duration)
     raise typer.Exit(int(code))
-
-
-@contextmanager
-def _ended_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop` instead of ending the process."""
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

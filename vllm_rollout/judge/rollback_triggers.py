@@ -1,4 +1,4 @@
-"""The policy's rollback triggers over observations: probes, platform, Prometheus.
+"""The policy's rollback triggers over observations: probes, platform, Prometheus, resources.
 
 Each source has triggers of its own, and any of them that fires is a reason to roll back. A silent
 source is no data, and not health.
@@ -6,10 +6,11 @@ source is no data, and not health.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vllm_rollout.judge.resources import ResourceTriggers
 from vllm_rollout.judge.trigger import Trigger
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.observation import Observation, ProbeSample
@@ -35,7 +36,8 @@ class Found:
 
     `fired` is why to roll back, or empty. `pending` names triggers whose condition holds, and has
     not held for long enough yet. `blind` names triggers that had no data from probes or platform,
-    `unseen` those that had none from Prometheus; `nothing` is whether these are all there are.
+    and those on resources that had none, `unseen` those that had none from Prometheus; `nothing` is
+    whether these are all there are. `unknown` is why resources had no data.
     """
 
     fired: str = ""
@@ -43,6 +45,7 @@ class Found:
     blind: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     nothing: bool = False
+    unknown: str = ""
 
 
 class Triggers:
@@ -97,19 +100,39 @@ class Triggers:
             }
 
         kinds = (*self._triggers, *self._by_prometheus)
-        self._watched = len([kind for kind in kinds if kind is not _Kind.SPIKE])
+        self._resources = ResourceTriggers(rules.resources, max_gap_seconds=gap)
+        watched = [kind for kind in kinds if kind is not _Kind.SPIKE]
+        self._watched = len(watched) + len(self._resources)
 
     def step(self, at: float, observation: Observation) -> Found:
         """Feed what was seen at `at` seconds."""
         probed = self._feed(self._triggers, at, self._probed(at, observation))
         counted = self._counted(observation.live)
         live = self._feed(self._by_prometheus, at, counted, " by Prometheus")
+        used = self._used(at, observation)
+        blind = (*probed.blind, *used.blind)
         return Found(
-            fired=probed.fired or live.fired,
-            pending=(*probed.pending, *live.pending),
-            blind=probed.blind,
+            fired=probed.fired or live.fired or used.fired,
+            pending=(*probed.pending, *live.pending, *used.pending),
+            blind=blind,
             unseen=live.blind,
-            nothing=len(probed.blind) + len(live.blind) == self._watched,
+            nothing=len(blind) + len(live.blind) == self._watched,
+            unknown=used.unknown,
+        )
+
+    def _used(self, at: float, observation: Observation) -> Found:
+        """Return the state of the triggers on resources."""
+        found = [*self._resources.step(at, observation.figures)]
+        named = [(f"{each.name}: {each.state.reason}", each) for each in found]
+        return Found(
+            fired=next((text for text, each in named if each.state.fired), ""),
+            pending=tuple(
+                text
+                for text, each in named
+                if each.state.observable and each.state.since is not None
+            ),
+            blind=tuple(each.name for each in found if not each.state.observable),
+            unknown=_reasons({each.name: each.why for each in found if each.why}),
         )
 
     def _feed(
@@ -188,6 +211,14 @@ class Triggers:
         if not latencies:
             return None
         return percentile_of(sorted(latencies), self._rules.latency.percentile)
+
+
+def _reasons(by_name: Mapping[str, str]) -> str:
+    """The reasons; each with its name, unless they are one."""
+    whys = dict.fromkeys(by_name.values())
+    if len(whys) == 1:
+        return next(iter(whys))
+    return "; ".join(f"{name}: {why}" for name, why in by_name.items())
 
 
 def _share_crashing(replicas: Sequence[Replica] | None, restarts: int) -> float | None:

@@ -1,10 +1,12 @@
 """Observations of a deployment: probes, replicas, and what Prometheus counted."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import UnreachableError
+from vllm_rollout.model.live_figures import Figure, FigureName
 from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.text import NOTHING, Printable, shown
 
@@ -99,13 +101,24 @@ class ProbeSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FiguresRead:
+    """Figures of one side of a deployment, read `at` that time; `problem` is why there are none."""
+
+    at: datetime
+    figures: Mapping[FigureName, Figure] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """Observation of a deployment by the watch at one moment.
 
     `replicas` is None when the platform did not report it; probes with path errors show nothing.
     `live` is what Prometheus reports, None where it has reported nothing new or nobody asks it.
+    `figures` are the readings since the observation before, where triggers on resources are on.
     """
 
     probes: ProbeSample
     replicas: Sequence[Replica] | None
     live: LiveCounts | None = None
+    figures: Sequence[FiguresRead] = ()

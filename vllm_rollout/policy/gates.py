@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
+from vllm_rollout.model.live_figures import FigureName
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.policy.conditions import Preflight, SignOff, Soak
 from vllm_rollout.policy.fields import (
@@ -157,6 +158,20 @@ class Smoke(Block):
         return self.timeout.total_seconds()
 
 
+class ResourceUse(Block):
+    """Each reading of the used share of a resource is below the limit."""
+
+    limit: Limit
+    """What each reading must stay below."""
+
+
+class Queue(Block):
+    """At each reading fewer requests than the limit wait in the servers."""
+
+    limit: Count
+    """What each reading must stay below, of all servers together."""
+
+
 class Gates(Block):
     """The gates of an environment. One that is off, or named nowhere, is not run (None)."""
 
@@ -182,6 +197,22 @@ class Gates(Block):
     """A completion through the router."""
     live_metrics: Annotated[LiveMetrics | None, MayBeOff()] = None
     """Metrics within SLO, by Prometheus."""
+    gpu_memory: Annotated[ResourceUse | None, MayBeOff()] = None
+    """GPU memory in use, of all GPUs together."""
+    kv_cache: Annotated[ResourceUse | None, MayBeOff()] = None
+    """KV cache in use."""
+    queue: Annotated[Queue | None, MayBeOff()] = None
+    """Requests that wait in the servers."""
+
+    @property
+    def resources(self) -> "dict[FigureName, ResourceUse | Queue]":
+        """The gates on resources that are on."""
+        every = {
+            FigureName.GPU_MEMORY: self.gpu_memory,
+            FigureName.KV_CACHE: self.kv_cache,
+            FigureName.QUEUE: self.queue,
+        }
+        return {name: gate for name, gate in every.items() if gate is not None}
 
     @property
     def enabled(self) -> tuple[str, ...]:

@@ -5,12 +5,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from vllm_rollout.model.live_figures import FigureName
 from vllm_rollout.model.units import format_duration
 from vllm_rollout.policy.fields import (
     Block,
     Count,
+    CountOrZero,
     Duration,
     Limit,
+    MayBeOff,
     Percentile,
     Span,
     broken_rule,
@@ -200,6 +203,40 @@ class HealthTrigger(Block):
     """It fires at more failures in a row than this."""
 
 
+def _below_all(share: float) -> float:
+    if share >= 1:
+        raise broken_rule("no share is above 100%: give a lower limit")
+    return share
+
+
+class ResourceTrigger(Block):
+    """Fires when the used share of a resource stays above a limit."""
+
+    above: Annotated[Limit, AfterValidator(_below_all)]
+    """The share."""
+    for_: Span = Field(alias="for")
+    """How long."""
+
+    @property
+    def for_seconds(self) -> float:
+        """`for` in seconds."""
+        return self.for_.total_seconds()
+
+
+class QueueTrigger(Block):
+    """Fires when more requests than a limit keep waiting in the servers."""
+
+    above: CountOrZero
+    """The limit, of all servers together."""
+    for_: Span = Field(alias="for")
+    """How long."""
+
+    @property
+    def for_seconds(self) -> float:
+        """`for` in seconds."""
+        return self.for_.total_seconds()
+
+
 class Triggers(Block):
     """Rollback triggers: each leads to immediate rollback."""
 
@@ -213,10 +250,26 @@ class Triggers(Block):
     """Pod crash loop."""
     health: HealthTrigger
     """Health check failures."""
+    gpu_memory: Annotated[ResourceTrigger | None, MayBeOff()]
+    """GPU memory in use, of all GPUs together."""
+    kv_cache: Annotated[ResourceTrigger | None, MayBeOff()]
+    """KV cache in use."""
+    queue: Annotated[QueueTrigger | None, MayBeOff()]
+    """Requests that wait in the servers."""
     window: Span
     """Time whose observations make up one rate or percentile."""
     max_gap: Span
     """Longer without data, and the watch says that it cannot observe."""
+
+    @property
+    def resources(self) -> dict[FigureName, ResourceTrigger | QueueTrigger]:
+        """The triggers on resources that are on."""
+        every = {
+            FigureName.GPU_MEMORY: self.gpu_memory,
+            FigureName.KV_CACHE: self.kv_cache,
+            FigureName.QUEUE: self.queue,
+        }
+        return {name: rule for name, rule in every.items() if rule is not None}
 
     @property
     def window_seconds(self) -> float:

@@ -11,10 +11,11 @@
 `known_capacity`  what a capacity search found for the build under test
 `judged_load` one load run, shared by every gate of the deployment that asks for it: `.verdict(…)`
 `load`        its result, every request of it, if it ran to its end
+`readings`    GPU memory, KV cache and other figures as they were read while the load ran
 `verdict`     call it with a `Verdict` to end the gate
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from vllm_rollout.judge import Outcome, Verdict, check
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_result import LoadResult
+from vllm_rollout.model.observation import FiguresRead
 from vllm_rollout.model.preflight_facts import Preflight
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
+from vllm_rollout.observe.figure_readings import FigureReader, Readings, readings_for_a_while
 from vllm_rollout.policy import Gates, Latency, Policy
 from vllm_rollout.pytest_plugin.gate_options import option
 from vllm_rollout.pytest_plugin.gate_selection import deployment_of, is_bundled, uses
@@ -48,6 +51,8 @@ LOADS = pytest.StashKey[dict[Deployment, JudgedLoad]]()
 RECORDER = pytest.StashKey[VerdictRecorder]()
 OUTCOMES = pytest.StashKey[dict[Deployment, dict[str, Outcome]]]()
 """Of the gates that judge no load."""
+READINGS = pytest.StashKey[dict[Deployment, Sequence[FiguresRead]]]()
+"""Figures that were read while a load ran."""
 NO_TOKEN = pytest.StashKey[dict[Deployment, str]]()
 """Title of the gate that showed of a deployment that nobody gets a token from it."""
 
@@ -189,7 +194,7 @@ def _load_run(
             raise GateInconclusiveError(why, pytrace=False)
         items = [item for item in request.session.items if deployment_of(item) == deployment]
         progress = Progress(request.config, deployment, policy.confidence)
-        with progress:
+        with progress, _figures_meanwhile(settings, policy, deployment) as readings:
             loads[deployment] = run_judged_load(
                 settings,
                 policy,
@@ -198,6 +203,8 @@ def _load_run(
                 others=sum(not is_bundled(item.path) for item in items),
                 wholes=any(uses(item, "load") for item in items),
             )
+            patience = policy.watch.probe_timeout_seconds
+            request.config.stash[READINGS][deployment] = readings.new(patience)
         if loads[deployment].stopped:
             progress.notice(f"stopped early: {loads[deployment].stopped}")
     return loads[deployment]
@@ -259,6 +266,27 @@ def load(request: pytest.FixtureRequest, judged_load: JudgedLoad) -> LoadResult:
     return judged_load.result
 
 
+def _figures_meanwhile(settings: Settings, policy: Policy, deployment: Deployment) -> Readings:
+    """Read figures during a load, where a gate on resources is on."""
+    reader = None
+    if settings.platform and policy.environments[deployment.environment].gates.resources:
+        reader = FigureReader(policy, settings.platform, deployment)
+    return Readings(reader, every=policy.watch.interval_seconds)
+
+
+@pytest.fixture(scope="session")
+def readings(
+    request: pytest.FixtureRequest, cluster: Cluster, policy: Policy, deployment: Deployment
+) -> Sequence[FiguresRead]:
+    """Figures of the deployment, or of its canary while there is one: those that were read while
+    this session's load ran, without a load as long those of `triggers.window` from now.
+    """
+    found = request.config.stash[READINGS].get(deployment, ())
+    if len(found) > 1:
+        return found
+    return readings_for_a_while(cluster.platform, policy, deployment)
+
+
 def _end_with(request: pytest.FixtureRequest, verdict: Verdict) -> None:
     """End the gate with a verdict that is no pass, whether or not it takes the recorder."""
     request.node.stash.setdefault(RECORDER, VerdictRecorder())(verdict)
@@ -266,6 +294,6 @@ def _end_with(request: pytest.FixtureRequest, verdict: Verdict) -> None:
 
 FIXTURES: tuple[Any, ...] = (
     settings, deployment, policy, slo, client, servers, cluster, metrics, preflight, known_capacity,
-    verdict, _load_run, judged_load, finished_load, own_latency, load,
+    verdict, _load_run, judged_load, finished_load, own_latency, load, readings,
 )  # fmt: skip
 """All of them: the suite's own gates use these, whatever a conftest calls the same."""

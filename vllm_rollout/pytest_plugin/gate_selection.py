@@ -25,7 +25,7 @@ PREFLIGHT = "preflight"
 SOAK = "soak"
 ON_DEMAND = (PREFLIGHT, SOAK)
 """Gates that are run only where they are asked for by name."""
-_ASK_THE_PLATFORM = ("pods", PREFLIGHT, SOAK)
+_ASK_THE_PLATFORM = ("pods", "gpu_memory", "kv_cache", "queue", PREFLIGHT, SOAK)
 
 
 def expected_gates(policy: Policy, environment: str, *, of_release: bool) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from vllm_rollout.pytest_plugin.fixtures import (
     LOADS,
     NO_TOKEN,
     OUTCOMES,
+    READINGS,
     RECORDER,
     SETTINGS,
     no_load_because,
@@ -91,6 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _configure(config: pytest.Config) -> None:
     config.stash[LOADS] = {}
+    config.stash[READINGS] = {}
     config.stash[OUTCOMES] = {}
     config.stash[NO_TOKEN] = {}
     config.stash[RECORDS] = []

@@ -1,20 +1,22 @@
 """Probes and watches deployments, through their public URL or directly at their pods."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.judge.live_slo import undecided_limits
+from vllm_rollout.judge.rollback_triggers import Found
 from vllm_rollout.judge.sample_outputs import doubts_of
-from vllm_rollout.model.deployment import Deployment, Replica, Revision
+from vllm_rollout.model.deployment import Deployment, Revision
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.observation import Observation
+from vllm_rollout.observe.bounded_question import BoundedQuestion
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.observe.deployment_metrics import ANSWERS, DeploymentMetrics
+from vllm_rollout.observe.figure_readings import FigureReader, Readings
 from vllm_rollout.observe.probe import not_of_the_build, probe
 from vllm_rollout.observe.prometheus_window import live_metrics
 from vllm_rollout.platform.base import PathErrors
@@ -182,15 +184,19 @@ class DeploymentObserver:
             if on_observation:
                 on_observation(observation)
 
+        patience, reader = self.run.policy.watch.probe_timeout_seconds, None
+        if self.run.policy.triggers.resources:
+            reader = FigureReader(self.run.policy, self._platform, deployment, now=self.log.now)
         with (
             nullcontext(observe) if observe else self.at(deployment) as see,
             live_metrics(self.run.policy, deployment) as live,
+            Readings(reader, every=self.run.policy.watch.interval_seconds) as readings,
         ):
 
             def look() -> Observation:
                 seen = see()
                 live.seen(seen)
-                return replace(seen, live=live.newest())
+                return replace(seen, live=live.newest(), figures=readings.new(patience))
 
             watcher = Watcher(
                 policy=self.run.policy,
@@ -199,7 +205,7 @@ class DeploymentObserver:
                 live=live.since_the_first,
                 interrupted=interrupted,
                 on_found=lambda found, gap: self.blindness.see(
-                    deployment, found, why=self._path_errors(deployment, before), gap=gap
+                    deployment, found, why=self._why_blind(deployment, before, found), gap=gap
                 ),
                 on_pending=lambda conditions: self.log.log_step(
                     f"{deployment} is watched on, until this fires or is over",
@@ -235,35 +241,9 @@ class DeploymentObserver:
     def _client_at(self, url: str, deployment: Deployment) -> InferenceClient:
         return self.settings.client(url, deployment)
 
-    def _path_errors(self, deployment: Deployment, before: PathErrors) -> str:
+    def _why_blind(self, deployment: Deployment, before: PathErrors, found: Found) -> str:
         path_error = self._platform.path_errors(deployment).since(before)
-        return f"; {path_error}" if path_error else ""
+        return "".join(f"; {why}" for why in (path_error, found.unknown) if why)
 
     def _no_sample(self, error: RolloutError) -> None:
         self.log.reporter.progress(f"no sample for the soak: {error}")
-
-
-class BoundedQuestion:
-    """A question to the platform in a thread of its own, one at a time.
-
-    A platform that hangs is a gap, and not the end of the watch: the trigger says when it is too
-    long.
-    """
-
-    def __init__(self, ask: Callable[[], Sequence[Replica]]) -> None:
-        self._ask = ask
-        self._answer: Sequence[Replica] | None = None
-        self._asking: threading.Thread | None = None
-
-    def get(self, seconds: float) -> Sequence[Replica] | None:
-        """The answer, None where there is none within `seconds`."""
-        if self._asking is None or not self._asking.is_alive():
-            self._answer = None
-            self._asking = threading.Thread(target=self._run, name="replicas", daemon=True)
-            self._asking.start()
-        self._asking.join(seconds)
-        return None if self._asking.is_alive() else self._answer
-
-    def _run(self) -> None:
-        with suppress(Exception):  # whatever the platform's answer was, nothing is known
-            self._answer = self._ask()

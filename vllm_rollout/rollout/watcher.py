@@ -22,9 +22,9 @@ class WatchEnd:
     `fired` is the reason for rollback, or empty. `unobservable` names triggers that had no data at
     the end, and the SLO after promotion where no probe was seen in its time: nothing is known of
     them. `refused` is why the last probes showed nothing of the build, where they were refused for
-    the key or sent elsewhere. `unseen` names those that had none from Prometheus, and why; the
-    probes had theirs. `verdicts` are the SLO's by name, where the watch was long enough.
-    `interrupted` is set where the caller ended it before its time.
+    the key or sent elsewhere, and why resources had no data. `unseen` names those that had none
+    from Prometheus, and why; the probes had theirs. `verdicts` are the SLO's by name, where the
+    watch was long enough. `interrupted` is set where the caller ended it before its time.
     """
 
     fired: str = ""
@@ -112,7 +112,9 @@ class Watcher:
                 return WatchEnd(
                     fired=fired,
                     unobservable=(*found.blind, *unjudged),
-                    refused=observation.probes.refused_because,
+                    refused="; ".join(
+                        filter(None, [observation.probes.refused_because, found.unknown])
+                    ),
                     unseen=self._gap(found) if duration != timedelta() else "",
                     verdicts=verdicts,
                     observed_seconds=elapsed,
