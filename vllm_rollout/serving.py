@@ -20,6 +20,7 @@ from vllm_rollout.judge.no_answer import (
     other_api,
     other_model,
     page_reason,
+    plain_to_tls,
     remedy_for,
 )
 from vllm_rollout.judge.replicas import cached_verdict, each_answers, replicas_verdict
@@ -48,6 +49,7 @@ Ask = Callable[[InferenceClient], Verdict]
 _MOST_AT_ONCE = 32
 _ASKED_BESIDE_SECONDS = 5.0
 """For each question that is asked to explain why another got no answer."""
+_HANDSHAKE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Servers:
 def no_word_on_the_build(client: InferenceClient, status: int, error: str) -> Verdict | None:
     """Return the verdict on an answer about the key or the address; None for any other."""
     found = not_of_the_build(client, status, error)
+    if not status and client.speaks_tls(timeout_seconds=_HANDSHAKE_SECONDS):
+        found = plain_to_tls(client.base_url)
     if found is None:
         return None
     reason, remedy = found
@@ -231,11 +235,12 @@ def health_verdict(client: InferenceClient, health: HealthAnswer, see_logs: str)
         return _page(client.health_url, health.error)
     if health.status == 200 and health.cached:
         return cached_verdict(health.cached)
-    if not health.status:
+    refused = no_word_on_the_build(client, health.status, health.error)
+    if not health.status and refused is None:
         remedy = remedy_for(outcome=health.outcome, status=0, error=health.error)
         reason = f"{client.health_url}: {health.error}"
         return NoToken(outcome=Outcome.FAIL, reason=reason, remedy=remedy, n=1)
-    return no_word_on_the_build(client, health.status, health.error) or check(
+    return refused or check(
         health.status == 200,
         f"/health answered {health.status}",
         remedy="If the server's health check has another path, set `health_path` in the policy."
@@ -286,6 +291,8 @@ def models_verdict(client: InferenceClient, model: str, listed: ServedModels) ->
         return refused
     if listed.error:
         outcome = RequestOutcome.HTTP_ERROR if listed.status >= 400 else RequestOutcome.MALFORMED
+        if not listed.status:
+            outcome = RequestOutcome.CONNECTION
         if is_page(outcome, listed.error):
             return _page(f"{client.base_url}/v1/models", listed.error)
         remedy = remedy_for(outcome=outcome, status=listed.status, error=listed.error)
