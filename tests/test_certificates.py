@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ import httpx
 import pytest
 import trustme
 from cryptography import x509
-from support.every_client import CLIENTS, outcome
+from support.every_client import CLIENTS
 from support.hostile import hostile, sends
 from support.stub_server import Stub, serving
 from support.world import STAGING
@@ -128,15 +128,15 @@ def test_every_client_trusts_the_authority_that_is_named(
     made: dict[str, ssl.SSLContext] = {}
     client = httpx.AsyncClient
 
-    def make(**options: Any) -> httpx.AsyncClient:
+    def make(name: str, **options: Any) -> httpx.AsyncClient:
         made[name] = options["verify"]
         return client(**options)
 
-    monkeypatch.setattr(httpx, "AsyncClient", make)
     NAMED[named](monkeypatch, company)
-    for name in ASKED:
+    for name, ask in ASKED.items():
+        monkeypatch.setattr(httpx, "AsyncClient", partial(make, name))
         with suppress(RolloutError, NotDeliveredError):
-            ASKED[name]("https://127.0.0.1:9", 5.0, tmp_path)
+            ask("https://127.0.0.1:9", 5.0, tmp_path)
     # The load has a process of its own.
     if named == "ca_file":
         monkeypatch.setenv(LOAD_CA_FILE, company.file)
