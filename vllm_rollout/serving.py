@@ -30,6 +30,7 @@ from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.model.observation import NAME_THE_ADDRESS, ServedModels
+from vllm_rollout.model.units import counted
 from vllm_rollout.model.verdict import NoToken, NoWord
 from vllm_rollout.next_command import release_command
 from vllm_rollout.observe.client import Health as HealthAnswer
@@ -318,7 +319,7 @@ def _sample_verdict(client: InferenceClient, model: str, result: Answered) -> Ve
     judged = answer_verdict(result.answer.text, completion_tokens=tokens)
     if not judged.passed:
         return judged
-    return check(True, f"{tokens} tokens in {result.seconds:.3g} s")
+    return check(True, f"{counted(tokens, 'token')} in {result.seconds:.3g} s")
 
 
 def _replicas(
@@ -354,5 +355,6 @@ def _further(servers: Servers, ask: Ask) -> Iterator[Verdict]:
         answers = list(pool.map(lambda _: ask(servers.address), range(more)))
     yield each_answers(
         {f"request {n}": v for n, v in enumerate(answers, 2)},
-        noun="further requests, each by a connection of its own,",
+        noun="further request",
+        how=", each by a connection of its own,",
     )

@@ -83,7 +83,7 @@ def test_a_watch_that_sees_nothing_says_so() -> None:
         ProbeSample(total=2, failures=0, latencies_seconds=(0.1, 0.3), healthy=True), [ready]
     )
     assert observation_line(0, watching, well) == (
-        "0s of 10m: 2 of 2 probes answered, healthy, slowest 0.3 s, 1 of 1 replicas ready"
+        "0s of 10m: 2 of 2 probes answered, healthy, slowest 0.3 s, 1 of 1 replica ready"
     )
     blind = replace(well, live=nothing_known("it is down"))
     assert observation_line(0, watching, blind).endswith(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from vllm_rollout.model.load_result import GeneratorFigures
-from vllm_rollout.model.units import format_rate, format_share
+from vllm_rollout.model.units import format_rate, format_share, of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 # A process is planned to be this busy: arrivals come in bursts, and so do answers.
@@ -38,7 +38,7 @@ def generator_verdict(
         f"its busiest process used {used} of a core (`load.max_cpu`: {format_share(max_cpu)})": (
             cpu is not None and cpu <= max_cpu
         ),
-        f"{figures.dropped:,} of {figures.total:,} requests were not sent": not figures.dropped,
+        f"{of_total(figures.dropped, figures.total, 'request')} not sent": not figures.dropped,
         "no request was due": figures.total > 0,
     }
     broken = [text for text, holds in asked.items() if not holds]

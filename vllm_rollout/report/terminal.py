@@ -14,7 +14,7 @@ from vllm_rollout.model.evidence import GateResult, GateRun
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.text import one_line
-from vllm_rollout.model.units import counted, format_about, format_duration, format_value
+from vllm_rollout.model.units import counted, format_about, format_duration, format_value, of_total
 from vllm_rollout.model.verdict import Outcome, worst
 from vllm_rollout.report.formatting import short_title, verdict_text
 from vllm_rollout.report.rows import change_unsaid, findings
@@ -228,7 +228,7 @@ def observation_line(
     if probes.refused_because and not probes.total:
         return f"{when}: not seen: {one_line(probes.refused_because)}"
     parts = [
-        f"{probes.total - probes.failures} of {probes.total} probes answered",
+        f"{of_total(probes.total - probes.failures, probes.total, 'probe')} answered",
         "healthy" if probes.healthy else "health check failed",
     ]
     if probes.latencies_seconds:
@@ -237,7 +237,7 @@ def observation_line(
         parts.append("replicas unknown")
     else:
         ready = sum(replica.ready for replica in observation.replicas)
-        parts.append(f"{ready} of {len(observation.replicas)} replicas ready")
+        parts.append(f"{of_total(ready, len(observation.replicas), 'replica')} ready")
     if observation.live is not None:
         parts.append(f"Prometheus: {_live_text(observation.live)}")
     parts += [one_line(doubt) for doubt in doubts_of(probes).values()]
@@ -250,7 +250,7 @@ def _live_text(live: LiveCounts) -> str:
     if live.unknown:
         return f"not known ({one_line(live.unknown)})"
     return " and ".join(
-        f"{each.failures:,} of {each.total:,} requests failed ({each.source})"
+        f"{of_total(each.failures, each.total, 'request')} failed ({each.source})"
         for each in live.rates.sources
     )
 
