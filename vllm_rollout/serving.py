@@ -194,7 +194,7 @@ def unanswered(
 
 def not_asked(title: str) -> Verdict:
     """The verdict of a gate that needs tokens, where the gate called `title` got none."""
-    reason = f"not asked, since no token came: {title}"
+    reason = f"not asked: “{title}” got no token"
     return NoWord(outcome=Outcome.INCONCLUSIVE, reason=reason, n=0)
 
 

@@ -323,7 +323,7 @@ def test_a_hung_engine_behind_a_healthy_front_fails_and_gets_no_load(tmp_path: P
     found = outcomes(evidence_in(tmp_path))
     assert found["health"] is Outcome.FAIL
     assert {found[gate] for gate in ("inference", "latency")} == {Outcome.INCONCLUSIVE}
-    assert "not asked, since no token came: Health endpoint returns 200" in run.stdout
+    assert "not asked: “Health endpoint returns 200” got no token" in run.stdout
     hung = sample("how-to/simulator.md", "Which dial for which test")
     assert not_printed(hung, run.stdout) == []
 

@@ -139,7 +139,7 @@ def show_end(evidence: Evidence, tools: RunTools, *, verbose: bool = False) -> N
 
 
 def _next(evidence: Evidence, tools: RunTools) -> str:
-    """What to do after the run; empty where its conclusion says so."""
+    """Return what to do after the run; empty where its conclusion says so."""
     run = tools.run
     if evidence.exit_code == ExitCode.OK:
         following = environment_after(run.policy, run.target.environment)

@@ -107,7 +107,7 @@ def rate_verdict_between(
     if most.outcome is not Outcome.FAIL or least.outcome is Outcome.FAIL:
         return least if least.outcome is Outcome.FAIL else most
     return least.inconclusive_because(
-        f"between {failures:,} and {failures_at_most:,} of {total:,} requests failed "
+        f"between {failures:,} and {of_total(failures_at_most, total, 'request')} failed "
         f"(limit: below {format_share(float(limit))})",
         "These counters are too coarse for the limit: measure failures by a load of your own.",
     )

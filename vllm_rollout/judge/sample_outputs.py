@@ -100,10 +100,10 @@ def output_verdict(sample: Sample, text: str, *, completion_tokens: int) -> Verd
     if not (wrong or judged.passed):
         return judged.inconclusive_because(f"{sample.prompt!r}: {judged.reason}", judged.remedy)
     ruled = any((sample.contains, sample.matches, sample.is_json))
-    kept = "keeps the policy's rules" if ruled else "was answered; QA reads the answer"
+    kept = "keeps the policy's rules" if ruled else "answered, for QA to read"
     return check(
         not wrong,
-        f"{sample.prompt!r} {'; '.join(wrong) or kept}",
+        f"{sample.prompt!r}: {'; '.join(wrong) or kept}",
         remedy="Compare the answer with the model's that serves now; the prompt and its rules are "
         "`gates.outputs.samples`.",
     )

@@ -25,6 +25,7 @@ from vllm_rollout.model.evidence import (
     new_run_id,
     write_evidence,
 )
+from vllm_rollout.model.units import of_total
 from vllm_rollout.next_command import promote_command
 from vllm_rollout.pytest_plugin import EXIT_CODE
 from vllm_rollout.pytest_plugin.ci import tell_ci_of
@@ -283,9 +284,8 @@ def _in_words(evidence: Evidence, part: Outcome) -> str:
         return f"{evidence.outcome.upper()}: {found}"
     gates = sum(len({*run.expected, *(gate.gate for gate in run.gates)}) for run in evidence.runs)
     ran = gates - sum(len(run.missing) for run in evidence.runs)
-    return (
-        f"PASS of the part that was run ({ran} of {gates} gates); nothing may be promoted on this"
-    )
+    part_of = of_total(ran, gates, "gate")
+    return f"PASS of the part that was run ({part_of}); nothing may be promoted on this"
 
 
 def _lines_of(run: GateRun, *, verbose: bool) -> list[str]:

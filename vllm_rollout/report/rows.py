@@ -106,7 +106,7 @@ def findings(result: GateResult) -> tuple[Verdict, ...]:
 
 
 def remedy_of(evidence: Evidence) -> str:
-    """What to do about the worst that the gates found; empty where nothing is known to help."""
+    """Return what to do about the worst that the gates found; empty where nothing is known."""
     found = [v for run in evidence.runs for gate in run.gates for v in findings(gate)]
     for outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
         for verdict in found:
@@ -116,7 +116,7 @@ def remedy_of(evidence: Evidence) -> str:
 
 
 def change_unsaid(run: GateRun) -> str:
-    """What changed under the gates; empty if a gate has named it: what could not be read."""
+    """Return what changed under the gates; empty if a gate has named it: what could not be read."""
     said = run.unread and any(run.changed == gate.error for gate in run.gates)
     return "" if said else run.changed
 

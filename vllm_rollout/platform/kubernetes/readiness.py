@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.text import shown
-from vllm_rollout.model.units import of_total
+from vllm_rollout.model.units import counted, of_total
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.live_edits import object_path
 from vllm_rollout.platform.kubernetes.pod_reader import list_namespace, list_pods
@@ -52,7 +52,7 @@ class Readiness:
 
     def __str__(self) -> str:
         more = len(self.pods) - _NAMED
-        rest = [f"and {more} more pods"] if more > 0 else []
+        rest = [f"and {counted(more, 'more pod')}"] if more > 0 else []
         return "; ".join([self.count, *self.missing, *self.pods[:_NAMED], *rest])
 
 
