@@ -12,7 +12,10 @@ from vllm_rollout.model.units import counted, of_total
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden"
-MAY_BE_ONE = "answer|gate|GPU|line|pod|probe|prompt|replica|restart|server|token|verdict|worker"
+MAY_BE_ONE = (
+    "answer|core|decision|field|gap|gate|GPU|line|pod|probe|prompt|replica|restart|revision|server"
+    "|slice|token|verdict|worker"
+)
 BY_HAND = re.compile(
     rf" (?:more |ready )?(?:{MAY_BE_ONE})s\b(?! (?:to 1|mount|where|is not a|cannot))"
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.ci import tell_ci_of_end
-from vllm_rollout.cli.console import LiveReporter
+from vllm_rollout.cli.console import LiveReporter, show_table
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
@@ -93,7 +93,7 @@ def show_end(evidence: Evidence, tools: RunTools, *, verbose: bool = False) -> N
     rollout is over: a report that cannot be written is named, and changes no exit code.
     """
     for gate_run in evidence.runs if verbose else ():
-        options.console.print(gates_table(gate_run))
+        show_table(options.console, gates_table(gate_run))
     run, releases = tools.run, tools.releases
     target = run.target
     try:

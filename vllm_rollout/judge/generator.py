@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from vllm_rollout.model.load_result import GeneratorFigures
-from vllm_rollout.model.units import format_rate, format_share, of_total
+from vllm_rollout.model.units import counted, format_rate, format_share, of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 # A process is planned to be this busy: arrivals come in bursts, and so do answers.
@@ -98,8 +98,8 @@ def _remedy(figures: GeneratorFigures, cores: int | None) -> str:
     text = f"Set `load.workers` to {needed}: {costs}."
     if cores is not None and needed > cores:
         text += (
-            f" The generator's machine has {cores} cores: use one that has more than {needed}, or "
-            "ask for a lower rate; or make the load in the cluster (`--load-in-cluster`)."
+            f" The generator's machine has {counted(cores, 'core')}: use one that has more than "
+            f"{needed}, or ask for a lower rate; or make the load in the cluster (`--load-in-cluster`)."
         )
     return text
 

@@ -130,8 +130,8 @@ def gates_table(run: GateRun) -> Table:
     """All gates of a run as a table, those that never ran included."""
     table = Table(title=f"{run.deployment}: {run.outcome.upper()}", title_justify="left")
     table.add_column("Result", no_wrap=True)
-    table.add_column("Gate")
-    table.add_column("What was found")
+    table.add_column("Gate", overflow="fold")
+    table.add_column("What was found", overflow="fold")
     for gate in run.gates:
         for verdict in findings(gate):
             table.add_row(
