@@ -99,7 +99,8 @@ def _remedy(figures: GeneratorFigures, cores: int | None) -> str:
     if cores is not None and needed > cores:
         text += (
             f" The generator's machine has {counted(cores, 'core')}: use one that has more than "
-            f"{needed}, or ask for a lower rate; or make the load in the cluster (`--load-in-cluster`)."
+            f"{needed}, or ask for a lower rate; or make the load in the cluster "
+            "(`--load-in-cluster`)."
         )
     return text
 
