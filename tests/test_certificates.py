@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import httpx
@@ -23,9 +24,10 @@ from support.stub_server import Stub, serving
 from support.world import STAGING
 
 from loadtests import connections
-from vllm_rollout.http_client import trust_also
+from vllm_rollout.http_client import HttpError, trust_also
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import RolloutError, UnreachableError
+from vllm_rollout.report.gitlab_note import TOKEN, post_note
 from vllm_rollout.rollout.ci_token import read_keys
 from vllm_rollout.rollout.delivery import NotDeliveredError
 from vllm_rollout.serving import Servers, health_and_a_token
@@ -99,20 +101,18 @@ def _keys(_url: str, _seconds: float, _folder: Path) -> object:
     return read_keys("https://127.0.0.1:9/keys")
 
 
-ASKED = {**CLIENTS, "keys of CI tokens": _keys}
-MADE_IN = {
-    "observe/client.py": "health",
-    "observe/prometheus.py": "Prometheus",
-    "observe/image_registry.py": "registry",
-    "observe/hugging_face.py": "Hugging Face",
-    "observe/calendar.py": "calendar",
-    "rollout/promotion_blockers.py": "on call",
-    "rollout/delivery.py": "webhook",
-    "rollout/ci_token.py": "keys of CI tokens",
-    "load/remote_generator.py": "",  # of the suite's own pods, by a tunnel
-    "platform/kubernetes/load_generator.py": "",
+def _note(url: str, _seconds: float, _folder: Path) -> object:
+    variables = {TOKEN: "of-a-test", "CI_API_V4_URL": url, "CI_PROJECT_ID": "1"}
+    with patch.dict("os.environ", {**variables, "CI_MERGE_REQUEST_IID": "1"}):
+        return post_note("m", "text")
+
+
+ASKED = {**CLIENTS, "keys of CI tokens": _keys, "merge request": _note}
+MADE_OTHERWISE = {
+    "platform/kubernetes/port_forward.py",  # trusts what the kubeconfig names
+    "platform/local/proxy.py",  # asks replicas of this machine by plain HTTP
+    "simulator/running.py",  # asks itself
 }
-"""Where a client is made, and which of `ASKED` shows whom it trusts."""
 NAMED: dict[str, Callable[[pytest.MonkeyPatch, Company], None]] = {
     "SSL_CERT_FILE": lambda patch, found: patch.setenv("SSL_CERT_FILE", found.file),
     "SSL_CERT_DIR": lambda patch, found: patch.setenv("SSL_CERT_DIR", found.folder),
@@ -135,7 +135,7 @@ def test_every_client_trusts_the_authority_that_is_named(
     NAMED[named](monkeypatch, company)
     for name, ask in ASKED.items():
         monkeypatch.setattr(httpx, "AsyncClient", partial(make, name))
-        with suppress(RolloutError, NotDeliveredError):
+        with suppress(RolloutError, NotDeliveredError, HttpError):
             ask("https://127.0.0.1:9", 5.0, tmp_path)
     # The load has a process of its own.
     if named == "ca_file":
@@ -146,16 +146,17 @@ def test_every_client_trusts_the_authority_that_is_named(
     assert trusting == (set() if named == "nothing" else {*ASKED, "load"})
 
 
-def test_a_new_client_has_its_row_here() -> None:
+def test_every_client_is_made_in_the_one_place() -> None:
+    made = re.compile(
+        r"\b(?:httpx\.(?:Async)?Client|aiohttp\.ClientSession|urlopen|HTTPSConnection"
+        r"|ssl\.(?:create_default_context|SSLContext|_create_\w+))\("
+    )
     package = ROOT / "vllm_rollout"
-    making = {
-        str(file.relative_to(package))
-        for file in package.rglob("*.py")
-        if re.search(r"\bHttpClient\($|\bHttpClient\(\w", file.read_text(), re.MULTILINE)
-        and file.parent.name != "http_client"
-    }
-    assert making == set(MADE_IN)
-    assert set(filter(None, MADE_IN.values())) <= set(ASKED)
+    files = [*package.rglob("*.py"), *(ROOT / "loadtests").rglob("*.py")]
+    found = {file for file in files if made.search(file.read_text(encoding="utf-8"))}
+    own = {file for file in found if file.parent.name == "http_client"}
+    rest = {str(file.relative_to(package)) for file in found - own}
+    assert rest <= MADE_OTHERWISE
 
 
 # ------------------------------------------ what is said of a server that cannot be asked

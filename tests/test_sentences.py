@@ -22,7 +22,7 @@ BY_HAND = re.compile(
 """A plural after a number; but for sentences about several, or about an impossible number."""
 BADLY_READ = re.compile(
     r"\b(?:None|nan|NaN|inf)\b|(?<!of )\b1 [a-z]{3,}s (?:are|were|ready|failed|answered)\b"
-    r"|unknown of |\bunknown\b[^.;]*\bunknown\b|(?<!:\d)\d\.\d{6,}"
+    r"|unknown of |\bunknown\b[^.;]*\bunknown\b|\d\.\d{8,}|\d\.\d{4,}m?s\b"
     r"|(\b\w+ \w+ \w+ \w+\b): \1|\bis held by\b"
 )
 
@@ -72,6 +72,9 @@ def rendered() -> Iterator[tuple[str, str]]:
     for file in GOLDEN.glob("*.json"):
         for text in texts_in(json.loads(file.read_text(encoding="utf-8"))):
             yield file.name, text
+    for file in GOLDEN.glob("*.html"):
+        for text in re.findall(r">([^<>]+)<", file.read_text(encoding="utf-8")):
+            yield file.name, text
     for page in (ROOT / "docs").rglob("*.md"):
         text = page.read_text(encoding="utf-8")
         for block in re.findall(r"^ *```text\n(.*?)```", text, re.DOTALL | re.MULTILINE):
@@ -89,6 +92,7 @@ def test_what_is_rendered_reads_well_aloud() -> None:
         "busiest of 1 at unknown of a core",
         "P50 unknown, lag P99 unknown",
         "9m59.998406s",
+        "3.572184589331075/s",
         "nothing answers at X: nothing answers at X",
     ],
 )
