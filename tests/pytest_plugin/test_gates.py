@@ -50,7 +50,7 @@ def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
         for line in sample("how-to.md", "Gate any OpenAI-compatible URL")
         if line.startswith(("PASS", "development", MODEL))  # the rest is pytest's own
     ]
-    assert len(shown) > 5
+    assert len(shown) == 5
     assert not_printed(shown, run.stdout) == []
     folder = tmp_path / "reports" / MODEL / evidence.run_id
     assert "test_p95_latency[staging-llama-2-7b]" in (folder / "report.html").read_text()
