@@ -4,8 +4,10 @@
 
 Medians of wall time and of CPU time (user and system), the commands in turns. Beside ours: `helm
 version`, and the `kubectl version --client` of the same kind where it is installed; a bare Python
-and pytest without the suite say what is the interpreter's own. A second row of pytest shows what
-the suite adds to a test run that asks for no gate.
+and pytest without any plugin say what is theirs. What each package's pytest plugin adds to a test
+run that asks for no gate, the suite's own among them, is the difference to the run without it:
+pytest loads the plugins of all packages that are installed, and no package may stop another's.
+Run it by the Python of an environment that has the suite alone to see what that brings along.
 """
 
 import argparse
@@ -17,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from importlib.metadata import distributions
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+NO_GATE = "pytest, a test that is no gate"
 GATES = ["--collect-only", "-m", "staging", "--model", "llama-2-7b"]
 
 
@@ -35,8 +40,8 @@ def commands() -> dict[str, list[str]]:
             str(BIN / "vllm-rollout"), "status", "llama-2-7b", "--platform", "local",
         ],
         "pytest --collect-only -m staging": [*PYTEST, *GATES, "--base-url", "http://127.0.0.1:9"],
-        "pytest, a test that is no gate": PYTEST,
-        "the same without the suite": [*PYTEST, "-p", "no:vllm_rollout.pytest_plugin"],
+        NO_GATE: PYTEST,
+        **{f"the same without {package}": run for package, run in without_each_plugin().items()},
         "pytest with no plugin at all": [*PYTEST, "--disable-plugin-autoload"],
     }  # fmt: skip
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-rollout/bin"
@@ -46,6 +51,18 @@ def commands() -> dict[str, list[str]]:
     if kubectl := shutil.which("kubectl"):
         found["kubectl version --client"] = [kubectl, "version", "--client"]
     return found
+
+
+def without_each_plugin() -> dict[str, list[str]]:
+    """The run of a test that is no gate without the pytest plugins of a package, by its name."""
+    plugins = defaultdict(list)
+    for package in distributions():
+        for point in package.entry_points.select(group="pytest11"):
+            plugins[package.name].append(f"no:{point.name}")
+    return {
+        package: [*PYTEST, *(word for name in names for word in ("-p", name))]
+        for package, names in sorted(plugins.items())
+    }
 
 
 def seconds(command: list[str], folder: Path) -> tuple[float, float]:
@@ -71,10 +88,18 @@ def main() -> None:
                 measured = seconds(command, Path(folder))
                 if turn:  # the first fills the caches
                     taken[name].append(measured)
+    medians = {
+        name: [statistics.median(column) for column in zip(*pairs, strict=True)]
+        for name, pairs in taken.items()
+    }
     print(f"median of {repeats}, seconds{'':29}wall    CPU")
-    for name, pairs in taken.items():
-        wall, cpu = (statistics.median(column) for column in zip(*pairs, strict=True))
+    for name, (wall, cpu) in medians.items():
         print(f"{name:48}{wall:7.2f}{cpu:7.2f}")
+    print(f"\nadded to a test run that is no gate{'':17}wall    CPU")
+    for package in without_each_plugin():
+        without = medians[f"the same without {package}"]
+        wall, cpu = (a - b for a, b in zip(medians[NO_GATE], without, strict=True))
+        print(f"{package:48}{wall:7.3f}{cpu:7.3f}")
 
 
 if __name__ == "__main__":

@@ -170,10 +170,10 @@ def test_what_a_server_says_of_its_model_is_shown_beside_the_gate() -> None:
     assert attached["served model"] == shown_as
 
 
-def test_fifty_thousand_names_are_a_short_printable_reason() -> None:
-    body = json.dumps({"data": [{"id": f"\x1b[2J{i}" + "x" * 50} for i in range(50_000)]}).encode()
+def test_thousands_of_names_are_a_short_printable_reason() -> None:
+    body = json.dumps({"data": [{"id": f"\x1b[2J{i}" + "x" * 50} for i in range(5_000)]}).encode()
     with hostile(answers({b"/v1/models": body})) as url:
         reason = inference(settings(url))[0][0].reason
-    assert "and 49,990 more" in reason
+    assert "and 4,990 more" in reason
     assert len(reason) < 400
     assert reason.isprintable()

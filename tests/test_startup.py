@@ -22,7 +22,12 @@ FOR_GATES = {"numpy", "pydantic"}
 
 def imported_by(code: str, *, folder: Path | None = None) -> set[str]:
     """The heavy libraries that a fresh interpreter has imported after `code`."""
-    report = f"import sys; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    return HEAVY & modules_after(code, folder=folder)
+
+
+def modules_after(code: str, *, folder: Path | None = None) -> set[str]:
+    """The modules that a fresh interpreter has imported after `code`."""
+    report = "import sys; print(*sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", f"{code}\n{report}"],
         capture_output=True,
@@ -55,7 +60,14 @@ def pytest_run(*arguments: str) -> str:
 
 def test_a_run_without_gates_imports_the_door_only(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
-    assert imported_by(pytest_run(), folder=tmp_path) == set()
+    imported = modules_after(pytest_run(), folder=tmp_path)
+    assert imported & HEAVY == set()
+    assert {name for name in imported if name.startswith("vllm_rollout.")} == {
+        "vllm_rollout.pytest_plugin",
+        "vllm_rollout.pytest_plugin.gate_options",
+        "vllm_rollout.resources",
+        "vllm_rollout.variables",
+    }
 
 
 def test_collecting_gates_imports_what_they_judge_with(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Environment variables `VLLM_ROLLOUT_*`: each stands for the option of its name."""
+"""Environment variables `VLLM_ROLLOUT_*`: each stands for the option of its name.
+
+Every pytest run where the suite is installed imports this module: it stays light.
+"""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from vllm_rollout.model.errors import UsageError
-from vllm_rollout.model.text import own_secret
 
 ENVIRONMENT_PREFIX = "VLLM_ROLLOUT_"
 
@@ -29,6 +29,9 @@ def secret_from(variable: str | None, file: str | None, what: str) -> str:
     Raises:
         UsageError: neither has one; the message names them, and `what` is missing.
     """
+    from vllm_rollout.model.errors import UsageError
+    from vllm_rollout.model.text import own_secret
+
     if variable is not None:
         if value := os.environ.get(variable, "").strip():
             return own_secret(value)

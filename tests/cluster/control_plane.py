@@ -169,8 +169,12 @@ class ControlPlane:
         arguments = [f"--{name}={value}" for name, value in options.items()]
         # Ends also when this process is killed, which no `finally` outlives.
         tied = ["setpriv", "--pdeathsig", "KILL", required_tool(tool), *arguments]
+        # More memory for less CPU time: garbage is collected half as often.
         group = ProcessGroup(
-            tied, env={"PATH": "/usr/bin:/bin"}, cwd=self.folder, log=self.folder / f"{log}.log"
+            tied,
+            env={"PATH": "/usr/bin:/bin", "GOGC": "200"},
+            cwd=self.folder,
+            log=self.folder / f"{log}.log",
         )
         return self._stack.enter_context(group)
 

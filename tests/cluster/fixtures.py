@@ -165,6 +165,7 @@ def namespace_of(cluster: Cluster, name: str) -> Iterator[Namespace]:
     eventually(lambda: bool(created.list("serviceaccounts")))
     yield created
     cluster.send("DELETE", f"/api/v1/namespaces/{name}")
+    cluster.kubelet.leave(name)
 
 
 @pytest.fixture

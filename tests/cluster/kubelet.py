@@ -32,7 +32,7 @@ _HEARTBEAT_SECONDS = 10.0
 
 
 class Kubelet:
-    """DeploymentObserver at all pods every tenth of a second, in a thread, until `close`.
+    """Looks at all pods every tenth of a second, in a thread, until `close`.
 
     Only the pods of the namespaces that it adopted are its own, and only the nodes. `behave` says
     how the pods of a namespace behave; those of others are healthy.
@@ -40,6 +40,7 @@ class Kubelet:
 
     def __init__(self, control_plane: ControlPlane | ExistingControlPlane, pem: Path) -> None:
         self._namespaces: set[str] = set()
+        self._leaving: set[str] = set()
         self._nodes: dict[str, Any] = {}
         self._beat = time.monotonic()
         self._behaviours: dict[str, Choose] = {}
@@ -59,6 +60,10 @@ class Kubelet:
     def adopt(self, namespace: str) -> None:
         """Look after the pods of `namespace` from now on."""
         self._namespaces.add(namespace)
+
+    def leave(self, namespace: str) -> None:
+        """Look after the pods of `namespace`, which is being deleted, until the last is gone."""
+        self._leaving.add(namespace)
 
     def join(self, node: str, conditions: Any) -> None:
         """Keep the node alive with these conditions, as its kubelet would."""
@@ -112,19 +117,29 @@ class Kubelet:
             self._send("PATCH", f"/api/v1/nodes/{node}/status", body)
 
     def _look(self) -> None:
+        if not self._namespaces:  # as between the tests that have one
+            return
+        leaving = set(self._leaving)
         everyone = self._get("/api/v1/pods")
-        nodes = [n for n in self._get("/api/v1/nodes") if n["metadata"]["name"] in self._nodes]
         pods = [pod for pod in everyone if pod["metadata"]["namespace"] in self._namespaces]
+        nodes: list[Pod] | None = None
         for pod in pods:
             if "deletionTimestamp" in pod["metadata"]:
                 self._remove(pod)
             elif pod["spec"].get("nodeName"):
                 self._realise(pod)
             else:
+                nodes = nodes or self._own_nodes()
                 self._schedule(pod, nodes, everyone)
         alive = {_key(pod) for pod in pods}
         for key in [key for key in self._simulators if key not in alive]:
             self._simulators.pop(key).close()
+        left = leaving - {pod["metadata"]["namespace"] for pod in pods}
+        self._namespaces.difference_update(left)
+        self._leaving.difference_update(left)
+
+    def _own_nodes(self) -> list[Pod]:
+        return [n for n in self._get("/api/v1/nodes") if n["metadata"]["name"] in self._nodes]
 
     def _schedule(self, pod: Pod, nodes: list[Pod], pods: list[Pod]) -> None:
         node, why = choose_node(pod, nodes, pods)

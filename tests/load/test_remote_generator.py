@@ -163,7 +163,11 @@ def test_enough_ends_the_sending_at_every_worker(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["kill", "suspend"])
+@pytest.mark.parametrize(
+    # The master hears nothing of either; `test_run_load.py` has one that stands still every day.
+    "how",
+    ["kill", pytest.param("suspend", marks=pytest.mark.exhaustive)],
+)
 def test_a_worker_that_is_lost_is_named_and_the_rest_is_there(
     serve: Any, tmp_path: Path, pods: Processes, how: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""A ramp on a real API server under both Helms: what is ready never falls below the capacity."""
+"""A ramp on a real API server: what is ready never falls below the capacity."""
 
 import json
 import threading
@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 from cluster.fixtures import Namespace, eventually
-from cluster.required import each_helm
 
 from vllm_rollout.model.deployment import Deployment, Target
 
@@ -68,7 +67,6 @@ def followed(namespace: Namespace) -> Iterator[Readiness]:
     stop.set()
 
 
-@each_helm
 def test_ready_pods_never_fall_below_the_capacity(namespace: Namespace, helm_binary: str) -> None:
     platform = namespace.platform(
         helm_binary, service_url="http://{model}-{environment}.{namespace}:8000"
