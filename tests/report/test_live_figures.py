@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.samples import sample
 
 from vllm_rollout.model.live_figures import Figure, FigureName, SideFigures
 from vllm_rollout.model.text import own_secret
@@ -75,6 +76,8 @@ def table(found: ModelFigures, width: int = 80) -> list[str]:
         ("gpu_memory", known(30 * GIB, of=40 * GIB), 0.9, "30 of 40 GiB, 75% (limit 90%)"),
         ("gpu_memory", known(30 * GIB), 0.9, "30 GiB"),
         ("ready", known(3, of=4), None, "3 of 4 replicas"),
+        ("ready", known(1, of=1), None, "1 of 1 replica"),
+        ("queue", known(1), None, "1 request"),
         ("queue", known(0), 100, "0 requests (limit 100)"),
         ("network_in", known(1234567), None, "1.18 MiB/s"),
         ("output_token_rate", known(4321.4), None, "4,321 tokens/s"),
@@ -107,6 +110,33 @@ def test_three_environments_stand_side_by_side_in_80_columns() -> None:
     assert text.count("Prometheus knows no DCGM exporter") == 1
     assert "not known: GPU use, GPU memory: Prometheus knows no" in text
     assert "Prometheus, 12s old" in text
+
+
+def test_the_sample_of_the_documentation_is_what_is_printed() -> None:
+    def one(environment: str, revision: int, name: str, **figures: Figure) -> SideFigures:
+        every: dict[str, Figure] = {**dict.fromkeys(FigureName, NO_GPU), **figures}
+        each = {figure: every[figure] for figure in FigureName}
+        return SideFigures(environment=environment, revision=revision, side=name, figures=each)
+
+    found = found_of(
+        one(
+            "staging", 7, "", ready=known(1, of=1), request_rate=known(2.04), error_rate=known(0),
+            latency_p95=known(0.5, upper=0.8), kv_cache=known(0.032),
+            gpu_memory=known(31.2 * GIB, of=40 * GIB),
+        ),
+        one(
+            "production", 4, "baseline", ready=known(3, of=3), request_rate=known(9.12),
+            error_rate=known(0), latency_p95=known(0.5, upper=0.8), kv_cache=known(0.41),
+            gpu_memory=known(94.1 * GIB, of=120 * GIB),
+        ),
+        one(
+            "production", 5, "canary", ready=known(1, of=1), request_rate=known(3.1),
+            error_rate=known(0), latency_p95=known(0.8, upper=1), kv_cache=known(0.38),
+            gpu_memory=known(31.4 * GIB, of=40 * GIB),
+        ),
+    )  # fmt: skip
+    shown = sample("how-to/watch.md", "See the metrics")
+    assert [line.strip() for line in table(found)[1 : len(shown) + 1]] == shown
 
 
 def test_columns_without_room_go_below_and_each_line_is_within_the_width() -> None:

@@ -44,6 +44,7 @@ _LATENCY_OF = {
     95: FigureName.LATENCY_P95,
     99: FigureName.LATENCY_P99,
 }
+_COUNTED = ("replicas", "requests", "cores")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -123,7 +124,10 @@ def _with_whole(value: float, figure: Figure, unit: str) -> str:
             return f"{low.removesuffix(f' {unit}')} to {_measure(figure.upper, unit)}"
     if figure.of is None or not math.isfinite(figure.of):
         return _measure(value, unit)
-    part, whole = _measure(value, unit), _measure(figure.of, unit)
+    whole = _measure(figure.of, unit)
+    if unit in _COUNTED:
+        return f"{_number(value)} of {whole}"
+    part = _measure(value, unit)
     return f"{part.removesuffix(whole[whole.rindex(' ') :])} of {whole}"
 
 
@@ -134,7 +138,8 @@ def _measure(value: float, unit: str) -> str:
     if unit in ("bytes", "bytes/s"):
         power = min(int(math.log(value, 1024)) if value >= 1 else 0, len(_BINARY) - 1)
         return f"{_number(value / 1024**power)} {_BINARY[power]}{unit.removeprefix('bytes')}"
-    return f"{_number(value)} {unit}".rstrip()
+    number = _number(value)
+    return f"{number} {unit[:-1] if number == '1' and unit in _COUNTED else unit}".rstrip()
 
 
 def _number(value: float) -> str:
