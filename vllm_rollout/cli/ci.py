@@ -1,7 +1,7 @@
 """Tells the CI system how a command ended; see `report/ci.py`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from vllm_rollout.variables import option_or_environment
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
+    from vllm_rollout.report.changes import Comparison
+    from vllm_rollout.report.render import ReportPaths
     from vllm_rollout.rollout.leased_run import RunTools
 
 
@@ -39,7 +41,7 @@ def errors_reported_to_ci(
             problem=problem,
         )
         folder = option_or_environment("report-dir", report_dir) or "reports"
-        tell_ci(lambda: [result], Path(folder), typer.echo)
+        tell_ci([result], Path(folder), typer.echo)
         raise
 
 
@@ -52,8 +54,8 @@ def _code_of(error: BaseException) -> int:
     return ExitCode.UNREACHABLE if isinstance(error, OSError) else 1
 
 
-def tell_ci_of_checks(evidence: "Evidence", exit_code: int, folder: Path) -> None:
-    """Tell the CI system of pre-deployment checks that did not pass, reported in `folder`."""
+def tell_ci_of_checks(evidence: "Evidence", exit_code: int, report: "ReportPaths") -> None:
+    """Tell the CI system of pre-deployment checks that did not pass."""
     from vllm_rollout.report.ci import tell_ci
     from vllm_rollout.report.ci_summary import CiResult
 
@@ -63,49 +65,31 @@ def tell_ci_of_checks(evidence: "Evidence", exit_code: int, folder: Path) -> Non
         environment=run.deployment.environment,
         exit_code=exit_code,
         evidence=evidence,
-        report=folder / "report.html",
+        report=report.html,
+        comparisons=report.comparisons,
     )
-    tell_ci(lambda: [result], folder.parent.parent, typer.echo)
+    tell_ci([result], report.html.parents[2], typer.echo)
 
 
-def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
+def tell_ci_of_end(
+    evidence: "Evidence", tools: "RunTools", comparisons: "Sequence[Comparison]"
+) -> None:
     """Tell the CI system how a rollout or a rollback ended."""
     from vllm_rollout.report.ci import tell_ci
     from vllm_rollout.report.ci_summary import CiResult
 
     run = tools.run
-
-    def result() -> list[CiResult]:
-        page = run.folder / "report.html"
-        ended = CiResult(
-            model=evidence.model,
-            environment=run.target.environment,
-            exit_code=evidence.exit_code or 0,
-            evidence=evidence,
-            report=page if page.exists() else None,
-            next_command=_next_command(evidence, tools),
-            before=_last_passing(evidence, tools),
-        )
-        return [ended]
-
-    tell_ci(result, run.folder.parent.parent, typer.echo)
-
-
-def _last_passing(evidence: "Evidence", tools: "RunTools") -> "Evidence | None":
-    """The evidence by which the target's newest revision of an earlier run passed, if kept."""
-    from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, stored_evidence
-
-    platform, target = tools.releases.platform, tools.run.target
-    if evidence.exit_code == ExitCode.UNREACHABLE:
-        return None
-    with suppress(RolloutError):
-        known = PassedRevisionsReader(platform.store)
-        for revision in reversed(platform.history(target)):
-            if digest := known.evidence_of(target, revision):
-                found = stored_evidence(platform.store, target.model, digest)
-                if found.run_id != evidence.run_id:
-                    return found
-    return None
+    page = run.folder / "report.html"
+    result = CiResult(
+        model=evidence.model,
+        environment=run.target.environment,
+        exit_code=evidence.exit_code or 0,
+        evidence=evidence,
+        report=page if page.exists() else None,
+        next_command=_next_command(evidence, tools),
+        comparisons=comparisons,
+    )
+    tell_ci([result], run.folder.parent.parent, typer.echo)
 
 
 def _next_command(evidence: "Evidence", tools: "RunTools") -> str:

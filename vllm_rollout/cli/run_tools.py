@@ -13,6 +13,7 @@ from vllm_rollout.next_command import release_command
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
+from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.render import update_index, write_reports
 from vllm_rollout.report.terminal import gates_table
@@ -93,6 +94,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
         options.console.print(gates_table(gate_run))
     run, releases = tools.run, tools.releases
     target = run.target
+    comparisons: Sequence[Comparison] = ()
     try:
         paths = write_reports(
             evidence,
@@ -100,6 +102,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
             kept=lambda deployment: _kept(evidence, tools, deployment),
             sign_off_words=run.policy.sign_off_words(run.source.environment),
         )
+        comparisons = paths.comparisons
         if releases.touched and run.serves_users:
             entry = releases.journal.last
             before = entry.before if entry else None
@@ -125,7 +128,7 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
     options.say(evidence.conclusion)
     if tools.log.result and tools.log.result.awaits_sign_off:
         options.say(f"sign it off: {how_to_sign(run.policy, run.source, evidence.digest)}")
-    tell_ci_of_end(evidence, tools)
+    tell_ci_of_end(evidence, tools, comparisons)
 
 
 def _kept(evidence: Evidence, tools: RunTools, deployment: Deployment) -> Iterator[Evidence]:

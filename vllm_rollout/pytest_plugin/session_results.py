@@ -45,6 +45,7 @@ from vllm_rollout.pytest_plugin.gate_selection import (
     title_of,
 )
 from vllm_rollout.pytest_plugin.load_progress_line import emit
+from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.render import update_index, write_reports
 from vllm_rollout.report.terminal import verdict_line
 
@@ -80,6 +81,7 @@ class SessionResults:
         self._ended_by = "the session ended before it"
         self._usage = ""
         self._lines: list[str] = []
+        self._comparisons: dict[str, Sequence[Comparison]] = {}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self._not_collected |= report.failed
@@ -134,7 +136,8 @@ class SessionResults:
         session.exitstatus = session.exitstatus or code
         if found or self._usage or (self._not_collected and self._planned):
             problem = self._usage or "errors of collection: no gate was run"
-            tell_ci_of(self._config, self._settings, found, session.exitstatus, problem)
+            compared, ended = self._comparisons, session.exitstatus
+            tell_ci_of(self._config, self._settings, found, compared, ended, problem)
 
     def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         if self._usage:
@@ -166,6 +169,7 @@ class SessionResults:
                 last, policy = evidence.runs[-1].deployment, self._settings.policy
                 signed_by = policy.for_model(last.model).sign_off_words(last.environment)
                 paths = write_reports(evidence, folder, sign_off_words=signed_by)
+                self._comparisons[evidence.model] = paths.comparisons
                 self._keep_requests(evidence.model, folder)
                 self._lines.append(f"{words}  {paths.html}")
         except (RolloutError, OSError) as error:

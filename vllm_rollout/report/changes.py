@@ -49,6 +49,11 @@ class Change:
         """True if nothing to see has changed."""
         return self.before == self.now
 
+    @property
+    def text(self) -> str:
+        """The change on one line."""
+        return f"{self.subject}: {self.before} → {self.now} {rise_text(self.rise)}".rstrip()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
