@@ -191,16 +191,9 @@ def _texts(item: ReportItem) -> Iterator[str]:
 
 
 def _figures(result: CiResult) -> list[tuple[ReportItem, Verdict]]:
-    """Each gate with the verdict that decides it or has a value; first those that did not pass."""
+    """Each gate with the verdict that stands for it; first those that did not pass."""
     items = report_items(result.evidence) if result.evidence else []
-    found = [
-        (
-            item,
-            min(item.verdicts, key=lambda v: (v.outcome is not item.outcome, v.measured is None)),
-        )
-        for item in items
-        if item.environment != ROLLOUT
-    ]
+    found = [(item, item.telling) for item in items if item.environment != ROLLOUT]
     return sorted(found, key=lambda pair: pair[1].passed)
 
 
