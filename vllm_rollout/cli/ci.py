@@ -1,9 +1,9 @@
 """Tells the CI system how a command ended; see `report/ci.py`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,31 +18,35 @@ if TYPE_CHECKING:
     from vllm_rollout.rollout.leased_run import RunTools
 
 
-@contextmanager
-def errors_reported_to_ci(
-    model: str, environment: str | None, report_dir: str | None
-) -> Iterator[None]:
-    """Tell the CI system of an error that ends a command before there is evidence."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        from vllm_rollout.report.ci import tell_ci
-        from vllm_rollout.report.ci_summary import CiResult
+def errors_reported_to_ci(command: Callable[..., None]) -> Callable[..., None]:
+    """Have the CI system told of an error that ends `command` before there is evidence."""
 
-        problem = f"{type(error).__name__}: {error}"
-        if isinstance(error, RolloutError):
-            problem = f"{error}. {error.remedy}".rstrip()
-        result = CiResult(
-            model=model,
-            environment=environment or "",
-            exit_code=int(_code_of(error)),
-            problem=problem,
-        )
-        folder = option_or_environment("report-dir", report_dir) or "reports"
-        tell_ci([result], Path(folder), typer.echo)
-        raise
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        try:
+            command(**given)
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            from vllm_rollout.report.ci import tell_ci
+            from vllm_rollout.report.ci_summary import CiResult
+
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, RolloutError):
+                problem = f"{error}. {error.remedy}".rstrip()
+            # A rollback's `to` is a revision.
+            environment = given["environment"] if "environment" in given else given["to"]
+            result = CiResult(
+                model=given["model"],
+                environment=environment or "",
+                exit_code=int(_code_of(error)),
+                problem=problem,
+            )
+            folder = option_or_environment("report-dir", given["report_dir"]) or "reports"
+            tell_ci([result], Path(folder), typer.echo)
+            raise
+
+    return run
 
 
 def _code_of(error: BaseException) -> int:
