@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def errors_reported_to_ci(command: Callable[..., None]) -> Callable[..., None]:
-    """Have the CI system told of an error that ends `command` before there is evidence."""
+    """Report an error that ends `command` before there is evidence to the CI system."""
 
     @functools.wraps(command)
     def run(**given: Any) -> None:

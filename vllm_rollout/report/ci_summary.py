@@ -221,7 +221,7 @@ def _evidence_lines(result: CiResult) -> list[str]:
 
 
 def _changes(result: CiResult, room: int) -> Iterator[str]:
-    """What the report's page has as changed since each last passing run, `room` lines of it."""
+    """Changes since each last passing run, as the report has them: `room` lines in all."""
     for each in result.comparisons:
         if each.evidence:
             changes = [change for change in (*each.build, *each.figures) if not change.same]
