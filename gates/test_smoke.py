@@ -7,6 +7,7 @@ import pytest
 from vllm_rollout.judge import check
 from vllm_rollout.judge.replicas import cached_verdict
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.units import counted
 from vllm_rollout.observe.client import InferenceClient
 from vllm_rollout.policy import Gates
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
@@ -41,4 +42,5 @@ def test_smoke(
     if result.cached:
         verdict(cached_verdict(result.cached))
     by = f"by the key in {key}" if settings.api_key else "without a key"
-    verdict(check(True, f"{router.base_url} answered with {answer.completion_tokens} tokens, {by}"))
+    tokens = counted(answer.completion_tokens, "token")
+    verdict(check(True, f"{router.base_url} answered with {tokens}, {by}"))

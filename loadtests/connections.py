@@ -18,11 +18,12 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult
 
 import gevent.socket
+import gevent.ssl
 from gevent.monkey import get_original
 from geventhttpclient._parser import HTTPResponseParser
-from geventhttpclient.connectionpool import SSLConnectionPool
 from geventhttpclient.response import HTTPParseError
 
+from vllm_rollout.http_client import tls_context, trust_also
 from vllm_rollout.variables import LOAD_CA_FILE
 
 _LONGEST_IDLE_SECONDS = 1.0
@@ -256,7 +257,7 @@ class Connections:
     def __init__(self, url: SplitResult) -> None:
         self._secure = url.scheme == "https"
         self._host, self._port = url.hostname or "", url.port or (443 if self._secure else 80)
-        self._tls = _tls_context(self._host, self._port) if self._secure else None
+        self._tls = _tls_context() if self._secure else None
         self._idle: list[Connection] = []
         self.resolved = False
         """True once the host's name had an address."""
@@ -318,14 +319,7 @@ class Connections:
         return found
 
 
-def _tls_context(host: str, port: int) -> ssl.SSLContext:
-    """Trust what the suite's other clients do: SSL_CERT_FILE in place of the well-known
-    authorities, and the policy's `ca_file` beside them.
-    """
-    own = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
-    options = {"ca_certs": own} if own else None
-    pool = SSLConnectionPool(host, port, host, port, ssl_options=options)
-    context: ssl.SSLContext = pool.ssl_context
-    if also := os.environ.get(LOAD_CA_FILE):
-        context.load_verify_locations(cafile=also)
-    return context
+def _tls_context() -> ssl.SSLContext:
+    """Trust what the suite's other clients do; `ca_file` comes from who started the load."""
+    trust_also(os.environ.get(LOAD_CA_FILE))
+    return tls_context(new=gevent.ssl.create_default_context)

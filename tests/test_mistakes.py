@@ -4,16 +4,19 @@ import json
 import os
 import re
 import socket
+import ssl
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trustme
 from support.gate_runs import evidence_in, run_gates, staging
 from support.hostile import Script, hostile
 from support.world import MODEL, STAGING
@@ -343,16 +346,48 @@ def test_a_command_about_releases_names_the_one_of_a_served_name(
     assert f"Type {MODEL} in place of it." in " ".join(found.output.split())
 
 
-def test_a_mistake_is_said_once_in_terminal_junit_and_report(tmp_path: Path) -> None:
-    with hostile(scripted(keyless)) as url:
+@pytest.mark.parametrize(
+    ("server", "reason", "remedy"),
+    [
+        (keyless, "asks for a bearer key", f"key into the environment variable {KEY}."),
+        (None, "its certificate is not trusted", "Name the file with your authority's"),
+    ],
+)
+def test_a_mistake_is_said_once_in_terminal_junit_and_report(
+    tmp_path: Path, server: Server | None, reason: str, remedy: str
+) -> None:
+    context = None
+    if server is None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with hostile(scripted(server or vllm), context=context) as url:
         run = run_gates(tmp_path, *staging(url))
-    (report,) = tmp_path.glob("reports/*/*/report.html")
+    said_once(tmp_path, run.stdout, reason, remedy)
+
+
+def test_without_a_cluster_other_ways_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    run = run_gates(tmp_path, "-m", "staging", "--model", MODEL)
+    reason = "no cluster: the kubeconfig has no current context"
+    remedy = "--base-url URL; or keep releases on this machine with --platform local."
+    said_once(tmp_path, run.stdout, reason, remedy)
+
+
+def said_once(folder: Path, stdout: str, reason: str, remedy: str) -> None:
+    """Reason and remedy stand once in terminal, JUnit and the report's summary."""
+    (report,) = folder.glob("reports/*/*/report.html")
     suite = ET.parse(report.with_name("junit.xml"))
     messages = [each.get("message", "") for each in suite.iter("error")]
-    page = report.read_text().partition('id="gates"')[0]
-    for told in (run.stdout.partition("= gates =")[2], "\n".join(messages), page):
-        assert told.count("asks for a bearer key") == told.count(f"and {KEY} is not set") == 1
-    assert all(gate.outcome is UNKNOWN for gate in evidence_in(tmp_path).runs[0].gates)
+    texts = "\n".join(each.text or "" for each in suite.iter("error"))
+    assert sum(reason in each for each in messages) == 1
+    page = unescape(report.read_text().partition('id="gates"')[0])
+    for told in (stdout.partition("= gates =")[2], texts, page):
+        assert told.count(reason) == 1, told
+        assert told.count(remedy) == 1, told
+    assert all(gate.outcome is UNKNOWN for gate in evidence_in(folder).runs[0].gates)
 
 
 def test_a_gate_that_waits_for_answers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

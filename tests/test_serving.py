@@ -112,7 +112,7 @@ def test_a_replica_that_was_taken_away_meanwhile_owes_no_answer(serve: Serve) ->
 
     found = asked(settings(good.url, platform), "health")
 
-    assert (found[0].outcome, found[0].reason) == (Outcome.PASS, "1 of 1 replicas answered")
+    assert (found[0].outcome, found[0].reason) == (Outcome.PASS, "1 of 1 replica answered")
 
 
 def test_one_replica_that_talks_nonsense_is_named(serve: Serve) -> None:

@@ -20,6 +20,7 @@ from vllm_rollout.judge.no_answer import (
     other_api,
     other_model,
     page_reason,
+    plain_to_tls,
     remedy_for,
 )
 from vllm_rollout.judge.replicas import cached_verdict, each_answers, replicas_verdict
@@ -29,6 +30,7 @@ from vllm_rollout.model.deployment import Deployment, Replica, Revision
 from vllm_rollout.model.errors import RolloutError, UnreachableError
 from vllm_rollout.model.load_result import RequestOutcome
 from vllm_rollout.model.observation import NAME_THE_ADDRESS, ServedModels
+from vllm_rollout.model.units import counted
 from vllm_rollout.model.verdict import NoToken, NoWord
 from vllm_rollout.next_command import release_command
 from vllm_rollout.observe.client import Health as HealthAnswer
@@ -48,6 +50,7 @@ Ask = Callable[[InferenceClient], Verdict]
 _MOST_AT_ONCE = 32
 _ASKED_BESIDE_SECONDS = 5.0
 """For each question that is asked to explain why another got no answer."""
+_HANDSHAKE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,8 @@ class Servers:
 def no_word_on_the_build(client: InferenceClient, status: int, error: str) -> Verdict | None:
     """Return the verdict on an answer about the key or the address; None for any other."""
     found = not_of_the_build(client, status, error)
+    if not status and client.speaks_tls(timeout_seconds=_HANDSHAKE_SECONDS):
+        found = plain_to_tls(client.base_url)
     if found is None:
         return None
     reason, remedy = found
@@ -189,7 +194,7 @@ def unanswered(
 
 def not_asked(title: str) -> Verdict:
     """The verdict of a gate that needs tokens, where the gate called `title` got none."""
-    reason = f"not asked, since no token came: {title}"
+    reason = f"not asked: “{title}” got no token"
     return NoWord(outcome=Outcome.INCONCLUSIVE, reason=reason, n=0)
 
 
@@ -231,11 +236,12 @@ def health_verdict(client: InferenceClient, health: HealthAnswer, see_logs: str)
         return _page(client.health_url, health.error)
     if health.status == 200 and health.cached:
         return cached_verdict(health.cached)
-    if not health.status:
+    refused = no_word_on_the_build(client, health.status, health.error)
+    if not health.status and refused is None:
         remedy = remedy_for(outcome=health.outcome, status=0, error=health.error)
         reason = f"{client.health_url}: {health.error}"
         return NoToken(outcome=Outcome.FAIL, reason=reason, remedy=remedy, n=1)
-    return no_word_on_the_build(client, health.status, health.error) or check(
+    return refused or check(
         health.status == 200,
         f"/health answered {health.status}",
         remedy="If the server's health check has another path, set `health_path` in the policy."
@@ -286,6 +292,8 @@ def models_verdict(client: InferenceClient, model: str, listed: ServedModels) ->
         return refused
     if listed.error:
         outcome = RequestOutcome.HTTP_ERROR if listed.status >= 400 else RequestOutcome.MALFORMED
+        if not listed.status:
+            outcome = RequestOutcome.CONNECTION
         if is_page(outcome, listed.error):
             return _page(f"{client.base_url}/v1/models", listed.error)
         remedy = remedy_for(outcome=outcome, status=listed.status, error=listed.error)
@@ -311,7 +319,7 @@ def _sample_verdict(client: InferenceClient, model: str, result: Answered) -> Ve
     judged = answer_verdict(result.answer.text, completion_tokens=tokens)
     if not judged.passed:
         return judged
-    return check(True, f"{tokens} tokens in {result.seconds:.3g} s")
+    return check(True, f"{counted(tokens, 'token')} in {result.seconds:.3g} s")
 
 
 def _replicas(
@@ -347,5 +355,6 @@ def _further(servers: Servers, ask: Ask) -> Iterator[Verdict]:
         answers = list(pool.map(lambda _: ask(servers.address), range(more)))
     yield each_answers(
         {f"request {n}": v for n, v in enumerate(answers, 2)},
-        noun="further requests, each by a connection of its own,",
+        noun="further request",
+        how=", each by a connection of its own,",
     )

@@ -69,7 +69,7 @@ def test_one_that_falls_behind_does_not_pass_for_having_been_good_at_first() -> 
 def test_failed_requests_are_late_too_and_the_reason_counts_them() -> None:
     judge = probe(Slos(latency_seconds=3.0))
     judge.add(answers(*[0.01] * 200, failed=tuple(range(200))))
-    assert judge.failed == "P95 below 3 s: 200 of 200 requests miss it"
+    assert judge.failed == "P95 below 3 s: 200 of 200 requests missed it"
 
 
 @pytest.mark.parametrize("bad", [math.nan, -1.0, math.inf])

@@ -8,7 +8,7 @@ from vllm_rollout.cli.console import make_console, show_table
 from vllm_rollout.cli.main import app
 
 
-@pytest.mark.parametrize("columns", ["60", ""])
+@pytest.mark.parametrize("columns", ["60", "", "0"])
 def test_tables_obey_columns_and_a_row_is_one_line_in_a_pipe(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -20,7 +20,7 @@ def test_tables_obey_columns_and_a_row_is_one_line_in_a_pipe(
     show_table(make_console(), table)
 
     printed = capsys.readouterr().out.splitlines()
-    assert max(map(len, printed)) <= 60 if columns else len(printed) == 6
+    assert max(map(len, printed)) <= 60 if columns == "60" else len(printed) == 6
 
 
 def test_an_unknown_command_gets_the_nearest() -> None:

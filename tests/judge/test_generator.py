@@ -39,7 +39,7 @@ def test_one_that_kept_up_passes_with_its_figures() -> None:
         ({"lag_seconds": None}, "left an unknown time late"),
         ({"cpu": 0.97}, "its busiest process used 97% of a core (`load.max_cpu`: 90%)"),
         ({"cpu": None}, "used an unknown share of a core"),
-        ({"dropped": 7}, "7 of 6,000 requests were not sent"),
+        ({"dropped": 7}, "7 of 6,000 requests not sent"),
         ({"total": 0}, "no request was due"),
     ],
 )

@@ -26,7 +26,7 @@ def well(first: float, last: float, **more: bool) -> Stretch:
 
 
 def ill(first: float, last: float) -> Stretch:
-    return Stretch(first=at(first), last=at(last), healthy=False, why="0 of 1 replicas were ready")
+    return Stretch(first=at(first), last=at(last), healthy=False, why="0 of 1 replica ready")
 
 
 def state(*stretches: Stretch, now: float) -> SoakState:
@@ -67,7 +67,7 @@ def test_what_is_ill_now_is_not_over_however_long_it_was_well() -> None:
     found = state(well(0, 30), ill(30, 30), now=30)
     assert not found.over
     assert soak_verdict(found, remedy="").outcome is Outcome.INCONCLUSIVE
-    assert "not healthy now: 0 of 1 replicas were ready" in soak_verdict(found, remedy="").reason
+    assert "not healthy now: 0 of 1 replica ready" in soak_verdict(found, remedy="").reason
     assert state(well(0, 30), ill(30, 30), now=31).left == timedelta(hours=24)
 
 

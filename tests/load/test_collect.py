@@ -61,7 +61,7 @@ def without_line(number: int) -> Callable[[Path], object]:
 
 NO_END = "only 1 of 2 load workers ended by themselves, not worker 0 (pod-0)"
 SILENT = "only 1 of 2 load workers ended by themselves, not worker 0 (which sent nothing)"
-ONE_GONE = "1 of 15 requests were not sent or left no record; 1 finished requests are missing"
+ONE_GONE = "1 of 15 requests not sent or without a record; 1 finished request missing"
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,15 @@ ONE_GONE = "1 of 15 requests were not sent or left no record; 1 finished request
         (without_line(1), f"{ONE_GONE} from the request log", 0),
         (
             lambda log: log.write_text(log.read_text() + "nonsense\n"),
-            "1 lines of the request log cannot be read",
+            "1 line of the request log cannot be read",
             0,
         ),
         (
             lambda log: log.write_text(log.read_text()[:-4]),
-            f"{NO_END}; 1 lines of the request log cannot be read",
+            f"{NO_END}; 1 line of the request log cannot be read",
             0,
         ),
-        (Path.unlink, f"{SILENT}; 8 of 15 requests were not sent or left no record", 5),
+        (Path.unlink, f"{SILENT}; 8 of 15 requests not sent or without a record", 5),
     ],
     ids=["no end", "a request lost", "one lost in the warm-up", "a bad line", "cut", "no log"],
 )
@@ -126,7 +126,7 @@ def test_a_closed_loop_has_no_schedule_and_a_lost_request_is_missed_all_the_same
     writer.end()
     without_line(2)(log)
     collector.read(to_the_end=True)
-    assert collector.result().incomplete == "1 finished requests are missing from the request log"
+    assert collector.result().incomplete == "1 finished request missing from the request log"
 
 
 def test_workers_whose_clocks_are_not_known_did_not_surely_start_together(tmp_path: Path) -> None:

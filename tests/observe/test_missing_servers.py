@@ -102,7 +102,7 @@ LOST: dict[str, tuple[Callable[[], World], Sequence[Replica] | None, str]] = {
     "two were never scraped, by their number": (
         lambda: scraped(four()[:2]),
         named(*ALL),
-        "2 of 4 ready replicas have no samples",
+        "2 of 4 ready replicas without samples",
     ),
     "so many pods are ready, each with two ports": (
         lambda: two_ports(gone=600),

@@ -50,7 +50,7 @@ def test_a_good_deployment_passes_and_leaves_its_report(tmp_path: Path) -> None:
         for line in sample("how-to.md", "Gate any OpenAI-compatible URL")
         if line.startswith(("PASS", "development", MODEL))  # the rest is pytest's own
     ]
-    assert len(shown) > 5
+    assert len(shown) == 5
     assert not_printed(shown, run.stdout) == []
     folder = tmp_path / "reports" / MODEL / evidence.run_id
     assert "test_p95_latency[staging-llama-2-7b]" in (folder / "report.html").read_text()
@@ -323,7 +323,7 @@ def test_a_hung_engine_behind_a_healthy_front_fails_and_gets_no_load(tmp_path: P
     found = outcomes(evidence_in(tmp_path))
     assert found["health"] is Outcome.FAIL
     assert {found[gate] for gate in ("inference", "latency")} == {Outcome.INCONCLUSIVE}
-    assert "not asked, since no token came: Health endpoint returns 200" in run.stdout
+    assert "not asked: “Health endpoint returns 200” got no token" in run.stdout
     hung = sample("how-to/simulator.md", "Which dial for which test")
     assert not_printed(hung, run.stdout) == []
 

@@ -16,12 +16,15 @@ from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.evidence import Evidence, GateResult
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import LiveCounts, nothing_known
-from vllm_rollout.model.verdict import Verdict
+from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.terminal import (
+    gate_line,
+    gates_in_words,
     gates_table,
     observation_line,
     progress_line,
     progress_lines,
+    run_lines,
     verdict_line,
 )
 
@@ -48,6 +51,40 @@ def test_each_verdict_is_a_line_with_why_and_what_to_do_below(
         "400 requests cannot show an error rate below 0.1%",
         "→ Send at least 2,995 requests.",
     ]
+
+
+def test_a_gate_is_one_line_for_all_that_it_found(
+    make_gate: Callable[..., GateResult], passing: Verdict, failing: Verdict
+) -> None:
+    fact = Verdict(outcome=Outcome.PASS, reason="/health answered 200", n=1)
+    long = [replace(fact, reason=f"{'x' * 40} {number}") for number in range(4)]
+    whole = gate_line([make_gate("health", fact, fact), make_gate("health", passing)])
+    assert whole.endswith("/health answered 200; 1.21 s (≤ 1.3 s at 95%)  limit 3 s  n=3,750")
+    assert gate_line([make_gate("outputs", *long)]).endswith(f"0; {long[1].reason} (and 2 more)")
+    head, why, remedy = gate_line([make_gate("latency", passing, failing)]).split("\n")
+    assert head.startswith("FAIL ")
+    assert "≥ 3.91 s at 95%" in head
+    assert remedy.strip().startswith("→ ")
+    assert why.strip() == failing.reason
+
+
+def test_a_run_is_told_in_fifteen_lines_and_in_full_with_v(
+    make_gate: Callable[..., GateResult],
+    make_evidence: Callable[..., Evidence],
+    passing: Verdict,
+    failing: Verdict,
+    unknown: Verdict,
+) -> None:
+    bad = [make_gate(f"own_{n}", replace(failing, remedy=f"Do {n}.")) for n in range(4)]
+    gates = [make_gate("latency", passing, passing), make_gate("error_rate", unknown), *bad]
+    run = make_evidence(*gates, expected=("latency", "soak")).runs[0]
+    lines = run_lines(run)
+    assert len(lines) <= 15 - 3  # what is below them
+    assert sum(line.lstrip().startswith("→") for line in lines) == 3
+    assert len(run_lines(run, verbose=True)) > 15
+    assert gates_in_words(run) == (
+        "1 of 7 gates passed; failed: Own 0, Own 1 and 2 more; not known: Error rate, soak"
+    )
 
 
 def test_the_table_shows_every_gate_also_those_that_never_ran(
@@ -83,7 +120,7 @@ def test_a_watch_that_sees_nothing_says_so() -> None:
         ProbeSample(total=2, failures=0, latencies_seconds=(0.1, 0.3), healthy=True), [ready]
     )
     assert observation_line(0, watching, well) == (
-        "0s of 10m: 2 of 2 probes answered, healthy, slowest 0.3 s, 1 of 1 replicas ready"
+        "0s of 10m: 2 of 2 probes answered, healthy, slowest 0.3 s, 1 of 1 replica ready"
     )
     blind = replace(well, live=nothing_known("it is down"))
     assert observation_line(0, watching, blind).endswith(

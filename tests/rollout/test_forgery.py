@@ -102,7 +102,7 @@ def as_if_it_had_passed(world: World, _pending: Evidence) -> None:
         (by_hand, "the evidence waits for sign-off"),
         (as_another_build, "entry 2 (sign-off by Grace of QA"),
         (under_an_invented_digest, "was changed after it was written: its content is"),
-        (without_the_rejection, "2 more decisions were taken after entry 1"),
+        (without_the_rejection, "2 more decisions after entry 1"),
         (without_the_last_note, "not whole, and no decision in it counts"),
     ],
 )

@@ -119,9 +119,7 @@ def test_a_revision_that_is_half_there_does_not_go_on(world: World) -> None:
     history[-1] = replace(history[-1], status=RevisionStatus.FAILED, capacity=3)
     blocks = staging(world).blocks
     assert "revision 1 is failed, 1 of 3" in blocks
-    assert (
-        "1 of 3 replicas are ready: vllm-rollout diagnose llama-2-7b -e staging shows why" in blocks
-    )
+    assert "1 of 3 replicas ready: vllm-rollout diagnose llama-2-7b -e staging shows why" in blocks
 
 
 def test_an_unknown_model_is_deployed_nowhere(world: World) -> None:

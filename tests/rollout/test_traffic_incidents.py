@@ -75,7 +75,7 @@ def test_argo_4390_a_side_without_ready_replicas_gets_no_traffic(world: World) -
     evidence = gate_and_promote(world.tools())
 
     assert evidence.exit_code == ExitCode.GATE_FAILED
-    assert "the canary of production/llama-2-7b has 0 of 1 replicas ready" in evidence.conclusion
+    assert "the canary of production/llama-2-7b has 0 of 1 replica ready" in evidence.conclusion
     assert world.platform.calls == ["apply production canary 1/1", "uninstall production canary"]
     assert as_before(world)
 

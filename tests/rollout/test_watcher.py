@@ -211,7 +211,7 @@ def test_nonsense_and_cached_answers_are_told_once_and_fire_nothing(world: World
     assert end.fired == ""
     assert [step.detail for step in tools.log.steps if "doubtful answers" in step.title] == [
         "2 of 12 answers from a cache (age: 3)",
-        "1 of 1 answers degenerate: the answer repeats '!' and says nothing else: '!!!!!'",
+        "1 of 1 answer degenerate: the answer repeats '!' and says nothing else: '!!!!!'",
     ]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.image_name import parse_image
@@ -41,7 +42,7 @@ def _prometheus(url: str, seconds: float, _folder: Path) -> object:
 
 def _registry(url: str, seconds: float, _folder: Path) -> object:
     with patch.object(image_registry, "_TIMEOUT_SECONDS", seconds):
-        return image_registry.find_image(parse_image(f"{url.removeprefix('http://')}/vllm:v1"))
+        return image_registry.find_image(parse_image(f"{urlsplit(url).netloc}/vllm:v1"))
 
 
 def _hugging_face(url: str, seconds: float, _folder: Path) -> object:

@@ -16,6 +16,7 @@ from vllm_rollout.load.run_load import Start, run_load
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import MOST_UNKNOWN, LoadResult, RequestRecord
 from vllm_rollout.model.percentiles import percentile_of
+from vllm_rollout.model.units import of_total
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.policy import Load
 
@@ -96,10 +97,8 @@ class _Watch:
         outcome, reason = Outcome.INCONCLUSIVE, self._undecided()
         limited = "" if generator.passed else f"{generator.reason}. {generator.remedy}".strip(". ")
         if not limited and self._slos.goodput and result.stalled > MOST_UNKNOWN * result.total:
-            limited = (
-                f"the generator stalled while {result.stalled:,} of {result.total:,} answers came, "
-                "so their times are not known"
-            )
+            hidden = of_total(result.stalled, result.total, "answer")
+            limited = f"the generator stalled while {hidden} came, so their times are not known"
         if result.incomplete or limited:
             reason = result.incomplete or limited
         elif self._judge.failed or self._saturated:

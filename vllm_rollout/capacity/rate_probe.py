@@ -10,7 +10,7 @@ from vllm_rollout.judge.binomial import chance_above
 from vllm_rollout.judge.goodput import GoodputLimits, meets_limits
 from vllm_rollout.judge.sample_size import requests_needed, requests_needed_for_percentile
 from vllm_rollout.judge.sequential import SequentialPercentile, SequentialRate
-from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.units import format_share, format_value, of_total
 from vllm_rollout.model.verdict import Outcome
 
 _BURST = 10
@@ -147,10 +147,10 @@ class _Question:
 
     @property
     def figures(self) -> str:
-        """`P95 below 3 s: 55 of 56 requests miss it`."""
+        """`P95 below 3 s: 55 of 56 requests missed it`."""
         bad = sum(int(np.count_nonzero(row)) for row in self.bad)
         total = sum(row.size for row in self.bad)
-        return f"{self.words}: {bad:,} of {total:,} requests miss it"
+        return f"{self.words}: {of_total(bad, total, 'request')} missed it"
 
     def plausible(self) -> bool:
         """Return True if neither all requests nor the later half of them speak against the SLO."""

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup
 from pydantic import TypeAdapter
@@ -99,7 +99,8 @@ def probes_table(report: CapacityReport) -> Table:
     """All probes by rate, for a terminal."""
     table = Table(title=f"{report.deployment}: capacity", title_justify="left")
     for column in ("rate", "found", "for", "seconds", "requests", "failed", "P50", "P95", "good"):
-        table.add_column(column, justify="left" if column in ("found", "for") else "right")
+        justify: Literal["left", "right"] = "left" if column in ("found", "for") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for probe in sorted(report.probes, key=lambda each: each.per_second):
         table.add_row(
             format_value(probe.per_second, "1/s"),

@@ -71,7 +71,8 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def columns_given() -> bool:
     """Return whether COLUMNS says how wide the output may be."""
-    return os.environ.get("COLUMNS", "").isdigit()
+    columns = os.environ.get("COLUMNS", "")
+    return columns.isdigit() and int(columns) > 0
 
 
 def show_table(console: Console, table: Table) -> None:

@@ -11,6 +11,7 @@ from vllm_rollout.cli import options
 from vllm_rollout.cli.console import show_table
 from vllm_rollout.model.deployment import Revision, short_digest
 from vllm_rollout.model.errors import ExitCode, UnreachableError
+from vllm_rollout.model.units import counted
 from vllm_rollout.platform.reader import homes
 from vllm_rollout.policy import Policy
 from vllm_rollout.rollout.audit_log import AuditLogReader, Decision
@@ -64,7 +65,7 @@ def history_command(
         for line in wrong:
             options.say(f"TAMPERED: {line}")
         if not wrong:
-            options.say(f"the chain of {len(every)} decisions is whole")
+            options.say(f"the chain of {counted(len(every), 'decision')} is whole")
     if wrong:
         raise typer.Exit(int(ExitCode.GATE_FAILED))
 
@@ -117,7 +118,7 @@ def _decisions_table(model: str, decisions: list[Decision]) -> Table:
 def _revisions_table(title: str, revisions: list[Revision]) -> Table:
     table = Table(title=f"{title}: revisions", title_justify="left")
     for column in ("revision", "created", "status", "build", "on build", "description"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for revision in revisions:
         table.add_row(
             str(revision.number),

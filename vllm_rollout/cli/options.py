@@ -59,6 +59,10 @@ LoadInCluster = Annotated[
         "--load-in-cluster", help="make load by pods in the deployment's cluster and not here"
     ),
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="show every check of every gate at the end"),
+]
 PolicyFile = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,6 @@ from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import Evidence, new_run_id
 from vllm_rollout.report.render import write_reports
-from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.rollout.gates import GateRunner, run_preflight
 from vllm_rollout.rollout.run import refusal_of
 from vllm_rollout.settings import Settings
@@ -83,7 +82,6 @@ def checked_before(
         )
     if run is None:
         return False
-    options.console.print(gates_table(run))
     evidence = Evidence(
         run_id=run_id,
         model=deployment.model,

@@ -79,6 +79,7 @@ def promote_command(
     ] = None,
     workers: options.Workers = None,
     load_in_cluster: options.LoadInCluster = False,
+    verbose: options.Verbose = False,
     *,
     choice: options.Choice,
     report_dir: options.ReportDir = None,
@@ -123,6 +124,7 @@ def promote_command(
             ),
             emergency=override,
             again=((name or "").strip() or options.user_name()) if again else "",
+            verbose=verbose,
         )
 
 
@@ -193,6 +195,7 @@ def _run(
     work: "Callable[[RunTools], Evidence]",
     emergency: "Emergency | None" = None,
     again: str = "",
+    verbose: bool = False,
 ) -> None:
     """Do `work`, then write its reports and record, and exit with its code."""
     from vllm_rollout.cli.run_tools import new_run_tools, show_end
@@ -212,7 +215,7 @@ def _run(
         )
         try:
             evidence = work(tools)
-            show_end(evidence, tools)
+            show_end(evidence, tools, verbose=verbose)
         except KeyboardInterrupt as error:  # another Ctrl-C, while the first one's report is made
             options.say(state_when_interrupted(tools.releases))
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error

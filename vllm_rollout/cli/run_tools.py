@@ -5,17 +5,19 @@ from pathlib import Path
 
 from vllm_rollout.cli import options
 from vllm_rollout.cli.ci import tell_ci_of_end
-from vllm_rollout.cli.console import LiveReporter
+from vllm_rollout.cli.console import LiveReporter, show_table
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
-from vllm_rollout.next_command import release_command
+from vllm_rollout.next_command import next_command, promote_command, release_command
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.deployment_record import write_record
+from vllm_rollout.report.formatting import report_title
 from vllm_rollout.report.render import update_index, write_reports
+from vllm_rollout.report.rows import remedy_of
 from vllm_rollout.report.terminal import gates_table
 from vllm_rollout.rollout.evidence_store import PassedRevisionsReader
 from vllm_rollout.rollout.gates import GateRunner
@@ -23,7 +25,7 @@ from vllm_rollout.rollout.leased_run import RunTools, assemble
 from vllm_rollout.rollout.notifier import Notifier
 from vllm_rollout.rollout.old_reports import remove_old_reports
 from vllm_rollout.rollout.run import Clock, Emergency, Run, SystemClock
-from vllm_rollout.rollout.sign_offs import how_to_sign
+from vllm_rollout.rollout.sign_offs import environment_after, how_to_sign
 from vllm_rollout.settings import Settings
 
 
@@ -85,13 +87,14 @@ def new_run_tools(
     )
 
 
-def show_end(evidence: Evidence, tools: RunTools) -> None:
-    """Print the gates, write report and record, and say where they are.
+def show_end(evidence: Evidence, tools: RunTools, *, verbose: bool = False) -> None:
+    """Write report and record, say where they are, how the run ended and what is next.
 
-    The rollout is over: a report that cannot be written is named, and changes no exit code.
+    The gates had their lines when they ended; `verbose` has a table of all that they found. The
+    rollout is over: a report that cannot be written is named, and changes no exit code.
     """
-    for gate_run in evidence.runs:
-        options.console.print(gates_table(gate_run))
+    for gate_run in evidence.runs if verbose else ():
+        show_table(options.console, gates_table(gate_run))
     run, releases = tools.run, tools.releases
     target = run.target
     comparisons: Sequence[Comparison] = ()
@@ -125,10 +128,31 @@ def show_end(evidence: Evidence, tools: RunTools) -> None:
         options.say(
             f"the report could not be written, the evidence is in the platform's store: {error}"
         )
-    options.say(evidence.conclusion)
+    options.say(report_title(evidence))
     if tools.log.result and tools.log.result.awaits_sign_off:
+        # The command follows, with the digest that was not known when this was written.
+        unnamed = f", then {how_to_sign(run.policy, run.source, 'DIGEST')} (or --reject)"
+        options.say(evidence.conclusion.replace(unnamed, ""))
         options.say(f"sign it off: {how_to_sign(run.policy, run.source, evidence.digest)}")
+    else:
+        options.say(evidence.conclusion)
+        if following := _next(evidence, tools):
+            options.say(f"next: {following}")
     tell_ci_of_end(evidence, tools, comparisons)
+
+
+def _next(evidence: Evidence, tools: RunTools) -> str:
+    """Return what to do after the run; empty where its conclusion says so."""
+    run = tools.run
+    if evidence.exit_code == ExitCode.OK:
+        following = environment_after(run.policy, run.target.environment)
+        promoted = tools.releases.touched and run.source != run.target
+        if promoted and following != run.target.environment:
+            return promote_command(run.target.model, following)
+        return next_command("vllm-rollout", "status", run.target.model)
+    if evidence.exit_code in (ExitCode.GATE_FAILED, ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE):
+        return remedy_of(evidence)
+    return ""
 
 
 def _kept(evidence: Evidence, tools: RunTools, deployment: Deployment) -> Iterator[Evidence]:

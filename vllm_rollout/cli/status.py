@@ -12,7 +12,7 @@ from rich.table import Table
 from vllm_rollout.cli import options
 from vllm_rollout.cli.console import show_table
 from vllm_rollout.cli.top import FigureView, show_figures
-from vllm_rollout.model.units import format_about, format_duration, format_value
+from vllm_rollout.model.units import format_about, format_duration, format_value, of_total
 from vllm_rollout.next_command import next_command
 from vllm_rollout.report.live_figures import ModelFigures, figures_json
 from vllm_rollout.rollout.model_status import (
@@ -108,7 +108,7 @@ def _canary(status: CanaryStatus) -> str:
         return f"{share}; it is not there"
     ready = sum(replica.ready for replica in status.replicas)
     build = status.build.short
-    return f"{share}, build {build}, {ready} of {len(status.replicas)} replicas ready"
+    return f"{share}, build {build}, {of_total(ready, len(status.replicas), 'replica')} ready"
 
 
 def _cells(status: EnvironmentStatus) -> list[str]:

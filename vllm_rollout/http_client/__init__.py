@@ -8,13 +8,10 @@ A request runs on an event loop in a thread of the client's own: there it can be
 """
 
 import asyncio
-import os
-import ssl
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import CancelledError
-from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +25,7 @@ from vllm_rollout.http_client.exchange import (
     Sink,
     monotonic,
 )
+from vllm_rollout.http_client.trust import tls_context, trust_also, trusted_also
 
 if TYPE_CHECKING:
     import httpx
@@ -42,11 +40,11 @@ __all__ = [
     "HttpError",
     "Sink",
     "monotonic",
+    "tls_context",
     "trust_also",
     "trusted_also",
 ]
 
-_trusted_also: list[str] = []
 _MOST_REDIRECTS = 5
 _MOST_IDLE = 20
 _CLOSE_SECONDS = 5.0
@@ -58,9 +56,7 @@ class HttpClient:
     Args:
         headers: sent with each request.
         max_bytes: the longest body, compressed or not.
-        ca_file: the only certificates to trust; by default those of SSL_CERT_FILE,
-            REQUESTS_CA_BUNDLE or SSL_CERT_DIR, else those of well-known authorities, and those of
-            `trust_also`.
+        ca_file: the only certificates to trust; by default as `tls_context` has it.
         proxy: heed HTTP_PROXY and the like.
         redirects: follow redirects.
         fresh: make a connection for each request.
@@ -84,7 +80,7 @@ class HttpClient:
         self._max_bytes = max_bytes
         self._headers = {"Accept-Encoding": "gzip", **(headers or {})}
         # An authority of the caller's own is read now, so that the caller hears what is wrong.
-        self._verify = ssl.create_default_context(cafile=str(ca_file)) if ca_file else None
+        self._verify = tls_context(ca_file) if ca_file else None
         self._proxy, self._transport = proxy, transport
         self._most_idle = 0 if fresh else _MOST_IDLE
         self._most_redirects = _MOST_REDIRECTS if redirects else 0
@@ -167,49 +163,10 @@ class HttpClient:
                     timeout=None,  # noqa: S113 - the exchange has a deadline as a whole
                     transport=self._transport,
                     trust_env=self._proxy,
-                    verify=self._verify or _default_trust(),
+                    verify=self._verify or tls_context(),
                 )
             )
         return self._made[0]
-
-
-def trust_also(ca_file: str | None) -> None:
-    """Have clients that are made without a `ca_file` of their own trust its certificates, too.
-
-    Raises:
-        OSError: it cannot be used.
-    """
-    if ca_file:
-        ssl.create_default_context(cafile=ca_file)
-    _trusted_also[:] = [ca_file] if ca_file else []
-
-
-def trusted_also() -> str:
-    """The file given to `trust_also`; empty without one."""
-    return next(iter(_trusted_also), "")
-
-
-def _default_trust() -> ssl.SSLContext:
-    """As httpx has it, and with the variable that most other programs read."""
-    file = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE") or ""
-    folder = os.environ.get("SSL_CERT_DIR") or ""
-    also = trusted_also()
-    changed = tuple(Path(each).stat().st_mtime_ns for each in (file, also) if each)
-    return _trust(file, folder, also, changed)
-
-
-@lru_cache(maxsize=4)
-def _trust(file: str, folder: str, also: str, _changed: tuple[int, ...]) -> ssl.SSLContext:
-    """Shared by clients, because reading all authorities takes longer than a request."""
-    import httpx
-
-    if file or folder:
-        context = ssl.create_default_context(cafile=file or None, capath=folder or None)
-    else:
-        context = httpx.create_ssl_context()
-    if also:
-        context.load_verify_locations(cafile=also)
-    return context
 
 
 def _serve(loop: asyncio.AbstractEventLoop, made: "list[httpx.AsyncClient]") -> None:

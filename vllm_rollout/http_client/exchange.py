@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -31,6 +31,7 @@ _BY_VERIFY_CODE = {
     64: _OTHER_HOST,
 }
 """By OpenSSL's numbers for what is wrong with a certificate (`man verify`)."""
+_PLAIN = "Write http:// in place of https://"
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 
 Sink = Callable[[bytes], bool]
@@ -123,6 +124,8 @@ class Exchange:
         self._status = 0
         self._started = monotonic()
         self._sent: float | None = None
+        self._connected: Any = None
+        self._in_handshake = False
 
     async def run(
         self, client: "Callable[[], httpx.AsyncClient]", method: str, url: str, **content: Any
@@ -146,6 +149,8 @@ class Exchange:
         except HttpError:
             raise
         except Exception as error:
+            if self._in_handshake:  # which httpcore leaves open when its time is over
+                await self._connected.aclose()
             raise self._error(error, expired=deadline.expired()) from error
 
     async def _answer(self, client: "httpx.AsyncClient", request: "httpx.Request") -> HttpAnswer:
@@ -195,8 +200,12 @@ class Exchange:
                 raise _unreadable("the answer's gzip ends before its end", self._status)
         return bytes(whole)
 
-    async def _trace(self, name: str, _info: object) -> None:
+    async def _trace(self, name: str, info: Mapping[str, Any]) -> None:
         """Note when the request is sent: what took its time before is no answer's."""
+        if name == "connection.connect_tcp.complete":
+            self._connected = info["return_value"]
+        if name in ("connection.start_tls.started", "connection.start_tls.complete"):
+            self._in_handshake = name.endswith(".started")
         if name == "http11.send_request_headers.started":
             self._sent = monotonic()
 
@@ -206,6 +215,12 @@ class Exchange:
         within = f"within {self._timeout_seconds:g} s"
         sent = self._sent is not None
         if expired and not sent:
+            if self._in_handshake:
+                return HttpError(
+                    Failure.NO_CONNECTION,
+                    f"it takes connections and ends no TLS handshake {within}",
+                    remedy=f"{_PLAIN} if it speaks plain HTTP; else see why it hangs.",
+                )
             return HttpError(Failure.NO_CONNECTION, f"no connection {within}")
         if expired or (isinstance(error, httpx.TimeoutException) and sent):
             return HttpError(Failure.LATE, f"no complete answer {within}", status=self._status)
@@ -258,6 +273,6 @@ def _no_connection(error: Exception, text: str) -> HttpError:
         return HttpError(
             Failure.NO_CONNECTION,
             f"it speaks no TLS ({code})",
-            remedy="Write http:// in place of https://.",
+            remedy=f"{_PLAIN}.",
         )
     return HttpError(Failure.NO_CONNECTION, text)

@@ -21,7 +21,7 @@ from vllm_rollout.judge.sample_size import (
     requests_to_decide,
 )
 from vllm_rollout.model.percentiles import check_percentile, nearest_rank
-from vllm_rollout.model.units import format_value
+from vllm_rollout.model.units import counted, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _OBSERVE_LONGER = "observe for longer, or under more load"
@@ -110,7 +110,7 @@ class _Histogram:
         figures = (self._bucket(nearest)[1], lower, upper)
         against = (
             f"at {format_confidence(self.confidence)} confidence (limit: {_seconds(self.limit)}), "
-            f"by the buckets of {n:,} requests"
+            f"by the buckets of {counted(n, 'request')}"
         )
         if upper is not None and upper <= self.limit:
             reason = f"{self.name} is at most {_seconds(upper)}, {against}{gaps}"

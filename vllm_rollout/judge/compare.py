@@ -12,7 +12,7 @@ from vllm_rollout.judge.quantile_ratio import quantile_ratio_bounds, times_neede
 from vllm_rollout.judge.sample_size import check_confidence, format_confidence
 from vllm_rollout.judge.share_difference import share_difference_bounds, times_to_decide
 from vllm_rollout.model.percentiles import check_percentile, nearest_rank
-from vllm_rollout.model.units import format_value
+from vllm_rollout.model.units import counted, format_value, of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _MOST_TIMES = 1000
@@ -87,8 +87,9 @@ def compare_latency(
         return _more_of_both(_times_to_decide(measured, lower, upper, largest_ratio))
 
     found = (
-        f"P{percentile:g} is {format_value(slow, 's')} for the canary ({canary.size:,} requests) "
-        f"and {format_value(fast, 's')} for the baseline ({baseline.size:,}); canary over baseline"
+        f"P{percentile:g} is {format_value(slow, 's')} for the canary "
+        f"({counted(canary.size, 'request')}) and {format_value(fast, 's')} for the "
+        f"baseline ({baseline.size:,}); canary over baseline"
     )
     return unknown.judged(found, measured, (lower, upper), remedy)
 
@@ -138,7 +139,7 @@ def compare_rate(
         return _more_of_both(times)
 
     found = (
-        f"{counts[2]:,} of {counts[3]:,} requests failed for the canary and "
+        f"{of_total(counts[2], counts[3], 'request')} failed for the canary and "
         f"{counts[0]:,} of {counts[1]:,} for the baseline; canary minus baseline"
     )
     measured = counts[2] / counts[3] - counts[0] / counts[1]

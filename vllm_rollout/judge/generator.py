@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from vllm_rollout.model.load_result import GeneratorFigures
-from vllm_rollout.model.units import format_rate, format_share
+from vllm_rollout.model.units import counted, format_rate, format_share, of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 # A process is planned to be this busy: arrivals come in bursts, and so do answers.
@@ -38,7 +38,7 @@ def generator_verdict(
         f"its busiest process used {used} of a core (`load.max_cpu`: {format_share(max_cpu)})": (
             cpu is not None and cpu <= max_cpu
         ),
-        f"{figures.dropped:,} of {figures.total:,} requests were not sent": not figures.dropped,
+        f"{of_total(figures.dropped, figures.total, 'request')} not sent": not figures.dropped,
         "no request was due": figures.total > 0,
     }
     broken = [text for text, holds in asked.items() if not holds]
@@ -98,8 +98,9 @@ def _remedy(figures: GeneratorFigures, cores: int | None) -> str:
     text = f"Set `load.workers` to {needed}: {costs}."
     if cores is not None and needed > cores:
         text += (
-            f" The generator's machine has {cores} cores: use one that has more than {needed}, or "
-            "ask for a lower rate; or make the load in the cluster (`--load-in-cluster`)."
+            f" The generator's machine has {counted(cores, 'core')}: use one that has more than "
+            f"{needed}, or ask for a lower rate; or make the load in the cluster "
+            "(`--load-in-cluster`)."
         )
     return text
 

@@ -16,7 +16,7 @@ from vllm_rollout.judge.sample_size import (
     requests_needed,
     requests_to_decide,
 )
-from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.units import format_share, format_value, of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _WORDS = {
@@ -135,7 +135,7 @@ def goodput_verdict(
     lower, upper = share_bounds(good, n, confidence)
     p_value = fail_p_value(n - good, n, 1 - target)
     seen = replace(unknown, measured=good / n, lower=lower, upper=upper, p_value=p_value)
-    counted = f"{good:,} of {n:,} requests met every limit ({limits})"
+    counted = f"{of_total(good, n, 'request')} met every limit ({limits})"
     against = (
         f"at {format_confidence(confidence)} confidence "
         f"(limit: above {format_share(float(target))}){_misses(limits, times, censored)}"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vllm_rollout.judge.sample_size import check_confidence
-from vllm_rollout.model.units import format_share
+from vllm_rollout.model.units import counted, format_share
 from vllm_rollout.model.verdict import Outcome, Verdict
 
 Method = Literal["holm", "bonferroni", "none"]
@@ -74,7 +74,7 @@ def judge_family(
                 in_question -= 1
         else:
             judged[place] = verdicts[place].inconclusive_because(
-                f"{verdicts[place].reason}; among {members} gates a fail has to be "
+                f"{verdicts[place].reason}; among {counted(members, 'gate')} a fail has to be "
                 f"{_share(needed)} sure, and this one is {_share(1 - p)}",
                 "Measure again, and for longer: a limit that is really broken will show.",
             )

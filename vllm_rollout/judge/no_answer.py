@@ -23,6 +23,7 @@ _TOO_LONG = re.compile(
     r"|max seq len|context window",
     re.IGNORECASE,
 )
+_WRITE_HTTPS = "Write https:// in place of http://."
 _PLAIN_TO_TLS = re.compile(r"HTTP request\b.{0,40}\bHTTPS (?:server|port)", re.IGNORECASE)
 _TOO_LONG_REMEDY = (
     "Ask for less, or serve a longer context: the prompt and `max_tokens` together have to fit "
@@ -69,7 +70,7 @@ _BY_OUTCOME = {
 def remedy_for(*, outcome: RequestOutcome, status: int, error: str) -> str:
     """Return what to do about a request that got no answer; empty for one that was not sent."""
     if _PLAIN_TO_TLS.search(error):
-        return "Write https:// in place of http://."
+        return _WRITE_HTTPS
     if outcome is not RequestOutcome.HTTP_ERROR:
         if is_page(outcome, error):
             return NAME_THE_ADDRESS
@@ -107,6 +108,11 @@ def is_of_another_api(status: int, error: str) -> bool:
 def page_reason(url: str, page: str) -> str:
     """The reason where a web page came in place of an answer."""
     return f"{url} answered {page}: is this vLLM's address?"
+
+
+def plain_to_tls(url: str) -> tuple[str, str]:
+    """Return reason and remedy where `url` takes TLS alone."""
+    return f"{url} speaks TLS, and was asked without", _WRITE_HTTPS
 
 
 def other_model(url: str, model: str, name: str, listed: ServedModels) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from vllm_rollout.judge.sample_size import (
     requests_to_decide,
 )
 from vllm_rollout.model.percentiles import check_percentile, nearest_rank
-from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.units import counted, format_share, format_value, of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 _FIX_MEASUREMENT = (
@@ -111,7 +111,7 @@ class _Sample:
         seen = replace(blank, measured=measured, lower=lower, upper=upper, p_value=self._p_value())
         against = f"{self.sure} (limit: below {_seconds(self.limit)})"
         if self.censored:
-            against += f"; {self.censored:,} of {self.n:,} requests failed"
+            against += f"; {of_total(self.censored, self.n, 'request')} failed"
 
         if upper is not None and upper < self.limit:
             reason = f"{self.name} is at most {_seconds(upper)}, {against}"
@@ -123,7 +123,8 @@ class _Sample:
         if upper is None:
             minimum = requests_needed_for_percentile(self.percentile, self.confidence)
             return seen.inconclusive_because(
-                f"{self.n:,} requests are too few to bound {self.name} from above, {against}",
+                f"{counted(self.n, 'request')} {'is' if self.n == 1 else 'are'} too few to bound "
+                f"{self.name} from above, {against}",
                 f"At least {minimum:,} requests are needed; you sent {self.n:,}: "
                 f"{more_load(minimum, rate_per_second)}.",
             )

@@ -15,6 +15,7 @@ from vllm_rollout.model.preflight_facts import (
     quota_use,
     switch_off,
 )
+from vllm_rollout.model.units import counted
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, check
 
 _MAKE_ROOM = (
@@ -51,7 +52,8 @@ def room_verdict(room: Room | GpuRoom) -> Verdict:
     resource = _scarce(room.demands)
     needed = sum(demand.requests.get(resource, 0) for demand in whole)
     free, own = _available(room, resource)
-    need = f"{len(whole)} pods ({len(new)} of them surge) need {needed:g} {resource}"
+    need = f"{counted(len(whole), 'pod')} ({len(new)} of them surge) need{'s'[: len(whole) == 1]} "
+    need += f"{needed:g} {resource}"
     words = [need, f"accepting nodes have {free:g} free", f"the release's own pods hold {own:g}"]
     if short:
         number, which = len(surge_left or left), "pods of surge" if surge_left else "pods"

@@ -12,7 +12,7 @@ from vllm_rollout.judge.sample_size import (
     more_load,
     requests_needed,
 )
-from vllm_rollout.model.units import format_share
+from vllm_rollout.model.units import format_share, of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 __all__ = ["rate_verdict", "rate_verdict_between", "requests_needed"]
@@ -74,7 +74,7 @@ def rate_verdict(
         upper=upper,
         p_value=fail_p_value(failures, total, limit),
     )
-    counted = f"{failures:,} of {total:,} requests failed"
+    counted = f"{of_total(failures, total, 'request')} failed"
     against = f"(limit: below {format_share(float(limit))})"
     sure = f"at {format_confidence(confidence)} confidence"
     if upper < limit:
@@ -107,7 +107,7 @@ def rate_verdict_between(
     if most.outcome is not Outcome.FAIL or least.outcome is Outcome.FAIL:
         return least if least.outcome is Outcome.FAIL else most
     return least.inconclusive_because(
-        f"between {failures:,} and {failures_at_most:,} of {total:,} requests failed "
+        f"between {failures:,} and {of_total(failures_at_most, total, 'request')} failed "
         f"(limit: below {format_share(float(limit))})",
         "These counters are too coarse for the limit: measure failures by a load of your own.",
     )

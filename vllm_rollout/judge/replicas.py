@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from vllm_rollout.judge.diagnosis import Finding
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.units import counted
+from vllm_rollout.model.units import counted, of_total
 from vllm_rollout.model.verdict import (
     NoToken,
     NoWord,
@@ -47,15 +47,17 @@ def replicas_verdict(
         n=len(replicas),
         unit="count",
         method=VerdictMethod.COMPARED,
-        reason="; ".join([f"{len(ready)} of {expected} replicas ready", *map(_problem, bad)]),
+        reason="; ".join(
+            [f"{of_total(len(ready), expected, 'replica')} ready", *map(_problem, bad)]
+        ),
         remedy="" if holds else _remedy(findings),
     )
 
 
-def each_answers(found: Mapping[str, Verdict], *, noun: str = "replicas") -> Verdict:
+def each_answers(found: Mapping[str, Verdict], *, noun: str = "replica", how: str = "") -> Verdict:
     """Pass if every one of `found` did; the reason counts them and names those that did not."""
     bad = {name: verdict for name, verdict in found.items() if not verdict.passed}
-    count = f"{len(found) - len(bad)} of {len(found)} {noun} answered"
+    count = f"{of_total(len(found) - len(bad), len(found), noun)}{how} answered"
     outcome = worst([verdict.outcome for verdict in found.values()])
     kind = Verdict
     if bad and all(isinstance(verdict, NoWord) for verdict in bad.values()):

@@ -4,6 +4,7 @@ import json
 import re
 
 from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.model.units import counted, of_total
 from vllm_rollout.model.verdict import Verdict, check
 from vllm_rollout.policy.outputs import Sample
 
@@ -78,7 +79,7 @@ def answer_verdict(text: str, *, completion_tokens: int) -> Verdict:
     wrong = degenerate(text, completion_tokens=completion_tokens)
     return check(
         None if wrong else True,
-        wrong or f"an answer of {completion_tokens} tokens",
+        wrong or f"an answer of {counted(completion_tokens, 'token')}",
         remedy="Ask it by hand. If it is always so, the engine computes nonsense: compare "
         "quantization, dtype, attention backend and weights with the build that serves now.",
     )
@@ -99,10 +100,10 @@ def output_verdict(sample: Sample, text: str, *, completion_tokens: int) -> Verd
     if not (wrong or judged.passed):
         return judged.inconclusive_because(f"{sample.prompt!r}: {judged.reason}", judged.remedy)
     ruled = any((sample.contains, sample.matches, sample.is_json))
-    kept = "keeps the policy's rules" if ruled else "was answered; QA reads the answer"
+    kept = "keeps the policy's rules" if ruled else "answered, for QA to read"
     return check(
         not wrong,
-        f"{sample.prompt!r} {'; '.join(wrong) or kept}",
+        f"{sample.prompt!r}: {'; '.join(wrong) or kept}",
         remedy="Compare the answer with the model's that serves now; the prompt and its rules are "
         "`gates.outputs.samples`.",
     )
@@ -120,11 +121,15 @@ def doubts_of(probes: ProbeSample) -> dict[str, str]:
         doubts["refused"] = probes.refused_because
     if probes.cached:
         sent = probes.total + probes.cached
-        doubts["cached"] = f"{probes.cached} of {sent} answers from a cache ({probes.cached_by})"
+        doubts["cached"] = (
+            f"{of_total(probes.cached, sent, 'answer')} from a cache ({probes.cached_by})"
+        )
     elif probes.health_cached:
         doubts["cached"] = "/health was answered by a cache"
     if bad:
-        doubts["degenerate"] = f"{len(bad)} of {len(probes.answers)} answers degenerate: {bad[0]}"
+        doubts["degenerate"] = (
+            f"{of_total(len(bad), len(probes.answers), 'answer')} degenerate: {bad[0]}"
+        )
     return doubts
 
 

@@ -3,6 +3,7 @@
 from vllm_rollout.judge.anytime_valid import AnytimeShare
 from vllm_rollout.judge.messages import bound_text, may_share_text, worth_text
 from vllm_rollout.judge.sample_size import format_confidence, more_load
+from vllm_rollout.model.units import of_total
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 
 # Bounds are computed again with so many more requests than at the last update, and when they
@@ -58,7 +59,7 @@ class VerdictFormatter:
             self._update()
         verdict = Verdict(
             outcome=test.outcome,
-            reason=f"{test.bad:,} of {test.n:,} requests {self._seen}{self._tail}",
+            reason=f"{of_total(test.bad, test.n, 'request')} {self._seen}{self._tail}",
             measured=test.bad / test.n,
             lower=self._lower,
             upper=self._upper,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vllm_rollout.model.units import format_about, format_duration
+from vllm_rollout.model.units import counted, format_about, format_duration
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod
 from vllm_rollout.policy import Soak
 
@@ -161,7 +161,7 @@ def soak_text(state: SoakState) -> str:
     for start, end in state.gaps[:_MOST_GAPS_NAMED]:
         words.append(f"not observed from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M %Z}")
     if len(state.gaps) > _MOST_GAPS_NAMED:
-        words.append(f"and {len(state.gaps) - _MOST_GAPS_NAMED} gaps more")
+        words.append(f"and {counted(len(state.gaps) - _MOST_GAPS_NAMED, 'more gap')}")
     return ", ".join(words)
 
 

@@ -14,6 +14,7 @@ from vllm_rollout.load.load_progress import LoadProgress, ProgressMeter
 from vllm_rollout.load.request_log import LOG_NAME, STOP_NAME, LogReader
 from vllm_rollout.model.load_plan import LoadPlan
 from vllm_rollout.model.load_result import ItlSummary, LoadResult, RequestOutcome, RequestRecord
+from vllm_rollout.model.units import counted, of_total
 
 _NO_RECORD = "no record"
 _CLOCK_WITHIN_SECONDS = 0.25
@@ -101,14 +102,13 @@ class LoadCollector:
             f"themselves, not {', '.join(unended)}": bool(unended),
             f"when {', '.join(strangers)} started is not known to {_CLOCK_WITHIN_SECONDS:g} s: its "
             "clock could not be compared with the master's": bool(strangers),
-            f"{len(unsent)} of {len(requests)} requests were not sent or left no record{why}": (
-                bool(unsent)
-            ),
-            f"{lost} finished requests are missing from the request log": lost != 0,
-            f"{unparsable} lines of the request log cannot be read": unparsable > 0,
+            f"{of_total(len(unsent), len(requests), 'request')} not sent or without a record"
+            f"{why}": bool(unsent),
+            f"{counted(lost, 'finished request')} missing from the request log": lost != 0,
+            f"{counted(unparsable, 'line')} of the request log cannot be read": unparsable > 0,
             broken: broken != "",
-            f"{len(cached):,} of {len(judged):,} answers came from a cache, not from the engine "
-            f"({next(iter(cached), '')})": bool(cached),
+            f"{of_total(len(cached), len(judged), 'answer')} came from a cache, not from the "
+            f"engine ({next(iter(cached), '')})": bool(cached),
             "the schedule holds no request": not judged,
         }
         busy = [log.busy_seconds for log in self._logs if log.busy_seconds is not None]

@@ -9,6 +9,7 @@ from vllm_rollout.load.trace import read_trace
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.load_plan import Lengths, LoadPlan, RateSegment, RequestClass, TraceEntry
+from vllm_rollout.model.units import counted
 from vllm_rollout.policy import Policy
 from vllm_rollout.policy.gates import Load
 from vllm_rollout.policy.load_profile import RequestKind, TokenCounts
@@ -106,7 +107,8 @@ def _read_prompts(kind: RequestKind) -> tuple[Any, ...]:
         found.append(prompt)
     if not 0 < len(found) <= _MOST_PROMPTS:
         raise UsageError(
-            f"{path} holds {len(found)} prompts; 1 to {_MOST_PROMPTS:,} are of use", remedy=remedy
+            f"{path} holds {counted(len(found), 'prompt')}; 1 to {_MOST_PROMPTS:,} are of use",
+            remedy=remedy,
         )
     return tuple(found)
 

@@ -149,6 +149,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s'[: number != 1]}"
 
 
+def of_total(part: int, total: int, noun: str) -> str:
+    """`2 of 3 replicas`, `1 of 1 replica`."""
+    return f"{part:,} of {counted(total, noun)}"
+
+
 def format_share(fraction: float) -> str:
     """Write the fraction 0.001 as `0.1%`, exactly: no digit of the float is lost."""
     return f"{_plain(Decimal(repr(fraction)) * 100)}%"

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from vllm_rollout.model.load_result import NO_USAGE, WEB_PAGE, RequestOutcome
+from vllm_rollout.model.units import counted
 from vllm_rollout.observe.event_stream import EventStream, NotAnEventStreamError
 
 _LONGEST_ERROR = 200
@@ -310,7 +311,9 @@ def _answer(
     if not 0 <= prompt_tokens < _MOST_TOKENS:
         raise _malformed("a usage that no prompt can have")
     if not 0 < completion_tokens <= max_tokens:
-        raise _malformed(f"a usage that no answer of at most {max_tokens} tokens can have")
+        raise _malformed(
+            f"a usage that no answer of at most {counted(max_tokens, 'token')} can have"
+        )
     return Answer(
         text=text,
         finish_reason=finish_reason,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 
+from vllm_rollout.model.units import counted
 from vllm_rollout.observe.prometheus import Series
 from vllm_rollout.observe.series import (
     SAME_PROCESS_SECONDS,
@@ -111,10 +112,10 @@ def unattributed(found: Iterable[Series], scrapes: Scrapes) -> str:
     for target, own in _by_target([s for s in found if s.samples]).items():
         if foreign := _foreign(target, own, scrapes):
             return (
-                f"{name_of(target)} has samples from {foreign:,} times at which it has no `up`: "
-                "several Prometheis answer as one, or a rule has made them; ask a single one, for "
-                "what it has scraped (`prometheus.url`, `prometheus.requests.metric`), or set the "
-                "label that tells them apart (replica, prometheus) in `prometheus.labels`"
+                f"{name_of(target)} has samples from {counted(foreign, 'time')} at which it has no "
+                "`up`: several Prometheis answer as one, or a rule has made them; ask a single "
+                "one, for what it has scraped (`prometheus.url`, `prometheus.requests.metric`), or "
+                "set the label that tells them apart (replica, prometheus) in `prometheus.labels`"
             )
         if relabelled := _relabelled(target, own, scrapes):
             return relabelled

@@ -172,6 +172,17 @@ class InferenceClient:
             return b"\nvllm:" in self._get(f"{self.base_url}/metrics", timeout_seconds).body
         return False
 
+    def speaks_tls(self, *, timeout_seconds: float) -> bool:
+        """Return True if the server takes TLS, and is asked without."""
+        if not self.base_url.startswith("http://"):
+            return False
+        url = self.health_url.replace("http://", "https://", 1)
+        try:
+            self._http.get(url, timeout_seconds=timeout_seconds, read=False)
+        except HttpError as error:
+            return error.failure is Failure.UNTRUSTED
+        return True
+
     def offered(self, *, timeout_seconds: float) -> list[str]:
         """Return the paths of the APIs that answer a small request for the model."""
         tiny = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_rollout.model.deployment import Replica
-from vllm_rollout.model.units import format_value
+from vllm_rollout.model.units import format_value, of_total
 from vllm_rollout.observe.prometheus import Series
 from vllm_rollout.observe.series import Target, clock, name_of, target_of
 
@@ -142,7 +142,7 @@ def _there(
         gone = list(dict.fromkeys(map(server, ended)))[: max(0, len(ready) - len(here))]
         lost.ended = {target: seen.last[target] for target in ended if server(target) in gone}
         if (short := len(ready) - len(here) - len(gone)) > 0:
-            lost.never.append(f"{short} of {len(ready)} ready replicas have no samples")
+            lost.never.append(f"{of_total(short, len(ready), 'ready replica')} without samples")
         return lost
     for replica, own in by_replica:
         ended = [t for t in seen.ended(current) if t in own]

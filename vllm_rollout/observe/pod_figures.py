@@ -13,6 +13,7 @@ from functools import partial
 from itertools import pairwise
 
 from vllm_rollout.model.live_figures import Figure, FigureName
+from vllm_rollout.model.units import of_total
 from vllm_rollout.observe.prometheus import Series
 from vllm_rollout.observe.server_figures import NotKnownError, known_or_not
 from vllm_rollout.policy.prometheus import PodLabels
@@ -269,7 +270,7 @@ class _Pods:
         if missing := sorted(set(self._samples.needed) - having):
             raise NotKnownError(f"{missing[0]} has no new series of {metric}")
         every = len(self._samples.pods)
-        part = f"{len(having)} of {every} pods" if len(having) < every else ""
+        part = of_total(len(having), every, "pod") if len(having) < every else ""
         source = ", ".join(filter(None, [f"{exporter.name} by Prometheus", more, part]))
         at = datetime.fromtimestamp(min(series.samples[-1][0] for series in each), UTC)
         return Figure(value=value, of=of, source=source, at=at)

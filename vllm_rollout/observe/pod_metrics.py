@@ -15,6 +15,7 @@ from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.live_figures import Figure, FigureName
+from vllm_rollout.model.units import of_total
 from vllm_rollout.observe.answers import page_in
 from vllm_rollout.observe.caches import NO_CACHE, cached_by
 from vllm_rollout.observe.prometheus import Series
@@ -137,7 +138,7 @@ class PodMetrics:
         if lost or not both:
             lost = lost or [f"{name}: {why}" for name, why in failed.items()]
             raise NotKnownError(
-                f"/metrics of {len(both)} of {count} replicas is known"
+                f"/metrics of {of_total(len(both), count, 'replica')} is known"
                 + (f"; {lost[0]}" if lost else "")
             )
         scrapes = Scrapes(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from vllm_rollout.model.live_figures import Figure, FigureName, ReplicaUsage, Usage
+from vllm_rollout.model.units import of_total
 from vllm_rollout.observe.server_figures import NotKnownError, known_or_not
 
 _OLDEST_USAGE = timedelta(minutes=5)
@@ -34,7 +35,7 @@ def usage_figures(
         oldest = min(now.replicas[name].at for name in amounts)
         if at - oldest > _OLDEST_USAGE:
             raise NotKnownError(f"{source} has nothing newer than {oldest:%H:%M:%S %Z}")
-        part = f", {len(amounts)} of {len(every)} replicas" * (len(amounts) < len(every))
+        part = f", {of_total(len(amounts), len(every), 'replica')}" * (len(amounts) < len(every))
         return Figure(value=sum(amounts.values()), source=source + part, at=oldest)
 
     def cores(name: str, usage: ReplicaUsage) -> float | None:

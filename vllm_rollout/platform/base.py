@@ -14,6 +14,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import DeployError, ExitCode, RolloutError, UnreachableError
 from vllm_rollout.model.symptoms import Symptoms
+from vllm_rollout.model.units import counted
 
 ROUTER_GONE = "RouterGone"
 """Reason of a replica that nobody passes requests to; its message names the command to run."""
@@ -128,7 +129,7 @@ def changed_objects(left: LiveObjects, now: LiveObjects) -> list[str]:
             for path in paths[:_SHOWN]
         ]
         if len(paths) > _SHOWN:
-            lines.append(f"{len(paths) - _SHOWN} more fields of {name}")
+            lines.append(f"{counted(len(paths) - _SHOWN, 'more field')} of {name}")
     return lines
 
 

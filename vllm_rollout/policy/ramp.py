@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from vllm_rollout.model.units import format_share
+from vllm_rollout.model.units import format_share, of_total
 from vllm_rollout.policy.fields import (
     Block,
     Count,
@@ -80,7 +80,7 @@ def falling_step(ramp: tuple[RampStep, ...], capacity: int, *, by_traffic: bool 
     before = ""
     for number, step in enumerate(ramp, start=1):
         now: float = step.share_of(capacity) if by_traffic else step.replicas_of(capacity)
-        shown = format_share(now) if by_traffic else f"{now} of {capacity} replicas"
+        shown = format_share(now) if by_traffic else of_total(int(now), capacity, "replica")
         if now < reached:
             return f"step {number} is {shown}, {before} came before"
         reached, before = now, format_share(now) if by_traffic else str(now)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.units import counted
 from vllm_rollout.next_command import next_command
 from vllm_rollout.policy import Policy
 from vllm_rollout.pytest_plugin import SOME_MODEL, did_you_mean, no_model
@@ -234,8 +235,8 @@ def nothing_selected(
         meant = did_you_mean(words, known) or f"Environments: {', '.join(policy.order)}."
         return f"no gate was run: -m {expression!r} names no environment; {meant}"
     if keyword := config.getoption("keyword", ""):
-        return f"no gate was run: -k {keyword!r} left none of the {collected} gates."
+        return f"no gate was run: -k {keyword!r} left none of {counted(collected, 'gate')}."
     return (
-        f"no gate was run: of {collected} gates the paths, -m {expression!r} and the policy left "
-        f"none.\nSee which there are:  {list_gates(models)}"
+        f"no gate was run: of {counted(collected, 'gate')} the paths, -m {expression!r} and the "
+        f"policy left none.\nSee which there are:  {list_gates(models)}"
     )

@@ -25,6 +25,8 @@ from vllm_rollout.model.evidence import (
     new_run_id,
     write_evidence,
 )
+from vllm_rollout.model.units import of_total
+from vllm_rollout.next_command import promote_command
 from vllm_rollout.pytest_plugin import EXIT_CODE
 from vllm_rollout.pytest_plugin.ci import tell_ci_of
 from vllm_rollout.pytest_plugin.fixtures import SETTINGS
@@ -47,7 +49,8 @@ from vllm_rollout.pytest_plugin.gate_selection import (
 from vllm_rollout.pytest_plugin.load_progress_line import emit
 from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.render import update_index, write_reports
-from vllm_rollout.report.terminal import verdict_line
+from vllm_rollout.report.rows import change_unsaid
+from vllm_rollout.report.terminal import gate_line, gates_in_words, run_lines
 
 USAGE_ERROR = "vllm_rollout_usage_error"
 """Key of what an xdist worker refuses to run; it cannot end the session itself."""
@@ -101,8 +104,7 @@ class SessionResults:
         record = record_of(report)
         if record is not None:
             self._add([record])
-            result = record.result
-            emit("gate", outcome=result.outcome.value, text=verdict_line(result))
+            self._emit_gate(record.node_id)
         elif report.when not in ("setup", "call", "teardown"):  # xdist's of a worker's crash
             self._crashed.add(report.nodeid)
             self._ended_by = str(report.longrepr)
@@ -147,6 +149,17 @@ class SessionResults:
             for line in filter(None, (*self._lines, self._settings.note)):
                 terminalreporter.write_line(line)
 
+    def _emit_gate(self, node_id: str) -> None:
+        """Emit the line of the item's gate, once all items of it have ended."""
+        gate = self._gate_of(node_id)
+        planned = {each for each in self._planned if self._gate_of(each) == gate}
+        records = [r for r in self._records.values() if self._gate_of(r.node_id) == gate]
+        if planned <= {record.node_id for record in records}:
+            emit("gate", text=gate_line([record.result for record in records]))
+
+    def _gate_of(self, node_id: str) -> tuple[str, tuple[Deployment, str] | None]:
+        return node_id.partition("::")[0], self._planned.get(node_id)
+
     def _add(self, records: Sequence[GateRecord]) -> None:
         for record in records:
             self._records.setdefault((record.node_id, record.phase), record)
@@ -157,7 +170,7 @@ class SessionResults:
         code = pytest.ExitCode.OK if part is Outcome.PASS else pytest.ExitCode.TESTS_FAILED
         words = f"{evidence.model}: {_in_words(evidence, part)}"
         for run in evidence.runs:
-            self._lines += _lines_of(run)
+            self._lines += _lines_of(run, verbose=self._config.get_verbosity() > 0)
         target = option(self._config, "--evidence")
         folder = self._settings.report_dir / evidence.model / evidence.run_id
         try:
@@ -171,6 +184,8 @@ class SessionResults:
                 paths = write_reports(evidence, folder, sign_off_words=signed_by)
                 self._comparisons[evidence.model] = paths.comparisons
                 self._keep_requests(evidence.model, folder)
+                if following := self._next(evidence):
+                    self._lines.append(f"next: {following}")
                 self._lines.append(f"{words}  {paths.html}")
         except (RolloutError, OSError) as error:
             self._lines.append(
@@ -179,6 +194,14 @@ class SessionResults:
             )
             code = max(code, pytest.ExitCode.INTERNAL_ERROR)
         return code
+
+    def _next(self, evidence: Evidence) -> str:
+        """The promotion of what has passed; empty where nothing may be promoted."""
+        order = self._settings.policy.order
+        if evidence.outcome is not Outcome.PASS or self._settings.platform is None:
+            return ""
+        _, *after = order[order.index(evidence.runs[-1].deployment.environment) :]
+        return promote_command(evidence.model, after[0]) if after else ""
 
     def _keep_requests(self, model: str, folder: Path) -> None:
         """Put the requests of the model's loads, where they were kept, beside its evidence."""
@@ -261,16 +284,16 @@ class SessionResults:
 
 def _in_words(evidence: Evidence, part: Outcome) -> str:
     if part is not Outcome.PASS or evidence.outcome is Outcome.PASS:
-        return evidence.outcome.upper()
+        found = "; ".join(gates_in_words(run) for run in evidence.runs)
+        return f"{evidence.outcome.upper()}: {found}"
     gates = sum(len({*run.expected, *(gate.gate for gate in run.gates)}) for run in evidence.runs)
     ran = gates - sum(len(run.missing) for run in evidence.runs)
-    return (
-        f"PASS of the part that was run ({ran} of {gates} gates); nothing may be promoted on this"
-    )
+    part_of = of_total(ran, gates, "gate")
+    return f"PASS of the part that was run ({part_of}); nothing may be promoted on this"
 
 
-def _lines_of(run: GateRun) -> list[str]:
-    lines = [verdict_line(gate) for gate in run.gates]
+def _lines_of(run: GateRun, *, verbose: bool) -> list[str]:
+    lines = run_lines(run, verbose=verbose)
     if run.platform == URL_ONLY:
         lines.append(
             f"{run.deployment}: pods were not asked for, --base-url names a server "
@@ -281,6 +304,6 @@ def _lines_of(run: GateRun) -> list[str]:
             f"{run.deployment}: not run, so nothing may be promoted on this: "
             + ", ".join(run.missing)
         )
-    if run.changed:
-        lines.append(f"{run.deployment}: {run.changed}")
+    if changed := change_unsaid(run):
+        lines.append(f"{run.deployment}: {changed}")
     return lines

@@ -8,7 +8,7 @@ from rich.text import Text
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.text import one_line
-from vllm_rollout.model.units import format_value
+from vllm_rollout.model.units import counted, format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.derivation import exact, working
 from vllm_rollout.report.formatting import report_title
@@ -64,8 +64,8 @@ def _load(load: LoadSummary) -> str:
     """Return the load that the verdicts were reached on."""
     kinds = ", ".join(f"{one_line(kind)} {n:,}" for kind, n in load.failures_by_kind.items())
     return (
-        f"Load: {load.total:,} requests at {format_value(load.rate_per_second, '1/s')} for "
-        f"{format_value(load.duration_seconds, 's')}, {load.failures:,} of them failed"
+        f"Load: {counted(load.total, 'request')} at {format_value(load.rate_per_second, '1/s')} "
+        f"for {format_value(load.duration_seconds, 's')}, {load.failures:,} of them failed"
         + (f" ({kinds})" if kinds else "")
         + (f"; stopped early: {one_line(load.stopped)}" if load.stopped else "")
         + (f"; incomplete: {one_line(load.incomplete)}" if load.incomplete else "")

@@ -72,8 +72,10 @@ def _add_case(suite: ET.Element, item: ReportItem, element: str, build: Build | 
         suffix = f".{number}" if len(item.verdicts) > 1 else ""
         _add_properties(properties, _figures(verdict), suffix)
     if element:
-        text = _explanation(item)
-        ET.SubElement(case, element, message=text[0]).text = "\n".join(text)
+        deciding = next(v for v in item.verdicts if v.outcome is item.outcome)
+        message = f"{item.outcome}: {one_line(deciding.reason)}"
+        texts = [f"{each.outcome.upper()}  {verdict_text(each)}" for each in item.verdicts]
+        ET.SubElement(case, element, message=message).text = "\n\n".join(texts)
 
 
 def _add_properties(properties: ET.Element, values: Mapping[str, object], suffix: str = "") -> None:
@@ -82,15 +84,6 @@ def _add_properties(properties: ET.Element, values: Mapping[str, object], suffix
         if value is not None:
             text = one_line(str(value))
             ET.SubElement(properties, "property", name=name + suffix, value=text)
-
-
-def _explanation(item: ReportItem) -> list[str]:
-    """Return the lines of the text: the outcome and the deciding reason, then every verdict."""
-    deciding = next(v for v in item.verdicts if v.outcome is item.outcome)
-    lines = [f"{item.outcome}: {one_line(deciding.reason)}"]
-    for verdict in item.verdicts:
-        lines += ["", f"{verdict.outcome.upper()}  {verdict_text(verdict)}"]
-    return lines
 
 
 def _figures(verdict: Verdict) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vllm_rollout.model.load_figures import LoadMoment, LoadSummary
-from vllm_rollout.model.units import format_value
+from vllm_rollout.model.units import counted, format_value, of_total
 from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.report.axis import Axis
 from vllm_rollout.report.formatting import bound_text
@@ -105,8 +105,8 @@ def over_time_plot(load: LoadSummary, verdict: Verdict | None = None) -> str:
     failed = sum(m.failures for m in moments)
     return svg(
         "Latency over time",
-        f"P50 and P95 latency in {len(moments)} slices by intended send time; {failed:,} of "
-        f"{load.total:,} requests failed.",
+        f"P50 and P95 latency in {counted(len(moments), 'slice')} by intended send time; "
+        f"{of_total(failed, load.total, 'request')} failed.",
         parts,
     )
 

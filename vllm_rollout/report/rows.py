@@ -115,6 +115,22 @@ def findings(result: GateResult) -> tuple[Verdict, ...]:
     return tuple(found)
 
 
+def remedy_of(evidence: Evidence) -> str:
+    """Return what to do about the worst that the gates found; empty where nothing is known."""
+    found = [v for run in evidence.runs for gate in run.gates for v in findings(gate)]
+    for outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
+        for verdict in found:
+            if verdict.outcome is outcome and verdict.remedy:
+                return one_line(verdict.remedy)
+    return ""
+
+
+def change_unsaid(run: GateRun) -> str:
+    """Return what changed under the gates; empty if a gate has named it: what could not be read."""
+    said = run.unread and any(run.changed == gate.error for gate in run.gates)
+    return "" if said else run.changed
+
+
 def report_items(evidence: Evidence) -> list[ReportItem]:
     """All rows, in order of the runs. They pass together only if the evidence passes."""
     items: list[ReportItem] = []
@@ -191,8 +207,8 @@ def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:
     if not run.gates and not run.missing:
         verdict = _unknown("no gate ran, so nothing is known", "Select gates and run them.")
         yield _run_item(run, group, "gates", "Gates", verdict)
-    if run.changed:
-        verdict = _unknown(run.changed, "Run the gates again while the deployment stands still.")
+    if changed := change_unsaid(run):
+        verdict = _unknown(changed, "Run the gates again while the deployment stands still.")
         yield _run_item(run, group, "unchanged", "One unchanged build", verdict)
 
 

@@ -1,5 +1,6 @@
 """Gates, load and watch on a terminal: plain lines, and a table for rich."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from rich.console import Group
@@ -13,16 +14,19 @@ from vllm_rollout.model.evidence import GateResult, GateRun
 from vllm_rollout.model.observation import Observation
 from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.text import one_line
-from vllm_rollout.model.units import format_about, format_duration, format_value
-from vllm_rollout.model.verdict import Outcome
+from vllm_rollout.model.units import counted, format_about, format_duration, format_value, of_total
+from vllm_rollout.model.verdict import Outcome, worst
 from vllm_rollout.report.formatting import short_title, verdict_text
-from vllm_rollout.report.rows import findings
+from vllm_rollout.report.rows import change_unsaid, findings
 
 __all__ = [
+    "gate_line",
+    "gates_in_words",
     "gates_table",
     "observation_line",
     "progress_line",
     "progress_lines",
+    "run_lines",
     "verdict_line",
     "verdict_text",
 ]
@@ -30,6 +34,8 @@ __all__ = [
 _COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
 _OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
 _TITLE_WIDTH = 40
+_LONGEST_JOINED = 90
+_MOST_EXPLAINED, _MOST_NAMED = 3, 2
 
 
 def verdict_line(result: GateResult) -> str:
@@ -37,22 +43,95 @@ def verdict_line(result: GateResult) -> str:
 
     A fail or an inconclusive adds why, and what to do on an indented line of its own.
     """
-    indent = " " * (_OUTCOME_WIDTH + 2)
-    lines = []
-    for verdict in findings(result):
-        first, *more = verdict_text(verdict).split("\n")
-        title = short_title(result.title)
-        head = f"{verdict.outcome.upper():{_OUTCOME_WIDTH}}  {title:{_TITLE_WIDTH}}  {first}"
-        lines += [head, *(indent + line for line in more)]
-    return "\n".join(lines)
+    return "\n".join(
+        _line(verdict.outcome, result.title, verdict_text(verdict)) for verdict in findings(result)
+    )
+
+
+def gate_line(results: Sequence[GateResult]) -> str:
+    """One line for all items of a gate: what they found if they passed, else what decided.
+
+    Why, and what to do, follow as in `verdict_line`.
+    """
+    found = [verdict for result in results for verdict in findings(result)]
+    outcome = worst([verdict.outcome for verdict in found])
+    first, *more = dict.fromkeys(verdict_text(v) for v in found if v.outcome is outcome)
+    if outcome is Outcome.PASS:
+        text = _joined([first, *more])
+    else:
+        head, *rest = first.split("\n")
+        text = "\n".join([f"{head}{_and_more(len(more))}", *rest])
+    return _line(outcome, results[0].title, text)
+
+
+def run_lines(run: GateRun, *, verbose: bool = False) -> list[str]:
+    """The run's gates for the end of a session; `verbose` has each verdict on a line of its own.
+
+    Otherwise a gate has one line, what several gates would explain alike is explained once, and
+    no more than the first few that did not pass are explained at all.
+    """
+    if verbose:
+        return [line for gate in run.gates for line in verdict_line(gate).split("\n")]
+    lines: list[str] = []
+    explained = 0
+    for gate in _by_gate(run):
+        head, *more = gate_line(gate).split("\n")
+        more = [line for line in more if line not in lines]
+        if explained == _MOST_EXPLAINED:
+            more = []
+        explained += bool(more)
+        lines += [head, *more]
+    return lines
+
+
+def _by_gate(run: GateRun) -> list[list[GateResult]]:
+    """The results of each gate, which may have several items; those of one title are one gate's."""
+    found: dict[tuple[str, str], list[GateResult]] = {}
+    for result in run.gates:
+        found.setdefault((result.gate, result.title), []).append(result)
+    return list(found.values())
+
+
+def gates_in_words(run: GateRun) -> str:
+    """`all 7 gates passed`, or how many did, and which ended how else."""
+    ended: dict[Outcome, list[str]] = {outcome: [] for outcome in Outcome}
+    for gate in _by_gate(run):
+        ended[worst([each.outcome for each in gate])].append(short_title(gate[0].title))
+    ended[Outcome.INCONCLUSIVE] += map(one_line, run.missing)
+    passed, total = len(ended[Outcome.PASS]), sum(map(len, ended.values()))
+    parts = [f"{passed} of {counted(total, 'gate')} passed"]
+    for outcome, word in ((Outcome.FAIL, "failed"), (Outcome.INCONCLUSIVE, "not known")):
+        names = ended[outcome]
+        if names:
+            shown, more = names[:_MOST_NAMED], len(names) - _MOST_NAMED
+            parts.append(f"{word}: {', '.join(shown)}" + (f" and {more} more" if more > 0 else ""))
+    return "; ".join(parts)
+
+
+def _line(outcome: Outcome, title: str, text: str) -> str:
+    first, *more = text.split("\n")
+    head = f"{outcome.upper():{_OUTCOME_WIDTH}}  {short_title(title):{_TITLE_WIDTH}}  {first}"
+    return "\n".join([head, *(" " * (_OUTCOME_WIDTH + 2) + line for line in more)])
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """As many of `texts` as fit on a line, and how many more there are."""
+    first, *others = texts
+    while others and len(f"{first}; {others[0]}") <= _LONGEST_JOINED:
+        first = f"{first}; {others.pop(0)}"
+    return first + _and_more(len(others))
+
+
+def _and_more(number: int) -> str:
+    return f" (and {number} more)" if number else ""
 
 
 def gates_table(run: GateRun) -> Table:
     """All gates of a run as a table, those that never ran included."""
     table = Table(title=f"{run.deployment}: {run.outcome.upper()}", title_justify="left")
     table.add_column("Result", no_wrap=True)
-    table.add_column("Gate")
-    table.add_column("What was found")
+    table.add_column("Gate", overflow="fold")
+    table.add_column("What was found", overflow="fold")
     for gate in run.gates:
         for verdict in findings(gate):
             table.add_row(
@@ -62,8 +141,8 @@ def gates_table(run: GateRun) -> Table:
             )
     for name in run.missing:
         table.add_row(_outcome(Outcome.INCONCLUSIVE), Text(one_line(name)), "did not run")
-    if run.changed:
-        table.caption = Text(one_line(run.changed))
+    if changed := change_unsaid(run):
+        table.caption = Text(one_line(changed))
     return table
 
 
@@ -149,7 +228,7 @@ def observation_line(
     if probes.refused_because and not probes.total:
         return f"{when}: not seen: {one_line(probes.refused_because)}"
     parts = [
-        f"{probes.total - probes.failures} of {probes.total} probes answered",
+        f"{of_total(probes.total - probes.failures, probes.total, 'probe')} answered",
         "healthy" if probes.healthy else "health check failed",
     ]
     if probes.latencies_seconds:
@@ -158,7 +237,7 @@ def observation_line(
         parts.append("replicas unknown")
     else:
         ready = sum(replica.ready for replica in observation.replicas)
-        parts.append(f"{ready} of {len(observation.replicas)} replicas ready")
+        parts.append(f"{of_total(ready, len(observation.replicas), 'replica')} ready")
     if observation.live is not None:
         parts.append(f"Prometheus: {_live_text(observation.live)}")
     parts += [one_line(doubt) for doubt in doubts_of(probes).values()]
@@ -171,7 +250,7 @@ def _live_text(live: LiveCounts) -> str:
     if live.unknown:
         return f"not known ({one_line(live.unknown)})"
     return " and ".join(
-        f"{each.failures:,} of {each.total:,} requests failed ({each.source})"
+        f"{of_total(each.failures, each.total, 'request')} failed ({each.source})"
         for each in live.rates.sources
     )
 

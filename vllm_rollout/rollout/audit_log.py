@@ -19,6 +19,7 @@ from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import GateRun, Kept, LaterSchemaError
 from vllm_rollout.model.text import printable
+from vllm_rollout.model.units import counted
 from vllm_rollout.next_command import next_command
 from vllm_rollout.platform.base import ConflictError, Entry
 from vllm_rollout.platform.reader import StoreReader
@@ -168,7 +169,7 @@ class AuditLogReader:
             yield str(error)
         if len(entries) > last + 1:
             yield (
-                f"{len(entries) - last} more decisions were taken after entry {last}, which is "
+                f"{counted(len(entries) - last, 'more decision')} after entry {last}, which is "
                 "noted as the last: the note is gone or was put back"
             )
         before: Decision | None = None

@@ -20,7 +20,7 @@ from vllm_rollout.judge.rollback_triggers import Triggers
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target
 from vllm_rollout.model.errors import DeployError, ExitCode
 from vllm_rollout.model.observation import Observation
-from vllm_rollout.model.units import counted, format_duration, format_share, format_value
+from vllm_rollout.model.units import counted, format_duration, format_share, format_value, of_total
 from vllm_rollout.model.verdict import worst
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.policy import Policy, RampStep
@@ -120,7 +120,7 @@ def describe_traffic_ramp(policy: Policy, target: Deployment, build: Build) -> l
         for step in policy.ramp
     ]
     lines.append(
-        f"bring all {capacity} replicas of {target} to build {build.short}, give "
+        f"bring {counted(capacity, 'replica')} of {target} to build {build.short}, give "
         f"the traffic back to it, and remove {target.canary}"
     )
     return lines
@@ -166,7 +166,7 @@ class CanaryRamp:
         From here on a rollback returns to revision `good`.
         """
         target = self.run.target
-        what = f"{self._capacity} of {self._capacity} replicas on build {self.build.short}"
+        what = f"{of_total(self._capacity, self._capacity, 'replica')} on build {self.build.short}"
         try:
             self._answers(target.canary)
             entry = replace(entry, before=good or entry.before)

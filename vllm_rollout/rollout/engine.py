@@ -7,6 +7,7 @@ from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Revision, newest_served
 from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
 from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.units import of_total
 from vllm_rollout.next_command import next_command, promote_command, release_command
 from vllm_rollout.platform.base import ConflictError, ForeignChangeError, without_router
 from vllm_rollout.platform.reader import ReleaseReader
@@ -171,7 +172,7 @@ def _served(platform: ReleaseReader, policy: Policy, source: Deployment) -> Revi
     if newest is None or not newest.complete:
         raise UsageError(
             f"{source} has no complete revision: its newest is {history[-1].status}, "
-            f"{history[-1].replicas} of {history[-1].capacity} replicas",
+            f"{of_total(history[-1].replicas, history[-1].capacity, 'replica')}",
             remedy="Deploy it again, or finish the rollout that is under way there.",
         )
     return newest

@@ -10,7 +10,7 @@ from tenacity import RetryCallState
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import AccessError, ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateRun
-from vllm_rollout.model.units import format_share
+from vllm_rollout.model.units import format_share, of_total
 from vllm_rollout.platform.progress import progress_shown
 from vllm_rollout.platform.writer import Store, writer_of
 from vllm_rollout.policy.notifications import ENDINGS, MessageKind
@@ -158,8 +158,8 @@ def state_when_interrupted(releases: LeasedReleases) -> str:
         return f"Interrupted; {target} was not changed"
     newest = history[-1] if history else None
     state = (
-        f"revision {newest.number}, {newest.replicas} of {newest.capacity} replicas on build "
-        f"{newest.build.short} ({newest.status})"
+        f"revision {newest.number}, {of_total(newest.replicas, newest.capacity, 'replica')} on "
+        f"build {newest.build.short} ({newest.status})"
         if newest
         else "not deployed"
     )

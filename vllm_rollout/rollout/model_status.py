@@ -16,6 +16,7 @@ from vllm_rollout.model.deployment import (
     short_digest,
 )
 from vllm_rollout.model.errors import RolloutError, UsageError
+from vllm_rollout.model.units import of_total
 from vllm_rollout.next_command import promote_command, release_command
 from vllm_rollout.platform.base import without_router
 from vllm_rollout.platform.reader import ReleaseReader, at_home, homes
@@ -284,7 +285,7 @@ def _blocks_here(
     ready = sum(replica.ready for replica in replicas)
     if ready < newest.capacity:
         why = release_command("diagnose", deployment)
-        yield f"{ready} of {newest.capacity} replicas are ready: {why} shows why"
+        yield f"{of_total(ready, newest.capacity, 'replica')} ready: {why} shows why"
 
 
 def _on_the_way(

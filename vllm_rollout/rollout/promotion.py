@@ -8,7 +8,7 @@ from typing import Any
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Build, Deployment, Revision, Target, newest_served
 from vllm_rollout.model.errors import DeployError, ExitCode, UnreachableError
-from vllm_rollout.model.units import format_about, format_duration
+from vllm_rollout.model.units import format_about, format_duration, of_total
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy.notifications import MessageKind
 from vllm_rollout.rollout.canary_ramp import CanaryRamp, describe_traffic_ramp
@@ -62,8 +62,8 @@ def describe(run: Run, platform: ReleaseReader, promotion: Promotion) -> list[st
         lines = describe_traffic_ramp(run.policy, run.target, promotion.build)
     else:
         lines = [
-            f"bring {target.replicas} of {target.capacity} replicas of {run.target} to build "
-            f"{target.build.short}, then watch for {format_duration(hold)}"
+            f"bring {of_total(target.replicas, target.capacity, 'replica')} of {run.target} to "
+            f"build {target.build.short}, then watch for {format_duration(hold)}"
             for target, hold in promotion.steps(run)
         ]
         if scalers := platform.autoscaled_by(run.target):
@@ -187,7 +187,9 @@ def _ramp_by_replicas(
     entry = releases.begin(promotion.build, before=before, note="about to begin")
     revision: Revision | None = None
     for wanted, hold in promotion.steps(run):
-        what = f"{wanted.replicas} of {wanted.capacity} replicas on build {wanted.build.short}"
+        what = (
+            f"{of_total(wanted.replicas, wanted.capacity, 'replica')} on build {wanted.build.short}"
+        )
         entry = releases.advance(entry, Event.STEP, what)
         log.log_step(f"{target}: {what}")
         try:

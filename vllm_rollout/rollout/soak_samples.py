@@ -19,6 +19,7 @@ from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.model.request_counts import Uptime
 from vllm_rollout.model.text import all_printable
+from vllm_rollout.model.units import of_total
 from vllm_rollout.next_command import release_command
 from vllm_rollout.observe.deployment_metrics import DeploymentMetrics
 from vllm_rollout.platform.base import ConflictError
@@ -51,7 +52,7 @@ def sample_of(
     ready = sum(replica.ready for replica in replicas)
     wrong = []
     if ready < capacity:
-        wrong.append(f"{ready} of {capacity} replicas were ready")
+        wrong.append(f"{of_total(ready, capacity, 'replica')} ready")
     if not probes.healthy:
         wrong.append("the health check failed")
     if probes.failures:
@@ -232,7 +233,7 @@ def stretches_of(uptime: Uptime, capacity: int, rules: Soak) -> list[Stretch]:
         sample = Sample(
             at=datetime.fromtimestamp(at, UTC),
             healthy=up >= capacity,
-            why="" if up >= capacity else f"{up} of {capacity} servers were up",
+            why="" if up >= capacity else f"{of_total(up, capacity, 'server')} up",
             restarts={},
         )
         _extend(stretches, sample, at in restarts, rules.max_gap)

@@ -11,7 +11,7 @@ from typing import Self
 
 from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import DeployError, UsageError
-from vllm_rollout.model.units import format_share, format_value
+from vllm_rollout.model.units import format_share, format_value, of_total
 from vllm_rollout.next_command import release_command
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.reader import ReleaseReader
@@ -195,7 +195,7 @@ class TrafficShift:
         """Return the sides with fewer ready replicas than they need, as text; or ""."""
         found = {deployment: self._ready(deployment) for deployment in needs}
         return "; ".join(
-            f"{deployment} has {found[deployment]} of {needed} replicas ready"
+            f"{deployment} has {of_total(found[deployment], needed, 'replica')} ready"
             for deployment, needed in needs.items()
             if found[deployment] < needed
         )

@@ -57,6 +57,8 @@ def test_a_missing_binary_is_unreachable_and_says_what_to_install() -> None:
 
     assert caught.value.address == "no-such-helm"
     assert "Install Helm" in caught.value.remedy
+    assert "--base-url URL" in caught.value.remedy
+    assert "--platform local" in caught.value.remedy
 
 
 def test_something_that_is_not_helm_is_refused() -> None:

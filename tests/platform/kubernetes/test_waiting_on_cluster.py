@@ -45,14 +45,14 @@ def test_no_change_ends_before_its_pods_are_ready(namespace: Namespace, helm_bin
 
     # The only pod is missing, which maxUnavailable allows.
     namespace.behave(CRASH)
-    with pytest.raises(NotReadyError, match=r"0 of 1 pods are ready.*CrashLoopBackOff"):
+    with pytest.raises(NotReadyError, match=r"0 of 1 pod ready.*CrashLoopBackOff"):
         apply(platform, development, "one", 1, capacity=1, within=SHORT, more=NO_ROOM)
 
     # It loads until that is shown: the change ends when it is ready.
     namespace.behave(unready())
 
     def loaded(line: str) -> None:
-        if "of at most 1m: 0 of 1 pods are ready; Deployment" in line:
+        if "of at most 1m: 0 of 1 pod ready; Deployment" in line:
             namespace.behave(HEALTHY)
 
     with progress_shown(loaded):
@@ -63,7 +63,7 @@ def test_no_change_ends_before_its_pods_are_ready(namespace: Namespace, helm_bin
     apply(platform, production, "one", 2, capacity=2, more=NO_ROOM)
     good = {r.name for r in platform.replicas(production)}
     namespace.behave(lambda pod: HEALTHY if pod["metadata"]["name"] in good else CRASH)
-    with pytest.raises(NotReadyError, match=r"2 of 3 pods are ready.*CrashLoop.*is back at"):
+    with pytest.raises(NotReadyError, match=r"2 of 3 pods ready.*CrashLoop.*is back at"):
         apply(platform, production, "two", 1, capacity=2, within=SHORT, more=NO_ROOM)
     assert {r.name for r in platform.replicas(production) if r.ready} == good
     serving = [r for r in platform.history(production) if r.status is RevisionStatus.DEPLOYED]
@@ -210,7 +210,7 @@ def test_pods_of_every_kind_of_owner_are_waited_for(
                 namespace.cluster.send("DELETE", path)
         if applied and not any(p["metadata"]["name"].startswith("group-three") for p in applied):
             make_group("three")
-        if "6 of 7 pods are ready" in line:
+        if "6 of 7 pods ready" in line:
             namespace.behave(HEALTHY)
         shown.append(line)
 

@@ -253,7 +253,8 @@ def _ssl_context(api: KubernetesApi) -> Any:
     configuration = api.core.api_client.configuration
     if not api.address.startswith("https"):
         return True
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    # The kubeconfig alone says whom to trust, as for the client beside it.
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)  # noqa: TID251
     if not configuration.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

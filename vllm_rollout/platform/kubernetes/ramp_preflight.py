@@ -9,6 +9,7 @@ from typing import Any
 from vllm_rollout.model.deployment import Canary, Deployment
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.preflight_facts import NewObjects
+from vllm_rollout.model.units import counted
 from vllm_rollout.platform.kubernetes.admission import is_made, marked_by_helm
 from vllm_rollout.platform.kubernetes.chart import load_chart
 from vllm_rollout.platform.kubernetes.helm import HelmRevision
@@ -88,7 +89,11 @@ class Ramp:
         revisions = self.revisions()
         history = _HISTORY.get(self.driver(self.whole.deployment.release))
         ours: list[tuple[str | None, int, str]] = [
-            (history, revisions + _BACK, f"{revisions} revisions and {_BACK} of the way back")
+            (
+                history,
+                revisions + _BACK,
+                f"{counted(revisions, 'revision')} and {_BACK} of the way back",
+            )
         ]
         if self.keeps_state:
             ours.append(("configmaps", _DOCUMENTS, "the run's own documents"))

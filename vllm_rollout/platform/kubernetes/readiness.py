@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.text import shown
+from vllm_rollout.model.units import counted, of_total
 from vllm_rollout.platform.kubernetes.api import KubernetesApi, NotFoundError
 from vllm_rollout.platform.kubernetes.live_edits import object_path
 from vllm_rollout.platform.kubernetes.pod_reader import list_namespace, list_pods
@@ -46,12 +47,12 @@ class Readiness:
 
     @property
     def count(self) -> str:
-        """`2 of 3 pods are ready`."""
-        return f"{self.ready} of {self.wanted} pods are ready"
+        """`2 of 3 pods ready`."""
+        return f"{of_total(self.ready, self.wanted, 'pod')} ready"
 
     def __str__(self) -> str:
         more = len(self.pods) - _NAMED
-        rest = [f"and {more} more pods"] if more > 0 else []
+        rest = [f"and {counted(more, 'more pod')}"] if more > 0 else []
         return "; ".join([self.count, *self.missing, *self.pods[:_NAMED], *rest])
 
 
