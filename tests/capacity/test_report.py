@@ -18,7 +18,8 @@ from vllm_rollout.capacity.rate_probe import Slos
 from vllm_rollout.capacity.report import CapacityReport, probe_line, write_capacity
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.verdict import Outcome
-from vllm_rollout.report.run_index import RunRow, read_run
+from vllm_rollout.report.run_index import read_run
+from vllm_rollout.report.run_rows import RunRow
 
 HOSTILE = "<script>alert(1)</script>"
 HELD = Probe(

@@ -258,7 +258,6 @@ def test_promote_then_break_production_and_get_the_old_build_back(
     assert (given["verdict"], given["environment"]) == ("fail", "production")
     assert given["evidence-digest"] == evidence.digest
     assert given["report-path"] == f"reports/{MODEL}/{evidence.run_id}/report.html"
-    assert "Changed since `" in (site.folder / "summary").read_text(encoding="utf-8")
     (first, *_) = commands("".join(lines))
     assert (first[0], first[1]["file"]) == ("error", "rollout.yaml")
     assert "error rate" in first[2]

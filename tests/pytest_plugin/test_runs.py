@@ -1,13 +1,18 @@
 """What pytest does around the gates: usage errors, selection, a team's own gates, policy files."""
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from support.ci_jobs import commands, github_job, given_outputs, told
 from support.gate_runs import MODEL, evidence_in, run_gates, staging, started_gates
+from support.world import passing_evidence
 
 from vllm_rollout.judge import Outcome
+from vllm_rollout.model.deployment import Deployment
+from vllm_rollout.model.evidence import write_evidence
 from vllm_rollout.resources import GATES
 
 
@@ -138,6 +143,24 @@ def test_the_evidence_option_writes_evidence_and_no_report(tmp_path: Path) -> No
 
     assert json.loads((tmp_path / "out/e.json").read_text())["digest"].startswith("sha256:")
     assert not (tmp_path / "reports").exists()
+
+
+def test_a_ci_is_told_the_changes_that_the_report_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github_job(monkeypatch, tmp_path)
+    name = "20260127-093000-0a1b"
+    before = passing_evidence(Deployment(MODEL, "staging"), datetime(2026, 1, 27, tzinfo=UTC))
+    file = tmp_path / "reports" / MODEL / name / "evidence.json"
+    write_evidence(replace(before, run_id=name), file)
+
+    run_gates(tmp_path, *staging("http://127.0.0.1:9"), "-k", "health")
+
+    (page,) = tmp_path.glob("reports/*/*/report.html")
+    assert f"The last passing run before this: {name}" in page.read_text(encoding="utf-8")
+    summary = (tmp_path / "summary").read_text(encoding="utf-8")
+    _, _, changes = summary.partition(f"Changed since `{name}`, the last run of staging")
+    assert "- policy: 0 → " in changes
 
 
 def test_a_broken_policy_file_stops_gates_and_no_other_tests(tmp_path: Path) -> None:

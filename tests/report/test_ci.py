@@ -18,13 +18,14 @@ from support.ci_jobs import commands, github_job, given_outputs
 from vllm_rollout.http_client import HttpError
 from vllm_rollout.model.deployment import Build
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.model.evidence import Evidence, GateResult, write_evidence
+from vllm_rollout.model.evidence import Evidence, GateResult
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report import gitlab_note
 from vllm_rollout.report.ci import tell_ci
 from vllm_rollout.report.ci_summary import LONGEST, CiResult, annotations, outputs, summary
 from vllm_rollout.report.gitlab_note import TOKEN, post_note
 from vllm_rollout.report.junit import junit_xml
+from vllm_rollout.report.render import write_reports
 
 MakeGate = Callable[..., GateResult]
 MakeEvidence = Callable[..., Evidence]
@@ -64,16 +65,24 @@ def test_a_summary_of_any_run_has_sixty_lines_at_most(many: Evidence, models: in
     assert len(summary(results).splitlines()) <= LONGEST == 60
 
 
-def test_what_failed_comes_first_then_changes_then_values(
-    make_gate: MakeGate, make_evidence: MakeEvidence, passing: Verdict, failing: Verdict
+def test_what_failed_comes_first_then_the_pages_changes_then_values(
+    make_gate: MakeGate,
+    make_evidence: MakeEvidence,
+    passing: Verdict,
+    failing: Verdict,
+    tmp_path: Path,
 ) -> None:
     before = make_evidence(make_gate("latency", passing), make_gate("pods", passing))
+    ended = replace(before.runs[0], finished=before.runs[0].started)
+    before = replace(before, runs=(ended,), run_id="20260126-093000-0a1b")
     now = make_evidence(
         make_gate("latency", failing), make_gate("pods", replace(passing, limit=5.0))
     )
     other = replace(now.runs[0], build=Build(values_digest="sha256:" + "ef" * 32))
+    now = replace(now, runs=(other,))
+    page = write_reports(now, tmp_path / now.run_id, kept=lambda _: [before])
     result = result_of(
-        replace(now, runs=(other,)), exit_code=1, before=before, next_command="gate-and-promote m"
+        now, exit_code=1, comparisons=page.comparisons, next_command="gate-and-promote m"
     )
     lines = summary([result]).splitlines()
 
@@ -83,14 +92,18 @@ def test_what_failed_comes_first_then_changes_then_values(
     order = [
         "- **FAIL** staging: Latency: 4.02 s (≥ 3.91 s at 95%) limit 3 s n=3,750 " + why,
         "**Next:** `gate-and-promote m`",
-        "Changed since `20260127-093000-0a1b`, the last run that passed:",
-        "- staging: Latency: pass → fail, 1.21 s → 4.02 s",
-        "- staging: Pods: limit 3 s → 5 s",
-        f"- staging: build {before.runs[0].build.short} → {other.build.short}",  # type: ignore[union-attr]
+        "Changed since `20260126-093000-0a1b`, the last run of staging that passed:",
+        f"- values: {'ab' * 12}… → {'ef' * 12}…",
+        "- Latency: PASS → FAIL",
+        "- Latency: 1.21 s (≤ 1.3 s at 95%) → 4.02 s (≥ 3.91 s at 95%) +232.2%",
+        "- Pods: limit: 3 s → 5 s",
         "| FAIL | staging: Latency | 4.02 s | 3.91 s – 4.2 s at 95% | 3 s | 3,750 |",
         "| PASS | staging: Pods | 1.21 s | 1.13 s – 1.3 s at 95% | 5 s | 3,750 |",
     ]
     assert [line for line in lines if line in order] == order
+    shown = [change for each in page.comparisons for change in (*each.build, *each.figures)]
+    changed = [line for line in lines if " → " in line and not line.startswith("- **")]
+    assert len(changed) == len([change for change in shown if not change.same])
 
 
 HOSTILE = (
@@ -152,7 +165,7 @@ def test_every_end_of_a_rollout_is_told_also_before_any_gate(
     none = replace(evidence, runs=())
     said: list[str] = []
 
-    tell_ci(lambda: [result_of(none, exit_code=code)], in_github / "reports", said.append)
+    tell_ci([result_of(none, exit_code=code)], in_github / "reports", said.append)
 
     assert f"(exit code {int(code)}): Ended by {code.name}".replace("_", "\\_") in (
         in_github / "summary"
@@ -170,7 +183,7 @@ def test_outputs_name_the_run_and_no_value_ends_before_its_end(
     (in_github / "outputs").write_text("mine=1")  # no newline: another program's
     result = result_of(evidence, report=report, model="a\nverdict=pass\nEOF", environment="x\ry")
 
-    tell_ci(lambda: [result], in_github / "reports", lambda _: None)
+    tell_ci([result], in_github / "reports", lambda _: None)
 
     text = (in_github / "outputs").read_text(encoding="utf-8")
     assert text.startswith("mine=1\n")
@@ -197,37 +210,11 @@ def test_several_models_end_as_the_worst_of_them(many: Evidence) -> None:
     assert (found["exit-code"], found["model"]) == ("1", f"other,{MODEL}")
 
 
-def test_the_last_run_that_passed_is_looked_for_in_the_report_folder(
-    in_github: Path, make_gate: MakeGate, make_evidence: MakeEvidence, passing: Verdict
-) -> None:
-    reports = in_github / "reports"
-    runs = {
-        "20260124-093000-0000": passing,
-        "20260125-093000-0000": replace(passing, measured=1.0),
-        "20260126-093000-0000": replace(passing, outcome=Outcome.FAIL),
-        "20260128-093000-0000": passing,
-    }
-    for name, verdict in runs.items():
-        kept = make_evidence(make_gate("latency", verdict), run_id=name)
-        write_evidence(kept, reports / MODEL / name / "evidence.json")
-    broken = reports / MODEL / "20260126-230000-0000" / "evidence.json"
-    broken.parent.mkdir()
-    broken.write_text("{}")
-
-    tell_ci(
-        lambda: [result_of(make_evidence(make_gate("latency", passing)))], reports, lambda _: None
-    )
-
-    text = (in_github / "summary").read_text(encoding="utf-8")
-    assert "Changed since `20260125-093000-0000`" in text
-    assert "- staging: Latency: 1 s → 1.21 s" in text
-
-
 def test_outside_of_a_ci_nothing_is_written(
     many: Evidence, in_github: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS")
-    tell_ci(lambda: [result_of(many)], in_github / "reports", pytest.fail)
+    tell_ci([result_of(many)], in_github / "reports", pytest.fail)
     assert list(in_github.iterdir()) == []
 
 
@@ -236,7 +223,7 @@ def test_what_cannot_be_written_is_a_warning_and_the_rest_is(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(in_github / "none" / "summary"))
     said: list[str] = []
-    tell_ci(lambda: [result_of(many)], in_github / "reports", said.append)
+    tell_ci([result_of(many)], in_github / "reports", said.append)
     assert "warning: the job summary could not be written" in said[-1]
     assert given_outputs(in_github / "outputs")["verdict"] == "fail"
 
@@ -388,7 +375,7 @@ def test_a_note_that_is_refused_is_a_warning_and_is_not_tried_twice(
 ) -> None:
     gitlab.refuse = refuse
     said: list[str] = []
-    tell_ci(lambda: [result_of(many)], tmp_path / "reports", said.append)
+    tell_ci([result_of(many)], tmp_path / "reports", said.append)
     assert f"warning: the merge-request note could not be written: {gitlab.url}" in said[-1]
     assert "token-of-this-test" not in said[-1]
     assert len(gitlab.asked) == 1 + ("POST" in refuse)
@@ -438,7 +425,7 @@ def test_gitlab_gets_a_dotenv_of_safe_lines_and_a_link_to_the_report(
 ) -> None:
     report = tmp_path / "reports" / MODEL / "r" / "report.html"
     result = result_of(many, report=report, model="a b\nX=1", environment="$(x)", exit_code=1)
-    tell_ci(lambda: [result], tmp_path / "reports", pytest.fail)
+    tell_ci([result], tmp_path / "reports", pytest.fail)
 
     lines = (tmp_path / "reports" / "rollout.env").read_text().splitlines()
     found = dict(line.split("=", 1) for line in lines)

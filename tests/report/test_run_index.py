@@ -18,7 +18,8 @@ from vllm_rollout.model.evidence import Evidence, GateResult, write_evidence
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.index_page import index_html, write_index
 from vllm_rollout.report.render import update_index
-from vllm_rollout.report.run_index import Bounds, RunIndex, Unreadable, evidence_row, read_index
+from vllm_rollout.report.run_index import Bounds, RunIndex, Unreadable, read_index
+from vllm_rollout.report.run_rows import evidence_row
 from vllm_rollout.report.trends import trend_svg, trends
 
 START = datetime(2026, 1, 27, 9, 30, tzinfo=UTC)

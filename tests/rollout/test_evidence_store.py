@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ci_jobs import github_job
 from support.crashing import Killed
 from support.signing import public_line
 from support.simulated import MemoryStore
-from support.world import MODEL, PRODUCTION, World, builds, failing_when, healthy
+from support.world import MODEL, PRODUCTION, STAGING, World, builds, failing_when, healthy
 
+from vllm_rollout.cli.run_tools import show_end
 from vllm_rollout.model.deployment import canonical_digest
 from vllm_rollout.model.errors import ExitCode, UsageError
 from vllm_rollout.model.evidence import Evidence, documents, read_evidence, write_evidence
@@ -234,3 +236,18 @@ def test_nothing_goes_round_the_door() -> None:
     assert keys == {"rollout/evidence_store.py", "platform/clusters.py"}
     assert parses == {"model/evidence.py"}
     assert opens == {"rollout/evidence_store.py", "model/evidence.py"}
+
+
+def test_a_ci_is_told_what_changed_since_the_pass_in_the_store(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    github_job(monkeypatch, tmp_path)
+    first = gate_and_promote(world.tools())
+    world.pass_development(world.platform.deploy(STAGING, {"version": 3}))
+    tools = world.tools()
+
+    show_end(gate_and_promote(tools), tools)
+
+    for file in ("report.html", "summary"):
+        assert first.run_id in (tmp_path / file).read_text(encoding="utf-8")

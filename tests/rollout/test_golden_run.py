@@ -11,6 +11,7 @@ from support.world import World
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.evidence import Evidence, as_json, read_evidence
+from vllm_rollout.report.changes import compare_runs, nothing_kept
 from vllm_rollout.report.html import summary_html
 from vllm_rollout.rollout.engine import gate_and_promote
 
@@ -48,6 +49,7 @@ def test_a_rollback_leaves_the_evidence_it_left_before(world: World) -> None:
     same_as_before("rollback.json", written(evidence))
 
 
-def test_the_example_evidence_looks_as_before() -> None:
+def test_the_example_evidence_looks_as_before(tmp_path: Path) -> None:
     evidence = read_evidence(EXAMPLE)
-    same_as_before("example.html", summary_html(evidence))
+    alone = compare_runs(evidence, tmp_path / evidence.run_id, nothing_kept)
+    same_as_before("example.html", summary_html(evidence, alone))

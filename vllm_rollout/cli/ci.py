@@ -1,9 +1,9 @@
 """Tells the CI system how a command ended; see `report/ci.py`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,34 +13,40 @@ from vllm_rollout.variables import option_or_environment
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
+    from vllm_rollout.report.changes import Comparison
+    from vllm_rollout.report.render import ReportPaths
     from vllm_rollout.rollout.leased_run import RunTools
 
 
-@contextmanager
-def errors_reported_to_ci(
-    model: str, environment: str | None, report_dir: str | None
-) -> Iterator[None]:
-    """Tell the CI system of an error that ends a command before there is evidence."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        from vllm_rollout.report.ci import tell_ci
-        from vllm_rollout.report.ci_summary import CiResult
+def errors_reported_to_ci(command: Callable[..., None]) -> Callable[..., None]:
+    """Report an error that ends `command` before there is evidence to the CI system."""
 
-        problem = f"{type(error).__name__}: {error}"
-        if isinstance(error, RolloutError):
-            problem = f"{error}. {error.remedy}".rstrip()
-        result = CiResult(
-            model=model,
-            environment=environment or "",
-            exit_code=int(_code_of(error)),
-            problem=problem,
-        )
-        folder = option_or_environment("report-dir", report_dir) or "reports"
-        tell_ci(lambda: [result], Path(folder), typer.echo)
-        raise
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        try:
+            command(**given)
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            from vllm_rollout.report.ci import tell_ci
+            from vllm_rollout.report.ci_summary import CiResult
+
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, RolloutError):
+                problem = f"{error}. {error.remedy}".rstrip()
+            # A rollback's `to` is a revision.
+            environment = given["environment"] if "environment" in given else given["to"]
+            result = CiResult(
+                model=given["model"],
+                environment=environment or "",
+                exit_code=int(_code_of(error)),
+                problem=problem,
+            )
+            folder = option_or_environment("report-dir", given["report_dir"]) or "reports"
+            tell_ci([result], Path(folder), typer.echo)
+            raise
+
+    return run
 
 
 def _code_of(error: BaseException) -> int:
@@ -52,8 +58,8 @@ def _code_of(error: BaseException) -> int:
     return ExitCode.UNREACHABLE if isinstance(error, OSError) else 1
 
 
-def tell_ci_of_checks(evidence: "Evidence", exit_code: int, folder: Path) -> None:
-    """Tell the CI system of pre-deployment checks that did not pass, reported in `folder`."""
+def tell_ci_of_checks(evidence: "Evidence", exit_code: int, report: "ReportPaths") -> None:
+    """Tell the CI system of pre-deployment checks that did not pass."""
     from vllm_rollout.report.ci import tell_ci
     from vllm_rollout.report.ci_summary import CiResult
 
@@ -63,49 +69,31 @@ def tell_ci_of_checks(evidence: "Evidence", exit_code: int, folder: Path) -> Non
         environment=run.deployment.environment,
         exit_code=exit_code,
         evidence=evidence,
-        report=folder / "report.html",
+        report=report.html,
+        comparisons=report.comparisons,
     )
-    tell_ci(lambda: [result], folder.parent.parent, typer.echo)
+    tell_ci([result], report.html.parents[2], typer.echo)
 
 
-def tell_ci_of_end(evidence: "Evidence", tools: "RunTools") -> None:
+def tell_ci_of_end(
+    evidence: "Evidence", tools: "RunTools", comparisons: "Sequence[Comparison]"
+) -> None:
     """Tell the CI system how a rollout or a rollback ended."""
     from vllm_rollout.report.ci import tell_ci
     from vllm_rollout.report.ci_summary import CiResult
 
     run = tools.run
-
-    def result() -> list[CiResult]:
-        page = run.folder / "report.html"
-        ended = CiResult(
-            model=evidence.model,
-            environment=run.target.environment,
-            exit_code=evidence.exit_code or 0,
-            evidence=evidence,
-            report=page if page.exists() else None,
-            next_command=_next_command(evidence, tools),
-            before=_last_passing(evidence, tools),
-        )
-        return [ended]
-
-    tell_ci(result, run.folder.parent.parent, typer.echo)
-
-
-def _last_passing(evidence: "Evidence", tools: "RunTools") -> "Evidence | None":
-    """The evidence by which the target's newest revision of an earlier run passed, if kept."""
-    from vllm_rollout.rollout.evidence_store import PassedRevisionsReader, stored_evidence
-
-    platform, target = tools.releases.platform, tools.run.target
-    if evidence.exit_code == ExitCode.UNREACHABLE:
-        return None
-    with suppress(RolloutError):
-        known = PassedRevisionsReader(platform.store)
-        for revision in reversed(platform.history(target)):
-            if digest := known.evidence_of(target, revision):
-                found = stored_evidence(platform.store, target.model, digest)
-                if found.run_id != evidence.run_id:
-                    return found
-    return None
+    page = run.folder / "report.html"
+    result = CiResult(
+        model=evidence.model,
+        environment=run.target.environment,
+        exit_code=evidence.exit_code or 0,
+        evidence=evidence,
+        report=page if page.exists() else None,
+        next_command=_next_command(evidence, tools),
+        comparisons=comparisons,
+    )
+    tell_ci([result], run.folder.parent.parent, typer.echo)
 
 
 def _next_command(evidence: "Evidence", tools: "RunTools") -> str:

@@ -90,12 +90,13 @@ def checked_before(
         finished=datetime.now(UTC),
         runs=(run,),
     )
-    options.say(f"report: {write_reports(evidence, folder).html}")
+    report = write_reports(evidence, folder)
+    options.say(f"report: {report.html}")
     policy = settings.policy.for_model(deployment.model)
     tidy_reports(folder.parent, settings.reader(), policy, deployment.model)
     if refusal := refusal_of(run):
         options.say(refusal.conclusion)
-        tell_ci_of_checks(evidence, int(refusal.code), folder)
+        tell_ci_of_checks(evidence, int(refusal.code), report)
         raise typer.Exit(int(refusal.code))
     return True
 

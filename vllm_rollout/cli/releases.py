@@ -37,6 +37,7 @@ def _reach(
 
 
 @options.about_releases
+@errors_reported_to_ci
 def deploy_command(
     model: options.Model,
     values: Annotated[
@@ -51,17 +52,6 @@ def deploy_command(
 
     Every later environment is reached through gates: gate-and-promote MODEL --to ENVIRONMENT.
     """
-    with errors_reported_to_ci(model, environment, report_dir):
-        _deploy(model, values, environment, choice, report_dir)
-
-
-def _deploy(
-    model: str,
-    values: Path,
-    environment: str | None,
-    choice: options.Choice,
-    report_dir: str | None,
-) -> None:
     settings = choice.settings(report_dir=report_dir)
     order = settings.policy.order
     settings = settings.at_home(order[0])

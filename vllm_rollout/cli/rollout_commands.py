@@ -23,6 +23,7 @@ Reason = Annotated[str, typer.Option("--reason", help="why, for the deployment r
 
 
 @options.about_releases
+@errors_reported_to_ci
 def promote_command(
     model: options.Model,
     to: Annotated[
@@ -94,38 +95,37 @@ def promote_command(
     all of it was seen: a person is needed, 5 promoted and rolled back, 6 rollback did not restore
     service, 130 interrupted.
     """
-    with errors_reported_to_ci(model, to, report_dir):
-        from vllm_rollout.rollout.engine import gate_and_promote
+    from vllm_rollout.rollout.engine import gate_and_promote
 
-        override = _emergency(emergency, name, reason, again=again)
-        settings = choice.settings(base_url=base_url, report_dir=report_dir)
-        target = settings.deployment(model, to or settings.policy.order[-1])
-        before = settings.policy.previous(target.environment)
-        if before is None:
-            raise UsageError(
-                f"nothing comes before {target.environment}",
-                remedy="Deploy there directly: "
-                + next_command("vllm-rollout", "deploy", model, "--values", "FILE"),
-            )
-        load = options.for_load(workers, in_cluster=load_in_cluster)
-        named = {"--base-url": settings.base_url, "--report-dir": report_dir}
-        further = [word for name, value in named.items() if value for word in (name, value)]
-        further += [word for path in gates or [] for word in ("--gates", str(path))]
-        with words_of_promotion(target.environment, [*further, *load]):
-            _run(
-                settings,
-                source=settings.deployment(model, before),
-                target=target,
-                gate_options=[*choice.for_gates(settings), *load],
-                own_gates=gates or [],
-                reason=reason,
-                work=lambda tools: gate_and_promote(
-                    tools, plan_only=plan, wait_for_window=wait_for_window
-                ),
-                emergency=override,
-                again=((name or "").strip() or options.user_name()) if again else "",
-                verbose=verbose,
-            )
+    override = _emergency(emergency, name, reason, again=again)
+    settings = choice.settings(base_url=base_url, report_dir=report_dir)
+    target = settings.deployment(model, to or settings.policy.order[-1])
+    before = settings.policy.previous(target.environment)
+    if before is None:
+        raise UsageError(
+            f"nothing comes before {target.environment}",
+            remedy="Deploy there directly: "
+            + next_command("vllm-rollout", "deploy", model, "--values", "FILE"),
+        )
+    load = options.for_load(workers, in_cluster=load_in_cluster)
+    named = {"--base-url": settings.base_url, "--report-dir": report_dir}
+    further = [word for name, value in named.items() if value for word in (name, value)]
+    further += [word for path in gates or [] for word in ("--gates", str(path))]
+    with words_of_promotion(target.environment, [*further, *load]):
+        _run(
+            settings,
+            source=settings.deployment(model, before),
+            target=target,
+            gate_options=[*choice.for_gates(settings), *load],
+            own_gates=gates or [],
+            reason=reason,
+            work=lambda tools: gate_and_promote(
+                tools, plan_only=plan, wait_for_window=wait_for_window
+            ),
+            emergency=override,
+            again=((name or "").strip() or options.user_name()) if again else "",
+            verbose=verbose,
+        )
 
 
 def _emergency(wanted: bool, name: str | None, reason: str, *, again: bool) -> "Emergency | None":
@@ -151,6 +151,7 @@ def _emergency(wanted: bool, name: str | None, reason: str, *, again: bool) -> "
 
 
 @options.about_releases
+@errors_reported_to_ci
 def rollback_command(
     model: options.Model,
     environment: options.LastEnvironment = None,
@@ -168,20 +169,19 @@ def rollback_command(
     report_dir: options.ReportDir = None,
 ) -> None:
     """Return MODEL in --environment (default: the last) to an earlier revision, and verify it."""
-    with errors_reported_to_ci(model, environment, report_dir):
-        from vllm_rollout.rollout.engine import manual_rollback
+    from vllm_rollout.rollout.engine import manual_rollback
 
-        settings = choice.settings(report_dir=report_dir)
-        target = settings.deployment(model, environment or settings.policy.order[-1])
-        _run(
-            settings,
-            source=target,
-            target=target,
-            gate_options=choice.for_gates(settings),
-            own_gates=[],
-            reason=reason,
-            work=lambda tools: manual_rollback(tools, to=to, reason=reason),
-        )
+    settings = choice.settings(report_dir=report_dir)
+    target = settings.deployment(model, environment or settings.policy.order[-1])
+    _run(
+        settings,
+        source=target,
+        target=target,
+        gate_options=choice.for_gates(settings),
+        own_gates=[],
+        reason=reason,
+        work=lambda tools: manual_rollback(tools, to=to, reason=reason),
+    )
 
 
 def _run(

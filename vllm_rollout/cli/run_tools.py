@@ -13,6 +13,7 @@ from vllm_rollout.next_command import next_command, promote_command, release_com
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
 from vllm_rollout.policy import Policy
+from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.deployment_record import write_record
 from vllm_rollout.report.formatting import report_title
 from vllm_rollout.report.render import update_index, write_reports
@@ -96,6 +97,7 @@ def show_end(evidence: Evidence, tools: RunTools, *, verbose: bool = False) -> N
         show_table(options.console, gates_table(gate_run))
     run, releases = tools.run, tools.releases
     target = run.target
+    comparisons: Sequence[Comparison] = ()
     try:
         paths = write_reports(
             evidence,
@@ -103,6 +105,7 @@ def show_end(evidence: Evidence, tools: RunTools, *, verbose: bool = False) -> N
             kept=lambda deployment: _kept(evidence, tools, deployment),
             sign_off_words=run.policy.sign_off_words(run.source.environment),
         )
+        comparisons = paths.comparisons
         if releases.touched and run.serves_users:
             entry = releases.journal.last
             before = entry.before if entry else None
@@ -135,7 +138,7 @@ def show_end(evidence: Evidence, tools: RunTools, *, verbose: bool = False) -> N
         options.say(evidence.conclusion)
         if following := _next(evidence, tools):
             options.say(f"next: {following}")
-    tell_ci_of_end(evidence, tools)
+    tell_ci_of_end(evidence, tools, comparisons)
 
 
 def _next(evidence: Evidence, tools: RunTools) -> str:

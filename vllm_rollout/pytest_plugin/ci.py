@@ -4,7 +4,7 @@ Nothing from an xdist worker, and nothing from the gates of a rollout: the rollo
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.pytest_plugin.gate_collection import models_given
 from vllm_rollout.pytest_plugin.gate_options import marker_words, option
 from vllm_rollout.pytest_plugin.load_progress_line import EVENTS_VARIABLE
+from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.ci import tell_ci
 from vllm_rollout.report.ci_summary import CiResult
 from vllm_rollout.settings import Settings
@@ -27,10 +28,14 @@ def tell_ci_of(
     config: pytest.Config,
     settings: Settings,
     found: Sequence[Evidence],
+    comparisons: Mapping[str, Sequence[Comparison]],
     exit_code: int,
     problem: str,
 ) -> None:
-    """Tell the CI system of each model's gates; of the problem where there is no evidence."""
+    """Tell the CI system of each model's gates; of the problem where there is no evidence.
+
+    `comparisons` are those of each model's report.
+    """
     if not found:
         _tell_of_refusal(config, problem, exit_code)
         return
@@ -45,6 +50,7 @@ def tell_ci_of(
             report=page if page.exists() else None,
             policy_file=option(config, "--policy") or "",
             next_command=_next_command(settings, evidence),
+            comparisons=comparisons.get(evidence.model, ()),
         )
         results.append(result)
     _tell(config, results, settings.report_dir)
@@ -75,7 +81,7 @@ def _tell(config: pytest.Config, results: Sequence[CiResult], folder: Path) -> N
     if hasattr(config, "workerinput") or EVENTS_VARIABLE in os.environ:
         return
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    tell_ci(lambda: results, folder, reporter.write_line if reporter else print)
+    tell_ci(results, folder, reporter.write_line if reporter else print)
 
 
 def _next_command(settings: Settings, evidence: Evidence) -> str:

@@ -47,6 +47,7 @@ from vllm_rollout.pytest_plugin.gate_selection import (
     title_of,
 )
 from vllm_rollout.pytest_plugin.load_progress_line import emit
+from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.render import update_index, write_reports
 from vllm_rollout.report.rows import change_unsaid
 from vllm_rollout.report.terminal import gate_line, gates_in_words, run_lines
@@ -83,6 +84,7 @@ class SessionResults:
         self._ended_by = "the session ended before it"
         self._usage = ""
         self._lines: list[str] = []
+        self._comparisons: dict[str, Sequence[Comparison]] = {}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self._not_collected |= report.failed
@@ -136,7 +138,8 @@ class SessionResults:
         session.exitstatus = session.exitstatus or code
         if found or self._usage or (self._not_collected and self._planned):
             problem = self._usage or "errors of collection: no gate was run"
-            tell_ci_of(self._config, self._settings, found, session.exitstatus, problem)
+            compared, ended = self._comparisons, session.exitstatus
+            tell_ci_of(self._config, self._settings, found, compared, ended, problem)
 
     def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         if self._usage:
@@ -179,6 +182,7 @@ class SessionResults:
                 last, policy = evidence.runs[-1].deployment, self._settings.policy
                 signed_by = policy.for_model(last.model).sign_off_words(last.environment)
                 paths = write_reports(evidence, folder, sign_off_words=signed_by)
+                self._comparisons[evidence.model] = paths.comparisons
                 self._keep_requests(evidence.model, folder)
                 if following := self._next(evidence):
                     self._lines.append(f"next: {following}")

@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vllm_rollout.model.deployment import Deployment, short_digest
-from vllm_rollout.model.errors import RolloutError, UsageError
+from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import RUN_ID, Evidence, GateRun, read_evidence
 from vllm_rollout.model.text import one_line, shown
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report import formatting as words
 from vllm_rollout.report.rows import gate_rows
+from vllm_rollout.report.run_index import check_file
 
 _MOST_RUNS = 40
-_LARGEST_FILE = 32_000_000
 _PARTS = {
     "image_digest": "image",
     "model_revision": "model revision",
@@ -49,6 +49,11 @@ class Change:
         """True if nothing to see has changed."""
         return self.before == self.now
 
+    @property
+    def text(self) -> str:
+        """The change on one line."""
+        return f"{self.subject}: {self.before} → {self.now} {rise_text(self.rise)}".rstrip()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -66,7 +71,7 @@ class Comparison:
     unread: str = ""
 
 
-def compare_runs(evidence: Evidence, folder: Path | None, kept: Kept) -> list[Comparison]:
+def compare_runs(evidence: Evidence, folder: Path, kept: Kept) -> list[Comparison]:
     """One comparison for each environment that was gated, by its fullest run here, and the last of
     those.
 
@@ -76,13 +81,12 @@ def compare_runs(evidence: Evidence, folder: Path | None, kept: Kept) -> list[Co
     latest |= {run.deployment: run for run in sorted(evidence.runs, key=lambda r: len(r.gates))}
     found: dict[Deployment, _Pass] = {}
     problems: list[str] = []
-    if folder is not None:
-        for earlier in _reports_beside(folder, evidence, problems):
-            for deployment, run in latest.items():
-                if deployment not in found and (known := _pass_in(earlier, evidence, run)):
-                    found[deployment] = known
-            if found.keys() == latest.keys():
-                break
+    for earlier in _reports_beside(folder, evidence, problems):
+        for deployment, run in latest.items():
+            if deployment not in found and (known := _pass_in(earlier, evidence, run)):
+                found[deployment] = known
+        if found.keys() == latest.keys():
+            break
     return [
         _compared(run, evidence, found.get(deployment), kept, problems)
         for deployment, run in latest.items()
@@ -151,8 +155,7 @@ def _reports_beside(folder: Path, evidence: Evidence, problems: list[str]) -> It
         try:
             if not file.is_file():
                 continue
-            if file.stat().st_size > _LARGEST_FILE:
-                raise UsageError("it is too large")
+            check_file(file)
             found = read_evidence(file)
         except (RolloutError, OSError):
             problems.append(f"the evidence of run {name} cannot be read")

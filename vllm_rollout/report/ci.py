@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.evidence import RUN_ID, Evidence, read_evidence
 from vllm_rollout.model.text import one_line
-from vllm_rollout.model.verdict import Outcome
 from vllm_rollout.report.ci_summary import CiResult, annotations, outputs, summary
 from vllm_rollout.report.gitlab_note import post_note
 from vllm_rollout.variables import option_or_environment
@@ -25,23 +22,19 @@ T = TypeVar("T")
 
 DOTENV = "rollout.env"
 """File in the report folder with the outputs, for GitLab's `artifacts:reports:dotenv`."""
-_MOST_RUNS = 50
-"""Of the runs in the report folder, how many are asked for the last one that passed."""
 _POLICY = Path("rollout.yaml")
 # What GitLab takes as the value in a dotenv file; the rest of a path or name cannot be written.
 _DOTENV_VALUE = re.compile(r"[\w.,:/@+=~-]*", re.ASCII)
 
 
-def tell_ci(
-    runs: Callable[[], Sequence[CiResult]], report_dir: Path, say: Callable[[str], None]
-) -> None:
+def tell_ci(runs: Sequence[CiResult], report_dir: Path, say: Callable[[str], None]) -> None:
     """Tell the CI system how `runs` ended; `say` prints a line on standard output as it is.
 
     Outside of a CI it does nothing.
     """
     if not (_in("GITHUB_ACTIONS") or _in("GITLAB_CI")):
         return
-    results = _tried("run", lambda: [_completed(run, report_dir) for run in runs()], say)
+    results = _tried("run", lambda: list(map(_completed, runs)), say)
     if not results:
         return
     if _in("GITHUB_ACTIONS"):
@@ -76,7 +69,7 @@ def _in(system: str) -> bool:
     return os.environ.get(system) == "true"
 
 
-def _completed(result: CiResult, report_dir: Path) -> CiResult:
+def _completed(result: CiResult) -> CiResult:
     """The result with what is known from this machine's files and variables."""
     report = result.report and _relative(result.report)
     file = Path(option_or_environment("policy", result.policy_file or None) or _POLICY)
@@ -85,7 +78,6 @@ def _completed(result: CiResult, report_dir: Path) -> CiResult:
         report=report,
         link=_link(report) if report else "",
         policy_file=str(_relative(file)) if file.exists() else "",
-        before=result.before or (result.evidence and _last_passing(report_dir, result.evidence)),
     )
 
 
@@ -105,25 +97,6 @@ def _link(report: Path) -> str:
     elif (server := get("GITHUB_SERVER_URL")) and (run := get("GITHUB_RUN_ID")):
         url = f"{server}/{get('GITHUB_REPOSITORY', '')}/actions/runs/{run}#artifacts"
     return quote(url, safe=":/#-._~") if url.startswith(("https://", "http://")) else ""
-
-
-def _last_passing(report_dir: Path, evidence: Evidence) -> Evidence | None:
-    """The newest earlier evidence in the report folder whose gates passed in one of the
-    environments; None where there is none, or none that can be read."""
-    wanted = {run.deployment.environment for run in evidence.runs}
-    names = (file.parent.name for file in (report_dir / evidence.model).glob("*/evidence.json"))
-    earlier = sorted(
-        (name for name in names if RUN_ID.fullmatch(name) and name < evidence.run_id), reverse=True
-    )
-    for name in earlier[:_MOST_RUNS]:
-        try:
-            found = read_evidence(report_dir / evidence.model / name / "evidence.json")
-        except RolloutError:
-            continue
-        passed = {r.deployment.environment for r in found.runs if r.outcome is Outcome.PASS}
-        if wanted & passed:
-            return found
-    return None
 
 
 def _github_outputs(results: Sequence[CiResult]) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_rollout.model.evidence import Evidence, GateRun
+from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
+from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.deployment_record import markdown_text
 from vllm_rollout.report.formatting import (
     bound_text,
@@ -20,10 +21,9 @@ from vllm_rollout.report.formatting import (
     limit_text,
     measured_text,
     report_title,
-    short_title,
     verdict_text,
 )
-from vllm_rollout.report.rows import CONCLUSION, ROLLOUT, ReportItem, findings, report_items
+from vllm_rollout.report.rows import CONCLUSION, ROLLOUT, ReportItem, report_items
 
 LONGEST = 60
 """Lines of a summary, of all runs that it is about."""
@@ -41,8 +41,8 @@ _REFERENCE = re.compile(r"(?<=[@#!~%$&])(?=[\w\"'])|(?<=:)(?=//)|(?<=\bwww)(?=\.
 class CiResult:
     """One model's run, for a CI system.
 
-    `evidence` is None where the run ended before there was any: `problem` says why. `before` is the
-    evidence of the environment's last passing run, where it is known; `link` leads to the report.
+    `evidence` is None where the run ended before there was any: `problem` says why. `comparisons`
+    are those that the report's page shows; `link` leads to the report.
     """
 
     model: str
@@ -54,7 +54,7 @@ class CiResult:
     link: str = ""
     policy_file: str = ""
     next_command: str = ""
-    before: Evidence | None = None
+    comparisons: Sequence[Comparison] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -163,10 +163,7 @@ def _section(result: CiResult, room: int) -> list[str]:
     if result.next_command:
         lines += [f"**Next:** {_code(result.next_command)}", ""]
     tail = _evidence_lines(result)
-    if result.evidence and result.before:
-        changes = [f"- {_text(line)}" for line in changes_since(result.before, result.evidence)]
-        since = f"Changed since {_code(result.before.run_id)}, the last run that passed:"
-        lines += [since, *_first(changes or ["- nothing"], room // 5, "changes"), ""]
+    lines += _changes(result, room // 5)
     rows = [_row(item, verdict) for item, verdict in _figures(result)]
     left = room - len(lines) - len(tail) - 3
     if rows and left > 0:
@@ -176,7 +173,7 @@ def _section(result: CiResult, room: int) -> list[str]:
             *_first(rows, left, "gates", cells=True),
             "",
         ]
-    return (lines + tail)[:room]
+    return lines[: room - len(tail)] + tail
 
 
 def _problems(result: CiResult) -> list[ReportItem]:
@@ -194,16 +191,9 @@ def _texts(item: ReportItem) -> Iterator[str]:
 
 
 def _figures(result: CiResult) -> list[tuple[ReportItem, Verdict]]:
-    """Each gate with the verdict that decides it or has a value; first those that did not pass."""
+    """Each gate with the verdict that stands for it; first those that did not pass."""
     items = report_items(result.evidence) if result.evidence else []
-    found = [
-        (
-            item,
-            min(item.verdicts, key=lambda v: (v.outcome is not item.outcome, v.measured is None)),
-        )
-        for item in items
-        if item.environment != ROLLOUT
-    ]
+    found = [(item, item.telling) for item in items if item.environment != ROLLOUT]
     return sorted(found, key=lambda pair: pair[1].passed)
 
 
@@ -230,45 +220,18 @@ def _evidence_lines(result: CiResult) -> list[str]:
     return [f"{lines[0]}  ", *lines[1:]] if lines[1:] else lines
 
 
-def changes_since(before: Evidence, evidence: Evidence) -> list[str]:
-    """Lines on what differs from an earlier run of the same environments: verdicts, values, limits,
-    build, policy."""
-    lines = []
-    earlier = {run.deployment.environment: run for run in before.runs}
-    for run in evidence.runs:
-        then = earlier.get(run.deployment.environment)
-        if then is not None:
-            lines += [f"{run.deployment.environment}: {line}" for line in _differences(then, run)]
-    return lines
-
-
-def _differences(before: GateRun, run: GateRun) -> Iterator[str]:
-    was = {(gate.gate, gate.item): gate for gate in before.gates}
-    for gate in run.gates:
-        title = short_title(gate.title)
-        earlier = was.pop((gate.gate, gate.item), None)
-        if earlier is None:
-            yield f"{title}: {gate.outcome}, was not asked"
-            continue
-        pairs = zip(findings(earlier), findings(gate), strict=False)
-        for then, now in pairs:
-            parts = [
-                f"{name}{old} → {new}"
-                for name, old, new in (
-                    ("", then.outcome, now.outcome),
-                    ("", measured_text(then), measured_text(now)),
-                    ("limit ", limit_text(then), limit_text(now)),
-                )
-                if old != new
-            ]
-            if parts:
-                yield f"{title}: {', '.join(parts)}"
-    yield from (f"{short_title(gate.title)}: no longer asked" for gate in was.values())
-    if before.build and run.build and before.build != run.build:
-        yield f"build {before.build.short} → {run.build.short}"
-        yield from before.build.differences(run.build)
-    if before.policy_digest != run.policy_digest:
-        yield "the policy is another"
+def _changes(result: CiResult, room: int) -> Iterator[str]:
+    """Changes since each last passing run, as the report has them: `room` lines in all."""
+    for each in result.comparisons:
+        if each.evidence:
+            changes = [change for change in (*each.build, *each.figures) if not change.same]
+            texts = [each.unread] * bool(each.unread) + [change.text for change in changes]
+            lines = [f"- {_text(text)}" for text in texts] or ["- nothing"]
+            where = _text(each.run.deployment.environment)
+            since = _code(each.evidence.run_id)
+            yield f"Changed since {since}, the last run of {where} that passed:"
+            yield from _first(lines, max(room // len(result.comparisons), 1), "changes")
+            yield ""
 
 
 def _first(lines: list[str], most: int, what: str, *, cells: bool = False) -> list[str]:

@@ -27,7 +27,7 @@ from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.next_command import sign_off_command
 from vllm_rollout.report import first_screen
 from vllm_rollout.report import formatting as words
-from vllm_rollout.report.changes import Comparison, compare_runs, nothing_kept, rise_text
+from vllm_rollout.report.changes import Comparison, rise_text
 from vllm_rollout.report.derivation import working
 from vllm_rollout.report.plots import latency_plot, over_time_plot
 from vllm_rollout.report.rows import (
@@ -134,9 +134,7 @@ def _frame() -> "Template":
 
 
 def page_html(
-    evidence: Evidence,
-    comparisons: Sequence[Comparison] | None = None,
-    sign_off_words: Sequence[str] | None = None,
+    evidence: Evidence, comparisons: Sequence[Comparison], sign_off_words: Sequence[str] | None
 ) -> str:
     """The whole report, one page that fetches nothing.
 
@@ -209,7 +207,7 @@ def _row_data(item: ReportItem) -> dict[str, Any]:
 
 def summary_html(
     evidence: Evidence,
-    comparisons: Sequence[Comparison] | None = None,
+    comparisons: Sequence[Comparison] = (),
     sign_off_words: Sequence[str] | None = None,
 ) -> str:
     """The page inside pytest-html's. `comparisons` and `sign_off_words`: as `page_html`."""
@@ -231,9 +229,7 @@ def summary_html(
             attention=list(_attention(evidence, sections)),
             counts=[(kind.value, counts[kind]) for kind in _FILTERS.values()],
             total=counts.total(),
-            comparisons=compare_runs(evidence, None, nothing_kept)
-            if comparisons is None
-            else comparisons,
+            comparisons=comparisons,
             sign_off=sign_off_command(
                 evidence.model,
                 evidence.digest,

@@ -14,16 +14,9 @@ from vllm_rollout.model.units import counted
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report import formatting as words
 from vllm_rollout.report.html import environment
-from vllm_rollout.report.run_index import (
-    ALL,
-    Bounds,
-    EnvironmentRow,
-    GateRow,
-    RunIndex,
-    RunRow,
-    read_index,
-    run_folders,
-)
+from vllm_rollout.report.rows import numbered
+from vllm_rollout.report.run_index import ALL, Bounds, RunIndex, read_index, run_folders
+from vllm_rollout.report.run_rows import EnvironmentRow, ListedGate, RunRow
 from vllm_rollout.report.trends import trend_svg, trends
 
 NAME = "index.html"
@@ -88,6 +81,7 @@ def _script_data(data: Any) -> Markup:
 
 def _compared(row: RunRow) -> dict[str, Any]:
     """The part of a run that two are compared by, in the words of the reports, made printable."""
+    names = numbered([each.environment for each in row.environments])
     return {
         "name": printable(row.name),
         "page": quote(row.page),
@@ -99,21 +93,12 @@ def _compared(row: RunRow) -> dict[str, Any]:
             "Evidence": short_digest(row.evidence, 16),
             **{
                 f"{title}, {name}": value
-                for name, each in _numbered(row.environments)
+                for name, each in zip(names, row.environments, strict=True)
                 for title, value in _build_facts(each).items()
             },
         },
         "gates": {gate.key: _gate(gate) for gate in row.gates},
     }
-
-
-def _numbered(rows: tuple[EnvironmentRow, ...]) -> list[tuple[str, EnvironmentRow]]:
-    """The environments by name; one that was gated twice has a number."""
-    names: list[str] = []
-    for each in rows:
-        earlier = sum(other.environment == each.environment for other in rows[: len(names)])
-        names.append(f"{each.environment} ({earlier + 1})" if earlier else each.environment)
-    return list(zip(names, rows, strict=True))
 
 
 def _build_facts(each: EnvironmentRow) -> dict[str, str]:
@@ -130,7 +115,7 @@ def _build_facts(each: EnvironmentRow) -> dict[str, str]:
     }
 
 
-def _gate(gate: GateRow) -> list[Any]:
+def _gate(gate: ListedGate) -> list[Any]:
     return [gate.environment, gate.title, gate.outcome.value, [_figures(v) for v in gate.verdicts]]
 
 

@@ -1,22 +1,23 @@
 """Writes a run's report folder: evidence first, then what is rendered from it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import Evidence, write_evidence
 from vllm_rollout.model.text import shown
-from vllm_rollout.report.changes import Kept, compare_runs, nothing_kept
+from vllm_rollout.report.changes import Comparison, Kept, compare_runs, nothing_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPaths:
-    """The files of one report folder."""
+    """The files of one report folder, and what its page compares the run with."""
 
     html: Path
     junit: Path
     evidence: Path
+    comparisons: tuple[Comparison, ...] = ()
 
 
 def write_reports(
@@ -53,7 +54,7 @@ def write_reports(
             f"rendering the report failed: {type(error).__name__}: {error}",
             remedy=f"The results are safe in {paths.evidence}; read them there.",
         ) from error
-    return paths
+    return replace(paths, comparisons=tuple(comparisons))
 
 
 def update_index(reports: Path) -> str:

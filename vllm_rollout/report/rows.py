@@ -44,6 +44,11 @@ class ReportItem:
         """The worst of the verdicts."""
         return worst([verdict.outcome for verdict in self.verdicts])
 
+    @property
+    def telling(self) -> Verdict:
+        """The verdict that stands for the row."""
+        return _telling(self.verdicts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRow:
@@ -74,10 +79,15 @@ class GateRow:
 
     @property
     def telling(self) -> Verdict:
-        """The verdict that stands for the row: the first that did not pass, else the one with most
-        figures."""
-        lost = [v for v in self.verdicts if v.outcome is self.outcome and not v.passed]
-        return lost[0] if lost else max(self.verdicts, key=_figures)
+        """The verdict that stands for the row."""
+        return _telling(self.verdicts)
+
+
+def _telling(verdicts: Sequence[Verdict]) -> Verdict:
+    """The first of the worst that did not pass, else the one with most figures."""
+    outcome = worst([verdict.outcome for verdict in verdicts])
+    lost = [v for v in verdicts if v.outcome is outcome and not v.passed]
+    return lost[0] if lost else max(verdicts, key=_figures)
 
 
 def _figures(verdict: Verdict) -> int:
@@ -147,9 +157,13 @@ def report_items(evidence: Evidence) -> list[ReportItem]:
 
 def run_names(runs: Sequence[GateRun]) -> list[str]:
     """A name for each run: its environment, with a number where that is gated again."""
-    environments = [run.deployment.environment for run in runs]
-    before = [environments[:number].count(each) for number, each in enumerate(environments)]
-    return [f"{each}-{n + 1}" if n else each for each, n in zip(environments, before, strict=True)]
+    return numbered([run.deployment.environment for run in runs])
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number where one is there already."""
+    before = [names[:number].count(each) for number, each in enumerate(names)]
+    return [f"{each}-{n + 1}" if n else each for each, n in zip(names, before, strict=True)]
 
 
 def gate_rows(run: GateRun, group: str) -> list[GateRow]:

@@ -5,29 +5,23 @@ name. What is half written, changed or foreign is listed with the reason.
 """
 
 import math
-import re
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import datetime
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_rollout.model.deployment import Build, Deployment
-from vllm_rollout.model.errors import ExitCode, RolloutError, UsageError
-from vllm_rollout.model.evidence import RUN_ID, Evidence, GateRun, read_evidence
+from vllm_rollout.model.errors import RolloutError, UsageError
+from vllm_rollout.model.evidence import RUN_ID, read_evidence
 from vllm_rollout.model.text import all_printable, one_line, shown
-from vllm_rollout.model.verdict import Outcome, Verdict
-from vllm_rollout.report.formatting import headline
-from vllm_rollout.report.rows import ROLLOUT, report_items
+from vllm_rollout.report.run_rows import RunRow, capacity_row, evidence_row
 
 PAGES = {"evidence.json": "report.html", "capacity.json": "capacity.html"}
 """Files that a run leaves for programs, and the page of each."""
 
-_LARGEST_FILE = 16 * 2**20
+_LARGEST_FILE = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,59 +35,6 @@ class Bounds:
 ALL = Bounds(runs=2_000, size=2**30)
 AFTER_A_RUN = Bounds(runs=500, size=64 * 2**20)
 """Some two seconds of work."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvironmentRow:
-    """The gates of one environment: the build, and the figures that most decisions rest on."""
-
-    environment: str
-    outcome: Outcome
-    revision: int | None
-    build: str
-    build_parts: dict[str, str | None]
-    policy: str
-    latency: Verdict | None = None
-    error_rate: Verdict | None = None
-    capacity: Verdict | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateRow:
-    """One gate. `key` is the same in other runs, also in those of other models."""
-
-    key: str
-    environment: str
-    title: str
-    outcome: Outcome
-    verdicts: tuple[Verdict, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRow:
-    """One run. `evidence` is its digest, empty for a capacity search, whose file has none.
-
-    `page` is its page's path below the reports folder, empty where there is none.
-    """
-
-    kind: str
-    model: str
-    run: str
-    started: datetime
-    finished: datetime
-    outcome: Outcome
-    verdict: str
-    conclusion: str
-    exit_code: int | None
-    evidence: str
-    page: str
-    environments: tuple[EnvironmentRow, ...]
-    gates: tuple[GateRow, ...]
-
-    @property
-    def name(self) -> str:
-        """The path of its folder below the reports folder."""
-        return f"{self.model}/{self.run}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +104,11 @@ def read_run(folder: Path) -> RunRow | Unreadable:
 def _row(folder: Path, name: str) -> RunRow:
     for file, page in PAGES.items():
         if (folder / file).exists():
-            _check_file(folder / file)
+            check_file(folder / file)
             shown_by = f"{name}/{page}" if (folder / page).is_file() else ""
             if file == "evidence.json":
                 return evidence_row(read_evidence(folder / file), shown_by)
-            return _capacity_row((folder / file).read_bytes(), shown_by)
+            return capacity_row((folder / file).read_bytes(), shown_by)
     raise ValueError("it has no evidence: it is under way, or was killed")
 
 
@@ -228,128 +169,15 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Refuse what a run does not leave.
+
+    Raises:
+        UsageError: it is no file, or too large to be read.
+        OSError: it is not there, or not ours to read.
+    """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path.name} is no file")
+        raise UsageError(f"{path.name} is no file")
     if found.st_size > _LARGEST_FILE:
-        raise ValueError(f"{path.name} is larger than {_LARGEST_FILE >> 20} MB")
-
-
-def evidence_row(evidence: Evidence, page: str) -> RunRow:
-    """The row of a run whose evidence was verified."""
-    end = headline(evidence)
-    return RunRow(
-        kind="gates" if evidence.exit_code is None else "rollout",
-        model=evidence.model,
-        run=evidence.run_id,
-        started=evidence.started,
-        finished=evidence.finished,
-        outcome=end.outcome,
-        verdict=end.word,
-        conclusion=end.sentence,
-        exit_code=evidence.exit_code,
-        evidence=evidence.digest,
-        page=page,
-        environments=tuple(_environment_row(run) for run in evidence.runs),
-        gates=tuple(_gate_rows(evidence)),
-    )
-
-
-def _environment_row(run: GateRun) -> EnvironmentRow:
-    return EnvironmentRow(
-        environment=run.deployment.environment,
-        outcome=run.outcome,
-        revision=run.revision,
-        **_build(run.build),
-        policy=run.policy_digest,
-        latency=_figure(run, "latency", "s"),
-        error_rate=_figure(run, "error_rate", "ratio"),
-    )
-
-
-def _build(build: Build | None) -> dict[str, Any]:
-    return {
-        "build": build.digest if build else "",
-        "build_parts": asdict(build) if build else {},
-    }
-
-
-def _figure(run: GateRun, gate: str, unit: str) -> Verdict | None:
-    """The first verdict of a gate that has a limit in that unit: the one on the whole load."""
-    verdicts = (v for each in run.gates if each.gate == gate for v in each.verdicts)
-    return next((v for v in verdicts if v.unit == unit and v.limit is not None), None)
-
-
-def _gate_rows(evidence: Evidence) -> Iterator[GateRow]:
-    of_model = re.compile(rf"-{re.escape(evidence.model)}(?=[-\]])")
-    for item in report_items(evidence):
-        if item.environment != ROLLOUT:
-            yield GateRow(
-                key=of_model.sub("", item.node_id),
-                environment=item.environment,
-                title=item.title,
-                outcome=item.outcome,
-                verdicts=item.verdicts,
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CapacityFile:
-    """The part of a `capacity.json` that is listed."""
-
-    schema: int
-    run_id: str
-    deployment: Deployment
-    revision: int | None
-    build: Build | None
-    policy_digest: str
-    started: datetime
-    finished: datetime
-    verdict: Verdict
-    exit_code: int
-
-
-@cache
-def _capacity_file() -> TypeAdapter[_CapacityFile]:
-    return TypeAdapter(_CapacityFile)
-
-
-def _capacity_row(content: bytes, page: str) -> RunRow:
-    found = _capacity_file().validate_json(content)
-    if found.schema != 1:
-        raise ValueError(f"its schema is {found.schema}, and this version reads 1")
-    verdict, deployment = found.verdict, found.deployment
-    interrupted = found.exit_code == ExitCode.INTERRUPTED
-    return RunRow(
-        kind="capacity",
-        model=deployment.model,
-        run=found.run_id,
-        started=found.started,
-        finished=found.finished,
-        outcome=verdict.outcome,
-        verdict="INTERRUPTED" if interrupted else verdict.outcome.upper(),
-        conclusion=one_line(verdict.reason),
-        exit_code=found.exit_code,
-        evidence="",
-        page=page,
-        environments=(
-            EnvironmentRow(
-                environment=deployment.environment,
-                outcome=verdict.outcome,
-                revision=found.revision,
-                **_build(found.build),
-                policy=found.policy_digest,
-                capacity=verdict,
-            ),
-        ),
-        gates=(
-            GateRow(
-                key=f"{deployment.environment}::capacity",
-                environment=deployment.environment,
-                title="Capacity",
-                outcome=verdict.outcome,
-                verdicts=(verdict,),
-            ),
-        ),
-    )
+        raise UsageError(f"{path.name} is larger than {_LARGEST_FILE >> 20} MB")

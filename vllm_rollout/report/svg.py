@@ -51,13 +51,18 @@ def _apart(x: Axis) -> list[float]:
 
 
 def y_axis(y: Axis, title: str, unit: str, about: int = 4) -> list[str]:
+    """The axis on the left: a grid and its title."""
+    return [*grid(y, unit, about), text(4, TOP - 30, title)]
+
+
+def grid(y: Axis, unit: str, about: int, left: float = LEFT, right: float = RIGHT) -> list[str]:
     """Lines across the plot with their values on the left."""
     parts = []
     for tick in y.ticks(about):
         at = y.at(tick)
-        parts.append(f'<path d="M{LEFT} {at:.1f}H{RIGHT}" stroke="currentColor" opacity="0.15"/>')
-        parts.append(text(LEFT - 6, at + 4, format_value(tick, unit), "end"))
-    return [*parts, text(4, TOP - 30, title)]
+        parts.append(f'<path d="M{left} {at:.1f}H{right}" stroke="currentColor" opacity="0.15"/>')
+        parts.append(text(left - 6, at + 4, format_value(tick, unit), "end"))
+    return parts
 
 
 def upright(at: float, label: str, colour: str, dashes: str, label_y: float) -> list[str]:

@@ -13,8 +13,9 @@ from vllm_rollout.model.text import printable
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
 from vllm_rollout.report.axis import Axis
-from vllm_rollout.report.run_index import EnvironmentRow, RunIndex
-from vllm_rollout.report.svg import text
+from vllm_rollout.report.run_index import RunIndex
+from vllm_rollout.report.run_rows import EnvironmentRow
+from vllm_rollout.report.svg import grid, text
 
 WIDTH, HEIGHT = 340, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 330, 14, 152
@@ -74,11 +75,7 @@ def trend_svg(trend: Trend) -> str:
     y = _axis(points)
     step = (_RIGHT - 8 - _LEFT - 8) / (len(points) - 1)
     places = [_LEFT + 8 + step * number for number in range(len(points))]
-    parts = []
-    for tick in y.ticks(4):
-        at = y.at(tick)
-        parts.append(f'<path d="M{_LEFT} {at:.1f}H{_RIGHT}" stroke="currentColor" opacity=".15"/>')
-        parts.append(text(_LEFT - 6, at + 4, format_value(tick, unit), "end"))
+    parts = grid(y, unit, 4, _LEFT, _RIGHT)
     line = "L".join(f"{x:.1f} {y.at(p.value):.1f}" for x, p in zip(places, points, strict=True))
     parts.append(f'<path class="line" d="M{line}"/>')
     limits = [(x, p.verdict.limit) for x, p in zip(places, points, strict=True)]
