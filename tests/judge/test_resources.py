@@ -83,6 +83,17 @@ def test_a_sample_that_is_read_again_counts_once_and_then_is_blind() -> None:
     assert "the newest sample of DCGM is 3m15s old" in found.unknown
 
 
+def test_a_sample_that_is_older_than_the_last_is_no_newer_one_and_no_new_beginning() -> None:
+    # Scraped every 15 s and read every 5 s; a clock is read to some milliseconds, and of a server
+    # that came later the newest sample may be older.
+    ages = (0, 5.02, 12)
+    full = [read(5 * n, age=ages[n % 3], kv_cache=0.97) for n in range(20)]
+    assert found_of(*full).fired.startswith("use of the KV cache: 97%, above 90% for 1m")
+    assert "no newer sample" in found_of(*full[:2], *[full[1]] * 30).unknown
+    set_back = [read(5 * n - 600 * (n > 5), kv_cache=0.97) for n in range(12)]
+    assert found_of(*set_back).fired == ""
+
+
 def test_time_between_samples_counts_and_not_when_they_were_read() -> None:
     late = [read(60 * n, age=59 * n, kv_cache=0.97) for n in range(3)]  # a second apart
     assert found_of(*late, step=60).fired == ""

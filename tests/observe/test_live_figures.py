@@ -12,7 +12,7 @@ import httpx
 import pytest
 from support.exporters import NAMESPACE, Page, cadvisor, dcgm, exposed, kube_state
 from support.prometheus import running_prometheus, until
-from support.scraped_pods import Pod, World, four, merged, scripted, series_key
+from support.scraped_pods import LABELS, Pod, World, four, merged, scripted, series_key
 from support.scripted_prometheus import NOW
 from support.simulated import WEDNESDAY
 
@@ -291,6 +291,50 @@ def test_samples_of_unknown_servers_make_no_figure(words: str) -> None:
     }
     with pytest.raises(NotKnownError, match=re.escape(words)):
         by_prometheus(merged(*worlds[words]), pods)
+
+
+def test_a_gauge_is_of_the_process_that_serves_now() -> None:
+    pod = four()[0]
+    pod.restarted = 30
+
+    def gauge(name: str, before: float, now: float, *, engine: str = "0") -> World:
+        """A gauge with and, in the process after it, without the label: as of another version."""
+        own = {**LABELS, "instance": pod.address}
+        key, new = series_key(f"vllm:{name}", **own, engine=engine), series_key(f"vllm:{name}", **own)
+        ages = {at: NOW.timestamp() - at for at in up}
+        return {
+            key: {at: before for at, ago in ages.items() if ago > 30},
+            new: {at: now for at, ago in ages.items() if ago <= 30},
+        }
+
+    whole = pod.scraped(NOW.timestamp())
+    up = whole[series_key("up", **LABELS, instance=pod.address)]
+    full = gauge("kv_cache_usage_perc", 0.99, 0.2)
+    old_name = {series_key("vllm:gpu_cache_usage_perc", **LABELS, instance=pod.address): {}}
+    del whole[series_key("vllm:kv_cache_usage_perc", **LABELS, instance=pod.address)]
+    world = merged(whole, gauge("num_requests_waiting", 57, 3), full)
+    found = by_prometheus(world, [pod])
+    assert (found[FigureName.QUEUE].value, found[FigureName.KV_CACHE].value) == (3, 0.2)
+    # An older version again, which has the older name.
+    (key, before), (_, now) = full.items()
+    world = merged(whole, {key: before, **dict.fromkeys(old_name, now)})
+    assert by_prometheus(world, [pod])[FigureName.KV_CACHE].value == 0.2
+    broken = gauge("num_requests_waiting", math.nan, math.nan)
+    found = by_prometheus(merged(whole, broken), [pod])
+    assert "has no number" in found[FigureName.QUEUE].unknown
+    assert found[FigureName.REQUEST_RATE].value
+
+
+def test_the_difference_of_two_clocks_is_one_however_long_an_answer_takes() -> None:
+    live = LiveFigures(load_policy(None), cast("ReleaseReader", Platform({})))
+    hour = timedelta(hours=1)
+
+    def ahead(by: timedelta) -> timedelta:
+        return live._ahead_of_here(lambda: datetime.now(UTC) + by)
+
+    first = ahead(hour)
+    assert {ahead(hour + timedelta(seconds=late)) for late in (0.3, -0.3, 0.01)} == {first}
+    assert ahead(2 * hour) - first > hour / 2
 
 
 def test_a_pod_that_is_gone_is_in_no_gauge() -> None:

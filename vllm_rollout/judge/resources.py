@@ -97,8 +97,8 @@ class _SampledTrigger:
             sample = _sample(self._name, read, longest)
             if isinstance(sample, str):
                 self._why = sample
-            elif sample.at == self._sampled:
-                self._why = f"there is no newer sample than that of {sample.at:%H:%M:%S %Z}"
+            elif self._sampled and 0 <= (self._sampled - sample.at).total_seconds() <= longest:
+                self._why = f"there is no newer sample than that of {self._sampled:%H:%M:%S %Z}"
             else:
                 self._first = self._first or sample.at
                 self._sampled, self._seen_at = sample.at, at

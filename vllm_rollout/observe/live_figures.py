@@ -6,7 +6,7 @@ platform. A figure that no source has says why each of them has not.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -29,6 +29,8 @@ _PAUSE_SECONDS = 3.0
 _NO_PROMETHEUS = "no Prometheus (`prometheus.url` in the policy)"
 _SOON_SECONDS = 1.0
 """Scrapes that are closer together show no rate."""
+_SAME_CLOCK = timedelta(seconds=1)
+"""So far a clock may drift from another and show the same difference."""
 _NOTHING = Figure(unknown="not asked")
 _OF_PODS = (
     FigureName.GPU_USE,
@@ -92,6 +94,7 @@ class LiveFigures:
         self._policy, self._platform = policy, platform
         self._pause_seconds = pause_seconds
         self._last: dict[str, _Reading] = {}
+        self._ahead = timedelta.max
         self._servers = PodMetrics(policy.prometheus.requests)
 
     def __enter__(self) -> Self:
@@ -143,7 +146,7 @@ class LiveFigures:
         with ExitStack() as stack:
             stack.callback(metrics.close)
             try:
-                ahead = metrics.now() - datetime.now(UTC)
+                ahead = self._ahead_of_here(metrics.now)
                 named = side.replicas
                 pods = [r.name for r in named] if named is not None else metrics.pods_scraped()
                 needed = [r.name for r in side.needed] if named is not None else pods
@@ -161,6 +164,18 @@ class LiveFigures:
             name: replace(figure, at=figure.at - ahead) if figure.at else figure
             for name, figure in found.items()
         }
+
+    def _ahead_of_here(self, ask: Callable[[], datetime]) -> timedelta:
+        """By how much the clock that is asked is ahead of this machine's.
+
+        However long each answer takes it is the same, so that a sample read twice has one time.
+        """
+        before = datetime.now(UTC)
+        then = ask()
+        least, most = then - datetime.now(UTC), then - before
+        if not least - _SAME_CLOCK <= self._ahead <= most + _SAME_CLOCK:
+            self._ahead = (least + most) / 2
+        return self._ahead
 
     def _by_replicas(
         self, asked: _Asked, before: _Reading, newest: _Reading, now: datetime

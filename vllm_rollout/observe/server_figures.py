@@ -163,8 +163,8 @@ class _Servers:
 
     def gauge(self, names: tuple[str, ...], combine: Callable[[Iterable[float]], float]) -> Figure:
         """The newest values of a gauge, those of all servers in one."""
-        found = [s for s in self._everywhere(names) if target_of(s) in self._current]
-        values = [series.samples[-1][1] for series in found]
+        every = self._sure(self._first(names, now=True), names[0])
+        values = [s.samples[-1][1] for s in every if target_of(s) in self._current]
         if not values or min(values) < 0:
             raise NotKnownError(f"{names[0]} is {'below 0' if values else 'of no server'}")
         return self._figure(combine(values))
@@ -241,14 +241,21 @@ class _Servers:
         """The series of a metric, by the newest of its names that each server has."""
         return self._sure(self._first(names), names[0])
 
-    def _first(self, names: Sequence[str]) -> list[Series]:
+    def _first(self, names: Sequence[str], *, now: bool = False) -> list[Series]:
+        """The series of the first name that each server has; `now` none of an earlier process."""
         found: list[Series] = []
         known: set[Target] = set()
         for name in names:
             own = [s for s in self._by_name.get(name, ()) if target_of(s) not in known]
+            own = [s for s in own if not (now and self._is_over(s))]
             found += own
             known |= set(map(target_of, own))
         return found
+
+    def _is_over(self, series: Series) -> bool:
+        """True if it is of a process that another has followed."""
+        newest = series.samples[-1][0] if series.samples else math.inf
+        return any(at > newest for at in self._scrapes.changes(target_of(series)))
 
     def _sure(self, found: Sequence[Series], name: str, *, lazy: bool = False) -> list[Series]:
         if not found:
@@ -260,7 +267,7 @@ class _Servers:
         for series in found:
             target, newest = target_of(series), series.samples[-1][0] if series.samples else 0.0
             goes_on = target in self._current and max(self._scrapes.scraped(target)) > newest
-            if goes_on and not any(at > newest for at in self._scrapes.changes(target)):
+            if goes_on and not self._is_over(series):
                 raise NotKnownError(f"{name_of(target)} has no number for {name} now")
         if doubt := unattributed(found, self._scrapes):
             raise NotKnownError(doubt)
