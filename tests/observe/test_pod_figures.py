@@ -156,5 +156,20 @@ def test_parts_of_a_gpu_are_told_apart_and_blank_figures_are_none() -> None:
     assert blank[FigureName.GPU_USE].unknown
 
 
+def test_a_pod_of_the_same_name_has_what_it_has_now() -> None:
+    # A StatefulSet's pod came up again: on another GPU, without its second container.
+    def gpu(uuid: str, used: float, *, until: float = T) -> list[Series]:
+        both = ((USED, used), (FREE, 4096 - used))
+        return [series(metric, n, n, until=until, UUID=uuid) for metric, n in both]
+
+    before, now = gpu("GPU-1", 4000, until=T - 50), gpu("GPU-2", 1024)
+    found = figures(dcgm=[*before, *now])[FigureName.GPU_MEMORY]
+    assert (found.value, found.of) == (2**30, 4 * 2**30)
+    gone = series(MEMORY, 3, 3, until=T - 50, container="proxy")
+    assert figures([gone, series(MEMORY, 5, 5)])[FigureName.MEMORY].value == 5
+    late = series(MEMORY, 3, 3, until=T - 30, container="proxy")  # not scraped once
+    assert figures([late, series(MEMORY, 5, 5)])[FigureName.MEMORY].value == 8
+
+
 def test_without_series_every_figure_says_so() -> None:
     assert all(figure.unknown and figure.value is None for figure in figures().values())

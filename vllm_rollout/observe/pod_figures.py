@@ -212,14 +212,22 @@ class _Pods:
         return sum(known) if known and len(known) == len(limits) else None
 
     def _fresh(self, exporter: Exporter, metric: str) -> list[Series]:
-        """The series of a metric whose newest sample is no older than scrapes explain."""
-        return [
+        """The series of a metric whose newest sample is no older than scrapes explain.
+
+        Of a pod none that ended before another began: it had the same name, and is gone.
+        """
+        found = [
             series
             for series in exporter.series
             if series.labels.get("__name__") == metric and series.samples
             if exporter.pod(series) in self._samples.pods
             if self._samples.end - series.samples[-1][0] <= self._longest(series)
         ]
+        begins: dict[str, float] = {}
+        for series in found:
+            pod = exporter.pod(series)
+            begins[pod] = max(begins.get(pod, 0.0), series.samples[0][0])
+        return [s for s in found if s.samples[-1][0] >= begins[exporter.pod(s)]]
 
     def _longest(self, series: Series) -> float:
         apart = [later - earlier for (earlier, _), (later, _) in pairwise(series.samples)]
