@@ -224,6 +224,14 @@ def test_histograms_with_other_bounds_are_not_added_up() -> None:
     assert (found[FigureName.LATENCY_P95].value, found[FigureName.LATENCY_P95].upper) == (0, 0.5)
 
 
+def test_a_bound_that_is_no_number_leaves_the_other_figures() -> None:
+    bucket = b'vllm:e2e_request_latency_seconds_bucket{engine="0",le="%s"'
+    pages = [page.replace(bucket % b"0.3", bucket % b"fast") for page in (BEFORE, LOADED)]
+    found = of_pods(Page([*pages]))
+    assert found[FigureName.LATENCY_P95].unknown.startswith("no series of vllm:e2e_request")
+    assert found[FigureName.RUNNING].value == 8
+
+
 @pytest.mark.parametrize("file", sorted(NAMES.iterdir()), ids=lambda file: file.stem)
 @pytest.mark.parametrize("before", ["vllm:", "vllm_"])
 def test_figures_go_by_the_names_of_each_version(file: Path, before: str) -> None:

@@ -24,7 +24,7 @@ def grown_histogram(
     servers: dict[tuple[Target, int], dict[float, float]] = {}
     increases = scrapes.increases(found, created)
     for series, grown in zip(found, increases, strict=True):
-        bound = float(series.labels.get("le", "nan"))
+        bound = bound_of(series)
         for process, amount in grown.by_process.items():
             counts = servers.setdefault((target_of(series), process), {})
             counts[bound] = counts.get(bound, 0.0) + amount
@@ -40,6 +40,14 @@ def grown_histogram(
         gaps=gaps,
         lag=scrapes.lag,
     )
+
+
+def bound_of(series: Series) -> float:
+    """The upper bound of a histogram's bucket; NaN where its label is no number."""
+    try:
+        return float(series.labels.get("le", "nan"))
+    except ValueError:
+        return math.nan
 
 
 def counted_requests(

@@ -21,7 +21,7 @@ from vllm_rollout.model.request_counts import (
     Uptime,
 )
 from vllm_rollout.observe.attribution import mixed_targets, renamed_targets, unattributed
-from vllm_rollout.observe.counts import counted_requests, grown_histogram
+from vllm_rollout.observe.counts import bound_of, counted_requests, grown_histogram
 from vllm_rollout.observe.prometheus import Series, selector
 from vllm_rollout.observe.scraped_deployment import LABELS, ScrapedDeployment
 from vllm_rollout.observe.series import Scrapes, Target, clock, target_of
@@ -143,7 +143,7 @@ class DeploymentMetrics(ScrapedDeployment):
         others: dict[float, float] = {}
         for series, grown in zip(by_handler, scrapes.increases(by_handler), strict=True):
             if not all(found(series.labels.get(name, "")) for name, found in matching.items()):
-                bound = float(series.labels.get("le", "nan"))
+                bound = bound_of(series)
                 others[bound] = others.get(bound, 0.0) + grown.amount + grown.unsure
         return _among_others(every, round(good), math.ceil(bad), others)
 
@@ -152,7 +152,7 @@ class DeploymentMetrics(ScrapedDeployment):
         scrapes, _ = self._scrapes(at - self._rules.max_gap, at)
         servers: dict[Target, set[float]] = {}
         for series in self._newest(buckets_of(histogram), scrapes):
-            bound = float(series.labels.get("le", "nan"))
+            bound = bound_of(series)
             servers.setdefault(target_of(series), set()).add(bound)
         return sorted(set[float].intersection(*servers.values())) if servers else []
 
