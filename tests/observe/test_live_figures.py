@@ -345,6 +345,25 @@ def test_the_difference_of_two_clocks_is_one_however_long_an_answer_takes() -> N
     assert ahead(2 * hour) - first > hour / 2
 
 
+def test_what_prometheus_does_not_keep_the_servers_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pod = Pod("10.0.0.1:8000", labels={"pod": "llama-0"})
+    samples = pod.scraped(NOW.timestamp())
+    full = series_key("vllm:kv_cache_usage_perc", **LABELS, **pod.labels, instance=pod.address)
+    assert samples.pop(full)
+    rules = load_policy(None).prometheus
+
+    def of(_policy: Any, deployment: Deployment, replicas: Any) -> ScrapedFigures:
+        return ScrapedFigures(scripted(lambda _: samples), rules, deployment, replicas)
+
+    monkeypatch.setattr(ScrapedFigures, "of", of)
+    with exposed(page := Page([BEFORE, LOADED])):
+        (side,) = read(Platform({PRODUCTION.release: [replica("llama-0", page.url)]}))
+    assert side.figures[FigureName.REQUEST_RATE].source == "Prometheus"
+    assert side.figures[FigureName.KV_CACHE].source == "/metrics of 1 replica"
+
+
 def test_a_pod_that_is_gone_is_in_no_gauge() -> None:
     pods = four()
     pods[0].gone = 90

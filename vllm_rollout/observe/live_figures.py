@@ -43,6 +43,14 @@ _OF_PODS = (
 _OF_SERVERS = tuple(
     name for name in FigureName if name not in (*_OF_PODS, FigureName.READY, FigureName.RESTARTS)
 )
+_WITHOUT_REQUESTS = (
+    FigureName.INPUT_TOKEN_RATE,
+    FigureName.OUTPUT_TOKEN_RATE,
+    FigureName.QUEUE,
+    FigureName.RUNNING,
+    FigureName.KV_CACHE,
+)
+"""What servers say whether they are asked anything or not."""
 
 Found = Mapping[FigureName, Figure]
 
@@ -234,7 +242,7 @@ class LiveFigures:
 
 def _left_to_ask(side: Side, found: Found) -> _Asked | None:
     """Return the questions that Prometheus left open about a side, None where there are none."""
-    servers = any(found.get(name, _NOTHING).value is not None for name in _OF_SERVERS)
+    servers = all(found.get(name, _NOTHING).value is not None for name in _WITHOUT_REQUESTS)
     pods = all(found.get(name, _NOTHING).value is not None for name in _OF_PODS)
     if side.replicas is None or (servers and pods):
         return None

@@ -65,6 +65,7 @@ def test_containers_of_a_pod_are_added_up() -> None:
         (200, '{"items": [{"metadata": {"name": "a"}}]}', "cannot be read"),
         (200, '{"items": [{"metadata": {"name": "a"}, "containers": []}]}', "cannot be read"),
         (200, json.dumps(ANSWER).replace("1250m", "lots"), "cannot be read"),
+        (200, json.dumps(ANSWER).replace("59:58Z", "59:58"), "a time without its zone"),
         (200, "[]", "cannot be read"),
     ],
 )

@@ -51,8 +51,11 @@ def _usage(pod: Mapping[str, Any]) -> ReplicaUsage:
             raise ValueError("a pod without containers")
         return float(sum(amounts))
 
+    at = datetime.fromisoformat(pod["timestamp"])
+    if at.tzinfo is None:
+        raise ValueError("a time without its zone")
     return ReplicaUsage(
-        at=datetime.fromisoformat(pod["timestamp"]),
+        at=at,
         cpu_cores=whole("cpu"),
         memory_bytes=whole("memory"),
     )
