@@ -116,12 +116,12 @@ def test_time_between_samples_counts_and_not_when_they_were_read() -> None:
 def test_what_is_not_known_fires_nothing_and_is_blind_with_its_reason(
     unknown: Figure | None,
 ) -> None:
-    found = found_of(*(read(5 * n, kv_cache=unknown) for n in range(20)))
+    found = found_of(*(read(5 * n, kv_cache=unknown) for n in range(30)))
 
     assert found.fired == ""
     assert found.blind == ("use of the KV cache",)
     verdict = resource_verdict(
-        FigureName.KV_CACHE, [read(95, kv_cache=unknown)] * 3, limit=0.9, longest=2 * MINUTE
+        FigureName.KV_CACHE, [read(145, kv_cache=unknown)] * 3, limit=0.9, longest=2 * MINUTE
     )
     assert (verdict.outcome, verdict.n, verdict.measured) == (Outcome.INCONCLUSIVE, 0, None)
     assert found.unknown
@@ -130,7 +130,11 @@ def test_what_is_not_known_fires_nothing_and_is_blind_with_its_reason(
 
 
 def test_without_a_reading_all_of_them_are_blind_and_those_before_a_gap_are_void() -> None:
-    assert len(found_of(None).blind) == len(LIMITS)
+    assert len(found_of(*[None] * 30).blind) == len(LIMITS)
+    # A first sample may come for as long as a gap may be, and no step goes on meanwhile.
+    begun = found_of(*[None] * 20)
+    assert (begun.blind, len(begun.pending), begun.unknown) == ((), len(LIMITS), "")
+    assert "nothing was read yet" in begun.pending[0]
     bad = [read(5 * n, kv_cache=0.97) for n in range(12)]
     again = [read(5 * n, kv_cache=0.97) for n in range(52, 60)]
     assert found_of(*bad, *[None] * 40, *again).fired == ""
@@ -138,7 +142,8 @@ def test_without_a_reading_all_of_them_are_blind_and_those_before_a_gap_are_void
 
 def test_gpu_memory_without_its_whole_is_not_known() -> None:
     part = Figure(value=70.0, source="DCGM", at=NOON)
-    assert found_of(read(0, gpu_memory=part)).blind == ("use of GPU memory",)
+    (unknown,) = found_of(read(0, gpu_memory=part)).pending
+    assert unknown == "use of GPU memory: not known yet: DCGM does not say how much there is"
 
 
 def test_triggers_are_off_by_default_and_a_limit_that_nothing_reaches_is_refused() -> None:

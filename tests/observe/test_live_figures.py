@@ -308,7 +308,8 @@ def test_a_gauge_is_of_the_process_that_serves_now() -> None:
     def gauge(name: str, before: float, now: float, *, engine: str = "0") -> World:
         """A gauge with and, in the process after it, without the label: as of another version."""
         own = {**LABELS, "instance": pod.address}
-        key, new = series_key(f"vllm:{name}", **own, engine=engine), series_key(f"vllm:{name}", **own)
+        key = series_key(f"vllm:{name}", **own, engine=engine)
+        new = series_key(f"vllm:{name}", **own)
         ages = {at: NOW.timestamp() - at for at in up}
         return {
             key: {at: before for at, ago in ages.items() if ago > 30},

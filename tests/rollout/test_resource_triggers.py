@@ -1,5 +1,7 @@
 """Rollouts whose policy has triggers on resources."""
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,3 +77,27 @@ def test_a_promoted_build_whose_resources_fill_up_is_rolled_back(
     assert evidence.exit_code == ExitCode.ROLLED_BACK
     assert "use of the KV cache: 97%" in evidence.conclusion
     assert not any(of_canary)
+
+
+def test_a_first_sample_that_comes_late_ends_no_rollout(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.overrides["ramp"] = [
+        {"replicas": 1, "hold": "1s"},
+        {"share": "100%", "hold": "0s"},
+    ]
+    reads(monkeypatch, world, replace(FULL, value=0.5))
+    known = Readings.new
+    calls: Counter[Readings] = Counter()
+
+    def late(self: Readings, seconds: float) -> tuple[FiguresRead, ...]:
+        calls[self] += 1
+        return known(self, seconds) if calls[self] > 3 else ()
+
+    monkeypatch.setattr(Readings, "new", late)
+
+    evidence = gate_and_promote(world.tools())
+
+    assert evidence.exit_code == ExitCode.OK
+    said = [f"{step.title}: {step.detail}" for step in evidence.steps]
+    assert any("watched on" in text and "not known yet" in text for text in said)

@@ -42,11 +42,14 @@ RESOURCES: Mapping[FigureName, Resource] = {
 
 @dataclass(frozen=True, slots=True)
 class ResourceState:
-    """State of one trigger after a reading; `why` is why the reading shows nothing."""
+    """State of one trigger after a reading; `why` is why the reading shows nothing. `awaited` is
+    whether the first sample may still come.
+    """
 
     name: str
     state: TriggerState
     why: str
+    awaited: bool
 
 
 class ResourceTriggers:
@@ -87,12 +90,15 @@ class _SampledTrigger:
         self._name, self._trigger = name, trigger
         self._first: datetime | None = None
         self._sampled: datetime | None = None
-        self._seen_at = -math.inf
+        self._seen_at: float | None = None
+        """The time of the first step, until there is a sample."""
         self._why = "nothing was read yet"
 
     def step(self, at: float, readings: Sequence[FiguresRead]) -> ResourceState:
         """Return the state at `at` seconds, after the `readings`."""
         words, longest = RESOURCES[self._name].words, self._trigger.rule.max_gap_seconds
+        if self._seen_at is None:
+            self._seen_at = at
         for read in readings:
             sample = _sample(self._name, read, longest)
             if isinstance(sample, str):
@@ -103,10 +109,11 @@ class _SampledTrigger:
                 self._first = self._first or sample.at
                 self._sampled, self._seen_at = sample.at, at
                 self._trigger.step((sample.at - self._first).total_seconds(), sample.value)
-        state = self._trigger.state
-        if at - self._seen_at > longest:
+        state, blind = self._trigger.state, at - self._seen_at > longest
+        if blind:
             state = replace(state, observable=False, since=None)
-        return ResourceState(words, state, "" if state.observable else self._why)
+        awaited = self._sampled is None and not blind
+        return ResourceState(words, state, "" if state.observable else self._why, awaited)
 
 
 def resource_verdict(

@@ -35,9 +35,10 @@ class Found:
     """State of the triggers after an observation.
 
     `fired` is why to roll back, or empty. `pending` names triggers whose condition holds, and has
-    not held for long enough yet. `blind` names triggers that had no data from probes or platform,
-    and those on resources that had none, `unseen` those that had none from Prometheus; `nothing` is
-    whether these are all there are. `unknown` is why resources had no data.
+    not held for long enough yet, and those on resources whose first sample may still come. `blind`
+    names triggers that had no data from probes or platform, and those on resources that had none
+    for too long, `unseen` those that had none from Prometheus; `nothing` is whether these are all
+    there are. `unknown` is why resources had no data.
     """
 
     fired: str = ""
@@ -126,13 +127,18 @@ class Triggers:
         named = [(f"{each.name}: {each.state.reason}", each) for each in found]
         return Found(
             fired=next((text for text, each in named if each.state.fired), ""),
-            pending=tuple(
-                text
-                for text, each in named
-                if each.state.observable and each.state.since is not None
+            pending=(
+                *(
+                    text
+                    for text, each in named
+                    if each.state.observable and each.state.since is not None
+                ),
+                *(f"{each.name}: not known yet: {each.why}" for each in found if each.awaited),
             ),
-            blind=tuple(each.name for each in found if not each.state.observable),
-            unknown=_reasons({each.name: each.why for each in found if each.why}),
+            blind=tuple(each.name for each in found if not (each.state.observable or each.awaited)),
+            unknown=_reasons(
+                {each.name: each.why for each in found if each.why and not each.awaited}
+            ),
         )
 
     def _feed(
