@@ -237,7 +237,7 @@ def test_a_summary_may_be_a_pipe(
     end = os.open(pipe, os.O_RDWR)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pipe))
 
-    tell_ci(lambda: [result_of(many)], in_github / "reports", lambda _: None)
+    tell_ci([result_of(many)], in_github / "reports", lambda _: None)
 
     assert os.read(end, 4) == b"### "
     os.close(end)
@@ -252,7 +252,7 @@ def test_who_is_interrupted_while_telling_ends_as_before(
     monkeypatch.setattr("vllm_rollout.report.ci.summary", interrupted)
     said: list[str] = []
 
-    tell_ci(lambda: [result_of(many)], in_github / "reports", said.append)
+    tell_ci([result_of(many)], in_github / "reports", said.append)
 
     assert said[-1] == "warning: the job summary could not be written: KeyboardInterrupt"
     assert given_outputs(in_github / "outputs")["verdict"] == "fail"
