@@ -1,6 +1,7 @@
 """What a CI system is told: GitHub's summary, annotations and outputs, GitLab's note and dotenv."""
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -225,6 +226,35 @@ def test_what_cannot_be_written_is_a_warning_and_the_rest_is(
     said: list[str] = []
     tell_ci([result_of(many)], in_github / "reports", said.append)
     assert "warning: the job summary could not be written" in said[-1]
+    assert given_outputs(in_github / "outputs")["verdict"] == "fail"
+
+
+def test_a_summary_may_be_a_pipe(
+    many: Evidence, in_github: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = in_github / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pipe))
+
+    tell_ci([result_of(many)], in_github / "reports", lambda _: None)
+
+    assert os.read(end, 4) == b"### "
+    os.close(end)
+
+
+def test_who_is_interrupted_while_telling_ends_as_before(
+    many: Evidence, in_github: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vllm_rollout.report.ci.summary", interrupted)
+    said: list[str] = []
+
+    tell_ci([result_of(many)], in_github / "reports", said.append)
+
+    assert said[-1] == "warning: the job summary could not be written: KeyboardInterrupt"
     assert given_outputs(in_github / "outputs")["verdict"] == "fail"
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.world import MODEL, PRODUCTION, STAGING, World, healthy
@@ -13,6 +14,7 @@ from vllm_rollout.model.deployment import Deployment, newest_served
 from vllm_rollout.model.errors import ExitCode, UnreachableError
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.observation import ProbeSample
+from vllm_rollout.rollout import monitor
 from vllm_rollout.rollout.engine import gate_and_promote
 from vllm_rollout.rollout.journal import Journal, Phase
 from vllm_rollout.rollout.leased_run import RunTools
@@ -212,13 +214,46 @@ def test_it_waits_for_the_models_lease_and_then_acts(standing: Standing) -> None
         if held is not None and held.holder == "another run":
             store.renew(MODEL, "another run", ttl=timedelta(seconds=30))
 
-    standing.meanwhile = keep
+    waited: list[float] = []
+
+    def undelivered(*, wait: bool) -> list[str]:
+        if wait:
+            waited.append(world.clock.seconds)
+        return []
+
+    standing.meanwhile, standing.undelivered = keep, undelivered
     standing.at = {600: lambda: store.release(MODEL, "another run")}
 
     assert standing.watch.run(timedelta(hours=24)) is ExitCode.ROLLED_BACK
     assert world.clock.seconds >= 600
     assert "not rolled back yet" in standing.said()
-    assert any("It waits" in text for _, text in standing.told)
+    assert [kind for kind, text in standing.told if "It waits" in text] == ["rollback"]
+    assert "llama-2-7b in production waits to be rolled back" in standing.headlines
+    assert min(waited) >= 600  # a message on its way holds no rollback up
+
+
+def test_a_rollback_that_cannot_begin_is_told_once_and_is_no_refusal(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = standing.world
+    world.probes = broken
+    real = monitor.watch_rollback
+
+    def unreachable(_deployment: Deployment) -> None:
+        raise UnreachableError("the API server does not answer", address="127.0.0.1")
+
+    def watch_rollback(*given: Any, **more: Any) -> Evidence:
+        with monkeypatch.context() as patched:
+            if world.clock.seconds < 600:
+                patched.setattr(world.platform, "history", unreachable)
+            return real(*given, **more)
+
+    monkeypatch.setattr(monitor, "watch_rollback", watch_rollback)
+
+    assert standing.watch.run(timedelta(hours=2)) is ExitCode.ROLLED_BACK
+
+    assert [kind for kind, _ in standing.told] == ["rollback", "rollback", "rolled-back"]
+    assert "the API server does not answer" in standing.told[0][1]
 
 
 def test_a_store_that_goes_away_and_comes_back_ends_no_watch(

@@ -127,6 +127,20 @@ def test_an_alert_is_not_given_up_for_a_newer_message(
     assert len(waited) == 1
 
 
+def test_what_pages_nobody_gives_way_to_what_does(server: Recorder) -> None:
+    server.script = [503]
+    server.hold.clear()
+    messages = run(server, "pagerduty", pause=None)
+    for kind in ("rollback", "rollback-failed"):
+        messages.tell(kind, "")
+    server.hold.set()
+
+    (late,) = messages.undelivered(wait=True)
+
+    assert late.startswith("rollback to pager: HTTP 503")
+    assert [each.path for each in server.sent] == ["/v2/change/enqueue", "/v2/enqueue"]
+
+
 def test_who_is_told_of_changes_alone_is_not_paged_and_no_key_is_said(server: Recorder) -> None:
     server.script = [400]
     messages = run(server, "pagerduty", messages=["promotion"])

@@ -12,13 +12,15 @@ import yaml
 from support.recorder import LOST, Recorder, Sent, Statuspage, recorder, shown_on
 from support.samples import DOCS
 from support.simulated import FakeClock, MemoryStore
-from support.world import MODEL, PRODUCTION, QUICK, World, builds
+from support.world import MODEL, PRODUCTION, QUICK, World, builds, healthy, left
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.errors import ExitCode, UnreachableError, UsageError
 from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.observation import ProbeSample
 from vllm_rollout.policy import load_policy
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback
+from vllm_rollout.rollout.journal import Phase
 from vllm_rollout.rollout.leased_run import RunTools
 from vllm_rollout.rollout.monitor import Monitor, StoppableClock
 from vllm_rollout.rollout.notifier import Notifier, messages_missed
@@ -107,7 +109,7 @@ def test_a_maintenance_is_opened_updated_at_each_step_and_closed(
         "components": {"c1": "under_maintenance", "c2": "under_maintenance"},
         "deliver_notifications": True,
     }
-    assert said["metadata"] == {"vllm_rollout": {"run_id": "run-1"}}
+    assert said["metadata"] == {"vllm_rollout": {"run_id": "run-1", "channel": "page"}}
     assert [(each.method, each.path) for each in (*updates, end)] == [
         ("PATCH", "/v1/pages/abc/incidents/inc1")
     ] * 3
@@ -224,6 +226,39 @@ def test_an_interrupted_rollout_is_closed_and_the_next_run_opens_no_second(
     assert [each["status"] for each in page.incidents] == ["completed"]
 
 
+def test_a_run_that_lost_its_rollout_to_another_closes_nothing(
+    server: Recorder, page: Statuspage, store: MemoryStore
+) -> None:
+    frozen, other = (run(statuspage(server), store, name) for name in ("run-1", "run-2"))
+    assert tell(frozen, "promotion") == []
+    assert tell(other, "step", rollout="run-1") == []
+
+    assert tell(frozen, "left") == []
+    assert page.incidents[0]["status"] == "in_progress"
+
+    assert tell(other, "left", rollout="run-1") == []
+    assert page.incidents[0]["status"] == "completed"
+
+
+def test_a_rollback_that_still_waits_opens_nothing(
+    server: Recorder, page: Statuspage, store: MemoryStore
+) -> None:
+    assert tell(run(statuspage(server), store), "rollback", headline="it waits") == []
+    assert page.incidents == []
+
+
+def test_two_channels_may_have_a_page_in_common(
+    server: Recorder, page: Statuspage, store: MemoryStore
+) -> None:
+    assert tell(run(statuspage(server), store), "promotion") == []
+
+    second = run(statuspage(server, name="second"), store)
+    server.script = [503]
+    assert tell(second, "promotion", "promoted") == []
+
+    assert [each["status"] for each in page.incidents] == ["in_progress", "completed"]
+
+
 def test_an_update_never_overtakes_the_opening(
     server: Recorder, page: Statuspage, store: MemoryStore
 ) -> None:
@@ -332,7 +367,7 @@ def test_any_other_page_gets_the_requests_of_its_templates(
     for each in server.sent:
         assert (each.headers["x-token"], each.headers["x-tenant"]) == (KEY, "of-the-file")
     keys = [each.headers["idempotency-key"] for each in server.sent]
-    assert keys[0] == keys[1] == "vllm-rollout-llama-2-7b-production-run-1"
+    assert keys[0] == keys[1] == "vllm-rollout-llama-2-7b-production-run-1-page"
     assert len(set(keys)) == 3
 
 
@@ -345,7 +380,7 @@ def test_a_page_without_ids_is_asked_by_the_key_it_was_sent(
 
     assert tell(run(channel, store), "promotion", "step", "promoted") == []
 
-    key = "vllm-rollout-llama-2-7b-production-run-1"
+    key = "vllm-rollout-llama-2-7b-production-run-1-page"
     assert [each.path.rpartition("/")[2].partition("?")[0] for each in server.sent] == [key, key]
 
 
@@ -391,7 +426,7 @@ def test_the_documented_page_of_your_own_works(
 
     assert [(each.method, each.path) for each in server.sent] == [
         ("POST", "/incidents"),
-        ("GET", "/incidents?search=vllm-rollout-llama-2-7b-production-run-1"),
+        ("GET", "/incidents?search=vllm-rollout-llama-2-7b-production-run-1-status"),
         ("POST", "/incidents/7/updates"),
         ("POST", "/incidents/7/updates"),
     ]
@@ -515,6 +550,39 @@ def test_each_end_of_a_promotion_is_shown(
     (incident,) = page.incidents
     assert incident["status"] == status
     assert words in incident["updates"][-1]
+
+
+def test_a_watch_that_is_taken_up_opens_again_what_was_closed(quick: World) -> None:
+    page = Statuspage()
+    during: list[str] = []
+
+    def probes(seconds: float) -> ProbeSample:
+        watching = left(quick).phase is Phase.WATCH
+        during.extend([page.incidents[0]["status"]] if watching else [])
+        if len(during) == 1:
+            raise KeyboardInterrupt
+        return healthy(seconds)
+
+    quick.probes = probes
+    assert rolled_out(quick, page).exit_code == ExitCode.INTERRUPTED
+    assert page.incidents[0]["status"] == "completed"
+
+    assert rolled_out(quick, page).exit_code == ExitCode.OK
+
+    assert set(during) == {"in_progress"}
+    assert page.incidents[0]["status"] == "completed"
+
+
+def test_a_run_without_the_lease_says_nothing_of_its_end(quick: World) -> None:
+    lease = (MODEL, "another run")
+    quick.platform.store.acquire(*lease, ttl=timedelta(seconds=30))
+    said: list[str] = []
+    tools = quick.tools(announce=lambda kind, *_, **__: said.append(kind))
+    quick.clock.meanwhile = lambda: quick.platform.store.renew(*lease, ttl=timedelta(seconds=30))
+
+    assert gate_and_promote(tools).exit_code == ExitCode.INCONCLUSIVE
+
+    assert said == []  # what is open is of the run that has the lease
 
 
 def test_a_manual_rollback_after_a_failed_one_goes_on_with_what_is_open(quick: World) -> None:

@@ -128,11 +128,11 @@ def shown_on(page: Statuspage, tools: RunTools, world: World) -> None:
     opened = OpenedStore(store, model=MODEL, environment="production", channel="page")
     left = opened.read()
 
-    def tell(kind: str, text: str, *, rollout: str = "", **_: str) -> None:
+    def tell(kind: str, text: str, *, rollout: str = "", headline: str = "", **_: str) -> None:
         message = Message(
             kind=MessageKind(kind), model=MODEL, environment="production", text=text,
             run_id=tools.run.id, who="ada", reason="", build="", at=world.clock.now(),
-            rollout=rollout,
+            rollout=rollout, subject=headline,
         )  # fmt: skip
         show(message, channel, opened, page.ask, template=None, message_id="")
 

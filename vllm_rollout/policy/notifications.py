@@ -193,6 +193,11 @@ class Channel(Block):
         ends = _ALERTS_ENDED if self.is_on_call else _BEGINNINGS
         return [each for each in ends.get(kind, ()) if each in self.chosen]
 
+    def gives_way(self, kind: MessageKind) -> bool:
+        """Return whether a late message of that kind is given up for a newer one. What pages
+        somebody is not, nor its end: the newer one may do neither."""
+        return not self.is_on_call or kind in _CHANGES
+
     @property
     def chosen(self) -> tuple[MessageKind, ...]:
         """The messages it receives, but for ends of others of them."""

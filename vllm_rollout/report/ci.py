@@ -47,12 +47,16 @@ def tell_ci(runs: Sequence[CiResult], report_dir: Path, say: Callable[[str], Non
 
 
 def _tried(what: str, act: Callable[[], T], say: Callable[[str], None]) -> T | None:
-    """Return what `act` returns; where it fails, say a warning: the run has ended."""
+    """Return what `act` returns; where it fails, say a warning: the run has ended.
+
+    Ctrl-C, or SIGTERM of a job that is cancelled, ends the telling and nothing else.
+    """
     try:
         return act()
-    except Exception as error:  # noqa: BLE001 - whatever it is, verdict and exit code stand
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - verdict and exit code stand
+        why = str(error) or type(error).__name__
         with suppress(OSError, UnicodeError):  # of standard output, as it may be
-            say(one_line(f"warning: the {what} could not be written: {error}"))
+            say(one_line(f"warning: the {what} could not be written: {why}"))
         return None
 
 
@@ -123,7 +127,16 @@ def _append(variable: str, text: str) -> None:
     if not (named := os.environ.get(variable)):
         return
     file = Path(named)
-    before = file.read_bytes() if file.exists() else b""
-    begin = "" if before.endswith(b"\n") or not before else "\n"
+    begin = "\n" if _ends_within_a_line(file) else ""
     with file.open("a", encoding="utf-8") as added:
         added.write(begin + text)
+
+
+def _ends_within_a_line(file: Path) -> bool:
+    """True if a newline is missing at its end; of a pipe or a device, such as /dev/stdout, nothing
+    is read: that may never end."""
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    with file.open("rb") as written:
+        written.seek(-1, os.SEEK_END)
+        return written.read(1) != b"\n"

@@ -272,6 +272,7 @@ def _resume(tools: RunTools) -> RolloutResult | None:
     phase = next_phase(entry.phase, event)
     if phase is Phase.WATCH:
         _go_on_from_its_evidence(tools)
+        log.announce_step(entry.note)
         return watch_to_the_end(tools, entry)
     if phase is Phase.DONE:
         note = f"{target} no longer runs build {entry.build.short}: changed by somebody else"
@@ -394,7 +395,8 @@ def watch_rollback(tools: RunTools, *, reason: str, revision: int) -> Evidence:
         )
         return roll_back(tools, entry, reason)
 
-    return run_under_lease(tools.run, tools.log, releases, work, done=DecisionKind.ROLLED_BACK)
+    done = DecisionKind.ROLLED_BACK
+    return run_under_lease(tools.run, tools.log, releases, work, done=done, repeated=True)
 
 
 def _brought_back(

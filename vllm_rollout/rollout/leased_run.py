@@ -109,21 +109,29 @@ def run_under_lease(
     work: Callable[[datetime], RolloutResult],
     *,
     done: DecisionKind | None,
+    repeated: bool = False,
 ) -> Evidence:
     """Do `work` under the model's lease; every expected error, and Ctrl-C, ends in evidence.
 
     `done` is the decision when `work` changed the target and ended well; None where nothing is
     decided. Messages under way are waited for last: the evidence is kept by then, and the lease
-    given up.
+    given up. A `repeated` work that changed nothing is tried again: it says nothing and waits for
+    nothing.
     """
     started = log.now()
     store = releases.platform.store
 
-    def kept(result: RolloutResult, kind: DecisionKind | None) -> Evidence:
+    def tried_again(code: int | None) -> bool:
+        over = releases.touched or code in (ExitCode.OK, ExitCode.NEEDS_PERSON)
+        return repeated and not over
+
+    def kept(result: RolloutResult, kind: DecisionKind | None, *, leased: bool = True) -> Evidence:
         log.log_result(result)
         if kind is not None:
             notify_of_end(log, kind, result)
-        if done is not None and (kind is None or MessageKind(kind) not in _SAID):
+        # A run without the lease has opened nothing: what is open is of the one that has it.
+        said = kind is not None and MessageKind(kind) in _SAID
+        if done is not None and leased and not said and not tried_again(result.code):
             log.announce_end(result.conclusion)
         log.log_undelivered(wait=False)
         evidence = log.evidence(started, result)
@@ -136,11 +144,12 @@ def run_under_lease(
         with releases.leased(), progress_shown(log.reporter.progress):
             result = _result_of(releases, lambda: work(started))
             kind = kind_of_end(result.code, under_way=releases.under_way, done=done)
+            kind = None if tried_again(result.code) else kind
             evidence = kept(result, result.decision or kind)
     except (RolloutError, KeyboardInterrupt) as error:  # another has the lease: nothing is decided
-        evidence = kept(_result_of_error(releases, error), None)
+        evidence = kept(_result_of_error(releases, error), None, leased=False)
     with suppress(KeyboardInterrupt):  # ends the waiting, and nothing else
-        log.log_undelivered(wait=True)
+        log.log_undelivered(wait=not tried_again(evidence.exit_code))
     return evidence
 
 

@@ -250,6 +250,7 @@ class Monitor:
         While another run has the model's lease, or the platform does not answer, it is tried again.
         """
         log.log_step(f"a trigger fired over {run.target}", fired, Outcome.FAIL)
+        told = False
         while True:
             held.ensure()
             own = self.new_tools(self.clock.unstopped)
@@ -260,8 +261,12 @@ class Monitor:
             if code is ExitCode.OK:
                 self._log_once(log, "not rolled back", evidence.conclusion)
                 return None
-            if self._log_once(log, "not rolled back yet", evidence.conclusion):
-                log.notify("rollback", f"{fired}. It waits: {evidence.conclusion}")
+            self._log_once(log, "not rolled back yet", evidence.conclusion)
+            if not told:
+                subject = f"{run.target.model} in {run.target.environment} waits to be rolled back"
+                text = f"{fired}. It waits: {evidence.conclusion}"
+                log.notify("rollback", text, headline=subject)
+                told = True
             self.clock.sleep(run.policy.watch.interval)
         self.on_end(evidence, own)
         if code is ExitCode.NEEDS_PERSON:

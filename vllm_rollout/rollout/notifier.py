@@ -165,8 +165,9 @@ class Notifier:
 class _Queue:
     """One channel's messages, sent one after the other by a thread of its own.
 
-    A message that did not arrive at once is given up for a newer one, which names it; an alert is
-    not, as the newer one may page nobody. `left` is the run that has left something open there.
+    A message that did not arrive at once is given up for a newer one, which names it; what pages
+    somebody is not, as the newer one may page nobody. `left` is the run that has left something
+    open there.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class _Queue:
             with suppress(RolloutError):  # the run itself finds out, if it needs the store
                 found = opened.read()
                 self.left = found.run_id if found else ""
-        self._pause = pause or (_wait if channel.is_on_call else self._newer_within)
+        self._pause = pause
         self._lock = threading.Condition()
         self._open: list[Message] = []
         self._late: dict[Message, str] = {}
@@ -238,7 +239,7 @@ class _Queue:
                     replace(message, missed=tuple(carried)),
                     self._channel,
                     self._rules,
-                    pause=self._pause,
+                    pause=self._pause or self._pause_of(message),
                     opened=self._opened,
                 )
             except RolloutError as error:
@@ -263,6 +264,9 @@ class _Queue:
         line = f"{message.at:%Y-%m-%d %H:%M:%S %Z} {message.headline}: {text} ({problem})"
         self._missed = [*self._missed, line][-_MOST_MISSED:]
         return line
+
+    def _pause_of(self, message: Message) -> Pause:
+        return self._newer_within if self._channel.gives_way(message.kind) else _wait
 
     def _newer_within(self, seconds: float) -> bool:
         with self._lock:

@@ -38,7 +38,7 @@ class Page(Protocol):
     def found_id(self, answer: HttpAnswer, rollout: str) -> str:
         """Return the id in that answer, or ""."""
 
-    def update(self, rollout: str, item_id: str) -> Request | None:
+    def update(self, rollout: str, item_id: str, *, reopens: bool) -> Request | None:
         """Return the request that updates the one of that id, if there is a request."""
 
     def close(self, rollout: str, item_id: str) -> Request:
@@ -76,7 +76,7 @@ class _Statuspage:
             "name": f"Rollout of {message.model} to {message.environment}",
             **self._said(ends=False),
             **self._components(ends=False),
-            "metadata": {_METADATA: {"run_id": rollout}},
+            "metadata": {_METADATA: {"run_id": rollout, "channel": self.channel.name}},
         }
         if self._opens == "maintenance":
             until = message.at + max(message.expected, _SHORTEST)
@@ -99,15 +99,18 @@ class _Statuspage:
             incidents = answer.json(list[dict[str, Any]])
         except HttpError:
             raise NotDeliveredError("its list of incidents cannot be read") from None
+        name = self.channel.name
         for number, each in enumerate(incidents):
-            with suppress(KeyError, TypeError):
-                if each["metadata"][_METADATA]["run_id"] == rollout:
+            with suppress(KeyError, TypeError, AttributeError):
+                of = each["metadata"][_METADATA]
+                # Two channels may have a page in common.
+                if of["run_id"] == rollout and of.get("channel", name) == name:
                     return _id_at(answer, f"{number}.id")
         return ""
 
-    def update(self, rollout: str, item_id: str) -> Request | None:  # noqa: ARG002
+    def update(self, rollout: str, item_id: str, *, reopens: bool) -> Request | None:  # noqa: ARG002
         update = self._said(ends=False)
-        if self.message.kind is not MessageKind.STEP:  # it may have been closed
+        if reopens or self.message.kind is not MessageKind.STEP:
             update |= self._components(ends=False)
         return self._request("PATCH", f"/{quote(item_id, safe='')}", update)
 
@@ -173,7 +176,7 @@ class _Templated:
         where = self.channel.find.id_from if self.channel.find else None
         return _id_at(answer, where or "")
 
-    def update(self, rollout: str, item_id: str) -> Request | None:
+    def update(self, rollout: str, item_id: str, *, reopens: bool) -> Request | None:  # noqa: ARG002
         if self.channel.update is None:
             return None
         return self._request(self.channel.update, rollout, item_id, sent=self.message_id)
@@ -183,7 +186,9 @@ class _Templated:
         return self._request(request, rollout, item_id, sent=self.message_id)
 
     def _key(self, rollout: str) -> str:
-        return f"vllm-rollout-{self.message.model}-{self.message.environment}-{rollout}"
+        # Another channel may have the same page.
+        where = f"{self.message.model}-{self.message.environment}"
+        return f"vllm-rollout-{where}-{rollout}-{self.channel.name}"
 
     def _request(
         self, request: PageRequest, rollout: str, item_id: str = "", *, sent: str = ""

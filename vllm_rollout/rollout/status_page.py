@@ -31,11 +31,13 @@ class Opened:
     """An incident or maintenance of rollout `run_id`; without `id` it may not be opened yet.
 
     `closed` is an end that is none yet: a run left its rollout unfinished. `lost` is why its id
-    will never be known. `by` is the message that was to open it.
+    will never be known. `by` is the message that was to open it, `last` the run that was the last
+    to show something there.
     """
 
     run_id: str
     by: str = ""
+    last: str = ""
     id: str = ""
     closed: bool = False
     lost: str = ""
@@ -99,15 +101,19 @@ def show(
     """
     page = page_of(channel, message, template, message_id=message_id)
     rollout, opened = message.rollout or message.run_id, kept.read()
-    begins, ends = message.kind in _BEGIN, message.kind in ENDINGS
+    ends = message.kind in ENDINGS
+    # A rollback that still waits has a headline of its own, and changes nothing yet.
+    begins = message.kind in _BEGIN and not message.subject
     if not begins and (opened is None or opened.run_id != rollout):
         return  # nothing is open of this rollout
+    if message.kind is MessageKind.LEFT and opened and opened.last > message.run_id:
+        return  # a later run goes on with it, by its name
     left = ""
     if opened is not None and opened.run_id != rollout:
         left, opened = _close_left(opened, page, ask), None
     fresh, shown = opened is None, False
     if opened is None:
-        opened = Opened(run_id=rollout, by=message_id)
+        opened = Opened(run_id=rollout, by=message_id, last=message.run_id)
         kept.write(opened)
     if not opened.id:
         opened = opened if fresh else _found(opened, page, ask)
@@ -125,11 +131,11 @@ def show(
         left_open = message.kind is MessageKind.LEFT
         kept.write(replace(opened, closed=True) if left_open else None)
     else:
-        request = None if shown else page.update(opened.run_id, opened.id)
+        request = None if shown else page.update(opened.run_id, opened.id, reopens=opened.closed)
         if request is not None:
             ask(request)
-        if opened.closed:
-            kept.write(replace(opened, closed=False))
+        if opened.closed or opened.last != message.run_id:
+            kept.write(replace(opened, closed=False, last=message.run_id))
     if left:
         raise RefusedError(left)
 
