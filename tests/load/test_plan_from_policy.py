@@ -130,7 +130,7 @@ def test_prompts_of_a_file_are_texts_and_talks(plan: Plan, tmp_path: Path) -> No
         (b'{"messages": [{"role": "user"}]}\n', "ours.jsonl:1 is no prompt"),
         (b'{"messages": [{"role": "user", "content": 7}]}\n', "ours.jsonl:1 is no prompt"),
         (b"\xff\xfe\n", "cannot be read"),
-        (b'{"prompt": "a"}\n' * 10_001, "holds 10001 prompts"),
+        (b'{"prompt": "a"}\n' * 10_001, "holds 10,001 prompts"),
     ],
 )
 def test_a_file_without_usable_prompts_is_refused_by_line(

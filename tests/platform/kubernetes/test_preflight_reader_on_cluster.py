@@ -169,7 +169,7 @@ def test_limits_by_default_count_in_a_quota(namespace: Namespace, check: Check) 
     found = verdict()
     assert found.passed, found.reason
     assert "team: limits.cpu needs 8, 8 of 8 are left" in found.reason
-    assert "count/secrets needs 3 more (1 revisions and 2 of the way back)" in found.reason
+    assert "count/secrets needs 3 more (1 revision and 2 of the way back)" in found.reason
 
 
 def test_a_namespace_that_is_not_there_is_said(platform: KubernetesPlatform) -> None:
