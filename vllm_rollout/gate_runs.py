@@ -12,15 +12,12 @@ from pydantic import TypeAdapter
 from vllm_rollout.judge.multiple_testing import judge_family
 from vllm_rollout.model.deployment import Build, Deployment, images_of
 from vllm_rollout.model.errors import RolloutError, UnreachableError
-from vllm_rollout.model.evidence import GateResult, GateRun, read_evidence
+from vllm_rollout.model.evidence import URL_ONLY, GateResult, GateRun, read_evidence
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.verdict import Verdict
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Latency, Policy
 from vllm_rollout.settings import Settings
-
-URL_ONLY = "url"
-"""What stands for the platform where only a URL was given; nothing is promoted from there."""
 
 ASKED_BEFORE = "asked-before.json"
 """Evidence of the run whose gates are asked again, beside theirs."""

@@ -22,6 +22,8 @@ from vllm_rollout.pytest_plugin.gate_results import (
     record_of,
     serialize_record,
 )
+from vllm_rollout.pytest_plugin.gate_selection import title_of
+from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.serving import sample_inference
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
@@ -133,3 +135,20 @@ def test_wrong_weights_behind_the_right_name_fail_the_inference_gate() -> None:
     wrong = next(asked)
     assert wrong.outcome is Outcome.FAIL
     assert "wrong weights behind the right name" in wrong.reason
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_figure_that_evidence_cannot_hold_is_refused(value: float) -> None:
+    record = VerdictRecorder()
+    with pytest.raises(TypeError, match=r"measured of a verdict is (nan|-inf): None is for what"):
+        record(Verdict(outcome=Outcome.PASS, reason="r", measured=value, limit=1.0))
+    assert record.outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_gate_with_a_blank_docstring_has_the_modules_title_or_its_name() -> None:
+    blank, told = SimpleNamespace(__doc__="  \n "), SimpleNamespace(__doc__="\n Told: so.\n More.")
+    titles = [
+        title_of(SimpleNamespace(function=blank, module=module, name="test_ours"))  # type: ignore[arg-type]
+        for module in (told, blank)
+    ]
+    assert titles == ["Told: so.", "test_ours"]

@@ -5,7 +5,9 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from vllm_rollout.model.deployment import Build
+import pytest
+
+from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.model.evidence import Evidence, GateResult, write_evidence
 from vllm_rollout.model.verdict import Verdict
@@ -77,6 +79,63 @@ def test_a_run_is_compared_by_its_gates_and_not_by_its_preflight_checks(
     (found,) = compare_runs(both, tmp_path / NOW, lambda _: [alone, whole])
 
     assert (found.run, found.evidence) == (evidence.runs[0], whole)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ({"platform": "kubernetes"}, {}),
+        ({"platform": "url", "base_url": "http://b"}, {"platform": "url", "base_url": "http://a"}),
+    ],
+)
+def test_another_place_is_no_earlier_run(
+    then: dict[str, str],
+    now: dict[str, str],
+    make_gate: Make,
+    make_evidence: MakeEvidence,
+    passing: Verdict,
+    tmp_path: Path,
+) -> None:
+    evidence = make_evidence(make_gate("latency", passing))
+    evidence = replace(evidence, runs=(replace(evidence.runs[0], **now),))
+    here = days_before(evidence, 2, "20260125-093000-0a1b")
+    there = days_before(evidence, 1, "20260126-093000-0a1b")
+    there = replace(there, runs=(replace(there.runs[0], **then),))
+
+    (found,) = compare_runs(evidence, tmp_path / NOW, lambda _: [there, here])
+
+    assert found.evidence == here
+
+
+def test_what_was_rolled_back_is_no_pass_and_what_was_gated_before_it_is(
+    make_gate: Make, make_evidence: MakeEvidence, passing: Verdict, tmp_path: Path
+) -> None:
+    evidence = make_evidence(make_gate("latency", passing))
+    production = replace(evidence.runs[0], deployment=Deployment("llama-2-7b", "production"))
+    evidence = replace(evidence, runs=(*evidence.runs, production))
+    ago = timedelta(days=1)
+    earlier = [
+        replace(each, started=each.started - ago, finished=each.finished - ago)
+        for each in evidence.runs
+    ]
+    back = replace(evidence, run_id="20260126-093000-0a1b", runs=tuple(earlier), exit_code=5)
+
+    staging, live = compare_runs(evidence, tmp_path / NOW, lambda _: [back])
+
+    assert (staging.evidence, live.evidence) == (back, None)
+
+
+def test_percentiles_of_two_kinds_are_not_compared(
+    make_gate: Make, make_evidence: MakeEvidence, passing: Verdict, tmp_path: Path
+) -> None:
+    evidence = make_evidence(make_gate("latency", replace(passing, percentile=99.0)))
+    before = make_evidence(make_gate("latency", replace(passing, percentile=95.0, measured=1.0)))
+    before = days_before(before, 1, "20260126-093000-0a1b")
+
+    (found,) = compare_runs(evidence, tmp_path / NOW, lambda _: [before])
+
+    assert found.evidence == before
+    assert found.figures == ()
 
 
 def test_without_an_earlier_pass_the_page_says_so(

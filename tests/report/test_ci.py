@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,10 +18,11 @@ from markdown_it import MarkdownIt
 from support.ci_jobs import commands, github_job, given_outputs
 
 from vllm_rollout.http_client import HttpError
-from vllm_rollout.model.deployment import Build
+from vllm_rollout.model.deployment import Build, Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, GateResult
 from vllm_rollout.model.verdict import Outcome, Verdict
+from vllm_rollout.pytest_plugin.ci import command_after
 from vllm_rollout.report import gitlab_note
 from vllm_rollout.report.ci import tell_ci
 from vllm_rollout.report.ci_summary import LONGEST, CiResult, annotations, outputs, summary
@@ -174,6 +176,22 @@ def test_every_end_of_a_rollout_is_told_also_before_any_gate(
     found = given_outputs(in_github / "outputs")
     assert (found["verdict"], found["exit-code"]) == (verdicts.get(code, "fail"), str(int(code)))
     assert bool(said) is (code is not ExitCode.OK)
+
+
+def test_the_next_command_is_about_the_environment_that_did_not_pass(
+    make_gate: MakeGate, make_evidence: MakeEvidence, passing: Verdict, failing: Verdict
+) -> None:
+    settings: Any = SimpleNamespace(policy=SimpleNamespace(order=("staging", "production")))
+    good = make_evidence(make_gate("latency", passing))
+    live = replace(good.runs[0], deployment=Deployment(MODEL, "production"))
+    failed = make_evidence(make_gate("latency", failing))
+    both = replace(failed, runs=(*failed.runs, live))
+
+    assert command_after(settings, both) == f"pytest -m staging --model {MODEL}"
+    assert command_after(settings, good) == f"gate-and-promote {MODEL} --to production"
+    assert command_after(settings, replace(good, runs=(*good.runs, live))) == ""
+    by_url = replace(good.runs[0], platform="url")
+    assert command_after(settings, replace(good, runs=(by_url,))) == ""
 
 
 def test_outputs_name_the_run_and_no_value_ends_before_its_end(

@@ -38,15 +38,22 @@ def test_a_run_that_waits_says_value_limit_failures_and_what_to_read(
 def test_what_went_wrong_comes_first_and_a_gate_is_named(
     make_gate: Make, make_evidence: MakeEvidence, failing: Verdict, unknown: Verdict
 ) -> None:
-    gates = (make_gate("latency", failing), make_gate("error_rate", unknown))
+    own = make_gate("cold_start", replace(failing, outcome=Outcome.PASS, measured=61.0))
+    gates = (own, make_gate("latency", failing, load="load"), make_gate("error_rate", unknown))
     back = make_evidence(*gates, exit_code=5, conclusion="Rolled back to revision 1. So.")
-    assert decision(back) == "Rolled back to revision 1. So; latency 4.02 s of 3 s"
-    assert decision(make_evidence(*gates)) == (
-        "2 gates: 1 fail, 1 inconclusive; latency 4.02 s of 3 s; failed: Latency; "
+    figures = "latency 4.02 s of 3 s; 57 of 1,200 failed"
+    assert decision(back) == f"Rolled back to revision 1. So; {figures}"
+    evidence = make_evidence(*gates)
+    assert decision(evidence) == (
+        f"3 gates: 1 pass, 1 fail, 1 inconclusive; {figures}; failed: Latency; "
         "not known: Error rate"
     )
+    run = evidence.runs[0]
+    nothing = replace(run, loads={"load": replace(run.loads["load"], total=0, failures=0)})
+    assert "0 of 0" not in decision(replace(evidence, runs=(nothing,)))
     silent = replace(failing, measured=math.inf, percentile=95.0)
-    assert "P95 without an answer, limit 3 s" in decision(make_evidence(make_gate("a", silent)))
+    unanswered = make_evidence(make_gate("a", silent, load="load"))
+    assert "P95 without an answer, limit 3 s" in decision(unanswered)
 
 
 def test_a_run_of_nothing_is_no_good_news(make_evidence: MakeEvidence) -> None:

@@ -124,6 +124,8 @@ def test_a_title_is_short_up_to_its_explanation() -> None:
     """A gate's first docstring line names it before the colon or comma."""
     assert short_title("P95 latency: 95 of 100 requests, at most") == "P95 latency"
     assert short_title("Pods Running and Ready.") == "Pods Running and Ready"
+    odd = (": all of it", "...", " ")
+    assert [short_title(title) for title in odd] == [": all of it", "...", "–"]
 
 
 def test_the_risk_of_a_whole_run_is_said_where_chance_has_a_part(

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_rollout.model.evidence import Evidence, GateResult, Step
 from vllm_rollout.model.verdict import Outcome, Verdict, worst
-from vllm_rollout.report.formatting import headline
+from vllm_rollout.report.formatting import cut, headline
 from vllm_rollout.report.rows import findings, report_items
 
 Make = Callable[..., GateResult]
@@ -38,6 +38,15 @@ def test_a_gate_that_could_not_know_has_an_inconclusive_finding(
     if problem:
         said = next(iter(problem.values())).rpartition("\n")[2]
         assert any(said in v.reason for v in findings(judged))
+
+
+def test_what_a_gate_says_is_as_long_as_can_be_read(make_gate: Make, failing: Verdict) -> None:
+    """The page, the terminal and the CI have its beginning; the evidence has all of it."""
+    long = "x" * 20_000
+    (found,) = findings(make_gate("own", replace(failing, reason=long)))
+    assert found == replace(failing, reason=cut(long, 2_000))
+    (found,) = findings(make_gate("own", error=f"Traceback:\n{long}"))
+    assert found.reason == cut(long, 2_000)
 
 
 def test_a_silent_address_is_named_once(make_gate: Make) -> None:

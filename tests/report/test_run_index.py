@@ -235,6 +235,9 @@ def test_the_command_finds_the_newest_and_the_named_report(
     evidence.write_text(evidence.read_text(encoding="utf-8").replace("4.02", "0.02"))
     code, said = run("llama-2-7b", RUNS[2])
     assert (code, "was changed after it was written" in said) == (2, True)
+    code, said = run("llama-2-7b")
+    assert (code, RUNS[1] in said.splitlines()[0]) == (0, True)
+    assert f"no report of 1 newer run, the last llama-2-7b/{RUNS[2]}: " in said
 
 
 def test_a_browser_that_stays_in_front_keeps_nobody_waiting(

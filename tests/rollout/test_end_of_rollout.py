@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.ci_jobs import github_job
 from support.world import SIGN_OFF, World
 
 from vllm_rollout.cli.run_tools import show_end
@@ -22,13 +23,19 @@ def ended(tools: RunTools, capsys: pytest.CaptureFixture[str], *, verbose: bool 
 
 
 def test_a_promotion_ends_in_its_verdict_and_what_is_next(
-    world: World, capsys: pytest.CaptureFixture[str]
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    github_job(monkeypatch, tmp_path)
     *_, report, title, sentence, following = ended(world.tools(), capsys).splitlines()
     assert report.startswith("report: ")
     assert title == "llama-2-7b: rollout PASS"
     assert sentence.startswith("Promoted build ")
     assert following == "next: vllm-rollout status llama-2-7b"
+    told = (tmp_path / "summary").read_text(encoding="utf-8")
+    assert "**Next:** `vllm-rollout status llama-2-7b`" in told
 
 
 def test_a_failed_gate_ends_in_its_remedy_and_v_has_every_check(

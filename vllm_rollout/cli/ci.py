@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.next_command import next_command, release_command
 from vllm_rollout.variables import option_or_environment
 
 if TYPE_CHECKING:
@@ -76,9 +75,12 @@ def tell_ci_of_checks(evidence: "Evidence", exit_code: int, report: "ReportPaths
 
 
 def tell_ci_of_end(
-    evidence: "Evidence", tools: "RunTools", comparisons: "Sequence[Comparison]"
+    evidence: "Evidence",
+    tools: "RunTools",
+    comparisons: "Sequence[Comparison]",
+    next_command: str,
 ) -> None:
-    """Tell the CI system how a rollout or a rollback ended."""
+    """Tell the CI system how a rollout or a rollback ended, and by which command to go on."""
     from vllm_rollout.report.ci import tell_ci
     from vllm_rollout.report.ci_summary import CiResult
 
@@ -90,23 +92,7 @@ def tell_ci_of_end(
         exit_code=evidence.exit_code or 0,
         evidence=evidence,
         report=page if page.exists() else None,
-        next_command=_next_command(evidence, tools),
+        next_command=next_command,
         comparisons=comparisons,
     )
     tell_ci([result], run.folder.parent.parent, typer.echo)
-
-
-def _next_command(evidence: "Evidence", tools: "RunTools") -> str:
-    """The command by which somebody goes on from there."""
-    from vllm_rollout.rollout.sign_offs import how_to_sign
-
-    run = tools.run
-    if tools.log.result and tools.log.result.awaits_sign_off:
-        return how_to_sign(run.policy, run.source, evidence.digest)
-    if evidence.exit_code in (ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE, ExitCode.INTERRUPTED):
-        return run.command
-    if evidence.exit_code == ExitCode.NEEDS_PERSON:
-        return release_command("diagnose", run.target)
-    if evidence.exit_code in (ExitCode.GATE_FAILED, ExitCode.ROLLED_BACK):
-        return next_command("vllm-rollout", "history", run.target.model)
-    return next_command("vllm-rollout", "status", run.target.model)

@@ -13,9 +13,19 @@ from vllm_rollout.cli import options
 from vllm_rollout.model.deployment import is_label
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import RUN_ID, read_evidence
+from vllm_rollout.model.units import counted
 from vllm_rollout.report.formatting import time_text
 from vllm_rollout.report.render import write_reports
-from vllm_rollout.report.run_index import RunIndex, document, find_run, read_index
+from vllm_rollout.report.run_index import (
+    RunIndex,
+    Unreadable,
+    document,
+    find_run,
+    read_index,
+    read_run,
+    run_folders,
+)
+from vllm_rollout.report.run_rows import RunRow
 from vllm_rollout.variables import option_or_environment
 
 _BROWSER_SECONDS = 10.0
@@ -74,8 +84,21 @@ def report_command(
             options.say(f"{row.name}: {row.verdict}, {time_text(row.finished)}: {row.conclusion}")
             page = (reports / row.page).resolve().as_uri()
             options.say(f"report: {reports / row.page}")
+            if not run and (note := _newer(reports, model or "", row)):
+                options.say(note)
         if open_it and not _opened(page):
             options.say(f"no browser could be started here: open {page}")
+
+
+def _newer(reports: Path, model: str, row: RunRow) -> str:
+    """Return which runs newer than `row` have no report to show, and why the newest has none."""
+    newer = [each for each in run_folders(reports, model) if each.name > row.run]
+    if not newer:
+        return ""
+    found = read_run(newer[0])
+    why = found.reason if isinstance(found, Unreadable) else "its page is gone"
+    runs = counted(len(newer), "newer run")
+    return f"no report of {runs}, the last {newer[0].parent.name}/{newer[0].name}: {why}"
 
 
 def _check(

@@ -28,6 +28,9 @@ from vllm_rollout.rollout.run import Clock, Emergency, Run, SystemClock
 from vllm_rollout.rollout.sign_offs import environment_after, how_to_sign
 from vllm_rollout.settings import Settings
 
+_NAMED_BY_GATES = (ExitCode.GATE_FAILED, ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE)
+"""Ends after which the gates' findings say what to do; the conclusions of others say it."""
+
 
 def new_run_tools(
     settings: Settings,
@@ -129,30 +132,37 @@ def show_end(evidence: Evidence, tools: RunTools, *, verbose: bool = False) -> N
             f"the report could not be written, the evidence is in the platform's store: {error}"
         )
     options.say(report_title(evidence))
+    following = _next_command(evidence, tools)
     if tools.log.result and tools.log.result.awaits_sign_off:
         # The command follows, with the digest that was not known when this was written.
         unnamed = f", then {how_to_sign(run.policy, run.source, 'DIGEST')} (or --reject)"
         options.say(evidence.conclusion.replace(unnamed, ""))
-        options.say(f"sign it off: {how_to_sign(run.policy, run.source, evidence.digest)}")
+        options.say(f"sign it off: {following}")
     else:
         options.say(evidence.conclusion)
-        if following := _next(evidence, tools):
+        if evidence.exit_code == ExitCode.OK:
             options.say(f"next: {following}")
-    tell_ci_of_end(evidence, tools, comparisons)
+        elif evidence.exit_code in _NAMED_BY_GATES and (remedy := remedy_of(evidence)):
+            options.say(f"next: {remedy}")
+    tell_ci_of_end(evidence, tools, comparisons, following)
 
 
-def _next(evidence: Evidence, tools: RunTools) -> str:
-    """Return what to do after the run; empty where its conclusion says so."""
-    run = tools.run
-    if evidence.exit_code == ExitCode.OK:
-        following = environment_after(run.policy, run.target.environment)
-        promoted = tools.releases.touched and run.source != run.target
-        if promoted and following != run.target.environment:
-            return promote_command(run.target.model, following)
-        return next_command("vllm-rollout", "status", run.target.model)
-    if evidence.exit_code in (ExitCode.GATE_FAILED, ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE):
-        return remedy_of(evidence)
-    return ""
+def _next_command(evidence: Evidence, tools: RunTools) -> str:
+    """The command by which somebody goes on from there."""
+    run, code = tools.run, evidence.exit_code
+    if tools.log.result and tools.log.result.awaits_sign_off:
+        return how_to_sign(run.policy, run.source, evidence.digest)
+    if code in (ExitCode.INCONCLUSIVE, ExitCode.UNREACHABLE, ExitCode.INTERRUPTED):
+        return run.command
+    if code == ExitCode.NEEDS_PERSON:
+        return release_command("diagnose", run.target)
+    if code in (ExitCode.GATE_FAILED, ExitCode.ROLLED_BACK):
+        return next_command("vllm-rollout", "history", run.target.model)
+    following = environment_after(run.policy, run.target.environment)
+    promoted = tools.releases.touched and run.source != run.target
+    if code == ExitCode.OK and promoted and following != run.target.environment:
+        return promote_command(run.target.model, following)
+    return next_command("vllm-rollout", "status", run.target.model)
 
 
 def _kept(evidence: Evidence, tools: RunTools, deployment: Deployment) -> Iterator[Evidence]:

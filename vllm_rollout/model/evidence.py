@@ -41,6 +41,9 @@ def new_run_id(now: datetime) -> str:
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+URL_ONLY = "url"
+"""What stands for the platform where only a URL was given; nothing is promoted from there."""
+
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 """A run's name: by name, runs are in the order of time."""
 

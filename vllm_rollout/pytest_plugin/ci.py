@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rollout.gate_runs import URL_ONLY
 from vllm_rollout.judge import Outcome
-from vllm_rollout.model.evidence import Evidence
+from vllm_rollout.model.evidence import URL_ONLY, Evidence
 from vllm_rollout.next_command import next_command, promote_command
 from vllm_rollout.pytest_plugin.gate_collection import models_given
 from vllm_rollout.pytest_plugin.gate_options import marker_words, option
@@ -20,6 +19,7 @@ from vllm_rollout.pytest_plugin.load_progress_line import EVENTS_VARIABLE
 from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.ci import tell_ci
 from vllm_rollout.report.ci_summary import CiResult
+from vllm_rollout.report.first_screen import deciding_run
 from vllm_rollout.settings import Settings
 from vllm_rollout.variables import option_or_environment
 
@@ -49,7 +49,7 @@ def tell_ci_of(
             evidence=evidence,
             report=page if page.exists() else None,
             policy_file=option(config, "--policy") or "",
-            next_command=_next_command(settings, evidence),
+            next_command=command_after(settings, evidence),
             comparisons=comparisons.get(evidence.model, ()),
         )
         results.append(result)
@@ -84,9 +84,9 @@ def _tell(config: pytest.Config, results: Sequence[CiResult], folder: Path) -> N
     tell_ci(results, folder, reporter.write_line if reporter else print)
 
 
-def _next_command(settings: Settings, evidence: Evidence) -> str:
+def command_after(settings: Settings, evidence: Evidence) -> str:
     """The command by which somebody goes on from there; empty where there is none."""
-    run, order = evidence.runs[-1], settings.policy.order
+    run, order = deciding_run(evidence) or evidence.runs[-1], settings.policy.order
     environment = run.deployment.environment
     if evidence.outcome is not Outcome.PASS:
         return next_command("pytest", "-m", environment, "--model", evidence.model)

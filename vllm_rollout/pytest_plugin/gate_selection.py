@@ -153,9 +153,9 @@ def deployment_in_id(node_id: str, settings: Settings, models: Sequence[str]) ->
 
 def title_of(item: pytest.Item) -> str:
     """The first line of the docstring of a gate, or of its module; else its name."""
-    own = getattr(getattr(item, "function", None), "__doc__", None)
-    doc = own or getattr(getattr(item, "module", None), "__doc__", None) or item.name
-    return doc.strip().splitlines()[0]
+    told_by = (getattr(item, "function", None), getattr(item, "module", None))
+    docs = ((getattr(each, "__doc__", None) or "").strip() for each in told_by)
+    return next(filter(None, docs), item.name).splitlines()[0]
 
 
 def in_order(items: list[pytest.Item], policy: Policy) -> list[pytest.Item]:

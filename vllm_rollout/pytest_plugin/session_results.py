@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from vllm_rollout import __version__
-from vllm_rollout.gate_runs import URL_ONLY, address_of, gate_run, identity
+from vllm_rollout.gate_runs import address_of, gate_run, identity
 from vllm_rollout.judge import Outcome, worst
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.evidence import (
+    URL_ONLY,
     Evidence,
     GateResult,
     GateRun,
@@ -26,9 +27,8 @@ from vllm_rollout.model.evidence import (
     write_evidence,
 )
 from vllm_rollout.model.units import of_total
-from vllm_rollout.next_command import promote_command
 from vllm_rollout.pytest_plugin import EXIT_CODE
-from vllm_rollout.pytest_plugin.ci import tell_ci_of
+from vllm_rollout.pytest_plugin.ci import command_after, tell_ci_of
 from vllm_rollout.pytest_plugin.fixtures import SETTINGS
 from vllm_rollout.pytest_plugin.gate_options import option
 from vllm_rollout.pytest_plugin.gate_results import (
@@ -184,7 +184,8 @@ class SessionResults:
                 paths = write_reports(evidence, folder, sign_off_words=signed_by)
                 self._comparisons[evidence.model] = paths.comparisons
                 self._keep_requests(evidence.model, folder)
-                if following := self._next(evidence):
+                following = command_after(self._settings, evidence)
+                if following and evidence.outcome is Outcome.PASS:
                     self._lines.append(f"next: {following}")
                 self._lines.append(f"{words}  {paths.html}")
         except (RolloutError, OSError) as error:
@@ -194,14 +195,6 @@ class SessionResults:
             )
             code = max(code, pytest.ExitCode.INTERNAL_ERROR)
         return code
-
-    def _next(self, evidence: Evidence) -> str:
-        """The promotion of what has passed; empty where nothing may be promoted."""
-        order = self._settings.policy.order
-        if evidence.outcome is not Outcome.PASS or self._settings.platform is None:
-            return ""
-        _, *after = order[order.index(evidence.runs[-1].deployment.environment) :]
-        return promote_command(evidence.model, after[0]) if after else ""
 
     def _keep_requests(self, model: str, folder: Path) -> None:
         """Put the requests of the model's loads, where they were kept, beside its evidence."""

@@ -1,5 +1,6 @@
 """The `verdict` fixture, which records a gate's verdicts."""
 
+import math
 from dataclasses import asdict
 
 import pytest
@@ -43,7 +44,7 @@ class VerdictRecorder:
         """Record `verdict`.
 
         Raises:
-            TypeError: it is none, or a field of it is of another type.
+            TypeError: it is none, or a field of it is of another type, or NaN.
             GateFailedError: it is a fail.
             GateInconclusiveError: it is inconclusive.
         """
@@ -54,6 +55,9 @@ class VerdictRecorder:
             first = error.errors()[0]
             field = first["loc"][0]
             raise TypeError(f"{field} of a verdict is {first['input']!r}: {first['msg']}") from None
+        for field, value in asdict(verdict).items():  # evidence can hold neither
+            if isinstance(value, float) and (math.isnan(value) or value == -math.inf):
+                raise TypeError(f"{field} of a verdict is {value}: None is for what is not known")
         self.verdicts.append(verdict)
         if verdict.outcome is Outcome.FAIL:
             raise GateFailedError(verdict_text(verdict), pytrace=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vllm_rollout.model.deployment import Deployment, short_digest
 from vllm_rollout.model.errors import RolloutError
-from vllm_rollout.model.evidence import RUN_ID, Evidence, GateRun, read_evidence
+from vllm_rollout.model.evidence import RUN_ID, URL_ONLY, Evidence, GateRun, read_evidence
 from vllm_rollout.model.text import one_line, shown
 from vllm_rollout.model.units import format_value
 from vllm_rollout.model.verdict import Outcome, Verdict
@@ -97,12 +97,19 @@ _Pass = tuple[Evidence, GateRun]
 
 
 def _pass_in(earlier: Evidence, evidence: Evidence, run: GateRun) -> _Pass | None:
-    """The last pass of the run's environment in `earlier` evidence, which is not of this run."""
+    """The last pass of the run's environment in `earlier` evidence, which is not of this run.
+
+    What a rollout took back has not passed, whatever its gates had found before.
+    """
+    lost = earlier.exit_code is not None and earlier.outcome is Outcome.FAIL
+    undone = earlier.runs[-1].deployment if lost and len(earlier.runs) > 1 else None
     passed = [
         each
         for each in earlier.runs
         if each.deployment == run.deployment
         and each.outcome is Outcome.PASS
+        and each.deployment != undone
+        and _same_place(each, run)
         and each.finished.timestamp() <= run.started.timestamp()
         and _alike(each, run)
     ]
@@ -132,6 +139,12 @@ def _compared(
         build=tuple(_build(before, run)),
         unread="; ".join(unread),
     )
+
+
+def _same_place(before: GateRun, now: GateRun) -> bool:
+    """Return True unless another platform, or another server behind a URL alone, was gated."""
+    same_server = now.platform != URL_ONLY or before.base_url == now.base_url
+    return before.platform == now.platform and same_server
 
 
 def _alike(before: GateRun, now: GateRun) -> bool:
@@ -188,7 +201,7 @@ def _figures(before: GateRun, now: GateRun) -> Iterator[Change]:
 
 
 def _of_verdict(title: str, before: Verdict, now: Verdict) -> Iterator[Change]:
-    if before.unit != now.unit:
+    if (before.unit, before.percentile) != (now.unit, now.percentile):
         return
     if before.measured is not None and now.measured is not None:
         change = Change(
@@ -217,7 +230,7 @@ def _rise(before: float, now: float) -> float | None:
 
 
 def _build(before: GateRun, now: GateRun) -> Iterator[Change]:
-    """Yield what of the build, the images, the policy and the place differs."""
+    """Yield what of the build, the images, the policy and the revision differs."""
     if (before.build is None) != (now.build is None):
         yield Change(subject="build", before=_known(before), now=_known(now))
     elif before.build and now.build:
@@ -232,7 +245,6 @@ def _build(before: GateRun, now: GateRun) -> Iterator[Change]:
             ", ".join(map(_short, now.images)),
         ),
         ("policy", short_digest(before.policy_digest), short_digest(now.policy_digest)),
-        ("platform", before.platform, now.platform),
         ("revision", _number(before.revision), _number(now.revision)),
     )
     for name, old, new in pairs:

@@ -86,7 +86,7 @@ def outputs(evidence: Evidence) -> list[Attachment]:
 
 
 def _latency(run: GateRun) -> list[str]:
-    loads = dict.fromkeys(gate.load for gate in run.gates)
+    loads = dict.fromkeys(gate.load for gate in run.gates if gate.load)
     for verdict in filter(None, (latency_verdict(run, load) for load in loads)):
         if verdict.measured is not None and not math.isnan(verdict.measured):
             name = "latency" if verdict.percentile is None else f"P{verdict.percentile:g}"
@@ -99,7 +99,7 @@ def _latency(run: GateRun) -> list[str]:
 
 def _failures(run: GateRun) -> list[str]:
     loads = [run.loads[gate.load] for gate in run.gates if gate.load in run.loads]
-    return [f"{load.failures:,} of {load.total:,} failed" for load in loads[:1]]
+    return [f"{load.failures:,} of {load.total:,} failed" for load in loads[:1] if load.total]
 
 
 def _not_passed(run: GateRun) -> list[str]:

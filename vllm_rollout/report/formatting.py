@@ -44,7 +44,8 @@ def cut(text: str, longest: int) -> str:
 
 def short_title(title: str) -> str:
     """A gate's title up to its first colon or comma."""
-    return one_line(re.split(r"[:,] ", title, maxsplit=1)[0]).rstrip(".")
+    begin = one_line(re.split(r"[:,] ", title, maxsplit=1)[0]).rstrip(".")
+    return begin or one_line(title) or NONE
 
 
 def measured_text(verdict: Verdict) -> str:

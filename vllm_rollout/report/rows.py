@@ -8,7 +8,7 @@ from vllm_rollout.model.evidence import Attachment, Evidence, GateResult, GateRu
 from vllm_rollout.model.load_figures import LoadSummary
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.verdict import Outcome, Verdict, VerdictMethod, worst
-from vllm_rollout.report.formatting import headline, short_title
+from vllm_rollout.report.formatting import cut, headline, short_title
 
 ROLLOUT = "rollout"
 """Where a row belongs that is about no single environment."""
@@ -16,6 +16,7 @@ ROLLOUT = "rollout"
 CONCLUSION = f"{ROLLOUT}::conclusion"
 """Node id of the row that says how the rollout ended, as the banner does."""
 
+_LONGEST_WORDS = 2_000
 _NOT_IN_NODE_ID = re.compile(r"[^A-Za-z0-9_.,:=\[\]-]+")
 _NOT_IN_ANCHOR = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -112,7 +113,16 @@ def findings(result: GateResult) -> tuple[Verdict, ...]:
         found.append(_unknown(f"not run: {one_line(result.skipped)}", "Run the gate."))
     if not found:
         found.append(_unknown("the gate reached no verdict", "Run the gate again."))
-    return tuple(found)
+    return tuple(map(_cut, found))
+
+
+def _cut(verdict: Verdict) -> Verdict:
+    """The verdict in words of a bounded length; the evidence holds all of them."""
+    longest = max(len(verdict.reason), len(verdict.remedy))
+    if longest <= _LONGEST_WORDS:
+        return verdict
+    reason, remedy = (cut(each, _LONGEST_WORDS) for each in (verdict.reason, verdict.remedy))
+    return replace(verdict, reason=reason, remedy=remedy)
 
 
 def remedy_of(evidence: Evidence) -> str:
