@@ -50,6 +50,7 @@ def reports(
         at = START + timedelta(days=day)
         gates = (make_gate("latency", latency, load="load"), make_gate("error_rate", ERRORS))
         evidence = make_evidence(*gates, run_id=run, started=at, finished=at)
+        evidence = replace(evidence, runs=(replace(evidence.runs[0], started=at, finished=at),))
         write_evidence(evidence, tmp_path / "llama-2-7b" / run / "evidence.json")
         (tmp_path / "llama-2-7b" / run / "report.html").write_text("")
     capacity = tmp_path / "mistral" / "20260201-093000-0a1b"
@@ -270,5 +271,9 @@ def test_an_evidence_file_is_rendered_again_in_this_process(
     assert {each.name for each in (tmp_path / "again").iterdir()} == {
         "evidence.json", "junit.xml", "report.html",
     }  # fmt: skip
+    later = reports / "llama-2-7b" / RUNS[2] / "evidence.json"
+    assert run(str(later), "--out", str(tmp_path / "alone" / "later"))[0] == 0
+    page = (tmp_path / "alone" / "later" / "report.html").read_text(encoding="utf-8")
+    assert f"The last passing run before this: {RUNS[1]}" in page
     assert run("--index", "--report-dir", str(reports))[0] == 0
     assert run(str(evidence), RUNS[0])[0] == 2

@@ -128,7 +128,8 @@ def _check(
 
 def _rendered_again(evidence: Path, out: Path | None) -> str:
     """Render the reports of an evidence file in this process; return the page's URL."""
-    paths = write_reports(read_evidence(evidence), out or evidence.parent)
+    folder = evidence.parent
+    paths = write_reports(read_evidence(evidence), out or folder, beside=folder)
     options.console.print(f"{paths.html}\n{paths.junit}", soft_wrap=True, highlight=False)
     return paths.html.as_uri()
 

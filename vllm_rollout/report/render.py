@@ -24,13 +24,15 @@ def write_reports(
     evidence: Evidence,
     folder: Path,
     *,
+    beside: Path | None = None,
     kept: Kept = nothing_kept,
     sign_off_words: Sequence[str] | None = None,
 ) -> ReportPaths:
     """Write `evidence.json`, `report.html` and `junit.xml` into `folder`.
 
     The evidence is written first, so nothing is lost when rendering fails. It is compared with the
-    last passing run of each environment, in the reports beside `folder` and in what is `kept`.
+    last passing run of each environment, in the reports beside `folder`, or `beside` another, and
+    in what is `kept`.
     `sign_off_words` are the options by which the policy has a person sign off, None where the
     policy is not known.
 
@@ -46,7 +48,7 @@ def write_reports(
         from vllm_rollout.report.html import page_html
         from vllm_rollout.report.junit import junit_xml
 
-        comparisons = compare_runs(evidence, folder, kept)
+        comparisons = compare_runs(evidence, beside.resolve() if beside else folder, kept)
         _write(paths.html, page_html(evidence, comparisons, sign_off_words).encode())
         _write(paths.junit, junit_xml(evidence))
     except Exception as error:  # whatever it is, the run that it is about has ended
