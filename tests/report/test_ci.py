@@ -228,6 +228,10 @@ def test_several_models_end_as_the_worst_of_them(many: Evidence) -> None:
     assert found["verdict"] == "fail"
     assert (found["exit-code"], found["model"]) == ("1", f"other,{MODEL}")
 
+    text = summary([result_of(passed, exit_code=1), result_of(many, exit_code=1)])
+    assert "**FAIL** (exit code 1): " in text
+    assert "**PASS** (the session: exit code 1): " in text
+
 
 def test_outside_of_a_ci_nothing_is_written(
     many: Evidence, in_github: Path, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,10 @@ def test_what_went_wrong_comes_first_and_a_gate_is_named(
     nothing = replace(run, loads={"load": replace(run.loads["load"], total=0, failures=0)})
     assert "0 of 0" not in decision(replace(evidence, runs=(nothing,)))
     silent = replace(failing, measured=math.inf, percentile=95.0)
+    long = make_evidence(exit_code=6, conclusion="It serves nobody. " * 30)
+    assert decision(long).startswith("It serves nobody. It")
+    assert decision(long).endswith(" …")
+    assert len(decision(long)) == 300
     unanswered = make_evidence(make_gate("a", silent, load="load"))
     assert "P95 without an answer, limit 3 s" in decision(unanswered)
 

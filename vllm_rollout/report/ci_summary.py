@@ -147,10 +147,12 @@ def summary(results: Sequence[CiResult]) -> str:
 def _section(result: CiResult, room: int) -> list[str]:
     """At most `room` lines about one run."""
     end = result.evidence and headline(result.evidence).word
+    others = result.outcome is Outcome.PASS and result.exit_code  # another model's, of one session
+    code = f"{'the session: ' if others else ''}exit code {result.exit_code}"
     lines = [
         f"### {_text(result.title)}",
         "",
-        f"**{end or 'NOT RUN'}** (exit code {result.exit_code}): {_text(result.sentence)}",
+        f"**{end or 'NOT RUN'}** ({code}): {_text(result.sentence)}",
         "",
     ]
     problems = [

@@ -74,7 +74,9 @@ def decision(evidence: Evidence) -> str:
         read = f": read {counted(count, 'output')}" if count else ""
         return "; ".join([*figures, f"waits for QA{read}"])
     end = _start_small(one_line(evidence.conclusion).rstrip("."))
-    end = words.cut(end, _LONGEST_END).partition("\n")[0] if end else words.outcome_counts(evidence)
+    if len(end) > _LONGEST_END:
+        end = f"{end[: _LONGEST_END - 2]} …"
+    end = end or words.outcome_counts(evidence)
     parts = [*figures, end] if headline.outcome is Outcome.PASS else [end, *figures]
     return _start_large("; ".join(parts))
 
