@@ -115,7 +115,10 @@ def _index(reports: Path, model: str) -> str:
     from vllm_rollout.report.index_page import write_index
 
     if not reports.is_dir():
-        raise UsageError(f"{reports} is no folder", remedy="Name it: --report-dir FOLDER.")
+        raise UsageError(
+            f"there is no folder {reports}",
+            remedy="Run gates, or name the folder: --report-dir FOLDER.",
+        )
     page = write_index(reports)
     options.say(f"index: {page}")
     return page.as_uri() + (f"#model={quote(model)}" if model else "")
