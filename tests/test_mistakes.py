@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import trustme
+from support.ci_jobs import github_job
 from support.gate_runs import evidence_in, run_gates, staging
 from support.hostile import Script, hostile
 from support.world import MODEL, STAGING
@@ -353,9 +354,14 @@ def test_a_command_about_releases_names_the_one_of_a_served_name(
         (None, "its certificate is not trusted", "Name the file with your authority's"),
     ],
 )
-def test_a_mistake_is_said_once_in_terminal_junit_and_report(
-    tmp_path: Path, server: Server | None, reason: str, remedy: str
+def test_a_mistake_is_said_once_in_terminal_junit_report_and_ci_summary(
+    tmp_path: Path,
+    server: Server | None,
+    reason: str,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    github_job(monkeypatch, tmp_path)
     context = None
     if server is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -368,23 +374,28 @@ def test_a_mistake_is_said_once_in_terminal_junit_and_report(
 def test_without_a_cluster_other_ways_are_named_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    github_job(monkeypatch, tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     run = run_gates(tmp_path, "-m", "staging", "--model", MODEL)
     reason = "no cluster: the kubeconfig has no current context"
     remedy = "--base-url URL; or keep releases on this machine with --platform local."
     said_once(tmp_path, run.stdout, reason, remedy)
+    assert "not asked: “Pods Running and Ready” got no answer" in run.stdout
 
 
 def said_once(folder: Path, stdout: str, reason: str, remedy: str) -> None:
-    """Reason and remedy stand once in terminal, JUnit and the report's summary."""
+    """Reason and remedy stand once in terminal, JUnit, the report's and the CI's summary."""
     (report,) = folder.glob("reports/*/*/report.html")
     suite = ET.parse(report.with_name("junit.xml"))
     messages = [each.get("message", "") for each in suite.iter("error")]
     texts = "\n".join(each.text or "" for each in suite.iter("error"))
     assert sum(reason in each for each in messages) == 1
     page = unescape(report.read_text().partition('id="gates"')[0])
-    for told in (stdout.partition("= gates =")[2], texts, page):
+    terminal, _, annotations = stdout.partition("= gates =")[2].partition("\n::")
+    summary = re.sub("[\\\\\u2060]", "", (folder / "summary").read_text(encoding="utf-8"))
+    assert summary.count("not asked: ") == annotations.count("not asked: ") == 1
+    for told in (terminal, annotations, texts, page, summary):
         assert told.count(reason) == 1, told
         assert told.count(remedy) == 1, told
     assert all(gate.outcome is UNKNOWN for gate in evidence_in(folder).runs[0].gates)
@@ -421,4 +432,7 @@ def test_check_says_what_answers_and_ends_by_it(
     assert found.exit_code == code, found.output
     assert said in " ".join(found.output.split())
     assert server is None or "/v1 was taken off" in found.output
+    remedies = [line for line in found.output.splitlines() if line.lstrip().startswith("→")]
+    assert len(remedies) == len(set(remedies))
+    assert ("PASS          APIs" in found.output) is (server in (vllm, chat_only))
     assert not list(tmp_path.iterdir())

@@ -192,9 +192,14 @@ def unanswered(
     return NoToken(outcome=Outcome.FAIL, reason=reason, remedy=remedy, n=1)
 
 
-def not_asked(title: str) -> Verdict:
-    """The verdict of a gate that needs tokens, where the gate called `title` got none."""
-    reason = f"not asked: “{title}” got no token"
+def why_not_asked(title: str, *, unreachable: bool) -> str:
+    """Why gates that need tokens are not asked: what the gate called `title` has met."""
+    return f"“{title}” got no {'answer' if unreachable else 'token'}"
+
+
+def not_asked(why: str) -> Verdict:
+    """The verdict of a gate that needs tokens, where it is known that there are none."""
+    reason = f"not asked: {why}"
     return NoWord(outcome=Outcome.INCONCLUSIVE, reason=reason, n=0)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _MOST_WORKERS = 1000
 _API_PATH = re.compile(r"/v1(/(chat/)?completions|/models)?/*$")
+_HTTP_URL = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 
@@ -203,7 +204,7 @@ def load_settings(
         policy = load_policy(Path(file) if file else None, overrides=changes)
     for variable in policy.secret_variables:
         own_secret(os.environ.get(variable, ""))
-    if url and not url.startswith(("http://", "https://")):
+    if url and not _HTTP_URL.match(url):
         raise UsageError(
             f"--base-url {url!r} is not an http(s) URL", remedy="For example http://127.0.0.1:8000."
         )

@@ -23,6 +23,22 @@ def test_tables_obey_columns_and_a_row_is_one_line_in_a_pipe(
     assert max(map(len, printed)) <= 60 if columns == "60" else len(printed) == 6
 
 
+def test_a_table_gives_its_lines_before_a_word_is_folded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Table()
+    cells = ("development", "not deployed", "55dbdec66655", "1/1", "1/1", "0", "passed", "3m47s")
+    for title in ("environment", "revision", "build", "on build", "ready", "restarts", "gates", ""):
+        table.add_column(title, overflow="fold")
+    table.add_row(*cells)
+
+    show_table(make_console(), table)
+
+    printed = capsys.readouterr().out.splitlines()
+    assert " ".join(cells).split() == printed[-1].split()
+
+
 def test_an_unknown_command_gets_the_nearest() -> None:
     for words, nearest in ((["deplyo", "m"], "deploy"), (["policy", "shwo"], "show")):
         refused = CliRunner().invoke(app, words)

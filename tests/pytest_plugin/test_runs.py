@@ -27,6 +27,7 @@ from vllm_rollout.resources import GATES
         ((f"{GATES}/test_pods.py::test_none", "--model", "m"), "-m staging --model m"),
         (("-m", "staging", "--model", "LLama 2"), "DNS-1123"),
         (("-m", "staging", "--model", MODEL, "--base-url", "nowhere"), "not an http(s) URL"),
+        (("-m", "staging", "--model", MODEL, "--base-url", "http://"), "not an http(s) URL"),
         (
             ("-m", "staging", "--model", MODEL, "--policy-set", "confidence=200%"),
             "--policy-set: confidence",

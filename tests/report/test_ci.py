@@ -53,7 +53,8 @@ def many(
 ) -> Evidence:
     """Ninety gates: each third passes, fails, is inconclusive."""
     verdicts = (passing, unknown, failing)
-    return make_evidence(*(make_gate(f"g{n}", verdicts[n % 3]) for n in range(90)))
+    found = [replace(verdicts[n % 3], reason=f"as {n} says") for n in range(90)]
+    return make_evidence(*(make_gate(f"g{n}", each) for n, each in enumerate(found)))
 
 
 def result_of(evidence: Evidence | None = None, **more: Any) -> CiResult:
@@ -107,6 +108,27 @@ def test_what_failed_comes_first_then_the_pages_changes_then_values(
     shown = [change for each in page.comparisons for change in (*each.build, *each.figures)]
     changed = [line for line in lines if " → " in line and not line.startswith("- **")]
     assert len(changed) == len([change for change in shown if not change.same])
+
+
+def test_what_several_gates_would_explain_alike_is_explained_once_and_a_gate_is_one(
+    make_gate: MakeGate, make_evidence: MakeEvidence, failing: Verdict, unknown: Verdict
+) -> None:
+    not_asked = replace(unknown, reason="not asked", measured=None, remedy="")
+    gates = [make_gate("health", failing), make_gate("inference", not_asked)]
+    gates += [make_gate("inference", not_asked), make_gate("latency", not_asked)]
+    evidence = make_evidence(*gates)
+    result = result_of(evidence, exit_code=1)
+    lines = summary([result]).splitlines()
+
+    assert lines[2] == "**FAIL** (exit code 1): 3 gates: 1 fail, 2 inconclusive."
+    alike = "- **INCONCLUSIVE** staging: Inference, Latency: not asked"
+    assert [line for line in lines if "not asked" in line] == [alike]
+    assert len([line for line in lines if line.startswith(("| FAIL", "| INCONCLUSIVE"))]) == 3
+    assert [title["title"] for _, title, _ in commands("\n".join(annotations([result])))] == [
+        f"{MODEL}: staging gates FAIL",
+        f"{MODEL} staging: Health",
+        f"{MODEL} staging: Inference, Latency",
+    ]
 
 
 HOSTILE = (

@@ -226,6 +226,7 @@ def test_the_command_finds_the_newest_and_the_named_report(
     assert "mistral" in run()[1]
     assert RUNS[0] in run("llama-2-7b", RUNS[0][:8])[1]
     assert RUNS[1] in run(RUNS[1])[1]
+    assert RUNS[2] in run("meta-llama/Llama-2-7b")[1], "as --model took it"
     code, said = run("--index", "llama-2-7b", "--open")
     assert f"{(reports / 'index.html').as_uri()}#model=llama-2-7b" in said
     found = json.loads(run("llama-2-7b", "--json")[1])

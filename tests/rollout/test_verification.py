@@ -28,6 +28,7 @@ from vllm_rollout.model.evidence import GateRun
 from vllm_rollout.next_command import options_of_this_run
 from vllm_rollout.platform.base import PathErrors
 from vllm_rollout.platform.local import LocalPlatform
+from vllm_rollout.report.formatting import short_title
 from vllm_rollout.rollout.engine import gate_and_promote, manual_rollback, watch_rollback
 from vllm_rollout.rollout.evidence_store import PassedRevisions
 from vllm_rollout.rollout.gates import GateRunner
@@ -114,6 +115,9 @@ def test_a_verification_finds_what_the_gates_find(
             httpx.patch(dials, json={fault: False}).raise_for_status()
 
     assert words(found) == words(by_gates)
+    assert [gate.title for gate in found.gates if gate.gate == "inference"] == [
+        short_title(gate.title) for gate in by_gates.gates if gate.gate == "inference"
+    ]
     assert found.outcome is (Outcome.FAIL if fault else Outcome.PASS)
     for name in ("revision", "build", "images", "base_url", "platform", "policy_digest", "changed"):
         assert getattr(found, name) == getattr(by_gates, name), name
@@ -225,8 +229,10 @@ def test_a_server_that_asks_for_another_key_is_not_verified(
     settings: Callable[[str], Settings],
 ) -> None:
     with serving(Stub(status=401)) as stub:
-        with pytest.raises(CannotVerifyError, match=r"bearer key \(HTTP 401\), and VLLM_"):
+        with pytest.raises(CannotVerifyError, match=r"VLLM_ROLLOUT_API_KEY is not set$") as found:
             verify(settings(stub.url), PRODUCTION, FakeClock())
+        assert found.value.remedy.count("Put the server's key into") == 1
+        assert "VLLM_ROLLOUT_API_KEY. Check that it serves: vllm-rollout" in found.value.remedy
         stub.status = 500
         assert verify(settings(stub.url), PRODUCTION, FakeClock()).outcome is Outcome.FAIL
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
@@ -76,11 +77,17 @@ def columns_given() -> bool:
 
 
 def show_table(console: Console, table: Table) -> None:
-    """Print a table of figures; for a program that reads it, each row is one line."""
+    """Print a table of figures; for a program that reads it, each row is one line.
+
+    Where it is too wide, its lines give their room to its words before these are folded.
+    """
+    needed = console.measure(table, options=_UNBOUNDED).maximum
     if console.is_terminal or columns_given():
+        if needed > console.width:
+            table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, 0
         console.print(table)
         return
-    before, console.width = console.width, console.measure(table, options=_UNBOUNDED).maximum
+    before, console.width = console.width, needed
     console.print(table)
     console.width = before
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import typer
 
 from vllm_rollout.cli import options
-from vllm_rollout.model.deployment import is_label
+from vllm_rollout.model.deployment import is_label, label_for
 from vllm_rollout.model.errors import UsageError
 from vllm_rollout.model.evidence import RUN_ID, read_evidence
 from vllm_rollout.model.units import counted
@@ -67,6 +67,8 @@ def report_command(
         if model and not run and RUN_ID.fullmatch(model):
             model, run = None, model
         is_file = model is not None and not is_label(model)
+        if model and is_file and not (model.endswith(".json") or Path(model).exists()):
+            model, is_file = label_for(model), False  # a served name: its runs go by the label
         _check(is_file=is_file, run=run, out=out, index=index, as_json=as_json, open_it=open_it)
         reports = Path(option_or_environment("report-dir", report_dir) or "reports")
         if is_file:
@@ -139,7 +141,10 @@ def _index(reports: Path, model: str) -> str:
     from vllm_rollout.report.index_page import write_index
 
     if not reports.is_dir():
-        raise UsageError(f"{reports} is no folder", remedy="Name it: --report-dir FOLDER.")
+        raise UsageError(
+            f"there is no folder {reports}",
+            remedy="Run gates, or name the folder: --report-dir FOLDER.",
+        )
     page = write_index(reports)
     options.say(f"index: {page}")
     return page.as_uri() + (f"#model={quote(model)}" if model else "")

@@ -238,7 +238,7 @@ def _duration(option: str, text: str, example: str) -> timedelta:
     except UnitError as error:
         raise UsageError(f"{option} {text}: {error}", remedy=f"Write {example}.") from error
     if not found:
-        raise UsageError(f"{option} {text} is no time", remedy=f"Write {example}.")
+        raise UsageError(f"{option} {text}: it has to be above 0", remedy=f"Write {example}.")
     return found
 
 

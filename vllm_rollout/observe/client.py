@@ -166,11 +166,11 @@ class InferenceClient:
         """
         return [each.name for each in self.served_models(timeout_seconds=timeout_seconds).models]
 
-    def has_metrics(self, *, timeout_seconds: float) -> bool:
-        """Return whether `/metrics` has any of vLLM's."""
+    def has_metrics(self, *, timeout_seconds: float) -> bool | None:
+        """Return whether `/metrics` has any of vLLM's; None where no answer came."""
         with suppress(HttpError):
             return b"\nvllm:" in self._get(f"{self.base_url}/metrics", timeout_seconds).body
-        return False
+        return None
 
     def speaks_tls(self, *, timeout_seconds: float) -> bool:
         """Return True if the server takes TLS, and is asked without."""

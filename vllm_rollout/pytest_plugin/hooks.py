@@ -77,7 +77,7 @@ from vllm_rollout.pytest_plugin.session_results import (
 from vllm_rollout.pytest_plugin.verdict_recorder import VerdictRecorder
 from vllm_rollout.report.formatting import short_title
 from vllm_rollout.resources import GATES
-from vllm_rollout.serving import not_asked
+from vllm_rollout.serving import not_asked, why_not_asked
 from vllm_rollout.settings import Settings, load_settings
 from vllm_rollout.variables import option_or_environment, options_given
 
@@ -226,8 +226,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _withheld(item: pytest.Item, deployment: Deployment) -> Verdict | None:
     """Return the verdict of a gate that is not asked: what it needs is known to be missing."""
-    if (title := item.config.stash[NO_TOKEN].get(deployment)) and asks_for_tokens(item, deployment):
-        return not_asked(title)
+    if (why := item.config.stash[NO_TOKEN].get(deployment)) and asks_for_tokens(item, deployment):
+        return not_asked(why)
     if judges_load(item) and (why := no_load_because(item.config, deployment)):
         return check(None, why)
     return None
@@ -268,7 +268,8 @@ def pytest_runtest_makereport(
             outcomes = item.config.stash[OUTCOMES].setdefault(deployment, {})
             outcomes[result.gate] = worst([outcomes.get(result.gate, Outcome.PASS), result.outcome])
         if shows_no_token(item, deployment, result):
-            item.config.stash[NO_TOKEN].setdefault(deployment, short_title(result.title))
+            met = why_not_asked(short_title(result.title), unreachable=bool(result.unreachable))
+            item.config.stash[NO_TOKEN].setdefault(deployment, met)
     return report
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vllm_rollout.model.evidence import Evidence
 from vllm_rollout.model.text import one_line
-from vllm_rollout.model.verdict import Outcome, Verdict, worst
+from vllm_rollout.model.verdict import Outcome, worst
 from vllm_rollout.report.changes import Comparison
 from vllm_rollout.report.deployment_record import markdown_text
 from vllm_rollout.report.formatting import (
@@ -23,7 +23,7 @@ from vllm_rollout.report.formatting import (
     report_title,
     verdict_text,
 )
-from vllm_rollout.report.rows import CONCLUSION, ROLLOUT, ReportItem, report_items
+from vllm_rollout.report.rows import GateRow, gate_rows, run_names, step_rows
 
 LONGEST = 60
 """Lines of a summary, of all runs that it is about."""
@@ -32,6 +32,8 @@ _MOST_ANNOTATIONS = 10
 """Of a kind: GitHub shows no more of a step."""
 _FEWEST_LINES = 14
 """Below that a run has one line of the summary."""
+_MOST_NAMED = 3
+"""Gates that are named where several end for one reason."""
 _JOINER = "\u2060"
 # What GitHub or GitLab makes a link, a mention or a reference of: `@name`, `#12`, `!12`, addresses.
 _REFERENCE = re.compile(r"(?<=[@#!~%$&])(?=[\w\"'])|(?<=:)(?=//)|(?<=\bwww)(?=\.)", re.IGNORECASE)
@@ -111,10 +113,11 @@ def annotations(results: Sequence[CiResult]) -> list[str]:
         kind = "error" if failed else "warning"
         found[kind].append(_annotation(kind, result, result.title, result.sentence))
     for result in bad:
-        for item in _problems(result):
-            kind = "error" if item.outcome is Outcome.FAIL else "warning"
-            title = f"{result.model} {item.environment}: {item.title}"
-            found[kind].append(_annotation(kind, result, title, "; ".join(_texts(item))))
+        whole = [(row, "; ".join(_texts(row))) for row in _problems(result)]
+        for problem in _explained(whole):
+            kind = "error" if problem.outcome is Outcome.FAIL else "warning"
+            title = f"{result.model} {problem.where}"
+            found[kind].append(_annotation(kind, result, title, problem.text))
     return [line for lines in found.values() for line in lines[:_MOST_ANNOTATIONS]]
 
 
@@ -155,10 +158,10 @@ def _section(result: CiResult, room: int) -> list[str]:
         f"**{end or 'NOT RUN'}** ({code}): {_text(result.sentence)}",
         "",
     ]
+    each = [(row, text) for row in _problems(result) for text in _texts(row)]
     problems = [
-        f"- **{item.outcome.upper()}** {_text(f'{item.environment}: {item.title}: {words}')}"
-        for item in _problems(result)
-        for words in _texts(item)
+        f"- **{found.outcome.upper()}** {_text(f'{found.where}: {found.text}')}"
+        for found in _explained(each)
     ]
     if problems:
         lines += [*_first(problems, room // 4, "findings"), ""]
@@ -166,7 +169,7 @@ def _section(result: CiResult, room: int) -> list[str]:
         lines += [f"**Next:** {_code(result.next_command)}", ""]
     tail = _evidence_lines(result)
     lines += _changes(result, room // 5)
-    rows = [_row(item, verdict) for item, verdict in _figures(result)]
+    rows = [_cells(row) for row in sorted(_gates(result), key=lambda row: row.telling.passed)]
     left = room - len(lines) - len(tail) - 3
     if rows and left > 0:
         lines += [
@@ -178,30 +181,50 @@ def _section(result: CiResult, room: int) -> list[str]:
     return lines[: room - len(tail)] + tail
 
 
-def _problems(result: CiResult) -> list[ReportItem]:
-    """The rows of the report that are no pass, fails first; without the conclusion."""
-    items = report_items(result.evidence) if result.evidence else []
-    found = [i for i in items if i.outcome is not Outcome.PASS and i.node_id != CONCLUSION]
-    return sorted(found, key=lambda item: item.outcome is not Outcome.FAIL)
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """One reason that one or several gates ended for: `where` names them."""
+
+    outcome: Outcome
+    where: str
+    text: str
 
 
-def _texts(item: ReportItem) -> Iterator[str]:
+def _gates(result: CiResult) -> list[GateRow]:
+    """The rows of the report's gates."""
+    runs = result.evidence.runs if result.evidence else ()
+    named = zip(run_names(runs), runs, strict=True)
+    return [row for name, run in named for row in gate_rows(run, name)]
+
+
+def _problems(result: CiResult) -> list[GateRow]:
+    """The report's gates and steps that are no pass, fails first."""
+    steps = step_rows(result.evidence) if result.evidence else []
+    found = [row for row in (*_gates(result), *steps) if row.outcome is not Outcome.PASS]
+    return sorted(found, key=lambda row: row.outcome is not Outcome.FAIL)
+
+
+def _texts(row: GateRow) -> list[str]:
     """Figures, reason and remedy of what did not pass, a line each."""
-    for verdict in item.verdicts:
-        if not verdict.passed:
-            yield " ".join(verdict_text(verdict).split())
+    texts = (verdict_text(verdict) for verdict in row.verdicts if not verdict.passed)
+    return list(dict.fromkeys(" ".join(text.split()) for text in texts))
 
 
-def _figures(result: CiResult) -> list[tuple[ReportItem, Verdict]]:
-    """Each gate with the verdict that stands for it; first those that did not pass."""
-    items = report_items(result.evidence) if result.evidence else []
-    found = [(item, item.telling) for item in items if item.environment != ROLLOUT]
-    return sorted(found, key=lambda pair: pair[1].passed)
+def _explained(found: Sequence[tuple[GateRow, str]]) -> Iterator[_Problem]:
+    """Explain once what several gates of an environment would explain alike."""
+    alike: dict[tuple[Outcome, str, str], list[str]] = {}
+    for row, text in found:
+        alike.setdefault((row.outcome, row.environment, text), []).append(row.title)
+    for (outcome, environment, text), titles in alike.items():
+        more = len(titles) - _MOST_NAMED
+        names = ", ".join(titles[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+        yield _Problem(outcome, f"{environment}: {names}", text)
 
 
-def _row(item: ReportItem, verdict: Verdict) -> str:
+def _cells(row: GateRow) -> str:
+    verdict = row.telling
     figures = (measured_text(verdict), bound_text(verdict), limit_text(verdict))
-    where = f"{item.environment}: {item.title}"
+    where = f"{row.environment}: {row.title}"
     cells = [verdict.outcome.upper(), where, *figures, count_text(verdict)]
     return f"| {' | '.join(_text(cell) for cell in cells)} |"
 

@@ -103,8 +103,15 @@ def time_text(at: datetime) -> str:
 
 
 def outcome_counts(evidence: Evidence) -> str:
-    """Return how many gates ended how: `9 gates: 7 pass, 1 fail, 1 inconclusive`."""
-    counts = Counter(gate.outcome for run in evidence.runs for gate in run.gates)
+    """Return how many gates ended how: `9 gates: 7 pass, 1 fail, 1 inconclusive`.
+
+    All items of a gate are one.
+    """
+    ended: dict[tuple[int, str], list[Outcome]] = {}
+    for number, run in enumerate(evidence.runs):
+        for gate in run.gates:
+            ended.setdefault((number, gate.gate), []).append(gate.outcome)
+    counts = Counter(map(worst, ended.values()))
     counts[Outcome.INCONCLUSIVE] += sum(len(run.missing) for run in evidence.runs)
     return counts_text(counts)
 

@@ -64,6 +64,11 @@ class GateRow:
         return self.items[0].title
 
     @property
+    def environment(self) -> str:
+        """Where it was asked; `ROLLOUT` for a step."""
+        return self.items[0].environment
+
+    @property
     def outcome(self) -> Outcome:
         """The worst of its results."""
         return worst([item.outcome for item in self.items])
@@ -146,11 +151,7 @@ def report_items(evidence: Evidence) -> list[ReportItem]:
     items: list[ReportItem] = []
     for group, run in zip(run_names(evidence.runs), evidence.runs, strict=True):
         items += _run_items(run, group)
-    items += [
-        _step_item(number, step, step.outcome)
-        for number, step in enumerate(evidence.steps, start=1)
-        if step.outcome is not None
-    ]
+    items += _step_items(evidence)
     end = headline(evidence)
     if evidence.exit_code is not None or not items:
         items.append(
@@ -188,6 +189,17 @@ def gate_rows(run: GateRun, group: str) -> list[GateRow]:
             anchor += "-"
         rows.append(GateRow(anchor=anchor, items=tuple(items)))
     return rows
+
+
+def step_rows(evidence: Evidence) -> list[GateRow]:
+    """One row for each step that has an outcome."""
+    return [GateRow(anchor="", items=(item,)) for item in _step_items(evidence)]
+
+
+def _step_items(evidence: Evidence) -> Iterator[ReportItem]:
+    for number, step in enumerate(evidence.steps, start=1):
+        if step.outcome is not None:
+            yield _step_item(number, step, step.outcome)
 
 
 def _run_items(run: GateRun, group: str) -> Iterator[ReportItem]:

@@ -119,7 +119,7 @@ def find_run(reports: Path, model: str = "", run: str = "") -> RunRow:
         UsageError: there is none; the evidence of the one that is named is not to be believed; or
             the name's beginning is that of several.
     """
-    what = " ".join(filter(None, ("no report", f"of {model}" if model else "", run)))
+    what = "no report" + (f" of {model}" if model else "") + (f", run {run}," if run else "")
     folders = [each for each in run_folders(reports, model) if each.name.startswith(run)]
     if run and len(folders) > 1:
         raise UsageError(
@@ -131,7 +131,9 @@ def find_run(reports: Path, model: str = "", run: str = "") -> RunRow:
             return row
         if run:
             why = row.reason if isinstance(row, Unreadable) else "its page is gone"
-            raise UsageError(f"{what}: {why}", remedy="Run the gates again, or name another run.")
+            raise UsageError(
+                f"{what.rstrip(',')}: {why}", remedy="Run the gates again, or name another run."
+            )
     raise UsageError(
         f"{what} is in {reports}", remedy="Run gates, or name the folder: --report-dir FOLDER."
     )

@@ -20,6 +20,7 @@ from vllm_rollout.report.formatting import short_title, verdict_text
 from vllm_rollout.report.rows import change_unsaid, findings
 
 __all__ = [
+    "by_gate",
     "gate_line",
     "gates_in_words",
     "gates_table",
@@ -74,7 +75,7 @@ def run_lines(run: GateRun, *, verbose: bool = False) -> list[str]:
         return [line for gate in run.gates for line in verdict_line(gate).split("\n")]
     lines: list[str] = []
     explained = 0
-    for gate in _by_gate(run):
+    for gate in by_gate(run):
         head, *more = gate_line(gate).split("\n")
         more = [line for line in more if line not in lines]
         if explained == _MOST_EXPLAINED:
@@ -84,7 +85,7 @@ def run_lines(run: GateRun, *, verbose: bool = False) -> list[str]:
     return lines
 
 
-def _by_gate(run: GateRun) -> list[list[GateResult]]:
+def by_gate(run: GateRun) -> list[list[GateResult]]:
     """The results of each gate, which may have several items; those of one title are one gate's."""
     found: dict[tuple[str, str], list[GateResult]] = {}
     for result in run.gates:
@@ -95,7 +96,7 @@ def _by_gate(run: GateRun) -> list[list[GateResult]]:
 def gates_in_words(run: GateRun) -> str:
     """`all 7 gates passed`, or how many did, and which ended how else."""
     ended: dict[Outcome, list[str]] = {outcome: [] for outcome in Outcome}
-    for gate in _by_gate(run):
+    for gate in by_gate(run):
         ended[worst([each.outcome for each in gate])].append(short_title(gate[0].title))
     ended[Outcome.INCONCLUSIVE] += map(one_line, run.missing)
     passed, total = len(ended[Outcome.PASS]), sum(map(len, ended.values()))

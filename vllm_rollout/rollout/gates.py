@@ -21,7 +21,7 @@ from vllm_rollout.model.units import format_share
 from vllm_rollout.platform.reader import ReleaseReader
 from vllm_rollout.policy import Policy
 from vllm_rollout.report.rows import findings
-from vllm_rollout.report.terminal import gate_line
+from vllm_rollout.report.terminal import by_gate, gate_line
 from vllm_rollout.resources import GATES
 from vllm_rollout.rollout.run import Run, RunLog, problems_of
 from vllm_rollout.settings import Settings
@@ -317,8 +317,9 @@ class Gates:
             CannotVerifyError: the verification itself did not work.
         """
         run = self.verifier(deployment)
+        for results in by_gate(run):
+            self.log.reporter.gate(gate_line(results))
         for gate in run.gates:
-            self.log.reporter.gate(gate_line([gate]))
             if gate.outcome is not Outcome.PASS:
                 why = "; ".join(each.reason for each in findings(gate) if not each.passed)
                 title = f"{deployment}: {gate.gate} ({gate.outcome})"

@@ -33,6 +33,7 @@ from vllm_rollout.serving import (
     not_asked,
     pods_running_and_ready,
     sample_inference,
+    why_not_asked,
 )
 from vllm_rollout.settings import Settings
 
@@ -67,18 +68,22 @@ def verify(settings: Settings, deployment: Deployment, clock: Clock) -> GateRun:
     knows = not all(isinstance(each, NoWord) for each in bad)
     if run.outcome is Outcome.INCONCLUSIVE and not (run.unreachable or run.changed or knows):
         why = [f"{gate.gate}: {gate.error}" for gate in run.gates if gate.error]
-        why += dict.fromkeys(f"{each.reason}. {each.remedy}" for each in bad)
-        raise _cannot_verify(deployment, "; ".join(why))
+        named = [each for each in bad if each.remedy] or bad  # else it says only what follows
+        why += dict.fromkeys(each.reason for each in named)
+        remedies = dict.fromkeys(each.remedy for each in named if each.remedy)
+        raise _cannot_verify(deployment, "; ".join(why), *remedies)
     return run
 
 
-def _cannot_verify(deployment: Deployment, why: str) -> CannotVerifyError:
-    return CannotVerifyError(
-        f"{deployment} could not be verified: {why}",
-        remedy="Check that it serves: "
+def _cannot_verify(deployment: Deployment, why: str, *remedies: str) -> CannotVerifyError:
+    look = (
+        "Check that it serves: "
         + next_command("vllm-rollout", "status", deployment.model)
         + "; and "
-        + next_command("pytest", "-m", deployment.environment, "--model", deployment.model),
+        + next_command("pytest", "-m", deployment.environment, "--model", deployment.model)
+    )
+    return CannotVerifyError(
+        f"{deployment} could not be verified: {why}", remedy=" ".join([*remedies, look])
     )
 
 
@@ -151,7 +156,7 @@ def _checks(settings: Settings, deployment: Deployment, clients: ExitStack) -> I
         for stream in (False, True):
             yield _Check(
                 gate="inference",
-                title=f"Sample inference completes, {'streamed' if stream else 'whole'}",
+                title="Sample inference completes successfully",
                 ask=lambda attach, stream=stream: sample_inference(  # type: ignore[misc]
                     servers(), inference, attach, stream=stream
                 ),
@@ -173,12 +178,12 @@ def _results(
         results.append(found)
         no_token = any(isinstance(verdict, NoToken) for verdict in found.verdicts)
         if not silent and (no_token or (each.asks and found.unreachable)):
-            silent = short_title(found.title)
+            silent = why_not_asked(short_title(found.title), unreachable=bool(found.unreachable))
     return results
 
 
-def _not_asked(title: str, _attach: Attach) -> Iterator[Verdict]:
-    yield not_asked(title)
+def _not_asked(why: str, _attach: Attach) -> Iterator[Verdict]:
+    yield not_asked(why)
 
 
 def _result(
