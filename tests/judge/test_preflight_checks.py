@@ -53,7 +53,7 @@ def test_a_rolling_update_needs_room_for_its_surge_at_once() -> None:
     full = Room(demands=(demand(4, surge=1),), nodes=(node("a", 0, own=4),), existing=4)
     verdict = room_verdict(full)
     assert verdict.outcome is Outcome.FAIL
-    assert "1 pods of surge of Deployment m find no node with 1 nvidia.com/gpu" in verdict.reason
+    assert "1 surge pod of Deployment m finds no node with 1 nvidia.com/gpu" in verdict.reason
     assert "maxSurge 0" in verdict.remedy
     one_free = Room(demands=(demand(4, surge=1),), nodes=(node("a", 1, own=4),), existing=4)
     assert room_verdict(one_free).passed
@@ -66,7 +66,7 @@ def test_gpus_on_several_nodes_are_no_room_for_one_pod() -> None:
     verdict = room_verdict(room)
     assert verdict.outcome is Outcome.FAIL
     assert verdict.measured == verdict.limit == 4
-    assert "find no node with 4" in verdict.reason
+    assert "finds no node with 4" in verdict.reason
 
 
 def test_nodes_that_refuse_the_pods_are_no_room_and_are_named() -> None:

@@ -215,8 +215,8 @@ def test_a_token_is_bound_to_one_decision_and_good_when_it_was_given(tmp_path: P
         (given(policy, aud="vllm-rollout"), "is not for this decision"),
         (given(policy, sub="repo:evil/llm:environment:qa"), "whom the policy does not name"),
         (given(policy, sub="repo:acme/llm2:environment:qa"), "whom the policy does not name"),
-        (given(policy, exp="soon"), "has times that are none"),
-        (given(policy, iat=float("nan")), "has times that are none"),
+        (given(policy, exp="soon"), "has times that cannot be read"),
+        (given(policy, iat=float("nan")), "has times that cannot be read"),
     ]
     for decision, said in table:
         assert said in problem([decision], policy), said

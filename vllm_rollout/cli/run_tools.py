@@ -9,6 +9,7 @@ from vllm_rollout.cli.console import LiveReporter, show_table
 from vllm_rollout.model.deployment import Deployment
 from vllm_rollout.model.errors import ExitCode, RolloutError
 from vllm_rollout.model.evidence import Evidence, new_run_id
+from vllm_rollout.model.units import counted
 from vllm_rollout.next_command import next_command, promote_command, release_command
 from vllm_rollout.platform.reader import ReleaseReader, at_home
 from vllm_rollout.platform.writer import writer_of
@@ -181,8 +182,8 @@ def tidy_reports(folder: Path, platform: ReleaseReader, policy: Policy, model: s
     try:
         if gone := remove_old_reports(folder, platform, policy, model):
             options.say(
-                f"removed the reports of {len(gone)} old runs from {folder}, {gone[0]} to "
-                f"{gone[-1]}: `keep_reports` is {policy.keep_reports}"
+                f"removed the reports of {counted(len(gone), 'old run')} from {folder}, {gone[0]} "
+                f"to {gone[-1]}: `keep_reports` is {policy.keep_reports}"
             )
     except (RolloutError, OSError) as error:
         options.say(f"old reports stay in {folder}: {error}")

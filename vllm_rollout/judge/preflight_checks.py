@@ -56,9 +56,10 @@ def room_verdict(room: Room | GpuRoom) -> Verdict:
     need += f"{needed:g} {resource}"
     words = [need, f"accepting nodes have {free:g} free", f"the release's own pods hold {own:g}"]
     if short:
-        number, which = len(surge_left or left), "pods of surge" if surge_left else "pods"
+        number, which = len(surge_left or left), "surge pod" if surge_left else "pod"
         words.append(
-            f"{number} {which} of {short[0].workload} find no node with {_amounts(short[0])}"
+            f"{counted(number, which)} of {short[0].workload} find{'s'[: number == 1]} no node "
+            f"with {_amounts(short[0])}"
         )
         words += [f"{node} refuses them: {why}" for node, why in short[0].refused.items()]
     ignored = sorted({demand.unconsidered for demand in room.demands if demand.unconsidered})

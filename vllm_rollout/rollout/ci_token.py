@@ -150,7 +150,7 @@ def _time(value: Any) -> datetime:
     try:
         return datetime.fromtimestamp(float(value), UTC)
     except (ValueError, TypeError, OverflowError, OSError) as error:
-        raise UnprovedError("its token has times that are none") from error
+        raise UnprovedError("its token has times that cannot be read") from error
 
 
 def _matches(pattern: str, subject: str) -> bool:
