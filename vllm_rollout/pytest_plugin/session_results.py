@@ -241,6 +241,7 @@ class SessionResults:
                         item=item,
                         title=title,
                         error=f"it did not run to its end: {self._ended_by}",
+                        remedy="Run the gates again.",
                         started=now,
                         duration_seconds=0.0,
                     )
