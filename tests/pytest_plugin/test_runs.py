@@ -12,7 +12,7 @@ from support.world import passing_evidence
 
 from vllm_rollout.judge import Outcome
 from vllm_rollout.model.deployment import Deployment
-from vllm_rollout.model.evidence import write_evidence
+from vllm_rollout.model.evidence import URL_ONLY, write_evidence
 from vllm_rollout.resources import GATES
 
 
@@ -150,12 +150,14 @@ def test_a_ci_is_told_the_changes_that_the_report_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     github_job(monkeypatch, tmp_path)
-    name = "20260127-093000-0a1b"
+    url, name = "http://127.0.0.1:9", "20260127-093000-0a1b"
     before = passing_evidence(Deployment(MODEL, "staging"), datetime(2026, 1, 27, tzinfo=UTC))
-    file = tmp_path / "reports" / MODEL / name / "evidence.json"
-    write_evidence(replace(before, run_id=name), file)
+    (passed,) = before.runs
+    passed = replace(passed, platform=URL_ONLY, base_url=f"{url}, by --base-url")
+    before = replace(before, run_id=name, runs=(passed,))
+    write_evidence(before, tmp_path / "reports" / MODEL / name / "evidence.json")
 
-    run_gates(tmp_path, *staging("http://127.0.0.1:9"), "-k", "health")
+    run_gates(tmp_path, *staging(url), "-k", "health")
 
     (page,) = tmp_path.glob("reports/*/*/report.html")
     assert f"The last passing run before this: {name}" in page.read_text(encoding="utf-8")
