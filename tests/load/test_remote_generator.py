@@ -212,6 +212,7 @@ def test_a_worker_that_never_comes_is_waited_for_and_said(
     assert pods.removed
 
 
+@pytest.mark.long
 def test_a_worker_that_comes_late_is_waited_for_and_sends_its_share(
     serve: Any, tmp_path: Path, pods: Processes
 ) -> None:

@@ -230,6 +230,7 @@ def test_a_deployment_that_is_killed_under_load_fails_by_name(tmp_path: Path) ->
     assert load.stopped.startswith("there was an outage, after ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("first_token", "outcome"), [("1m", "pass"), ("5ms", "fail")])
 def test_goodput_is_gated_where_the_policy_asks_for_it(
     tmp_path: Path, first_token: str, outcome: str
