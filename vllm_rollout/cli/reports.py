@@ -74,9 +74,11 @@ def report_command(
         if is_file:
             page = _rendered_again(Path(model or ""), out)
         elif as_json:
-            found = read_index(reports, model or "")
-            if run:
-                found = RunIndex(runs=(find_run(reports, model or "", run),))
+            found = (
+                RunIndex(runs=(find_run(reports, model or "", run),))
+                if run
+                else read_index(reports, model or "")
+            )
             options.say_json(document(found))
             return
         elif index:
