@@ -31,7 +31,6 @@ from vllm_rollout.report.changes import Comparison, rise_text
 from vllm_rollout.report.derivation import working
 from vllm_rollout.report.plots import latency_plot, over_time_plot
 from vllm_rollout.report.rows import (
-    CONCLUSION,
     ROLLOUT,
     GateRow,
     ReportItem,
@@ -39,6 +38,7 @@ from vllm_rollout.report.rows import (
     latency_verdict,
     report_items,
     run_names,
+    step_rows,
 )
 from vllm_rollout.report.timeline import rollout_moments
 
@@ -74,8 +74,6 @@ _HEAD = (
 class LoadCharts:
     """A load of a gate run with what is drawn of it."""
 
-    name: str
-    run: str
     load: LoadSummary
     plots: tuple[Markup, ...]
 
@@ -257,7 +255,7 @@ def _sections(evidence: Evidence) -> Iterator[RunSection]:
             name=name,
             run=run,
             rows=tuple(gate_rows(run, name)),
-            loads=tuple(_charts(run, name, each) for each in run.loads),
+            loads=tuple(_charts(run, each) for each in run.loads),
         )
 
 
@@ -270,16 +268,15 @@ def _attention(
             for verdict in row.verdicts:
                 if not verdict.passed:
                     yield row.anchor, section.name, row.title, verdict
-    for item in report_items(evidence):
-        if item.environment == ROLLOUT and item.node_id != CONCLUSION:
-            for verdict in item.verdicts:
-                if not verdict.passed:
-                    yield "rollout", ROLLOUT, item.title, verdict
+    for row in step_rows(evidence):
+        for verdict in row.verdicts:
+            if not verdict.passed:
+                yield "rollout", ROLLOUT, row.title, verdict
 
 
-def _charts(run: GateRun, run_name: str, name: str) -> LoadCharts:
+def _charts(run: GateRun, name: str) -> LoadCharts:
     """The load's charts: once, whichever gates were judged on it."""
     load, verdict = run.loads[name], latency_verdict(run, name)
     drawn = filter(None, (latency_plot(load, verdict), over_time_plot(load, verdict)))
     plots = tuple(Markup(plot) for plot in drawn)  # noqa: S704 - escaped where it is drawn
-    return LoadCharts(name=name, run=run_name, load=load, plots=plots)
+    return LoadCharts(load=load, plots=plots)

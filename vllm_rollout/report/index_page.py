@@ -63,7 +63,6 @@ def index_html(index: RunIndex) -> str:
             ],
             open=len(drawn) <= _TRENDS_SHOWN,
             link=quote,
-            deciding=words.deciding_bound_text,
             short=short_digest,
             counted=counted,
             data=_script_data([_compared(row) for row in index.runs]),

@@ -13,7 +13,7 @@ from vllm_rollout.report.formatting import cut, headline, short_title
 ROLLOUT = "rollout"
 """Where a row belongs that is about no single environment."""
 
-CONCLUSION = f"{ROLLOUT}::conclusion"
+_CONCLUSION = f"{ROLLOUT}::conclusion"
 """Node id of the row that says how the rollout ended, as the banner does."""
 
 _LONGEST_WORDS = 2_000
@@ -156,7 +156,7 @@ def report_items(evidence: Evidence) -> list[ReportItem]:
     if evidence.exit_code is not None or not items:
         items.append(
             ReportItem(
-                node_id=CONCLUSION,
+                node_id=_CONCLUSION,
                 title="Conclusion",
                 item=end.word,
                 environment=ROLLOUT,
