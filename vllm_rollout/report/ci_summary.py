@@ -17,6 +17,7 @@ from vllm_rollout.report.deployment_record import markdown_text
 from vllm_rollout.report.formatting import (
     bound_text,
     count_text,
+    first_names,
     headline,
     limit_text,
     measured_text,
@@ -216,9 +217,7 @@ def _explained(found: Sequence[tuple[GateRow, str]]) -> Iterator[_Problem]:
     for row, text in found:
         alike.setdefault((row.outcome, row.environment, text), []).append(row.title)
     for (outcome, environment, text), titles in alike.items():
-        more = len(titles) - _MOST_NAMED
-        names = ", ".join(titles[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-        yield _Problem(outcome, f"{environment}: {names}", text)
+        yield _Problem(outcome, f"{environment}: {first_names(titles, _MOST_NAMED)}", text)
 
 
 def _cells(row: GateRow) -> str:

@@ -111,8 +111,7 @@ def _not_passed(run: GateRun) -> list[str]:
     for outcome, word in ((Outcome.FAIL, "failed"), (Outcome.INCONCLUSIVE, "not known")):
         names = [row.title for row in rows if row.outcome is outcome]
         if names:
-            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-            parts.append(f"{word}: {', '.join(names[:_MOST_NAMED])}{more}")
+            parts.append(f"{word}: {words.first_names(names, _MOST_NAMED)}")
     return parts
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -46,6 +47,12 @@ def short_title(title: str) -> str:
     """A gate's title up to its first colon or comma."""
     begin = one_line(re.split(r"[:,] ", title, maxsplit=1)[0]).rstrip(".")
     return begin or one_line(title) or NONE
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """`a, b, c and 2 more`: the first `most` names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def measured_text(verdict: Verdict) -> str:

@@ -16,7 +16,7 @@ from vllm_rollout.model.request_counts import LiveCounts
 from vllm_rollout.model.text import one_line
 from vllm_rollout.model.units import counted, format_about, format_duration, format_value, of_total
 from vllm_rollout.model.verdict import Outcome, worst
-from vllm_rollout.report.formatting import short_title, verdict_text
+from vllm_rollout.report.formatting import first_names, short_title, verdict_text
 from vllm_rollout.report.rows import change_unsaid, findings
 
 __all__ = [
@@ -104,8 +104,7 @@ def gates_in_words(run: GateRun) -> str:
     for outcome, word in ((Outcome.FAIL, "failed"), (Outcome.INCONCLUSIVE, "not known")):
         names = ended[outcome]
         if names:
-            shown, more = names[:_MOST_NAMED], len(names) - _MOST_NAMED
-            parts.append(f"{word}: {', '.join(shown)}" + (f" and {more} more" if more > 0 else ""))
+            parts.append(f"{word}: {first_names(names, _MOST_NAMED)}")
     return "; ".join(parts)
 
 
