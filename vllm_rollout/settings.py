@@ -21,7 +21,7 @@ from vllm_rollout.platform.writer import ReleaseWriter
 from vllm_rollout.policy import Override, Policy, load_policy
 from vllm_rollout.policy.fields import Confidence
 from vllm_rollout.resources import CHARTS
-from vllm_rollout.variables import option_or_environment, variable_of
+from vllm_rollout.variables import option_or_environment, report_folder, variable_of
 
 if TYPE_CHECKING:
     from vllm_rollout.observe.client import InferenceClient
@@ -232,7 +232,7 @@ def load_settings(
         base_url=url,
         labels=labels,
         note=_taken_off(typed, url),
-        report_dir=Path(option_or_environment("report-dir", report_dir) or "reports"),
+        report_dir=report_folder(report_dir),
         kube_context=context,
         workers=_workers(option_or_environment("workers", str(workers) if workers else None)),
         load_in_cluster=load_in_cluster or _switched_on("load-in-cluster"),

@@ -23,6 +23,11 @@ def option_or_environment(name: str, option: str | None) -> str | None:
     return option or os.environ.get(variable_of(name)) or None
 
 
+def report_folder(option: str | None) -> Path:
+    """Where reports go: `--report-dir`, its variable, or `reports`."""
+    return Path(option_or_environment("report-dir", option) or "reports")
+
+
 def secret_from(variable: str | None, file: str | None, what: str) -> str:
     """Return the secret that an environment variable or a file holds, read when it is needed.
 

@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vllm_rollout.model.errors import ExitCode, RolloutError
-from vllm_rollout.variables import option_or_environment
+from vllm_rollout.variables import report_folder
 
 if TYPE_CHECKING:
     from vllm_rollout.model.evidence import Evidence
@@ -41,8 +40,7 @@ def errors_reported_to_ci(command: Callable[..., None]) -> Callable[..., None]:
                 exit_code=int(_code_of(error)),
                 problem=problem,
             )
-            folder = option_or_environment("report-dir", given["report_dir"]) or "reports"
-            tell_ci([result], Path(folder), typer.echo)
+            tell_ci([result], report_folder(given["report_dir"]), typer.echo)
             raise
 
     return run

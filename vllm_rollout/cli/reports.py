@@ -26,7 +26,7 @@ from vllm_rollout.report.run_index import (
     run_folders,
 )
 from vllm_rollout.report.run_rows import RunRow
-from vllm_rollout.variables import option_or_environment
+from vllm_rollout.variables import report_folder
 
 _BROWSER_SECONDS = 10.0
 
@@ -70,7 +70,7 @@ def report_command(
         if model and is_file and not (model.endswith(".json") or Path(model).exists()):
             model, is_file = label_for(model), False  # a served name: its runs go by the label
         _check(is_file=is_file, run=run, out=out, index=index, as_json=as_json, open_it=open_it)
-        reports = Path(option_or_environment("report-dir", report_dir) or "reports")
+        reports = report_folder(report_dir)
         if is_file:
             page = _rendered_again(Path(model or ""), out)
         elif as_json:

@@ -21,7 +21,7 @@ from vllm_rollout.report.ci import tell_ci
 from vllm_rollout.report.ci_summary import CiResult
 from vllm_rollout.report.first_screen import deciding_run
 from vllm_rollout.settings import Settings
-from vllm_rollout.variables import option_or_environment
+from vllm_rollout.variables import report_folder
 
 
 def tell_ci_of(
@@ -73,8 +73,7 @@ def _tell_of_refusal(config: pytest.Config, problem: str, exit_code: int) -> Non
         exit_code=int(exit_code),
         problem=problem,
     )
-    folder = option_or_environment("report-dir", option(config, "--report-dir")) or "reports"
-    _tell(config, [result], Path(folder))
+    _tell(config, [result], report_folder(option(config, "--report-dir")))
 
 
 def _tell(config: pytest.Config, results: Sequence[CiResult], folder: Path) -> None:
