@@ -86,11 +86,12 @@ _ALERTS_ENDED: Mapping[MessageKind, tuple[MessageKind, ...]] = {
     MessageKind.ROLLED_BACK: (*_CHANGES, MessageKind.ROLLBACK_FAILED),
 }
 """The same where each message is an alert, to be closed."""
+_STATUS_PAGES, _ON_CALL = ("statuspage", "http"), ("pagerduty", "opsgenie")
 _BY_DEFAULT: Mapping[str, tuple[MessageKind, ...]] = {
-    "statuspage": (*_CHANGES, MessageKind.STEP, MessageKind.ROLLBACK_FAILED, *ENDINGS),
-    "http": (*_CHANGES, MessageKind.STEP, MessageKind.ROLLBACK_FAILED, *ENDINGS),
-    "pagerduty": (*_CHANGES, *_PAGES),
-    "opsgenie": (*_CHANGES, *_PAGES),
+    **dict.fromkeys(
+        _STATUS_PAGES, (*_CHANGES, MessageKind.STEP, MessageKind.ROLLBACK_FAILED, *ENDINGS)
+    ),
+    **dict.fromkeys(_ON_CALL, (*_CHANGES, *_PAGES)),
 }
 _OF_ALL = tuple(kind for kind in MessageKind if kind not in (MessageKind.STEP, MessageKind.ENDED))
 
@@ -171,12 +172,12 @@ class Channel(Block):
     @property
     def is_page(self) -> bool:
         """True if it is a status page: something is opened there, updated and closed."""
-        return self.kind in ("statuspage", "http")
+        return self.kind in _STATUS_PAGES
 
     @property
     def is_on_call(self) -> bool:
         """True if its messages are alerts."""
-        return self.kind in ("pagerduty", "opsgenie")
+        return self.kind in _ON_CALL
 
     def hears_of(self, environment: str, *, serves_users: bool) -> bool:
         """Return whether it hears about that environment, the last one if it `serves_users`."""
@@ -243,7 +244,7 @@ class Channel(Block):
             raise broken_rule(
                 "a status page is opened, updated and closed: it has no messages", "messages"
             )
-        known = (*_CHANGES, *_PAGES)
+        known = _BY_DEFAULT.get(self.kind, ())
         if self.messages and self.is_on_call and (other := set(self.messages) - {*known}):
             raise broken_rule(
                 f"{self.kind} takes {', '.join(known)}, and closes them at their end; not "

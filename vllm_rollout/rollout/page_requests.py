@@ -112,11 +112,11 @@ class _Statuspage:
         update = self._said(ends=False)
         if reopens or self.message.kind is not MessageKind.STEP:
             update |= self._components(ends=False)
-        return self._request("PATCH", f"/{quote(item_id, safe='')}", update)
+        return self._request("PATCH", f"/{_within_url(item_id)}", update)
 
     def close(self, rollout: str, item_id: str) -> Request:  # noqa: ARG002 - the id is enough
         closed = {**self._said(ends=True), **self._components(ends=True)}
-        return self._request("PATCH", f"/{quote(item_id, safe='')}", closed)
+        return self._request("PATCH", f"/{_within_url(item_id)}", closed)
 
     def _said(self, *, ends: bool) -> dict[str, Any]:
         # Subscribers hear of beginning, end and failure, and not of each step.

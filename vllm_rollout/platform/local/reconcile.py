@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vllm_rollout.model.deployment import short_digest
 from vllm_rollout.model.errors import UnreachableError
 from vllm_rollout.platform.base import Weights
 from vllm_rollout.platform.local.composition import Part
@@ -201,7 +202,7 @@ class Reconciler:
     def _new_row(self, part: Part) -> ReplicaRow:
         replica_id = str(uuid.uuid4())
         release = self._around.release.name
-        short = part.build.removeprefix("sha256:")[:7]
+        short = short_digest(part.build, 7)
         return ReplicaRow(
             id=replica_id,
             release=release,
