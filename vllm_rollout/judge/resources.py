@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from vllm_rollout.judge.trigger import Trigger, TriggerState
-from vllm_rollout.model.live_figures import Figure, FigureName
+from vllm_rollout.model.live_figures import FigureName
 from vllm_rollout.model.observation import FiguresRead
 from vllm_rollout.model.text import shown
 from vllm_rollout.model.units import counted, format_duration, format_value
@@ -175,7 +175,7 @@ def _sample(name: FigureName, read: FiguresRead, longest: float) -> _Sample | st
     if figure.value is None:
         return shown(figure.unknown)
     source = shown(figure.source)
-    value = _share(figure) if name is FigureName.GPU_MEMORY else figure.value
+    value = figure.share if name is FigureName.GPU_MEMORY else figure.value
     if value is None:
         return f"{source} does not say how much there is"
     most = 1.0 if RESOURCES[name].unit == "ratio" else math.inf
@@ -189,7 +189,3 @@ def _sample(name: FigureName, read: FiguresRead, longest: float) -> _Sample | st
         late = format_duration(timedelta(seconds=round(abs(age))))
         return f"the newest sample of {source} is {late} {words}"
     return _Sample(value, figure.at)
-
-
-def _share(figure: Figure) -> float | None:
-    return figure.value / figure.of if figure.value is not None and figure.of else None

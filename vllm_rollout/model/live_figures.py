@@ -63,6 +63,11 @@ class Figure:
         if (self.value is None) is not bool(self.unknown):
             raise ValueError("a figure has a value, or says why it has none")
 
+    @property
+    def share(self) -> float | None:
+        """The part of the whole that `value` is; None where one of them is not known."""
+        return self.value / self.of if self.value is not None and self.of else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideFigures:

@@ -200,10 +200,6 @@ class DeploymentMetrics(ScrapedDeployment):
             gaps=scrapes.gaps(longest),
         )
 
-    def _counter_labels(self) -> dict[str, str]:
-        """The labels of the counter of requests, those of the deployment's targets included."""
-        return {**self._fill(self._rules.requests.labels), **self._labels}
-
     def _counts(
         self,
         source: str,

@@ -15,7 +15,7 @@ from vllm_rollout.http_client import HttpClient, HttpError
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.errors import RolloutError
 from vllm_rollout.model.live_figures import Figure, FigureName
-from vllm_rollout.model.units import of_total
+from vllm_rollout.model.units import counted, of_total
 from vllm_rollout.observe.answers import page_in
 from vllm_rollout.observe.caches import NO_CACHE, cached_by
 from vllm_rollout.observe.prometheus import Series
@@ -152,14 +152,16 @@ class PodMetrics:
             },
         )
         every = [series for name, pair in both.items() for series in _series(name, *pair)]
-        part = f"{len(both)} of {count}" if len(both) < count else f"{count}"
+        replicas = counted(count, "replica")
+        if len(both) < count:
+            replicas = of_total(len(both), count, "replica")
         return server_figures(
             ServerSamples(
                 scrapes=scrapes,
                 series=every,
                 requests=[series for series in every if self._counts(series)],
                 counter=self._counter,
-                source=f"/metrics of {part} replica{'s' * (count != 1)}",
+                source=f"/metrics of {replicas}",
                 max_gap_seconds=math.inf,
                 no_rates=_contradiction(scrapes, every),
             )

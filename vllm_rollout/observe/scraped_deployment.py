@@ -188,6 +188,10 @@ class ScrapedDeployment:
             at = until
         return [Series(dict(labels), tuple(samples)) for labels, samples in pieces.items()]
 
+    def _counter_labels(self) -> dict[str, str]:
+        """The labels of the counter of requests, those of the deployment's targets included."""
+        return {**self._fill(self._rules.requests.labels), **self._labels}
+
     def _fill(self, labels: Mapping[str, str | None]) -> dict[str, str]:
         return {name: value.format_map(self._filled) for name, value in labels.items() if value}
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from vllm_rollout.model.deployment import Replica
 from vllm_rollout.model.live_figures import Figure, FigureName
+from vllm_rollout.model.units import counted
 from vllm_rollout.observe.deployment_metrics import why_unknown
 from vllm_rollout.observe.missing_servers import is_of
 from vllm_rollout.observe.pod_figures import (
@@ -63,8 +64,7 @@ class ScrapedFigures(ScrapedDeployment):
         if unknown := why_unknown(scrapes, scrapes.gaps(longest), doubt):
             raise NotKnownError(self._no_target() if not scrapes.up else unknown)
         every = selector("", self._labels, {"__name__": "|".join(METRICS)})
-        counter = self._rules.requests
-        labels = {**self._fill(counter.labels), **self._labels}
+        counter, labels = self._rules.requests, self._counter_labels()
         restarts = sum(map(len, map(scrapes.changes, scrapes.started)))
         return server_figures(
             ServerSamples(
@@ -72,8 +72,7 @@ class ScrapedFigures(ScrapedDeployment):
                 series=self._series(every, scrapes),
                 requests=self._series(selector(counter.metric, labels, counter.matching), scrapes),
                 counter=counter,
-                source="Prometheus"
-                + f", over {restarts} restart{'s'[: restarts - 1]}" * bool(restarts),
+                source="Prometheus" + f", over {counted(restarts, 'restart')}" * bool(restarts),
                 max_gap_seconds=longest,
             )
         )

@@ -230,16 +230,13 @@ class _Servers:
         return self._sure(self._samples.requests, self._samples.counter.metric, lazy=True)
 
     def _counters(self, names: Sequence[str]) -> list[Series]:
+        """The series of a counter, by the newest of its names that each server has."""
         self._ensure_rates()
-        return self._everywhere(names)
+        return self._sure(self._first(names), names[0])
 
     def _ensure_rates(self) -> None:
         if self._samples.no_rates:
             raise NotKnownError(self._samples.no_rates)
-
-    def _everywhere(self, names: Sequence[str]) -> list[Series]:
-        """The series of a metric, by the newest of its names that each server has."""
-        return self._sure(self._first(names), names[0])
 
     def _first(self, names: Sequence[str], *, now: bool = False) -> list[Series]:
         """The series of the first name that each server has; `now` none of an earlier process."""

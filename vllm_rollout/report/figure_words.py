@@ -90,7 +90,7 @@ def compared_value(name: FigureName, figure: Figure) -> float | None:
         return None
     if name is not FigureName.GPU_MEMORY:
         return figure.value
-    return figure.value / figure.of if figure.of else None
+    return figure.share
 
 
 def unknown_reason(figure: Figure) -> str:
