@@ -15,15 +15,16 @@ def required_tool(name: str) -> str:
     try:
         return str(tool(name))
     except ToolMissingError as error:
-        _missing(str(error))
+        missing(str(error))
 
 
 def debian_tool(name: str) -> str:
     """Path of a program that Debian has under the name of its package; without it as above."""
-    return shutil.which(name) or _missing(f"{name} is missing: apt-get install {name}")
+    return shutil.which(name) or missing(f"{name} is missing: apt-get install {name}")
 
 
-def _missing(problem: str) -> NoReturn:
+def missing(problem: str) -> NoReturn:
+    """Skip the test, or fail it where `VLLM_ROLLOUT_REQUIRE=all`."""
     if os.environ.get("VLLM_ROLLOUT_REQUIRE") == "all":
         pytest.fail(problem, pytrace=False)
     pytest.skip(problem)

@@ -1,11 +1,10 @@
 """A real browser without a window: what a page shows once its scripts have run."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from cluster.required import missing
 
 
 def dom(url: str, profile: Path, *, script_seconds: float = 0.0) -> str:
@@ -24,27 +23,29 @@ def picture(url: str, profile: Path, file: Path, *, width: int, height: int) -> 
     )
 
 
-def _browser(profile: Path, *options: str) -> str:
+def browser_command(profile: Path, *options: str) -> list[str]:
+    """The command of a browser. A missing one skips the test, or fails it where all is required."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        if os.environ.get("VLLM_ROLLOUT_REQUIRE") == "all":
-            pytest.fail("no chromium on PATH: apt-get install chromium")
-        pytest.skip("no chromium on PATH: apt-get install chromium")
+        missing("no chromium on PATH: apt-get install chromium")
+    return [
+        chromium,
+        "--headless",
+        "--no-sandbox",  # chromium refuses to run as root with one
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+        *options,
+    ]
+
+
+def _browser(profile: Path, *options: str) -> str:
     done = subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",  # chromium refuses to run as root with one
-            "--disable-gpu",
-            "--disable-quic",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={profile}",
-            *options,
-        ],
+        browser_command(profile, "--disable-quic", *options),
         capture_output=True,
         text=True,
         timeout=90,

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+from support.browser import browser_command
 
 _DEADLINE_SECONDS = 90.0
 
@@ -85,10 +84,6 @@ class Page:
         """The page as it is printed."""
         return base64.b64decode(self("Page.printToPDF", preferCSSPageSize=True)["data"])
 
-    def picture(self) -> bytes:
-        """The window as a PNG."""
-        return base64.b64decode(self("Page.captureScreenshot")["data"])
-
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             left = max(self._deadline - time.monotonic(), 0)
@@ -113,11 +108,7 @@ class Page:
 def page_in_browser(profile: Path) -> Iterator[Page]:
     """Start a browser with one page, and end it. A missing one skips the test, or fails it where
     all is required."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        if os.environ.get("VLLM_ROLLOUT_REQUIRE") == "all":
-            pytest.fail("no chromium on PATH: apt-get install chromium")
-        pytest.skip("no chromium on PATH: apt-get install chromium")
+    started = browser_command(profile, "--hide-scrollbars", "--remote-debugging-pipe")
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     command = [
@@ -125,18 +116,7 @@ def page_in_browser(profile: Path) -> Iterator[Page]:
         "-c",
         f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}',  # where the browser looks for its pipes
         "bash",
-        chromium,
-        "--headless",
-        "--no-sandbox",  # chromium refuses to run as root with one
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--hide-scrollbars",
-        "--remote-debugging-pipe",
-        f"--user-data-dir={profile}",
+        *started,
     ]
     with subprocess.Popen(
         command,
