@@ -19,6 +19,17 @@ from vllm_rollout.report.load_summary import summarize_load
 START = datetime(2026, 1, 27, 9, 30, tzinfo=UTC)
 
 
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make it an error to start a process."""
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", started)
+    monkeypatch.setattr("os.fork", started)
+
+
 @pytest.fixture(scope="session")
 def passing() -> Verdict:
     """A latency well below its limit."""

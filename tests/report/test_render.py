@@ -262,16 +262,9 @@ def test_hostile_text_is_text_everywhere(hostile: Evidence, tmp_path: Path) -> N
     assert int(page.suite.get("failures", "0")) >= 2
 
 
-def test_a_report_is_rendered_in_this_process(
-    hostile: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_process")
+def test_a_report_is_rendered_in_this_process(hostile: Evidence, tmp_path: Path) -> None:
     """No pytest and nothing else is started for it."""
-
-    def started(*_: object, **__: object) -> None:
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr("subprocess.Popen.__init__", started)
-    monkeypatch.setattr("os.fork", started)
     assert write_reports(hostile, tmp_path).html.stat().st_size > 50_000
 
 

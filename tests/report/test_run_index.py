@@ -257,16 +257,9 @@ def test_a_browser_that_stays_in_front_keeps_nobody_waiting(
     assert address.read_text().strip().endswith("/mistral/20260201-093000-0a1b/capacity.html")
 
 
-def test_an_evidence_file_is_rendered_again_in_this_process(
-    reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_process")
+def test_an_evidence_file_is_rendered_again_in_this_process(reports: Path, tmp_path: Path) -> None:
     """Neither a pytest nor anything else is started, for the page, JUnit or the list of runs."""
-
-    def started(*_: object, **__: object) -> None:
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr("subprocess.Popen.__init__", started)
-    monkeypatch.setattr("os.fork", started)
     evidence = reports / "llama-2-7b" / RUNS[0] / "evidence.json"
     assert run(str(evidence), "--out", str(tmp_path / "again"))[0] == 0
     assert {each.name for each in (tmp_path / "again").iterdir()} == {
